@@ -46,7 +46,7 @@ impl Trim {
 impl Drop for Trim {
     fn drop(&mut self) {
         if let Err(error) = self.0.end() {
-            eprintln!("oven: ending a trim: {error}");
+            eprintln!("oven: finishing the discard of free space failed: {error}");
         }
     }
 }
@@ -75,4 +75,18 @@ pub fn link_name(id: &str) -> String {
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_links_are_names() {
+        assert_eq!(link_name("cloudimg-rootfs"), "cloudimg-rootfs");
+        assert_eq!(link_name("EFI System"), "EFI\\x20System");
+        assert_eq!(link_name("../../etc"), "\\x2e.\\x2f..\\x2fetc");
+        assert_eq!(link_name("ü"), "ü");
+        assert_eq!(link_name("a\\b\u{fffd}"), "a\\x5cb\\xef\\xbf\\xbd");
+    }
 }

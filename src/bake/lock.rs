@@ -2,9 +2,8 @@
 
 use super::Bake;
 use super::target::Target;
+use crate::sys::lock::{FileLock, LockMode};
 use anyhow::{Context, Result};
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -17,7 +16,7 @@ const POLL: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub struct BakeLock {
     path: PathBuf,
-    _lock: Flock<File>,
+    _lock: FileLock,
 }
 
 /// Waits until no other bake of this fingerprint is running on this host. The lock is advisory (flock(2)).
@@ -38,12 +37,7 @@ pub async fn acquire(bake: &Bake<'_>, target: &Target) -> Result<BakeLock> {
 fn try_acquire(path: &Path) -> Result<Option<BakeLock>> {
     std::fs::create_dir_all(path.parent().expect("a lock file is in a directory"))?;
     let file = File::options().create(true).append(true).open(path)?;
-    let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => lock,
-        Err((_, Errno::EWOULDBLOCK | Errno::EINTR)) => return Ok(None),
-        // Any other error is returned. On a file system without locks, for example, waiting would never end.
-        Err((_, errno)) => return Err(errno.into()),
-    };
+    let Some(lock) = FileLock::try_acquire(file, LockMode::Exclusive)? else { return Ok(None) };
     // If the inodes differ, the previous holder has removed the file. A lock on a removed file excludes nobody.
     let is_current = std::fs::metadata(path).is_ok_and(|m| m.ino() == lock.metadata().map_or(0, |l| l.ino()));
     Ok(is_current.then(|| BakeLock { path: path.to_owned(), _lock: lock }))

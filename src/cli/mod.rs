@@ -14,13 +14,15 @@ pub mod results;
 mod shell;
 mod sweep;
 
+use crate::config::project::Settings;
+use crate::doctor::checks::{self, Needs};
 use crate::error;
 use crate::error::{Kind, SUCCESS};
 use crate::report::events::FORMAT;
 use crate::report::{Level, Report, Style};
 use crate::site::Site;
-use crate::sys::private_tmpfs;
 use crate::sys::signals::{self, Signal};
+use crate::sys::{namespaces, private_tmpfs};
 use crate::trace::Trace;
 use crate::undo::Leftover;
 use anyhow::{Error, Result};
@@ -30,6 +32,7 @@ use serde_json::{Value, json};
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
 use tokio::sync::watch;
 
 /// How a verb ended: the exit code, and the object that a JSON stream ends with.
@@ -96,8 +99,11 @@ fn prepare(cli: &Cli) -> Result<()> {
         Verb::Shell(_) => None,
         _ => return Ok(()),
     };
-    crate::doctor::checks::ensure_ready(Site::needs(&cli.global.overrides(), definition))?;
-    crate::sandbox::private_mounts()?;
+    let dir = definition.map_or(Path::new("."), PathBuf::as_path);
+    // Wrong settings are reported later.
+    let settings = Settings::resolve(dir, &cli.global.overrides()).unwrap_or_default();
+    checks::ensure_ready(Needs::of(&settings))?;
+    namespaces::private_mounts()?;
     private_tmpfs::mount()
 }
 

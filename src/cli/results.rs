@@ -1,4 +1,5 @@
-//! The results of verbs in the `--json` stream, as data: the reference page and the schema are generated from this table.
+//! The results of verbs in the `--json` stream, as data: the reference page and the schema are generated from this
+//! table.
 //! Each result is built in the file of its verb.
 
 use crate::report::events::JsonType::{Anything, Boolean, Either, Integer, List, Map, Object, Text, Words};

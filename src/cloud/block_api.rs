@@ -1,4 +1,4 @@
-//! Block-level access to snapshots, in the shape of the EBS direct APIs. Direct disks use it.
+//! Block-level access to snapshots, modelled on the EBS direct APIs. Direct disks use it.
 
 use super::{Tags, VolumeKind};
 use crate::ids::Digest;
@@ -7,35 +7,37 @@ use anyhow::Result;
 use async_trait::async_trait;
 use std::sync::Arc;
 
-/// A compact set of block indexes: a snapshot of 16 TiB has 33 million.
+/// A set of block indexes. It is compact, because a snapshot of 16 TiB has 33 million blocks.
 pub type BlockIndexes = roaring::RoaringBitmap;
 
-/// What a snapshot contains.
+/// The size of a snapshot, and the blocks that it contains.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SnapshotContents {
     pub size_gib: u64,
-    /// Blocks that were ever written. All others are zeros and cannot be read.
+    /// The blocks that were ever written. All other blocks are zeros, and a [`SnapshotReader`] cannot read them.
     pub blocks: BlockIndexes,
 }
 
 /// Describes a snapshot to be written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewSnapshot {
-    /// The snapshot that supplies the blocks that are not written.
+    /// The snapshot from which the new one inherits all blocks that are not written.
     pub parent: Option<SnapshotId>,
-    /// At least the parent's size.
+    /// It is at least the parent's size.
     pub size_gib: u64,
     pub description: String,
     pub run: RunId,
-    /// Set by the call that creates the snapshot.
+    /// The call that creates the snapshot also sets these tags.
     pub tags: Tags,
-    /// Only without a parent: a child is encrypted as its parent is.
+    /// Whether the snapshot is encrypted. It is used only without a parent, because a child is always encrypted like
+    /// its parent.
     pub encrypted: bool,
-    /// Only with `encrypted`; `None` is the account's default key.
+    /// The KMS key, if the snapshot is `encrypted`. `None` means the account's default key.
     pub kms_key: Option<String>,
 }
 
-/// The cloud discarded a pending snapshot because nothing was written to it for too long, or somebody deleted it.
+/// The error for a pending snapshot that can no longer be completed. The cloud discarded it because nothing was written
+/// to it for too long, or somebody deleted it.
 #[derive(Debug)]
 pub struct SnapshotExpired(pub SnapshotId);
 impl std::fmt::Display for SnapshotExpired {
@@ -48,20 +50,20 @@ impl std::error::Error for SnapshotExpired {}
 /// How a base snapshot can serve as the parent of a new one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ParentUse {
-    /// It can be the parent itself.
+    /// The snapshot itself can be the parent.
     UseAsParent,
-    /// This account cannot read its blocks (it is public and belongs to another account): it has to be copied into the
-    /// account first, once.
+    /// The snapshot has to be copied into this account first, and the copy is the parent. The snapshot belongs to
+    /// another account, or its encryption is not the requested one.
     CopyFirst { why: String },
-    /// Its blocks can be read, but a child could not have the requested properties (encryption with another key). The
-    /// new snapshot gets no parent, and every block is uploaded.
+    /// Neither the snapshot nor a copy can be the parent, because the snapshot is encrypted and the new one must not
+    /// be. The new snapshot gets no parent, and every block is uploaded.
     FullUpload { why: String },
 }
 
-/// Reads a snapshot's blocks. It blocks the calling thread, and many threads use it concurrently.
+/// Reads a snapshot's blocks. A read blocks the calling thread. Many threads may read concurrently.
 pub trait SnapshotReader: Send + Sync {
-    /// Reads a block of [`SnapshotContents::blocks`], verifies it against the digest that came with it, and returns both. An
-    /// error names the block and the snapshot.
+    /// Reads a block, verifies its data against its digest, and returns both. Fails for a block that is not in
+    /// [`SnapshotContents::blocks`]. Errors name the block and the snapshot.
     fn read(&self, index: u32) -> Result<(Vec<u8>, Digest)>;
 }
 
@@ -70,29 +72,31 @@ pub trait SnapshotReader: Send + Sync {
 pub trait BlockApi {
     async fn contents(&self, snapshot: &SnapshotId) -> Result<SnapshotContents>;
 
-    /// A reader for the blocks of a snapshot whose [`BlockApi::contents`] were listed.
+    /// Returns a reader for the blocks of a snapshot.
     async fn reader(&self, snapshot: &SnapshotId) -> Result<Arc<dyn SnapshotReader>>;
 
-    /// How this snapshot can be the parent of one that is encrypted as `kind` asks (`None`: as its parent is).
+    /// Returns how this snapshot can be the parent of a snapshot with the encryption of `kind`. If `kind` does not set
+    /// the encryption, the child is encrypted like its parent.
     async fn parent(&self, snapshot: &SnapshotId, kind: &VolumeKind) -> Result<ParentUse>;
 
-    /// A copy of a snapshot in this account. It is created once: later callers get the same copy, also while it is
-    /// pending. It is a result and not scratch: it has no tag of a run, and no sweep removes it. `tell` is called
-    /// before the copy is created or waited for; if the copy exists already, the call costs neither time nor money.
+    /// Returns a copy of the snapshot in this account. The copy is created only once. Later calls return the same copy,
+    /// and wait for it if it is pending. The copy has no run tag, so neither the end of a run nor a sweep deletes it.
+    /// `tell` is called before a copy is created or waited for. If a complete copy exists, `tell` is not called.
     async fn copied(&self, snapshot: &SnapshotId, kind: &VolumeKind, tell: &dyn Fn()) -> Result<SnapshotId>;
 
-    /// Starts a pending snapshot, which has to be completed. Its tags assign it to the run: the caller registers an
-    /// undo debt first. The call may be slow. If it is dropped before it answers, the debt removes what it created.
+    /// Creates a pending snapshot, which has to be completed. Before this call, the caller registers a clean-up action
+    /// with `undo`. The action finds the snapshot by the run's tag, so it also works if this future is dropped. The
+    /// call may be slow.
     async fn start(&self, spec: &NewSnapshot) -> Result<SnapshotId>;
 
     /// Writes a block; a second write overwrites the first.
     async fn put(&self, snapshot: &SnapshotId, index: u32, data: Arc<[u8]>, digest: Digest) -> Result<()>;
 
-    /// Seals a snapshot: `count` blocks were put, and `checksum` is the SHA256 of their digests in the order of their
-    /// indexes. Returns when the snapshot is complete. Fails with [`SnapshotExpired`] in its chain if too much time passed
-    /// between the blocks: then they have to be written again, to another snapshot.
+    /// Seals a snapshot, and returns when it is complete. `count` is the number of blocks that were put. `checksum` is
+    /// the SHA256 of their digests, in the order of the block indexes. Fails with [`SnapshotExpired`] in the error's
+    /// chain if the snapshot can no longer be completed. Then the blocks have to be written again, to another snapshot.
     async fn complete(&self, snapshot: &SnapshotId, count: u32, checksum: Digest) -> Result<()>;
 
-    /// Deletes every snapshot of the run that no image uses, pending ones too.
+    /// Deletes every snapshot of the run that no image uses, including pending snapshots.
     async fn ensure_no_snapshots(&self, run: &RunId) -> Result<()>;
 }

@@ -5,22 +5,46 @@ use crate::error::Kind;
 use anyhow::{Error, Result};
 use std::fmt;
 
+/// The minimum and the maximum number of characters of an image's name.
+pub const IMAGE_NAME_LENGTH: (usize, usize) = (3, 128);
+/// The maximum number of characters of an image's description.
+pub const MAX_DESCRIPTION: usize = 255;
+/// The maximum number of tags of a resource.
+pub const MAX_TAGS: usize = 50;
+/// The maximum number of characters of a tag's key.
+pub const MAX_TAG_KEY: usize = 128;
+/// The maximum number of characters of a tag's value.
+pub const MAX_TAG_VALUE: usize = 256;
+/// The maximum size of a volume of type io2, in GiB. For other types, EC2 itself rejects more than 16 TiB.
+pub const MAX_VOLUME_GIB: u64 = 65536;
+
+/// Returns whether an image's name may contain this character.
+pub fn is_image_name_character(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "()[] ./-'@_".contains(c)
+}
+
+/// Returns whether only AWS itself may set a tag with this key.
+pub fn is_reserved_tag_key(key: &str) -> bool {
+    key.to_ascii_lowercase().starts_with("aws:")
+}
+
 /// An error in EC2's form: the code comes first.
 pub fn ec2_error(code: &str, text: impl fmt::Display) -> Error {
     Kind::Cloud.error(format!("{code}: {text}"))
 }
 
-/// An error for something that does not exist.
+/// Makes an error in EC2's form for something that does not exist.
 pub fn not_found_error(code: &str, text: impl fmt::Display) -> Error {
     Kind::NotFound.error(format!("{code}: {text}"))
 }
 
-/// An AMI's name: 3 to 128 letters, digits and `()[] ./-'@_`.
+/// Checks an AMI's name. It has 3 to 128 characters, which are letters, digits or one of `()[] ./-'@_`.
 pub fn check_image_name(name: &str) -> Result<()> {
     let length = name.chars().count();
-    let problem = if !(3..=128).contains(&length) {
+    let (least, most) = IMAGE_NAME_LENGTH;
+    let problem = if !(least..=most).contains(&length) {
         format!("it has {length} characters")
-    } else if let Some(c) = name.chars().find(|c| !c.is_ascii_alphanumeric() && !"()[] ./-'@_".contains(*c)) {
+    } else if let Some(c) = name.chars().find(|c| !is_image_name_character(*c)) {
         format!("it has a {c:?}")
     } else {
         return Ok(());
@@ -30,32 +54,34 @@ pub fn check_image_name(name: &str) -> Result<()> {
     Err(ec2_error("InvalidAMIName.Malformed", format!("{name:?} is not a valid AMI name: {problem}. {rule}")))
 }
 
-/// An AMI's description: at most 255 characters.
+/// Checks an AMI's description. It has at most 255 characters.
 pub fn check_description(text: &str) -> Result<()> {
-    match text.chars().count() {
-        0..=255 => Ok(()),
-        n => Err(ec2_error(
-            "InvalidParameterValue",
-            format!("the description has {n} characters; at most 255 are allowed"),
-        )),
+    let length = text.chars().count();
+    if length <= MAX_DESCRIPTION {
+        return Ok(());
     }
+    let problem = format!("the description has {length} characters; at most {MAX_DESCRIPTION} are allowed");
+    Err(ec2_error("InvalidParameterValue", problem))
 }
 
-/// At most 50 tags; keys of 1 to 128 characters, not beginning with `aws:`; values of at most 256.
+/// Checks tags. There are at most 50. A key has 1 to 128 characters and does not begin with `aws:`. A value has at most
+/// 256 characters.
 pub fn check_tags(tags: &Tags) -> Result<()> {
-    if tags.len() > 50 {
+    if tags.len() > MAX_TAGS {
         return Err(ec2_error(
             "TagLimitExceeded",
-            format!("there are {} tags; at most 50 are allowed", tags.len()),
+            format!("there are {} tags; at most {MAX_TAGS} are allowed", tags.len()),
         ));
     }
     for (key, value) in tags {
         let (key_length, value_length) = (key.chars().count(), value.chars().count());
-        let problem = if !(1..=128).contains(&key_length) {
-            format!("the tag key {key:?} has {key_length} characters; 1 to 128 are allowed")
-        } else if value_length > 256 {
-            format!("the value of the tag {key:?} has {value_length} characters; at most 256 are allowed")
-        } else if key.to_ascii_lowercase().starts_with("aws:") {
+        let problem = if !(1..=MAX_TAG_KEY).contains(&key_length) {
+            format!("the tag key {key:?} has {key_length} characters; 1 to {MAX_TAG_KEY} are allowed")
+        } else if value_length > MAX_TAG_VALUE {
+            format!(
+                "the value of the tag {key:?} has {value_length} characters; at most {MAX_TAG_VALUE} are allowed"
+            )
+        } else if is_reserved_tag_key(key) {
             format!("the tag key {key:?} begins with 'aws:', which is reserved for internal use")
         } else {
             continue;
@@ -65,23 +91,26 @@ pub fn check_tags(tags: &Tags) -> Result<()> {
     Ok(())
 }
 
-/// Whether this is an id: the prefix, and 17 lower-case hexadecimal digits (or 8, as before 2016).
+/// Returns whether `id` has the form of EC2's ids: the prefix, a dash, and 17 lower-case hexadecimal digits. Ids from
+/// before 2016 have 8 digits.
 pub fn is_id(prefix: &str, id: &str) -> bool {
     id.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('-')).is_some_and(|digits| {
         matches!(digits.len(), 8 | 17) && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
     })
 }
 
-/// A new id. It begins with a zero, as EC2's do.
+/// Makes a new id. Its first digit is a zero, as in EC2's ids.
 pub fn new_id(prefix: &str) -> String {
     format!("{prefix}-0{}", &crate::ids::RunId::new().0[..16])
 }
 
-/// Whether a name matches an EC2 filter: `*` matches any text, `?` any character, and `\` escapes the next one.
+/// Returns whether a name matches the pattern of an EC2 filter. `*` matches any text, `?` matches any character, and
+/// `\` escapes the next character.
 pub fn matches_filter(pattern: &str, name: &str) -> bool {
     let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
     let (mut p, mut n) = (0, 0);
-    // Where to continue after the last `*` has matched one more character: linear in practice, and never exponential.
+    // The positions in pattern and name at which to continue if the last `*` has to match one more character. Only the
+    // last `*` is tried again, so the time never grows exponentially.
     let mut star: Option<(usize, usize)> = None;
     while n < name.len() {
         let width = if pattern.get(p) == Some(&'\\') && p + 1 < pattern.len() { 2 } else { 1 };

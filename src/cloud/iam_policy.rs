@@ -10,16 +10,17 @@ const READ_ACTIONS: &[&str] =
 /// How the bakes of a role access their disks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DiskAccess {
-    /// By volumes that are attached.
+    /// As volumes that are attached to the builder.
     Attached,
-    /// By EBS direct.
+    /// Through EBS direct.
     Direct,
     Both,
 }
 
-/// The policy. New resources must have the tag of a run, and only resources with that tag may be changed or deleted.
-/// `region` is any region of the partition; `kms_keys` are the ARNs of the keys that volumes are encrypted with.
-pub fn policy(ways: DiskAccess, region: Option<&str>, kms_keys: &[String]) -> Value {
+/// Returns the policy. It permits creating resources only with the tag of a run, and changing or deleting only
+/// resources with that tag. Copies of snapshots need [`tag::COPY`] instead. `region` is any region of the partition.
+/// `kms_keys` are the ARNs of the keys that volumes are encrypted with.
+pub fn policy(access: DiskAccess, region: Option<&str>, kms_keys: &[String]) -> Value {
     let partition = partition(region.unwrap_or_default());
     // ARNs of images and snapshots have no account.
     let ec2_of = |kind: &str| format!("arn:{partition}:ec2:*::{kind}/");
@@ -32,7 +33,7 @@ pub fn policy(ways: DiskAccess, region: Option<&str>, kms_keys: &[String]) -> Va
         statement["Condition"] = condition.clone();
         statement
     };
-    let (attached, direct) = (ways != DiskAccess::Direct, ways != DiskAccess::Attached);
+    let (attached, direct) = (access != DiskAccess::Direct, access != DiskAccess::Attached);
     let request_has_tag = |key: &str| json!({ "StringLike": { format!("aws:RequestTag/{key}"): "*" } });
     let mut changeable = vec![ec2("snapshot"), ec2("image")];
     if attached {
@@ -78,7 +79,7 @@ pub fn policy(ways: DiskAccess, region: Option<&str>, kms_keys: &[String]) -> Va
                 &["ec2:AttachVolume", "ec2:DetachVolume", "ec2:ModifyInstanceAttribute"],
                 &[owned("instance")],
             ),
-            // Changing instance attributes also needs a permission for the volume.
+            // ModifyInstanceAttribute needs a permission for the volume in addition to the one for the instance.
             allow_if(
                 "EndWithTheInstance",
                 &["ec2:ModifyInstanceAttribute"],
@@ -102,10 +103,10 @@ pub fn policy(ways: DiskAccess, region: Option<&str>, kms_keys: &[String]) -> Va
                 &[ec2("snapshot")],
                 &started,
             ),
-            // This is the source; the copy itself has no id yet.
+            // This resource is the source snapshot. The copy itself has no id yet.
             allow("CopyAnySnapshot", &["ec2:CopySnapshot"], &[format!("{}snap-*", ec2_of("snapshot"))]),
             allow_if("MakeCopies", &["ec2:CopySnapshot"], &[ec2("snapshot")], &request_has_tag(tag::COPY)),
-            // For copies that failed.
+            // A copy that failed is deleted.
             allow_if("DeleteCopies", &["ec2:DeleteSnapshot"], &[ec2("snapshot")], &copies),
         ]);
     }
@@ -121,7 +122,7 @@ pub fn policy(ways: DiskAccess, region: Option<&str>, kms_keys: &[String]) -> Va
     json!({ "Version": "2012-10-17", "Statement": statements })
 }
 
-/// The partition of a region, with which its ARNs begin.
+/// Returns the partition of a region, which is a part of every ARN.
 fn partition(region: &str) -> &'static str {
     match region {
         _ if region.starts_with("cn-") => "aws-cn",
@@ -130,14 +131,14 @@ fn partition(region: &str) -> &'static str {
     }
 }
 
-/// The policy as text, to be pasted into IAM.
+/// Returns the policy as text, to be pasted into IAM.
 pub fn text(policy: &Value) -> String {
     serde_json::to_string_pretty(policy).expect("strings and lists")
 }
 
-/// Every action that the policy permits.
-pub fn actions(ways: DiskAccess) -> Vec<String> {
-    let policy = policy(ways, None, &[]);
+/// Returns every action that the policy permits.
+pub fn actions(access: DiskAccess) -> Vec<String> {
+    let policy = policy(access, None, &[]);
     let statements = policy["Statement"].as_array().into_iter().flatten();
     let actions = statements.flat_map(|statement| statement["Action"].as_array().into_iter().flatten());
     let mut actions: Vec<String> = actions.filter_map(|action| action.as_str().map(str::to_owned)).collect();
@@ -150,8 +151,8 @@ pub fn actions(ways: DiskAccess) -> Vec<String> {
 mod tests {
     use super::*;
 
-    const ALL_WAYS: [DiskAccess; 3] = [DiskAccess::Attached, DiskAccess::Direct, DiskAccess::Both];
-    /// Statements without a condition: none of them permits changes to existing resources.
+    const ALL_ACCESS: [DiskAccess; 3] = [DiskAccess::Attached, DiskAccess::Direct, DiskAccess::Both];
+    /// The statements without a condition. Except `ThisInstance`, none of them permits changes to existing resources.
     const UNCONDITIONAL: &[&str] = &[
         "Look",
         "BaseParameters",
@@ -165,8 +166,8 @@ mod tests {
 
     #[test]
     fn changes_to_existing_resources_need_a_tag() {
-        for ways in ALL_WAYS {
-            let policy = policy(ways, None, &[]);
+        for access in ALL_ACCESS {
+            let policy = policy(access, None, &[]);
             for statement in policy["Statement"].as_array().unwrap() {
                 let sid = statement["Sid"].as_str().unwrap();
                 assert_eq!(statement.get("Condition").is_none(), UNCONDITIONAL.contains(&sid), "{sid}");
@@ -204,7 +205,7 @@ mod tests {
 
     #[test]
     fn each_way_has_only_its_own_actions() {
-        let of = |ways| actions(ways).into_iter().collect::<std::collections::BTreeSet<_>>();
+        let of = |access| actions(access).into_iter().collect::<std::collections::BTreeSet<_>>();
         let (attached, direct) = (of(DiskAccess::Attached), of(DiskAccess::Direct));
         assert_eq!(&attached | &direct, of(DiskAccess::Both));
         assert!(!attached.iter().any(|action| action.starts_with("ebs:")));

@@ -1,4 +1,5 @@
-//! The attributes that an image can be registered with. They are checked before anything is created.
+//! Checks the attributes with which an image is registered, and inherits them from the base. The check is made before
+//! anything is created.
 
 use super::{Attributes, VolumeKind};
 use crate::error::Kind;
@@ -17,13 +18,14 @@ const TYPES: &[(&str, bool, bool)] = &[
     ("standard", false, false),
 ];
 
-/// Whether volumes of this type accept IOPS, and a throughput. Both are true for an unknown or unset type.
+/// Returns whether volumes of this type accept IOPS, and whether they accept a throughput. Both are true for an unknown
+/// or unset type.
 pub fn accepted_performance(volume_type: Option<&str>) -> (bool, bool) {
     let known = TYPES.iter().find(|(name, ..)| Some(*name) == volume_type);
     known.map_or((true, true), |(_, iops, throughput)| (*iops, *throughput))
 }
 
-/// Rejects values that EC2 does not know and combinations that it does not register.
+/// Rejects values that EC2 does not know and combinations that EC2 does not accept.
 pub fn check(attributes: &Attributes, architecture: Architecture) -> Result<()> {
     let reject = |text: String, hint: &str| Err(Kind::Definition.failure(text).hint(hint).into());
     let check_word = |what: &str, value: &Option<String>, known: &[&str]| match value {
@@ -44,12 +46,14 @@ pub fn check(attributes: &Attributes, architecture: Architecture) -> Result<()> 
     };
     if architecture == Architecture::Arm64 && boot_mode != "uefi" {
         return reject(
-            format!("an arm64 image cannot boot by {boot_mode}"),
+            format!("an arm64 image cannot boot with boot_mode = {boot_mode:?}"),
             "Set boot_mode = \"uefi\", or leave it out.",
         );
     }
     if attributes.tpm.is_some() && boot_mode != "uefi" {
-        let text = format!("tpm = \"v2.0\" needs the boot mode uefi, and this image's is {boot_mode}");
+        let text = format!(
+            "tpm = \"v2.0\" requires boot_mode = \"uefi\", but this image has boot_mode = {boot_mode:?}"
+        );
         return reject(
             text,
             "Set boot_mode = \"uefi\" if the image can boot that way, or use a base with a TPM.",
@@ -73,7 +77,7 @@ pub fn check_volume_kind(kind: &VolumeKind, what: &str) -> Result<()> {
     if let Some(name) = volume_type {
         let Some((_, iops, throughput)) = TYPES.iter().find(|(known, ..)| *known == name) else {
             let known: Vec<&str> = TYPES.iter().map(|(name, ..)| *name).collect();
-            return reject(format!("unknown volume type {name:?}; known: {}", known.join(", ")));
+            return reject(format!("unknown volume type {name:?}; the valid types are {}", known.join(", ")));
         };
         if kind.iops.is_some() && !iops {
             return reject(format!("a volume of type {name} does not accept iops"));
@@ -85,38 +89,41 @@ pub fn check_volume_kind(kind: &VolumeKind, what: &str) -> Result<()> {
             return reject(format!("a volume of type {name} needs iops"));
         }
     } else if kind.iops.is_some() || kind.throughput.is_some() {
-        return reject("iops and throughput need a type (gp3)".to_owned());
+        return reject("iops and throughput require a volume type, such as gp3".to_owned());
     }
     if kind.kms_key.is_some() && kind.encrypted != Some(true) {
-        return reject("a kms_key needs encrypted = true".to_owned());
+        return reject("`kms_key` requires `encrypted = true`".to_owned());
     }
     Ok(())
 }
 
-/// The attributes that a definition sets; those that it leaves out come from the base. IOPS and throughput belong to a
-/// type: if the definition changes the type, the base's values are dropped.
-pub fn inherit(base: &Attributes, wish: &Attributes) -> Attributes {
-    let or = |wish: &Option<String>, base: &Option<String>| wish.clone().or_else(|| base.clone());
+/// Returns the attributes that a definition sets. Attributes that it does not set come from the base. IOPS and
+/// throughput depend on the volume type, so the base's values are dropped if the definition changes the type.
+pub fn inherit(base: &Attributes, wanted: &Attributes) -> Attributes {
+    let or = |wanted: &Option<String>, base: &Option<String>| wanted.clone().or_else(|| base.clone());
     Attributes {
-        boot_mode: or(&wish.boot_mode, &base.boot_mode),
-        ena: wish.ena.or(base.ena),
-        sriov: or(&wish.sriov, &base.sriov),
-        tpm: or(&wish.tpm, &base.tpm),
-        imds: or(&wish.imds, &base.imds),
-        root_volume: inherit_kind(&base.root_volume, &wish.root_volume),
-        mappings: if wish.mappings.is_empty() { base.mappings.clone() } else { wish.mappings.clone() },
-        billing: wish.billing.clone().or_else(|| base.billing.clone()),
+        boot_mode: or(&wanted.boot_mode, &base.boot_mode),
+        ena: wanted.ena.or(base.ena),
+        sriov: or(&wanted.sriov, &base.sriov),
+        tpm: or(&wanted.tpm, &base.tpm),
+        imds: or(&wanted.imds, &base.imds),
+        root_volume: inherit_kind(&base.root_volume, &wanted.root_volume),
+        mappings: if wanted.mappings.is_empty() { base.mappings.clone() } else { wanted.mappings.clone() },
+        billing: wanted.billing.clone().or_else(|| base.billing.clone()),
     }
 }
 
-fn inherit_kind(base: &VolumeKind, wish: &VolumeKind) -> VolumeKind {
-    let same = wish.volume_type.is_none() || wish.volume_type == base.volume_type;
+fn inherit_kind(base: &VolumeKind, wanted: &VolumeKind) -> VolumeKind {
+    let same_type = wanted.volume_type.is_none() || wanted.volume_type == base.volume_type;
     VolumeKind {
-        volume_type: wish.volume_type.clone().or_else(|| base.volume_type.clone()),
-        iops: wish.iops.or(base.iops.filter(|_| same)),
-        throughput: wish.throughput.or(base.throughput.filter(|_| same)),
-        encrypted: wish.encrypted.or(base.encrypted),
-        kms_key: wish.kms_key.clone().or_else(|| base.kms_key.clone().filter(|_| wish.encrypted.is_none())),
+        volume_type: wanted.volume_type.clone().or_else(|| base.volume_type.clone()),
+        iops: wanted.iops.or(base.iops.filter(|_| same_type)),
+        throughput: wanted.throughput.or(base.throughput.filter(|_| same_type)),
+        encrypted: wanted.encrypted.or(base.encrypted),
+        kms_key: wanted
+            .kms_key
+            .clone()
+            .or_else(|| base.kms_key.clone().filter(|_| wanted.encrypted.is_none())),
     }
 }
 
@@ -140,10 +147,10 @@ mod tests {
             (none.clone(), Arm64, ""),
             (with(some("uefi"), some("v2.0")), X86_64, ""),
             (with(None, some("v2.0")), Arm64, ""),
-            (with(None, some("v2.0")), X86_64, "needs the boot mode uefi"),
-            (with(some("legacy-bios"), some("v2.0")), X86_64, "needs the boot mode uefi"),
-            (with(some("uefi-preferred"), some("v2.0")), X86_64, "needs the boot mode uefi"),
-            (with(some("legacy-bios"), None), Arm64, "cannot boot by legacy-bios"),
+            (with(None, some("v2.0")), X86_64, "requires boot_mode = \"uefi\""),
+            (with(some("legacy-bios"), some("v2.0")), X86_64, "requires boot_mode = \"uefi\""),
+            (with(some("uefi-preferred"), some("v2.0")), X86_64, "requires boot_mode = \"uefi\""),
+            (with(some("legacy-bios"), None), Arm64, "cannot boot with boot_mode = \"legacy-bios\""),
             (with(some("bios"), None), X86_64, "not one of"),
             (with(some("uefi"), some("v1.2")), X86_64, "not one of"),
             (Attributes { imds: some("v1"), ..none.clone() }, X86_64, "not one of"),
@@ -179,10 +186,10 @@ mod tests {
             (kind("gp2", Some(100), None), "does not accept iops"),
             (kind("io1", Some(100), Some(125)), "does not accept throughput"),
             (kind("gp4", None, None), "unknown volume type"),
-            (VolumeKind { iops: Some(1), ..Default::default() }, "need a type"),
+            (VolumeKind { iops: Some(1), ..Default::default() }, "require a volume type"),
             (keyed(Some(true)), ""),
-            (keyed(None), "needs encrypted"),
-            (keyed(Some(false)), "needs encrypted"),
+            (keyed(None), "requires `encrypted"),
+            (keyed(Some(false)), "requires `encrypted"),
         ] {
             let text = check_volume_kind(&kind, "it").err().map(|e| e.to_string()).unwrap_or_default();
             assert!(text.contains(wrong) && text.is_empty() == wrong.is_empty(), "{kind:?}: {text}");
@@ -204,13 +211,13 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(inherit(&base, &Attributes::default()), base);
-        let wish = Attributes {
+        let wanted = Attributes {
             boot_mode: some("uefi-preferred"),
             root_volume: VolumeKind { volume_type: some("gp2"), ..Default::default() },
             ..Default::default()
         };
-        let both = inherit(&base, &wish);
+        let both = inherit(&base, &wanted);
         assert_eq!((both.boot_mode.as_deref(), both.ena), (Some("uefi-preferred"), Some(true)));
-        assert_eq!(both.root_volume, wish.root_volume);
+        assert_eq!(both.root_volume, wanted.root_volume);
     }
 }

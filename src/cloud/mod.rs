@@ -1,4 +1,4 @@
-//! The cloud's interface: names and traits, without an implementation.
+//! The interface to a cloud: its types and traits. The modules [`aws`] and [`local`] implement the traits.
 
 pub mod aws;
 pub mod block_api;
@@ -10,27 +10,30 @@ pub mod name_conflict;
 
 use crate::device::Device;
 use crate::ids::{Architecture, ImageId, RunId, SnapshotId, VolumeId};
+use crate::report::Report;
 use crate::undo::{Payment, Undo};
 use anyhow::Result;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::Path;
 use std::time::Duration;
 
 pub type Tags = BTreeMap<String, String>;
 
-/// The root device name of imported images; Debian's and Amazon's images use the same.
+/// The root device name of imported images. Debian's and Amazon's images use the same name.
 pub const ROOT_DEVICE: &str = "/dev/xvda";
 
 /// The names of oven's tags.
 pub mod tag {
-    /// The name that GumGum's AMI Bakery uses: each finds images that the other has baked.
+    /// The checksum of the image's configuration. GumGum's AMI Bakery uses the same tag, so oven and AMI Bakery find
+    /// each other's images.
     pub const CHECKSUM: &str = "ami_config_checksum";
     pub const FINGERPRINT: &str = "oven:fingerprint";
-    /// A short digest for each input of the fingerprint, to explain why no image was found.
+    /// A short digest of each input of the fingerprint. These digests explain why no image was found.
     pub const INPUTS: &str = "oven:inputs";
-    /// The family: the definition's `name`.
+    /// The definition's `name`, which is the name of the image family.
     pub const NAME: &str = "oven:name";
     /// The base image's id.
     pub const BASE: &str = "oven:base";
@@ -38,27 +41,28 @@ pub mod tag {
     pub const RUN: &str = "oven:run";
     /// The process of the run ([`crate::owner::Owner`]).
     pub const OWNER: &str = "oven:owner";
-    /// Baked with `--force`.
+    /// Set on images that were baked with `--force`.
     pub const FORCED: &str = "oven:forced";
-    /// On a copy of a snapshot: the source's id, and the key that the copy is encrypted with.
+    /// Set on a copy of a snapshot. The value is the id of the source and the requested encryption.
     pub const COPY: &str = "oven:copy-of";
-    /// On an imported image: identifies its disk, by a digest of its blocks (`transfer/raw.rs`).
+    /// Set on an imported image. The value identifies the imported disk by a digest of its blocks (`transfer/raw.rs`).
     pub const SOURCE: &str = "oven:source";
-    /// On a volume that `--keep-on-failure` preserved.
+    /// Set on a volume that `--keep-on-failure` preserved.
     pub const KEPT: &str = "oven:kept";
 }
 
-/// A definition's reference to its base image. References to other definitions are resolved before.
+/// The reference of a definition to its base image. References to other definitions are resolved earlier and do not
+/// occur here.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub enum BaseRef {
     Id(ImageId),
-    /// The newest available image whose name matches; `*` and `?` are wildcards as in EC2's filters. Without an owner,
-    /// the image belongs to this account.
+    /// The newest available image whose name matches; `*` and `?` are wildcards as in EC2's filters. EC2 requires an
+    /// owner. In a local region, the owner is unset or `self`.
     Name {
         name: String,
         owner: Option<String>,
     },
-    /// The newest available image that has the tag. Without an owner, the image belongs to this account.
+    /// The newest available image that has the tag. Without an owner, only images of this account are searched.
     Tag {
         key: String,
         value: String,
@@ -66,7 +70,7 @@ pub enum BaseRef {
     },
     /// The image whose id is the value of an SSM parameter.
     Ssm(String),
-    /// The given image, even if its owner deprecated it. Never nested.
+    /// The referenced image, even if its owner deprecated it. The inner reference is never `Deprecated`.
     Deprecated(Box<BaseRef>),
 }
 impl fmt::Display for BaseRef {
@@ -92,33 +96,33 @@ pub struct Base {
     pub name: String,
     pub snapshot: SnapshotId,
     pub architecture: Architecture,
-    /// Of the root volume.
+    /// The size of the root volume.
     pub size_gib: u64,
-    /// As registered, such as `/dev/xvda`.
+    /// The name of the root device, such as `/dev/xvda`.
     pub root_device: String,
-    /// What the image is registered with in EC2; empty in a local region.
+    /// The attributes of the image in EC2. They are empty in a local region.
     pub attributes: Attributes,
 }
 
-/// What an image is registered with besides its root disk. It is inherited from the base, and a definition's explicit
-/// settings override it. The values are EC2's (RegisterImage); `None` uses EC2's default.
+/// The attributes with which an image is registered, apart from its root disk. They are inherited from the base, and
+/// the settings of a definition override them. The values are those of EC2's RegisterImage; `None` uses EC2's default.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Attributes {
     /// `legacy-bios`, `uefi` or `uefi-preferred`. If unset, EC2 uses legacy-bios on x86_64 and uefi on arm64.
     pub boot_mode: Option<String>,
     pub ena: Option<bool>,
-    /// `simple`.
+    /// The only known value is `simple`.
     pub sriov: Option<String>,
     /// `v2.0`. Needs the boot mode `uefi` (EC2 user guide, NitroTPM).
     pub tpm: Option<String>,
     /// `v2.0`: instances of the image accept only IMDSv2.
     pub imds: Option<String>,
-    /// The kind of the root volume of instances.
+    /// The type and encryption of the root volume of new instances.
     pub root_volume: VolumeKind,
-    /// All mappings but the root's.
+    /// All block device mappings except the one of the root device.
     pub mappings: Vec<Mapping>,
-    /// How instances of the base are billed: (`PlatformDetails`, `UsageOperation`).
+    /// How instances of the base are billed, as (`PlatformDetails`, `UsageOperation`).
     pub billing: Option<(String, String)>,
 }
 
@@ -126,9 +130,9 @@ pub struct Attributes {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Mapping {
-    /// `/dev/sdb`.
+    /// For example `/dev/sdb`.
     pub device: String,
-    /// Instance store, such as `ephemeral0`. Then there is no volume.
+    /// The name of an instance store volume, such as `ephemeral0`. If it is set, the mapping has no EBS volume.
     pub virtual_name: Option<String>,
     pub snapshot: Option<SnapshotId>,
     pub size_gib: Option<u64>,
@@ -141,20 +145,20 @@ pub struct Mapping {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct VolumeKind {
-    /// `gp3`.
+    /// For example `gp3`.
     pub volume_type: Option<String>,
     pub iops: Option<u32>,
-    /// MiB/s.
+    /// The throughput in MiB/s.
     pub throughput: Option<u32>,
     pub encrypted: Option<bool>,
-    /// An id, ARN or alias of a KMS key; only with `encrypted`.
+    /// The id, ARN or alias of a KMS key. It may be set only if `encrypted` is true.
     pub kms_key: Option<String>,
 }
 
 /// The result of checking whether an action is permitted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Permission {
-    /// `ec2:CreateVolume`.
+    /// For example `ec2:CreateVolume`.
     pub action: String,
     pub verdict: PermissionVerdict,
 }
@@ -164,7 +168,7 @@ pub struct Permission {
 pub enum PermissionVerdict {
     Granted,
     Missing,
-    /// It could not be checked, with the reason.
+    /// The permission could not be checked. The text is the reason.
     Unknown(String),
 }
 
@@ -184,9 +188,9 @@ pub struct Image {
     pub state: ImageState,
     pub architecture: Architecture,
     pub snapshot: SnapshotId,
-    /// Of the root volume.
+    /// The size of the root volume.
     pub size_gib: u64,
-    /// RFC 3339, UTC, with milliseconds: sorts as text.
+    /// The creation time in RFC 3339, in UTC and with milliseconds. Such times can be sorted as text.
     pub created: String,
     #[serde(default)]
     pub description: String,
@@ -194,13 +198,13 @@ pub struct Image {
 }
 
 impl Image {
-    /// Whether this run created it.
+    /// Returns whether `run` created this image.
     pub fn was_created_by(&self, run: &RunId) -> bool {
         self.tags.get(tag::RUN) == Some(&run.0)
     }
 }
 
-/// The key under which a finished bake is looked up. All of it has to match.
+/// The key by which the image of a finished bake is found. All fields have to match.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BakeKey {
     /// `ami_config_checksum`.
@@ -219,10 +223,11 @@ pub struct ImageSpec {
     pub root_device: String,
     pub size_gib: u64,
     pub attributes: Attributes,
-    /// For the image; the snapshot was tagged when it was created.
+    /// The tags of the image. The snapshot was tagged when it was created.
     pub tags: Tags,
     pub run: RunId,
-    /// Texts that are stored with the image, by name: `packages`, `inputs.json`.
+    /// The documents of the image. A document is a text that is stored with the image, such as the list of its
+    /// packages. The key is the document's name: `packages`, `inputs.json`.
     pub documents: BTreeMap<String, String>,
 }
 
@@ -233,55 +238,100 @@ pub struct StaleRun {
     pub owner: String,
     /// Resource ids.
     pub resources: Vec<String>,
-    /// Whether they were preserved on purpose by `--keep-on-failure`.
+    /// Whether `--keep-on-failure` preserved the resources.
     pub kept: bool,
 }
 
-/// Operations on images: looks them up and registers them.
+/// Operations on images. The most important ones find and register images.
 #[async_trait(?Send)]
 pub trait Cloud {
-    /// The base image that `from` names. If it is not found, the error
-    /// ([`Kind::NotFound`](crate::error::Kind::NotFound)) names what was looked for.
+    /// Returns the base image that `from` refers to. If there is no such image, the error is of
+    /// [`Kind::NotFound`](crate::error::Kind::NotFound) and contains the reference.
     async fn base(&self, from: &BaseRef) -> Result<Base>;
 
-    /// The newest available image of this account that matches the key. A `pending` one belongs to another bake that is
-    /// running: it is waited for.
+    /// Returns the newest available image of this account that matches the key. If all matching images are pending,
+    /// other bakes are registering them, and this waits until one is available.
     async fn find(&self, key: &BakeKey) -> Result<Option<Image>>;
 
-    /// Registers the snapshot, waits until the image is available, and verifies it. The name is the compare-and-set: if
-    /// it is taken by another builder's image with the same fingerprint, that image is returned, and the debt for our
-    /// own snapshot remains. Otherwise the snapshot's debt is forgiven.
+    /// Registers an image of the snapshot, waits until it is available, and verifies it. A name can be registered only
+    /// once, so it is the compare-and-set between builders. If another builder has registered an image with the same
+    /// fingerprint under this name, returns that image. Then the clean-up action for this run's snapshot is executed.
+    /// Otherwise that action is cancelled.
     async fn register(&self, snapshot: &SnapshotId, spec: &ImageSpec, undo: &Undo) -> Result<Image>;
 
-    /// The images of oven, oldest first; with `family`, only those of one family.
+    /// Returns the images that oven baked or imported, oldest first. With `family`, returns only the images of that
+    /// family.
     async fn images(&self, family: Option<&str>) -> Result<Vec<Image>>;
 
-    /// One image, and the documents that were stored with it.
+    /// Returns one image, and the documents that were stored with it.
     async fn image(&self, id: &ImageId) -> Result<(Image, BTreeMap<String, String>)>;
 
-    /// Deregisters the image of this name and deletes its snapshot, if it is failed or incomplete and has oven's tags;
-    /// fails for any other image. `None`: there is no image of that name.
+    /// Deregisters the image that has this name, and deletes its snapshot. Fails unless oven created the image, and the
+    /// image is failed or incomplete. Returns `None` if no image has the name.
     async fn replace_failed(&self, name: &str) -> Result<Option<ImageId>>;
 
-    /// Runs that left resources and whose owner has ended. An owner on another host counts as ended only if its newest
-    /// resource is older than `older_than`.
+    /// Removes an image, and its snapshot if no other image uses it. Fails with
+    /// [`Kind::Usage`](crate::error::Kind::Usage) in a cloud where that is left to the cloud's own tools.
+    async fn remove(&self, id: &ImageId, snapshot: &SnapshotId) -> Result<()>;
+
+    /// The command that removes an image by hand.
+    fn removal_command(&self, id: &ImageId) -> String;
+
+    /// Returns the runs that left resources and whose process has ended. It may be unknown whether a process has ended,
+    /// for example if it runs on another host. Then its run is returned only if its newest resource is older than
+    /// `older_than`.
     async fn stale_runs(&self, older_than: Option<Duration>) -> Result<Vec<StaleRun>>;
 
-    /// Fails with [`Kind::Cloud`](crate::error::Kind::Cloud) if the permissions to begin or end a bake on this base are
-    /// missing. It is cheap, since it runs before every bake. A local region permits everything.
+    /// Fails with [`Kind::Cloud`](crate::error::Kind::Cloud) if a permission to begin or to end a bake on this base is
+    /// missing. It has to be fast, because it runs before every bake. A local region permits everything.
     async fn ensure_permitted(&self, _: &Base) -> Result<()> {
         Ok(())
     }
 
-    /// Checks the connection to the cloud (credentials, endpoint, clock): what was checked, with the result.
+    /// Checks the connection to the cloud: credentials, endpoint and clock. Returns the name and the result of each
+    /// check.
     async fn connection(&self) -> Vec<(String, Result<()>)> {
         Vec::new()
     }
 
-    /// Checks every permission that oven needs here.
+    /// Checks every permission that oven needs in this cloud.
     async fn permissions(&self) -> Result<Vec<Permission>> {
         Ok(Vec::new())
     }
+
+    /// Copies disks of this machine into images. `None`: their blocks have to be uploaded.
+    fn disk_copier(&self) -> Option<&dyn DiskCopier> {
+        None
+    }
+
+    /// Whether it has images that oven did not make; [`Cloud::images`] omits these.
+    fn has_foreign_images(&self) -> bool {
+        true
+    }
+
+    /// Whether its volumes and snapshots are files on this machine.
+    fn is_on_this_machine(&self) -> bool {
+        false
+    }
+
+    /// Whether this machine may have credentials for the cloud, which steps must not reach.
+    fn has_credentials(&self) -> bool {
+        true
+    }
+}
+
+/// Copies raw disks of this machine into images, which is faster than uploading their blocks.
+#[async_trait(?Send)]
+pub trait DiskCopier {
+    /// Copies a file or a block device. If the name is taken by an image of the same disk, returns that image; fails if
+    /// its disk is another one.
+    async fn copy_disk(
+        &self,
+        raw: &Path,
+        name: &str,
+        architecture: Architecture,
+        report: &Report,
+    ) -> Result<Image>;
 }
 
 /// Describes a volume to create.
@@ -294,29 +344,30 @@ pub struct VolumeSpec {
     pub tags: Tags,
 }
 
-/// Operations on volumes, for attached disks: create, attach, take a snapshot.
+/// Operations on volumes. Bakes with attached disks use them.
 #[async_trait(?Send)]
 pub trait Volumes {
     async fn create(&self, spec: &VolumeSpec) -> Result<VolumeId>;
 
-    /// Attaches the volume, and verifies that the returned device is this volume. Dropping the value releases the
-    /// device.
+    /// Attaches the volume, and verifies that the returned device is this volume. Dropping the returned value releases
+    /// the device.
     async fn attach(&self, volume: &VolumeId) -> Result<Device>;
 
-    /// Takes a snapshot of what was written; returns when it is complete. `tags` are set in the same call. After that,
-    /// the volume need not be attached any more.
+    /// Takes a snapshot of the volume, and returns when the snapshot is complete. The call that creates the snapshot
+    /// also sets `tags`. When this returns, the volume need not be attached any more.
     async fn snapshot(&self, volume: &VolumeId, run: &RunId, tags: &Tags) -> Result<SnapshotId>;
 
     /// Tags the run's volumes as preserved, so that `sweep` does not delete them.
     async fn keep(&self, run: &RunId) -> Result<Vec<VolumeId>>;
 
-    /// The volume that a run preserved.
+    /// Returns the volume that the run preserved with [`Self::keep`], if there is one.
     async fn kept(&self, run: &RunId) -> Result<Option<VolumeId>>;
 
     /// Detaches and deletes every volume of the run.
     async fn ensure_no_volumes(&self, run: &RunId) -> Result<()>;
 
-    /// The removal as a future to run in the background; `None`: it is too fast for that to be worthwhile.
+    /// Returns [`Self::ensure_no_volumes`] as a future that can run in the background. `None` means that the removal is
+    /// too fast for that to be useful.
     fn removal(&self, _run: &RunId) -> Option<Payment> {
         None
     }

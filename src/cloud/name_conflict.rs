@@ -4,60 +4,61 @@ use super::{Image, ImageSpec, ImageState, tag};
 use crate::error::Kind;
 use anyhow::Error;
 
-/// What to do about the image that has the name.
+/// What to do about the image that already has the name.
 #[derive(Debug)]
 pub enum ConflictResolution {
-    /// It is the image that we would have registered: use it.
+    /// The image is the result of the same bake. Use it.
     Adopt,
-    /// It will be that image once it is available: wait for it.
+    /// The image is the result of the same bake, but it is still pending. Wait for it.
     Wait,
-    /// It is not that image and never will be.
+    /// The image is another one, or it has failed, or it is incomplete. The error gives the reason.
     Refuse(Error),
 }
 
-/// Decides about the image that has the name of `spec`. An AMI's name is the only compare-and-set that EC2 offers, so
-/// no other name is ever invented.
+/// Decides what to do about `holder`, the image that has the name of `spec`. An AMI's name is the only compare-and-set
+/// that EC2 offers. So oven never registers the image under another name.
 pub fn resolve_conflict(holder: &Image, spec: &ImageSpec) -> ConflictResolution {
     let (id, name) = (&holder.id, &spec.name);
     let same = |key: &str| holder.tags.get(key).is_some_and(|theirs| spec.tags.get(key) == Some(theirs));
     let ours = holder.tags.contains_key(tag::RUN);
-    // An imported image is identified by its disk; a baked one by its definition and base.
+    // An imported image is identified by its disk, and a baked image by its definition and base.
     let imported = spec.tags.contains_key(tag::SOURCE);
     let same_source =
         if imported { same(tag::SOURCE) } else { same(tag::FINGERPRINT) && same(tag::CHECKSUM) };
     let rename = if imported { "give another --name" } else { "change the definition's name" };
     let broken = match holder.state {
-        ImageState::Failed => "failed",
-        _ if ours && !has_identity_tags(holder) => "incomplete: it lacks our tags",
+        ImageState::Failed => "has failed",
+        _ if ours && !has_identity_tags(holder) => "is incomplete, because it lacks oven's tags",
         _ if !same_source || holder.architecture != spec.architecture => {
             let text = format!("the name {name} is used by {id}, which is another image");
             let hint = format!(
-                "See `oven images show {id}`. Remove it (oven images remove {id}; in AWS: aws ec2 deregister-image \
-                 --image-id {id}), or {rename}."
+                "`oven images show {id}` describes it. Remove it (`oven images remove {id}`; in AWS, `aws ec2 \
+                 deregister-image --image-id {id}`), or {rename}."
             );
             return ConflictResolution::Refuse(Kind::Cloud.failure(text).hint(hint).into());
         }
         ImageState::Pending => return ConflictResolution::Wait,
         ImageState::Available => return ConflictResolution::Adopt,
     };
-    let text = format!("the name {name} is used by {id}, which is {broken}");
+    let text = format!("the name {name} is used by {id}, which {broken}");
     let hint = if imported {
         format!("Deregister {id}, or give another --name.")
     } else if ours {
         "Bake again with --replace-failed, which deregisters it first.".to_owned()
     } else {
-        format!("oven did not create it: deregister {id} yourself.")
+        format!("Deregister {id} yourself, because oven did not create it.")
     };
     ConflictResolution::Refuse(Kind::Cloud.failure(text).hint(hint).into())
 }
 
-/// Whether the image has the tags that identify what it was made from.
+/// Returns whether the image has the tags that identify its inputs.
 fn has_identity_tags(image: &Image) -> bool {
     let has = |key: &str| image.tags.contains_key(key);
     has(tag::FINGERPRINT) && has(tag::CHECKSUM) || has(tag::SOURCE)
 }
 
-/// Whether `--replace-failed` may deregister an image: it is failed or incomplete, and a run of oven created it.
+/// Returns whether `--replace-failed` may deregister an image. A run of oven must have created the image, and the image
+/// must be failed or incomplete.
 pub fn is_replaceable(image: &Image) -> bool {
     image.tags.contains_key(tag::RUN) && (image.state == ImageState::Failed || !has_identity_tags(image))
 }
@@ -126,7 +127,7 @@ mod tests {
             assert!(text.contains(expected), "{state:?} {theirs:?}: {text}");
             assert_eq!(may, replaceable, "{state:?} {theirs:?}");
         }
-        // A baked image is not taken for an imported one either.
+        // A bake does not adopt an imported image.
         let (text, may) = verdict(Available, &ours);
         assert!(text.contains("used by ami-1") && !may, "{text}");
     }

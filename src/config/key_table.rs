@@ -1,4 +1,5 @@
-//! Tables of keys: what a TOML file may say, as data. The parser works from them ([`crate::config::toml_reader`]), and the reference
+//! Tables of keys: what a TOML file may say, as data. The parser works from them ([`crate::config::toml_reader`]), and
+//! the reference
 //! pages and the JSON Schemas are generated from them (`tests/pure/docs`).
 
 use std::borrow::Cow;

@@ -5,6 +5,7 @@
 
 use crate::config::key_table::{DefaultValue, Literal, Section, TomlKey, UserTable, ValueType};
 use crate::error::Kind;
+use crate::text::list_first;
 use anyhow::Result;
 use std::cell::RefCell;
 use std::io::Read;
@@ -108,16 +109,9 @@ pub(crate) fn read<'t, T>(
         return Ok(value);
     }
     mistakes.sort_by_key(|(line, _)| *line);
-    let more = mistakes.len().saturating_sub(MAX_MISTAKES);
-    let mut lines: Vec<String> = mistakes
-        .iter()
-        .take(MAX_MISTAKES)
-        .map(|(line, what)| format!("{}:{line}: {what}", file.display()))
-        .collect();
-    if more > 0 {
-        lines.push(format!("and {more} more"));
-    }
-    Err(Kind::Definition.error(lines.join("\n")))
+    let lines: Vec<_> =
+        mistakes.iter().map(|(line, what)| format!("{}:{line}: {what}", file.display())).collect();
+    Err(Kind::Definition.error(list_first(&lines, MAX_MISTAKES, "\n")))
 }
 
 /// Describes a mistake of syntax. The parser names neither the key nor what people commonly get wrong.

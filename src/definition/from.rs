@@ -3,6 +3,7 @@
 use super::keys::SPELLINGS;
 use super::{FILE, From, validate};
 use crate::cloud::BaseRef;
+use crate::cloud::ec2_rules::{IMAGE_NAME_LENGTH, is_image_name_character};
 use crate::config::toml_reader::Table;
 use crate::ids::ImageId;
 use std::path::Path;
@@ -133,11 +134,13 @@ fn parameter(name: &str) -> Result<String, String> {
 }
 
 fn pattern(name: &str) -> Result<String, String> {
-    let good = |c: &char| c.is_ascii_alphanumeric() || " ()[]./-'@_*?".contains(*c);
+    let good = |c: &char| is_image_name_character(*c) || "*?".contains(*c);
     match name.chars().find(|c| !good(c)) {
         Some(bad) => Err(format!("is {name:?}: an image's name cannot contain the character {bad:?}")),
         None if name.trim().is_empty() => Err("is empty: it should be an image's name".into()),
-        None if name.len() > 128 => Err("is longer than 128 characters, the limit of an image's name".into()),
+        None if name.len() > IMAGE_NAME_LENGTH.1 => {
+            Err(format!("is longer than {} characters, the limit of an image's name", IMAGE_NAME_LENGTH.1))
+        }
         None => Ok(name.into()),
     }
 }

@@ -1,21 +1,17 @@
 //! Checks of names, paths, modes and tags. An error is the rest of a sentence that begins with the key.
 
+use crate::cloud::ec2_rules::{
+    IMAGE_NAME_LENGTH, MAX_DESCRIPTION, MAX_TAG_KEY, MAX_TAG_VALUE, MAX_TAGS, is_image_name_character,
+    is_reserved_tag_key,
+};
 use crate::cloud::{Tags, tag};
 use crate::config::toml_reader::Table;
 use std::path::Path;
 use toml::de::DeValue;
 
-/// Characters that EC2 allows in an image's name besides ASCII letters and digits.
-const NAME_CHARACTERS: &str = " ()[]./-'@_";
-/// EC2's 128, less `-` and the fingerprint's 12 digits, less `-` and the run's 8 that `--force` adds.
-pub const MAX_NAME: usize = 128 - 13 - 9;
-/// EC2's limit for an image's description.
-pub(super) const MAX_DESCRIPTION: usize = 255;
-/// EC2's limits for tags.
-const MAX_TAGS: usize = 50;
-pub(super) const MAX_TAG_KEY: usize = 128;
-pub(super) const MAX_TAG_VALUE: usize = 256;
-/// The tags that oven itself may put on an image; the rest of EC2's 50 is the user's.
+/// EC2's limit, less `-` and the fingerprint's 12 digits, less `-` and the run's 8 that `--force` adds.
+pub const MAX_NAME: usize = IMAGE_NAME_LENGTH.1 - 13 - 9;
+/// The tags that oven itself may put on an image; the rest of EC2's limit is the user's.
 const OVEN_TAGS: [&str; 9] = [
     tag::CHECKSUM,
     tag::FINGERPRINT,
@@ -50,11 +46,10 @@ pub fn name(top: &Table, real: &Path) -> Option<String> {
 
 /// Checks a family's name, with which the names of its images begin.
 fn family(name: &str) -> Result<String, String> {
-    let allowed = |c: &char| c.is_ascii_alphanumeric() || NAME_CHARACTERS.contains(*c);
     match name {
         "" => Err("is empty, but the names of images begin with it".into()),
-        _ if !name.chars().all(|c| allowed(&c)) => {
-            let bad = name.chars().find(|c| !allowed(c)).unwrap_or_default();
+        _ if !name.chars().all(is_image_name_character) => {
+            let bad = name.chars().find(|c| !is_image_name_character(*c)).unwrap_or_default();
             Err(format!(
                 "has the character {bad:?}: an image's name can only have ASCII letters, digits, spaces and \
                  ()[]./-'@_"
@@ -221,7 +216,7 @@ fn tag_key(key: &str) -> Result<(), String> {
         Err(format!("has {count} characters, but a tag's key has at most {MAX_TAG_KEY}"))
     } else if key.chars().any(char::is_control) {
         Err("has a control character".into())
-    } else if key.to_lowercase().starts_with("aws:") {
+    } else if is_reserved_tag_key(key) {
         Err("begins with `aws:`, which is reserved for AWS".into())
     } else if key.starts_with("oven:") || OVEN_TAGS.contains(&key) {
         Err("is a tag that oven sets itself: choose another key".into())

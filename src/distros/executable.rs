@@ -3,7 +3,7 @@
 use super::sandboxed_plugin;
 use super::sandboxed_plugin::{PluginCall, PluginExit};
 use crate::error::Kind;
-use crate::text::without_control_characters;
+use crate::text::{list_first, without_control_characters};
 use anyhow::{Context, Result};
 use oven_distro::check::Speaker;
 use oven_distro::wire::{ClaimsAnswer, ClaimsRequest, PlanAnswer, PlanRequest};
@@ -90,11 +90,7 @@ impl ExecutablePlugin {
         if faults.is_empty() {
             return Ok(());
         }
-        let more = faults.len().saturating_sub(SHOWN);
-        let mut shown = faults[..faults.len() - more].join("; ");
-        if more > 0 {
-            shown += &format!("; and {more} more");
-        }
+        let shown = list_first(faults, SHOWN, "; ");
         Err(self.failure(verb, &format!("its answer is invalid: {}", without_control_characters(&shown)), ""))
     }
 

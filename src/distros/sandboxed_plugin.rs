@@ -8,7 +8,7 @@
 
 use crate::error::Kind;
 use crate::sys::mount::api;
-use crate::sys::{capabilities, seccomp};
+use crate::sys::{capabilities, namespaces, seccomp};
 use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, OwnedFd};
@@ -17,8 +17,9 @@ use rustix::mount::MountAttrFlags;
 use rustix::process::{DumpableBehavior, Pid, PidfdFlags, Resource, Rlimit, Signal, WaitOptions, setrlimit};
 use rustix::thread::UnshareFlags;
 use serde::{Deserialize, Serialize};
-use std::fs::File;
-use std::io::{ErrorKind, Read, Write};
+use std::fs::{File, Permissions};
+use std::io::{ErrorKind, Read, Seek, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -161,7 +162,6 @@ fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-#[allow(unsafe_code)]
 fn enter_namespaces() -> Result<()> {
     let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
     let mut flags = UnshareFlags::NEWPID
@@ -173,8 +173,7 @@ fn enter_namespaces() -> Result<()> {
     if needs_user_namespace {
         flags |= UnshareFlags::NEWUSER;
     }
-    // SAFETY: this process has one thread, and the flags share nothing of its memory or descriptors.
-    unsafe { rustix::thread::unshare_unsafe(flags) }.context("the kernel does not allow namespaces")?;
+    namespaces::unshare(flags).context("the kernel does not allow namespaces")?;
     if needs_user_namespace {
         let map =
             |file: &str, text: String| std::fs::write(file, text).with_context(|| format!("writing {file}"));
@@ -254,7 +253,7 @@ fn set_up_view(root: bool, name: &Path, program: &[u8]) -> Result<PathBuf> {
     let path = Path::new(PLUGIN_DIR).join(name.file_name().context("the plugin's path has no file name")?);
     std::fs::write(&path, program).context("copying the plugin")?;
     for path in [Path::new(PLUGIN_DIR), &path] {
-        rustix::fs::chmod(path, Mode::from_raw_mode(0o555)).context("copying the plugin")?;
+        std::fs::set_permissions(path, Permissions::from_mode(0o555)).context("copying the plugin")?;
     }
     api::restrict(&open("/run")?, api::READ_ONLY, false).context("making /run read-only")?;
     rustix::process::chdir("/")?;
@@ -316,7 +315,7 @@ fn run(control: &UnixStream, call: &PluginCall, path: &Path, request: &[u8]) -> 
 fn memory_file(content: &[u8]) -> Result<OwnedFd> {
     let mut file = File::from(rustix::fs::memfd_create("request", MemfdFlags::CLOEXEC)?);
     file.write_all(content)?;
-    rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(0))?;
+    file.rewind()?;
     Ok(file.into())
 }
 
@@ -368,7 +367,8 @@ fn end_all(contained: bool) {
     let deadline = Instant::now() + Duration::from_secs(2);
     while !contained && reap_children() && Instant::now() < deadline {
         for (pid, _) in others(contained) {
-            _ = rustix::process::kill_process(pid, Signal::KILL);
+            let pid = nix::unistd::Pid::from_raw(pid.as_raw_nonzero().get());
+            _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
         }
         _ = poll(&mut [], Some(&Timespec { tv_sec: 0, tv_nsec: 1_000_000 }));
     }

@@ -163,8 +163,12 @@ mod tests {
         put(dir.path(), "void.sh", 0o755);
         put(dir.path(), "plain.sh", 0o644);
         fs::create_dir(dir.path().join("directory")).unwrap();
-        nix::unistd::mkfifo(&dir.path().join("fifo"), nix::sys::stat::Mode::from_bits_truncate(0o755))
-            .unwrap();
+        rustix::fs::mkfifoat(
+            rustix::fs::CWD,
+            dir.path().join("fifo"),
+            rustix::fs::Mode::from_raw_mode(0o755),
+        )
+        .unwrap();
         assert_eq!(read_given(&dir.path().join("void.sh")).unwrap(), b"#!/bin/sh\n");
         for (file, why) in [
             ("plain.sh", "not executable"),

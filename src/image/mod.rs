@@ -3,6 +3,7 @@
 pub mod accounts;
 pub mod label;
 pub mod os_release;
+pub mod patterns;
 #[cfg(test)]
 pub(crate) mod test;
 pub mod tree;

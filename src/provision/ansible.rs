@@ -8,7 +8,7 @@ use super::plan_steps;
 use super::programs::{ANSIBLE, has_program};
 use crate::definition::{FILE, Script};
 use crate::error::Kind;
-use crate::text::match_wildcards;
+use crate::text::{list_first, match_wildcards};
 use anyhow::{Context, Result};
 use oven_distro::Step;
 use std::collections::BTreeSet;
@@ -32,15 +32,16 @@ impl BakeTools {
         }
         let place = format!("{}:{}", runner.work.image.dir.join(FILE).display(), script.line);
         let Some(tools) = &runner.work.plan.tools else {
-            let what = format!("{place}: `playbook` of [[ansible]]: the image has no {ANSIBLE}");
+            let what =
+                format!("{place}: `playbook` of [[ansible]] needs {ANSIBLE}, which the image does not have");
             let hint =
-                "This distribution's plugin does not install it for a bake: add Ansible to `packages`.";
+                "This distribution's plugin does not install it for a bake. Add Ansible to `packages`.";
             return Err(Kind::Definition.failure(what).hint(hint).into());
         };
         let before = list_packages(runner).await?;
         for step in &tools.steps {
             let done = plan_steps::run_step(runner, step).await;
-            done.with_context(|| format!("installing what the [[ansible]] of {place} needs"))?;
+            done.with_context(|| format!("installing Ansible for the [[ansible]] of {place}"))?;
         }
         let after = list_packages(runner).await?;
         packages::ensure_sound(&after, &runner.work.plan.expect, "packages are not installed correctly")?;
@@ -54,16 +55,16 @@ impl BakeTools {
             return Err(Kind::Step
                 .failure(format!(
                     "installing Ansible for the bake changed packages of the image: {}",
-                    join_names(&changed)
+                    list_first(&changed, NAMED_MAX, ", ")
                 ))
                 .hint("Update the image first (`upgrade = true`), or add Ansible to `packages`.")
                 .into());
         }
         let installed: Vec<_> = after.into_iter().filter(|package| !before.contains(package)).collect();
-        runner.work.report.note(format!(
-            "installed for this bake only: {}",
-            crate::text::count(installed.len(), "package")
-        ));
+        runner
+            .work
+            .report
+            .note(format!("installed {} for this bake only", crate::text::count(installed.len(), "package")));
         Ok(Some(Self { installed }))
     }
 
@@ -91,8 +92,8 @@ impl BakeTools {
         if !needed.is_empty() {
             let names: Vec<_> = needed.iter().map(|package| format!("`{}`", package.name)).collect();
             let text = format!(
-                "these came with Ansible and stay, because packages that were installed since need them: {}",
-                join_names(&names)
+                "these packages were installed with Ansible and remain, because packages that were installed later need them: {}",
+                list_first(&names, NAMED_MAX, ", ")
             );
             runner.work.report.note(text);
         }
@@ -109,7 +110,7 @@ impl BakeTools {
         let expected: Vec<_> =
             before.into_iter().filter(|p| !removable.iter().any(|gone| is_same_package(gone, p))).collect();
         let mut wrong = missing_or_changed(&expected, &after);
-        wrong.extend(remaining.iter().map(|package| format!("`{}` is still there", package.name)));
+        wrong.extend(remaining.iter().map(|package| format!("`{}` is still installed", package.name)));
         wrong.extend(
             after
                 .iter()
@@ -122,8 +123,8 @@ impl BakeTools {
             return Ok(());
         }
         Err(Kind::Step.error(format!(
-            "removing what was installed for Ansible did not restore the image's packages: {}",
-            join_names(&wrong)
+            "removing Ansible did not restore the image's packages: {}",
+            list_first(&wrong, NAMED_MAX, ", ")
         )))
     }
 }
@@ -149,7 +150,7 @@ fn missing_or_changed(before: &[InstalledPackage], after: &[InstalledPackage]) -
     changed
         .map(|was| match after.iter().find(|is| is_same_package(was, is)) {
             Some(is) => format!("`{}` ({} -> {})", was.name, was.version, is.version),
-            None => format!("`{}` is gone", was.name),
+            None => format!("`{}` is missing", was.name),
         })
         .collect()
 }
@@ -172,12 +173,6 @@ fn fill_in_packages(argv: &[String], packages: &[InstalledPackage]) -> Vec<Strin
     argv.iter().flat_map(each).collect()
 }
 
-fn join_names(names: &[String]) -> String {
-    let more = names.len().saturating_sub(NAMED_MAX);
-    let shown = names[..names.len() - more].join(", ");
-    if more > 0 { format!("{shown}, and {more} more") } else { shown }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -198,7 +193,7 @@ mod tests {
     fn lost_and_changed_packages_are_listed() {
         let (before, after) =
             (installed("a\t1\tx\nb\t1\tx\nc\t1\tx\n"), installed("a\t1\tx\nb\t2\tx\nd\t1\tx\n"));
-        assert_eq!(missing_or_changed(&before, &after), ["`b` (1 -> 2)", "`c` is gone"]);
+        assert_eq!(missing_or_changed(&before, &after), ["`b` (1 -> 2)", "`c` is missing"]);
         assert_eq!(missing_or_changed(&before, &before), Vec::<String>::new());
     }
 }

@@ -2,7 +2,7 @@
 
 use super::context::ProvisionContext;
 use crate::error::Kind;
-use crate::text::match_wildcards;
+use crate::text::{list_first, match_wildcards};
 use anyhow::Result;
 use oven_distro::{Expect, Wanted};
 use std::collections::BTreeMap;
@@ -63,7 +63,7 @@ pub fn ensure_sound(packages: &[InstalledPackage], expect: &Expect, where_: &str
     if broken.is_empty() {
         return Ok(());
     }
-    Err(Kind::Step.error(format!("{where_}: {}", join_names(&broken))))
+    Err(Kind::Step.error(format!("{where_}: {}", list_first(&broken, NAMED_MAX, ", "))))
 }
 
 /// Reports the base's held packages, which no upgrade changes. Fails if the definition requests another version of one.
@@ -75,7 +75,10 @@ pub fn ensure_not_held(
     if held.is_empty() {
         return Ok(());
     }
-    work.report.note(format!("held in the base image, so not upgraded: {}", join_names(held)));
+    work.report.note(format!(
+        "the base image holds these packages, so they are not upgraded: {}",
+        list_first(held, NAMED_MAX, ", ")
+    ));
     for wanted in &work.plan.expect.packages {
         let Some(version) = &wanted.version else { continue };
         // dpkg adds the architecture to some names.
@@ -87,10 +90,11 @@ pub fn ensure_not_held(
         if !matches_version(version, &has.version) {
             let place = work.image.place_of_package(Some(&wanted.name));
             let what = format!(
-                "{place} asks for `{}={version}`, but the base image holds it at {}",
+                "{place} requests `{}={version}`, but the base image holds the package at {}",
                 wanted.name, has.version
             );
-            let hint = "Release it in the base image, or remove it from `packages`: a held package stays at its version.";
+            let hint = "Release it in the base image, or remove it from `packages`, because a held package keeps its \
+                        version.";
             return Err(Kind::Definition.failure(what).hint(hint).into());
         }
     }
@@ -103,8 +107,10 @@ pub fn ensure_installed(packages: &[InstalledPackage], expect: &Expect) -> Resul
     if missing.is_empty() {
         return Ok(());
     }
-    Err(Kind::Step
-        .error(format!("not everything that image.toml asks for is installed: {}", join_names(&missing))))
+    Err(Kind::Step.error(format!(
+        "image.toml requests packages that are not installed: {}",
+        list_first(&missing, NAMED_MAX, ", ")
+    )))
 }
 
 fn lacks(packages: &[InstalledPackage], wanted: &Wanted) -> Option<String> {
@@ -123,7 +129,7 @@ fn lacks(packages: &[InstalledPackage], wanted: &Wanted) -> Option<String> {
     if named.iter().any(|p| matches_version(version, &p.version)) {
         return None;
     }
-    let have = named.first().map(|p| format!(" (it is at {})", p.version)).unwrap_or_default();
+    let have = named.first().map(|p| format!(" ({} is installed)", p.version)).unwrap_or_default();
     Some(format!("{}{have}", spelt(&format!("={version}"))))
 }
 
@@ -145,12 +151,6 @@ pub fn difference(before: &[InstalledPackage], after: &[InstalledPackage]) -> Op
     let parts: Vec<_> =
         parts.into_iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
     (!parts.is_empty()).then(|| format!("packages: {}", parts.join(", ")))
-}
-
-fn join_names(names: &[String]) -> String {
-    let more = names.len().saturating_sub(NAMED_MAX);
-    let shown = names[..names.len() - more].join(", ");
-    if more > 0 { format!("{shown}, and {more} more") } else { shown }
 }
 
 #[cfg(test)]
@@ -186,7 +186,7 @@ mod tests {
         );
         assert!(there(&[("redis-server", Some("amd64"), Some("5:7.0.15-1"))]).is_ok());
         let error = there(&[("redis-server", None, Some("5:6.*")), ("gone", None, None)]).unwrap_err();
-        assert!(error.contains("`redis-server=5:6.*` (it is at 5:7.0.15-1), `gone`"), "{error}");
+        assert!(error.contains("`redis-server=5:6.*` (5:7.0.15-1 is installed), `gone`"), "{error}");
         assert!(there(&[("redis-server", Some("arm64"), None)]).is_err());
         assert!(there(&[("awk", None, Some("1*"))]).is_err(), "what is provided has no version");
     }

@@ -1,6 +1,7 @@
 //! Standard error, for people: lines and, on a terminal, a last line that shows the running steps and is updated in
 //! place.
 
+use crate::sys::lock::lock_mutex;
 use rustix::termios::tcgetwinsize;
 use std::io::{IsTerminal, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -184,7 +185,7 @@ impl Screen {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock_mutex(&self.0.state)
     }
 }
 

@@ -3,8 +3,7 @@
 
 use super::first_boot;
 use super::rules;
-use super::rules::remove_matching;
-use super::rules::{is_directory, is_excluded, kind_of};
+use super::rules::is_excluded;
 use crate::image::tree::ImageTree;
 use crate::image::walk::Walk;
 use anyhow::{Context, Result};
@@ -12,16 +11,17 @@ use rustix::fs::FileType;
 
 /// Cleans the image, except for the paths in `keep`. Returns notes for the user.
 pub fn clean(inside: &ImageTree, keep: &[String]) -> Result<Vec<String>> {
+    let is_kept = |path: &str| is_excluded(keep, path);
     let mut notes = Vec::new();
     for (pattern, _) in rules::FILES {
-        remove_matching(inside, pattern, keep)?;
+        inside.remove_matching(pattern, &is_kept)?;
     }
     for path in rules::histories(inside)? {
-        remove_matching(inside, &path, keep)?;
+        inside.remove_matching(&path, &is_kept)?;
     }
     for (path, _) in rules::DIRECTORIES {
-        if is_directory(inside, path)? && !is_excluded(keep, path) {
-            inside.remove_tree_content(path, &|below| is_excluded(keep, below))?;
+        if inside.is_directory(path)? && !is_kept(path) {
+            inside.remove_tree_content(path, &is_kept)?;
         }
     }
     clean_logs(inside, keep).context("emptying logs")?;
@@ -33,7 +33,7 @@ pub fn clean(inside: &ImageTree, keep: &[String]) -> Result<Vec<String>> {
 
 /// Empties current logs, so that their owner and mode do not change, and removes rotated logs.
 fn clean_logs(inside: &ImageTree, keep: &[String]) -> Result<()> {
-    if !is_directory(inside, rules::LOGS)? {
+    if !inside.is_directory(rules::LOGS)? {
         return Ok(());
     }
     let (mut empty, mut remove) = (Vec::new(), Vec::new());
@@ -66,12 +66,12 @@ fn clean_logs(inside: &ImageTree, keep: &[String]) -> Result<()> {
 /// apply presets, which could enable units that the definition disabled. Removing the file would have the same effect.
 fn empty_machine_id(inside: &ImageTree, keep: &[String]) -> Result<()> {
     let path = rules::MACHINE_ID;
-    let exists = match kind_of(inside, path)? {
+    let exists = match inside.kind_of(path)? {
         Some(FileType::Directory) => return Ok(()),
         found => found.is_some(),
     };
     if is_excluded(keep, path)
-        || !is_directory(inside, "/etc")?
+        || !inside.is_directory("/etc")?
         || !(exists || first_boot::has_systemd(inside)?)
     {
         return Ok(());

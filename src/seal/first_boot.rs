@@ -2,8 +2,7 @@
 //! first boot, a unit that does is added.
 
 use super::rules;
-use super::rules::remove_matching;
-use super::rules::{expand, is_excluded, kind_of, read_text};
+use super::rules::is_excluded;
 use crate::image::tree::ImageTree;
 use anyhow::{Context, Result};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
@@ -67,8 +66,9 @@ pub fn has_systemd(inside: &ImageTree) -> Result<bool> {
 /// Removes SSH host keys if a unit generates new ones at boot, and adds such a unit if necessary. Returns a note about
 /// the added unit.
 pub fn replace_host_keys(inside: &ImageTree, keep: &[String]) -> Result<Option<String>> {
-    let keys = expand(inside, rules::HOST_KEYS)?;
-    if keys.iter().any(|(path, _)| is_excluded(keep, path)) {
+    let is_kept = |path: &str| is_excluded(keep, path);
+    let keys = inside.expand(rules::HOST_KEYS)?;
+    if keys.iter().any(|(path, _)| is_kept(path)) {
         return Ok(None);
     }
     let mut note = None;
@@ -80,23 +80,24 @@ pub fn replace_host_keys(inside: &ImageTree, keep: &[String]) -> Result<Option<S
         add_unit(inside, SSH_UNIT, SSH_CONTENT, "multi-user.target")?;
         note = Some(format!("added {SSH_UNIT}, which makes SSH host keys when an instance first boots"));
     }
-    remove_matching(inside, rules::HOST_KEYS, keep)?;
-    remove_matching(inside, "/etc/ssh/ssh_host_*_key.pub", keep)?;
+    inside.remove_matching(rules::HOST_KEYS, &is_kept)?;
+    inside.remove_matching("/etc/ssh/ssh_host_*_key.pub", &is_kept)?;
     Ok(note)
 }
 
 /// Removes the key that Debian's ssl-cert generates when it is installed (mail and database servers use it), and adds a
 /// unit that generates a new one. Returns a note about the unit.
 pub fn replace_snakeoil_key(inside: &ImageTree, keep: &[String]) -> Result<Option<String>> {
-    if kind_of(inside, rules::SNAKEOIL)?.is_none() || is_excluded(keep, rules::SNAKEOIL) {
+    let is_kept = |path: &str| is_excluded(keep, path);
+    if inside.kind_of(rules::SNAKEOIL)?.is_none() || is_kept(rules::SNAKEOIL) {
         return Ok(None);
     }
     if !has_systemd(inside)? || !inside.exists("/usr/sbin/make-ssl-cert")? {
         return Ok(None);
     }
     add_unit(inside, SNAKEOIL_UNIT, SNAKEOIL_CONTENT, "basic.target")?;
-    remove_matching(inside, rules::SNAKEOIL, keep)?;
-    remove_matching(inside, "/etc/ssl/certs/ssl-cert-snakeoil.pem", keep)?;
+    inside.remove_matching(rules::SNAKEOIL, &is_kept)?;
+    inside.remove_matching("/etc/ssl/certs/ssl-cert-snakeoil.pem", &is_kept)?;
     Ok(Some(format!(
         "added {SNAKEOIL_UNIT}, which makes the snakeoil certificate when an instance first boots"
     )))
@@ -116,9 +117,9 @@ fn makes_host_keys(inside: &ImageTree) -> Result<bool> {
         }
         return Ok(false);
     }
-    let mut scripts = expand(inside, "/etc/rc*.d/S*")?;
-    scripts.extend(expand(inside, "/etc/rc.local")?);
-    Ok(scripts.iter().any(|(path, _)| runs_ssh_keygen(&read_text(inside, path))))
+    let mut scripts = inside.expand("/etc/rc*.d/S*")?;
+    scripts.extend(inside.expand("/etc/rc.local")?);
+    Ok(scripts.iter().any(|(path, _)| runs_ssh_keygen(&inside.read_text(path))))
 }
 
 /// Returns whether a line that is not a comment runs `ssh-keygen -A`.
@@ -137,7 +138,7 @@ fn cloud_init_makes_them(inside: &ImageTree) -> Result<bool> {
     let disabled = inside.exists("/etc/cloud/cloud-init.disabled")?
         || is_masked(inside, "cloud-init.target")?
         || is_masked(inside, "cloud-init.service")?;
-    let modules = read_text(inside, "/etc/cloud/cloud.cfg");
+    let modules = inside.read_text("/etc/cloud/cloud.cfg");
     let ssh = modules.lines().any(|line| matches!(line.trim(), "- ssh" | "- \"ssh\"" | "- 'ssh'"));
     Ok(generator && !disabled && ssh && inside.exists("/usr/bin/cloud-init")?)
 }
@@ -152,7 +153,7 @@ fn enabled_units(inside: &ImageTree) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for dir in UNITS {
         for kind in ["wants", "requires"] {
-            for (wants, _) in expand(inside, &format!("{dir}/*.{kind}"))? {
+            for (wants, _) in inside.expand(&format!("{dir}/*.{kind}"))? {
                 names.extend(inside.list(&wants)?.into_iter().filter_map(|name| name.into_string().ok()));
             }
         }
@@ -175,9 +176,9 @@ fn unit_text(inside: &ImageTree, name: &str) -> Result<String> {
     let mut all = String::new();
     for name in std::iter::once(name).chain(template.as_deref()) {
         for dir in UNITS {
-            all += &read_text(inside, &format!("{dir}/{name}"));
-            for (path, _) in expand(inside, &format!("{dir}/{name}.d/*.conf"))? {
-                all += &read_text(inside, &path);
+            all += &inside.read_text(&format!("{dir}/{name}"));
+            for (path, _) in inside.expand(&format!("{dir}/{name}.d/*.conf"))? {
+                all += &inside.read_text(&path);
             }
         }
     }
@@ -202,7 +203,7 @@ fn add_unit(inside: &ImageTree, name: &str, content: &str, wanted_by: &str) -> R
 
 /// Returns the private host keys that are still in the image, for the lint.
 pub fn remaining_host_keys(inside: &ImageTree) -> Result<Vec<String>> {
-    let keys = expand(inside, rules::HOST_KEYS)?;
+    let keys = inside.expand(rules::HOST_KEYS)?;
     Ok(keys.into_iter().filter(|(_, kind)| *kind == FileType::RegularFile).map(|(path, _)| path).collect())
 }
 

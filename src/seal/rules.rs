@@ -71,64 +71,18 @@ pub fn is_excluded(keep: &[String], path: &str) -> bool {
     })
 }
 
-/// Returns the type of the object itself, if it exists and no directory in its path is a symlink. Directories reached
-/// through a symlink are not cleaned, because the symlink may lead to `/`.
-pub fn kind_of(inside: &ImageTree, path: &str) -> Result<Option<FileType>> {
-    let parents = path.match_indices('/').map(|(at, _)| &path[..at]).skip(1);
-    for parent in parents {
-        if own_kind(inside, parent)? != Some(FileType::Directory) {
-            return Ok(None);
-        }
-    }
-    own_kind(inside, path)
-}
-
-fn own_kind(inside: &ImageTree, path: &str) -> Result<Option<FileType>> {
-    Ok(inside.metadata(path)?.map(|stat| FileType::from_raw_mode(stat.st_mode)))
-}
-
-pub fn is_directory(inside: &ImageTree, path: &str) -> Result<bool> {
-    Ok(kind_of(inside, path)? == Some(FileType::Directory))
-}
-
-/// Returns the paths that match a pattern, each with its type.
-pub fn expand(inside: &ImageTree, pattern: &str) -> Result<Vec<(String, FileType)>> {
-    let mut found = vec![String::new()];
-    for part in pattern.split('/').filter(|part| !part.is_empty()) {
-        let mut next = Vec::new();
-        for dir in found {
-            if !part.contains('*') {
-                next.push(format!("{dir}/{part}"));
-            } else if is_directory(inside, &dir)? {
-                let names = inside.list(&dir)?.into_iter().filter_map(|name| name.into_string().ok());
-                next.extend(
-                    names.filter(|n| match_wildcards(part, n).is_some()).map(|n| format!("{dir}/{n}")),
-                );
-            }
-        }
-        found = next;
-    }
-    let mut all = Vec::new();
-    for path in found {
-        if let Some(kind) = kind_of(inside, &path)? {
-            all.push((path, kind));
-        }
-    }
-    Ok(all)
-}
-
 /// Returns the histories in the homes of all accounts and below /home: all objects with such a name, except
 /// directories.
 pub fn histories(inside: &ImageTree) -> Result<Vec<String>> {
     let mut homes = Accounts::read(inside)?.homes();
     homes.push("/root".to_owned());
-    homes.extend(expand(inside, "/home/*")?.into_iter().map(|(path, _)| path));
+    homes.extend(inside.expand("/home/*")?.into_iter().map(|(path, _)| path));
     homes.sort_unstable();
     homes.dedup();
     let mut all = Vec::new();
     for home in homes {
         for pattern in HISTORIES {
-            let found = expand(inside, &format!("{}/{pattern}", home.trim_end_matches('/')))?;
+            let found = inside.expand(&format!("{}/{pattern}", home.trim_end_matches('/')))?;
             all.extend(
                 found.into_iter().filter(|(_, kind)| *kind != FileType::Directory).map(|(path, _)| path),
             );
@@ -146,23 +100,6 @@ pub fn is_rotated(name: &str) -> bool {
     compressed
         || name.rsplit_once('.').is_some_and(|(_, end)| number(end) && end.len() < 4)
         || name.rsplit_once('-').is_some_and(|(_, end)| number(end) && end.len() == 8)
-}
-
-/// Returns the text of a file, or an empty text if it does not exist or is not a regular file.
-pub fn read_text(inside: &ImageTree, path: &str) -> String {
-    let bytes = inside.read(path).ok().flatten().unwrap_or_default();
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
-/// Removes the objects that match a pattern, except directories.
-pub fn remove_matching(inside: &ImageTree, pattern: &str, keep: &[String]) -> Result<bool> {
-    let mut any = false;
-    for (path, kind) in expand(inside, pattern)? {
-        if kind != FileType::Directory && !is_excluded(keep, &path) {
-            any |= inside.remove(&path)?;
-        }
-    }
-    Ok(any)
 }
 
 #[cfg(test)]

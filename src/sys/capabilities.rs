@@ -1,8 +1,8 @@
 //! The capabilities that root has in a step.
 
 use anyhow::{Context, Result};
-use rustix::thread::{CapabilitySet, CapabilitySets};
-use std::io;
+use rustix::io::Errno;
+use rustix::thread::{CapabilitySet, CapabilitySets, remove_capability_from_bounding_set};
 
 /// The capabilities that package managers and their scripts need: to set owners and modes, become another user, chroot,
 /// and use low ports. Excluded are `SYS_ADMIN` (could unmount the covers of `/proc`), `MKNOD` (could access the host's
@@ -45,15 +45,12 @@ pub fn reduce_to(allowed: CapabilitySet) -> Result<()> {
 }
 
 /// Returns false if this kernel does not have the capability.
-#[allow(unsafe_code)]
-fn drop_from_bounding_set(capability: libc::c_ulong) -> Result<bool> {
-    // SAFETY: this prctl takes only numbers.
-    if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } == 0 {
-        return Ok(true);
+fn drop_from_bounding_set(number: u32) -> Result<bool> {
+    match remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(1 << number)) {
+        Ok(()) => Ok(true),
+        Err(Errno::INVAL) => Ok(false), // beyond this kernel's last capability
+        Err(error) => {
+            Err(error).with_context(|| format!("dropping capability {number} from the bounding set"))
+        }
     }
-    let error = io::Error::last_os_error();
-    if error.raw_os_error() == Some(libc::EINVAL) {
-        return Ok(false); // beyond this kernel's last capability
-    }
-    Err(error).with_context(|| format!("dropping capability {capability} from the bounding set"))
 }

@@ -2,9 +2,10 @@
 
 use crate::device::Device;
 use crate::error::Kind;
+use crate::sys::lock::try_lock_until_closed;
 use crate::sys::poll::{PollAnswer, PollPolicy, poll_until};
 use anyhow::{Context, Result};
-use rustix::fs::{FileType, FlockOperation, Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 use std::fs::File;
 use std::io::{Error, ErrorKind};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -12,10 +13,15 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-// <linux/loop.h>
-const LOOP_GET_STATUS64: u64 = 0x4C05;
-const LOOP_CONFIGURE: u64 = 0x4C0A;
-const LOOP_CTL_GET_FREE: u64 = 0x4C82;
+mod raw {
+    #![allow(unsafe_code, clippy::undocumented_unsafe_blocks)]
+    use super::{LoopConfig, LoopInfo64};
+    // <linux/loop.h>
+    nix::ioctl_read_bad!(get_status, 0x4C05, LoopInfo64);
+    nix::ioctl_write_ptr_bad!(configure, 0x4C0A, LoopConfig);
+    nix::ioctl_none_bad!(get_free, 0x4C82);
+}
+
 /// The kernel unbinds the device when its last descriptor is closed, so a killed process leaves no bound device.
 const AUTOCLEAR: u32 = 4;
 /// Without this flag, partitions that were added by hand would remain after the device is unbound.
@@ -86,44 +92,44 @@ const _: () = assert!(size_of::<LoopInfo64>() == 232 && size_of::<LoopConfig>() 
 fn get_free(control: BorrowedFd<'_>) -> std::io::Result<u32> {
     // SAFETY: the request takes no argument.
     #[allow(unsafe_code)]
-    let number = unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE as _) };
-    u32::try_from(number).map_err(|_| Error::last_os_error())
+    let number = unsafe { raw::get_free(control.as_raw_fd()) }?;
+    Ok(number as u32)
 }
 
 fn configure(node: BorrowedFd<'_>, config: &LoopConfig) -> std::io::Result<()> {
     // SAFETY: the request reads a `struct loop_config`. `config` is one, and lives until the call returns.
     #[allow(unsafe_code)]
-    let result = unsafe { libc::ioctl(node.as_raw_fd(), LOOP_CONFIGURE as _, std::ptr::from_ref(config)) };
-    if result == 0 { Ok(()) } else { Err(Error::last_os_error()) }
+    let result = unsafe { raw::configure(node.as_raw_fd(), config) };
+    result.map(drop).map_err(Error::from)
 }
 
 fn status(node: BorrowedFd<'_>) -> std::io::Result<LoopInfo64> {
     let mut info = LoopInfo64::EMPTY;
     // SAFETY: the request writes a `struct loop_info64`. `info` is one, and all bytes are valid values of it.
     #[allow(unsafe_code)]
-    let result =
-        unsafe { libc::ioctl(node.as_raw_fd(), LOOP_GET_STATUS64 as _, std::ptr::from_mut(&mut info)) };
-    if result == 0 { Ok(info) } else { Err(Error::last_os_error()) }
+    let result = unsafe { raw::get_status(node.as_raw_fd(), &raw mut info) };
+    result.map(|_| info).map_err(Error::from)
 }
 
 /// Attaches a file that is open for reading and writing to a free loop device. The device keeps this open file, with
 /// its flock, until it is unbound. That happens when the [`Device`] is dropped and nobody else has the node open.
 pub fn attach(file: &File, serial: &str) -> Result<Device> {
     let control = open_node("loop-control", FileType::CharacterDevice, LOOP_CONTROL)
-        .map_err(|e| loop_error("/dev/loop-control cannot be opened", &e))?;
+        .map_err(|e| loop_error("cannot open /dev/loop-control", &e))?;
     for _ in 0..MAX_TRIES {
-        let number = get_free(control.as_fd()).map_err(|e| loop_error("no loop device is free", &e))?;
+        let number =
+            get_free(control.as_fd()).map_err(|e| loop_error("cannot get a free loop device", &e))?;
         let name = format!("loop{number}");
         let path = Path::new("/dev").join(&name);
         let node = match open_node(&name, FileType::BlockDevice, (LOOP_MAJOR, number)) {
             Ok(node) => node,
             // Another process removed the device meanwhile.
             Err(e) if e.raw_os_error() == Some(libc::ENXIO) => continue,
-            Err(e) => return Err(loop_error(&format!("{} cannot be opened", path.display()), &e)),
+            Err(e) => return Err(loop_error(&format!("cannot open {}", path.display()), &e)),
         };
         // udev ignores a locked disk. So no probe holds it open, and this machine activates no LVM or RAID of the
         // image. The lock may fail because a probe is running at the moment; the bake works without it.
-        _ = rustix::fs::flock(&node, FlockOperation::NonBlockingLockExclusive);
+        _ = try_lock_until_closed(&node);
         let info = LoopInfo64 { flags: AUTOCLEAR | PARTSCAN | DIRECT_IO, ..LoopInfo64::EMPTY };
         let mut config =
             LoopConfig { fd: file.as_raw_fd() as u32, block_size: BLOCK_SIZE, info, reserved: [0; 8] };
@@ -139,7 +145,9 @@ pub fn attach(file: &File, serial: &str) -> Result<Device> {
             Err(e) => return Err(e).with_context(|| format!("configuring {}", path.display())),
         }
     }
-    Err(Kind::Machine.error("other processes took every free loop device first"))
+    let failure =
+        Kind::Machine.failure("cannot attach a loop device, because other processes took each free one");
+    Err(failure.hint("Try again.").into())
 }
 
 /// Returns the device if it is bound to exactly this file, with all properties set.
@@ -149,12 +157,12 @@ fn verify(node: OwnedFd, path: PathBuf, file: &File, serial: &str) -> Result<Dev
     let expected = file.metadata().with_context(context)?;
     let size = crate::sys::sparse_copy::length(&File::from(node.try_clone()?)).with_context(context)?;
     if (info.device, info.inode) != (expected.dev(), expected.ino()) {
-        let text = format!("{} is bound to a file other than that of {serial}", path.display());
+        let text = format!("{} is attached to another file than that of {serial}", path.display());
         return Err(Kind::Machine.error(text));
     }
     if info.flags & (AUTOCLEAR | PARTSCAN) != AUTOCLEAR | PARTSCAN || size != expected.len() {
         let text = format!(
-            "{} has flags {:#x} and {size} bytes; the file has {}",
+            "{} is attached wrongly: it has the flags {:#x} and {size} bytes, but the file has {} bytes",
             path.display(),
             info.flags,
             expected.len()
@@ -200,9 +208,9 @@ fn loop_error(what: &str, error: &Error) -> anyhow::Error {
     let hint = match error.kind() {
         ErrorKind::PermissionDenied if !rustix::process::geteuid().is_root() => "Run oven as root.",
         ErrorKind::PermissionDenied => {
-            "In a container: allow it loop devices (docker run --privileged does)."
+            "In a container, allow loop devices, for example by `docker run --privileged`."
         }
-        _ => "Load the kernel's loop module: modprobe loop.",
+        _ => "Load the kernel's loop module (`modprobe loop`).",
     };
     Kind::Machine.failure(format!("{what}: {error}")).hint(hint).into()
 }

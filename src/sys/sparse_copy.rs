@@ -9,6 +9,7 @@ use rustix::fs::{OFlags, SeekFrom};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 use std::fs::File;
+use std::io::Seek;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::Path;
@@ -25,8 +26,8 @@ const ALIGN: usize = 4096;
 static ZEROS: [u8; BLOCK] = [0; BLOCK];
 
 /// Returns the length of a file or block device in bytes.
-pub fn length(file: &File) -> Result<u64> {
-    Ok(rustix::fs::seek(file, SeekFrom::End(0))?)
+pub fn length(mut file: &File) -> Result<u64> {
+    Ok(file.seek(std::io::SeekFrom::End(0))?)
 }
 
 /// Copies `source` into a nameless file in `dir` of `size` bytes (at least the source's length). The bytes after the

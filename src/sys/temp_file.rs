@@ -1,9 +1,10 @@
 //! Files that get a name only when they are complete.
 
+use super::lock::try_lock_until_closed;
 use super::space::no_space;
 use crate::ids::RunId;
 use anyhow::{Context, Result};
-use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use std::fs::File;
 use std::io::Write;
@@ -44,7 +45,10 @@ impl TempFile {
             .mode(0o600)
             .open(&name)
             .with_context(context)?;
-        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).with_context(context)?;
+        // Somebody who looks for orphans may just have locked it, to remove it.
+        if !try_lock_until_closed(&file).with_context(context)? {
+            return Err(Errno::WOULDBLOCK).with_context(context);
+        }
         Ok(Self { file, name: Some(name) })
     }
 
@@ -65,8 +69,8 @@ impl TempFile {
         if let Some(name) = self.name.take() {
             let renamed = match rustix::fs::renameat_with(CWD, &name, CWD, path, RenameFlags::NOREPLACE) {
                 // This file system does not support NOREPLACE. Names are random, so this check is only a safeguard.
-                Err(Errno::INVAL) if !path.exists() => rustix::fs::rename(&name, path),
-                result => result,
+                Err(Errno::INVAL) if !path.exists() => std::fs::rename(&name, path),
+                result => result.map_err(std::io::Error::from),
             };
             return renamed.inspect_err(|_| self.name = Some(name)).with_context(context);
         }

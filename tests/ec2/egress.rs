@@ -2,11 +2,13 @@
 //! whose metadata service, with the role's keys, has the addresses that it has on EC2. What the fence is made of,
 //! tests/root/steps/egress.rs tries.
 
+use oven::sys::namespaces;
 use oven_ec2_server::ServerOptions;
 use oven_testing::ec2_world::{Ended, HANGS, HERE};
 use oven_testing::local_world::tiny_base;
 use oven_testing::programs::copy_program;
 use oven_testing::{Ec2World, full, ring};
+use rustix::thread::UnshareFlags;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv6Addr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
@@ -111,7 +113,7 @@ fn elsewhere<T: Send>(test: impl FnOnce() -> T + Send) -> T {
     let _ring = ring::shared();
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
-            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            namespaces::unshare(UnshareFlags::NEWNET).unwrap();
             test()
         });
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))

@@ -29,7 +29,7 @@ use oven::error::Kind;
 use oven::report::{Level, Report, Style};
 use oven::sandbox;
 use oven::site::Site;
-use oven::sys::{private_tmpfs, signals};
+use oven::sys::{namespaces, private_tmpfs, signals};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -44,7 +44,7 @@ fn main() -> ExitCode {
         return server::helper_main();
     }
     ExitCode::from(signals::run_in_second_thread(move || {
-        sandbox::private_mounts().and_then(|()| private_tmpfs::mount()).expect("root");
+        namespaces::private_mounts().and_then(|()| private_tmpfs::mount()).expect("root");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(run(&args)).unwrap_or_else(|error| {
             eprintln!("error: {error:#}");
@@ -61,7 +61,7 @@ async fn run(args: &[String]) -> Result<u8> {
         region = region.with_write_timeout(Duration::from_millis(patience.parse()?));
     }
     let direct = std::env::var("OVEN_TEST_DIRECT").ok();
-    let faulty = Faulty::new(region.clone(), faults).whole(direct.as_deref() == Some("whole"));
+    let faulty = Faulty::new(region, faults).whole(direct.as_deref() == Some("whole"));
     let faulty = Rc::new(faulty);
     let overrides = Overrides { region_dir: Some(region_dir.clone()), ..Overrides::default() };
     let settings = Settings::for_definition(&dir)?.merge(&overrides)?;
@@ -80,7 +80,6 @@ async fn run(args: &[String]) -> Result<u8> {
         state,
         settings: Rc::new(settings),
         report,
-        region: Some(region),
         blocks: faulty.clone(),
     };
     let force = std::env::var_os("OVEN_TEST_FORCE").is_some();

@@ -30,7 +30,7 @@ use oven::ids::VolumeId;
 use oven::report::{Level, Report, Style};
 use oven::sandbox;
 use oven::site::Site;
-use oven::sys::{private_tmpfs, signals};
+use oven::sys::{namespaces, private_tmpfs, signals};
 use oven::trace::Trace;
 use oven_debian::Debian;
 use std::fs::File;
@@ -50,7 +50,7 @@ fn main() -> ExitCode {
         return server::helper_main();
     }
     ExitCode::from(signals::run_in_second_thread(move || {
-        sandbox::private_mounts().and_then(|()| private_tmpfs::mount()).expect("root");
+        namespaces::private_mounts().and_then(|()| private_tmpfs::mount()).expect("root");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(run(Path::new(&args[0]))).unwrap_or_else(|error| {
             eprintln!("error: {error:#}");
@@ -141,7 +141,6 @@ async fn run(dir: &Path) -> Result<u8> {
         state,
         settings: Rc::new(settings),
         report: report.clone(),
-        region: None,
     };
     let order = BakeOrder::of(&[dir])?;
     let batch = Batch { site, overrides, order, options: BakeOptions::default(), jobs: 1 };

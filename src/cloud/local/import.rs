@@ -5,31 +5,32 @@ use super::records::{
 };
 use super::{Region, Registered, register};
 use crate::cloud::ec2_rules::{check_image_name, check_tags, ec2_error, new_id};
-use crate::cloud::{Image, ImageState, ROOT_DEVICE, Tags};
+use crate::cloud::{DiskCopier, Image, ImageState, ROOT_DEVICE, Tags};
 use crate::error::Kind;
 use crate::ids::{Architecture, ImageId, SnapshotId};
 use crate::report::Report;
 use crate::sys::sparse_copy;
 use crate::sys::tasks;
 use anyhow::{Context, Result};
+use async_trait::async_trait;
 use std::fs::File;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 const GIB: u64 = 1 << 30;
-/// The resolution of file times in nanoseconds may be this coarse: a change so soon before a check may be followed by
-/// another one with the same time.
+/// The coarsest resolution of file times, in nanoseconds. If a file was changed within this time before a check,
+/// another change after the check may have the same time.
 const TIME_RESOLUTION: i128 = 100_000_000;
 
 impl Region {
-    /// Opens a raw disk; fails with its format's name if it is in another format.
+    /// Opens a raw disk. If the file has another format, the error names the format.
     pub fn open_raw(raw: &Path) -> Result<File> {
         open(raw)
     }
 
-    /// Imports a raw disk, which is a file or a block device, as an image. If the name is taken by an image of the same
-    /// disk, that image is returned; with another disk it fails, as EC2 refuses a name that is taken.
+    /// Imports a raw disk, which is a file or a block device, as an image. If an image of the same disk has the name,
+    /// returns that image. Fails if an image of another disk has the name, as EC2 does.
     pub async fn import(
         &self,
         raw: &Path,
@@ -64,7 +65,7 @@ impl Region {
             let source = ImportSource { digest: digest.await?, stamp };
             let image = self.reuse_if_same(holder, &source, name, architecture).await?;
             if tags.iter().any(|(key, value)| image.tags.get(key) != Some(value)) {
-                report.note(format!("{} exists already; its tags are not changed", image.id));
+                report.note(format!("{} exists already, and its tags are not changed", image.id));
             }
             return Ok(image);
         }
@@ -77,12 +78,13 @@ impl Region {
             data.file().sync_data().context("writing the snapshot to the disk")?;
             Ok(data)
         });
-        // Concurrently: one is limited by the processor, the other one by the disk.
+        // These run concurrently, because the digest is limited by the processor and the copy by the disk.
         let (digest, data) = tokio::try_join!(digest, async { data.await.with_context(context) })?;
         let source = ImportSource { digest, stamp };
         let after = stamp_of(&file)?;
         if (after.modified, after.length) != (before.modified, before.length) {
-            return Err(Kind::Usage.error(format!("{} was changed while it was read", raw.display())));
+            let failure = Kind::Usage.failure(format!("{} was changed while it was read", raw.display()));
+            return Err(failure.hint("Try again when no program writes to it.").into());
         }
         let snapshot = SnapshotRecord {
             id: SnapshotId(new_id("snap")),
@@ -121,7 +123,7 @@ impl Region {
         };
         let image = match self.store().locked(import).await.with_context(context)? {
             Registered::New(id) => self.settled(&id).await?.map(|image| self.describe(image)),
-            // Another process was faster.
+            // Another process has registered the name in the meantime.
             Registered::Taken(holder) => {
                 Some(self.reuse_if_same(*holder, &source, name, architecture).await?)
             }
@@ -131,7 +133,7 @@ impl Region {
         Ok(image)
     }
 
-    /// Returns the image that has the name if it is of the same disk; fails otherwise.
+    /// Returns `holder`, the image that has the name, if it was imported from the same disk. Fails otherwise.
     async fn reuse_if_same(
         &self,
         holder: ImageRecord,
@@ -152,11 +154,12 @@ impl Region {
         if self.store().state(&holder) != ImageState::Available {
             return Err(duplicate().context(format!("{id} has failed")));
         }
-        // The file is a copy, or its times changed: remember it as well.
+        // The content is the same, but the file is a copy or its times changed. The new stamp is stored, so that the
+        // next import need not read this file.
         if source.stamp.is_some() && holder.source.as_ref() != Some(source) {
             let record = ImageRecord { source: Some(source.clone()), ..holder.clone() };
             let update = move |region: &LockedRegion| {
-                // Not if it was deregistered in the meantime.
+                // The image may have been deregistered in the meantime.
                 if region.find::<ImageRecord>(&record.id.0)?.is_some() {
                     region.write(&record, false)
                 } else {
@@ -169,13 +172,26 @@ impl Region {
     }
 }
 
+#[async_trait(?Send)]
+impl DiskCopier for Region {
+    async fn copy_disk(
+        &self,
+        raw: &Path,
+        name: &str,
+        architecture: Architecture,
+        report: &Report,
+    ) -> Result<Image> {
+        self.import(raw, name, architecture, &Tags::new(), report).await
+    }
+}
+
 fn open(raw: &Path) -> Result<File> {
     let name = raw.display();
     let metadata = std::fs::metadata(raw).map_err(|e| match e.kind() {
         std::io::ErrorKind::NotFound => Kind::NotFound.error(format!("{name} does not exist")),
         _ => anyhow::Error::from(e).context(format!("inspecting {name}")),
     })?;
-    // This is checked before the file is opened: opening a FIFO blocks.
+    // This is checked before the file is opened, because opening a FIFO blocks.
     if !metadata.is_file() && !metadata.file_type().is_block_device() {
         return Err(Kind::Usage.error(format!("{name} is neither a file nor a block device")));
     }
@@ -192,11 +208,12 @@ fn open(raw: &Path) -> Result<File> {
     let command = command.replace("FILE", &name.to_string());
     Err(Kind::Usage
         .failure(format!("{name} is not a raw disk: it is {format}"))
-        .hint(format!("Convert it: {command}"))
+        .hint(format!("Convert it with `{command}`."))
         .into())
 }
 
-/// The format of a file that is not a raw disk, from its first and last bytes, and the command to convert it.
+/// Recognizes a file that is not a raw disk by its first and last bytes. Returns its format, and the command to convert
+/// it.
 fn other_format(head: &[u8], tail: &[u8]) -> Option<(&'static str, &'static str)> {
     let convert = "qemu-img convert -O raw FILE disk.raw";
     let at = |offset: usize, magic: &[u8]| head.get(offset..).is_some_and(|rest| rest.starts_with(magic));
@@ -229,7 +246,8 @@ fn stamp_of(file: &File) -> Result<FileStamp> {
     })
 }
 
-/// Whether the next change of the file will be visible in its times: not if it was changed just now.
+/// Returns whether the next change of the file will be visible in its times. Returns false if the file was changed just
+/// now.
 fn is_settled(stamp: &FileStamp) -> bool {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as i128);
     now - stamp.changed > TIME_RESOLUTION

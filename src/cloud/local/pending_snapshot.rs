@@ -1,7 +1,8 @@
-//! Pending snapshots that are written by their blocks: their state, and which blocks were put.
+//! Pending snapshots that are written block by block: their state, and which blocks were put.
 //!
-//! As everywhere in a region, the state follows from facts: the snapshot is complete once its record says so; it has
-//! failed if no block was put for too long, or if the machine was rebooted (what was put was not synced).
+//! As everywhere in a region, the state is derived from facts. The snapshot is complete once its record says so. It has
+//! failed if no block was put for too long. It has also failed if the machine was rebooted, because the blocks were not
+//! synced.
 
 use super::records::PendingWrites;
 use super::records::{PUT, RegionStore, SnapshotRecord, now};
@@ -10,8 +11,8 @@ use crate::cloud::ec2_rules::{ec2_error, not_found_error};
 use crate::ids::SnapshotId;
 use crate::ids::{BLOCK, Digest};
 use crate::owner::Owner;
+use crate::sys::lock::lock_range_until_closed;
 use anyhow::{Context, Result};
-use nix::fcntl::{FcntlArg, fcntl};
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 use std::collections::BTreeMap;
@@ -23,9 +24,11 @@ use std::path::Path;
 use std::sync::OnceLock;
 use std::time::UNIX_EPOCH;
 
-/// Bytes of an entry: one is the block's state, 32 are its digest. As a power of two it does not cross a page.
+/// The size of an entry in bytes. One byte is the block's state, and 32 are its digest. The size is a power of two, so
+/// that no entry crosses a page.
 const ENTRY_BYTES: usize = 64;
-/// A block whose write was interrupted, because the process was killed: its data are undefined.
+/// The state of a block whose write has begun. If the process was killed during the write, the block's data are
+/// undefined.
 const STATE_BEGUN: u8 = 1;
 const STATE_DONE: u8 = 2;
 
@@ -34,7 +37,7 @@ const STATE_DONE: u8 = 2;
 pub enum SnapshotState {
     Pending,
     Completed,
-    /// With the reason.
+    /// The text is the reason.
     Error(String),
 }
 
@@ -50,14 +53,14 @@ impl RegionStore {
             return if now() < record.ready_at { SnapshotState::Pending } else { SnapshotState::Completed };
         };
         if written.boot != boot_id() {
-            return SnapshotState::Error("the machine was rebooted before it was complete".into());
+            return SnapshotState::Error("the machine was rebooted before the snapshot was complete".into());
         }
         let last = self.part::<SnapshotRecord>(&record.id.0, PUT).metadata().and_then(|m| m.modified());
         let Some(last) = last.ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok()) else {
-            return SnapshotState::Error("its data is gone".into());
+            return SnapshotState::Error("its data is missing".into());
         };
         if now().saturating_sub(last.as_millis() as u64) > written.patience {
-            let text = format!("no block was put for {} seconds", written.patience / 1000);
+            let text = format!("no block was written for {} seconds", written.patience / 1000);
             return SnapshotState::Error(text);
         }
         SnapshotState::Pending
@@ -77,7 +80,7 @@ impl RegionStore {
         }
     }
 
-    /// The record of a snapshot, with EBS direct's error if it does not exist.
+    /// Returns the record of a snapshot. If it does not exist, the error is EBS direct's.
     pub fn by_blocks(&self, id: &SnapshotId) -> Result<SnapshotRecord> {
         self.find(&id.0)?.ok_or_else(|| {
             let text = format!("The snapshot '{id}' does not exist.");
@@ -85,11 +88,11 @@ impl RegionStore {
         })
     }
 
-    /// The record of a snapshot that is written by its blocks; fails if it is in the error state.
+    /// Returns the record of a snapshot that is written by its blocks. Fails if it is in the error state.
     pub fn writable(&self, id: &SnapshotId) -> Result<(SnapshotRecord, PendingWrites)> {
         let record = self.by_blocks(id)?;
         let Some(written) = record.written.clone() else {
-            let text = format!("The snapshot '{id}' was not started to be written by its blocks.");
+            let text = format!("The snapshot '{id}' was not created by StartSnapshot.");
             return Err(invalid("INVALID_SNAPSHOT_ID", text));
         };
         match self.snapshot_state(&record) {
@@ -103,7 +106,7 @@ impl RegionStore {
     }
 }
 
-/// An error of EBS direct.
+/// Makes an error in EBS direct's form.
 pub fn invalid(reason: &str, text: impl std::fmt::Display) -> anyhow::Error {
     ec2_error(&format!("ValidationException: {reason}"), text)
 }
@@ -127,7 +130,8 @@ impl PutBlocks {
         file.and_then(|file| file.set_len(entries)).with_context(|| format!("creating {}", path.display()))
     }
 
-    /// Opens the file; each use opens it again, since its locks belong to the open file. `None`: it does not exist.
+    /// Opens the file; returns `None` if it does not exist. Each use opens the file again, because locks belong to an
+    /// open file.
     pub fn open(store: &RegionStore, id: &SnapshotId) -> Result<Option<Self>> {
         let path = store.part::<SnapshotRecord>(&id.0, PUT);
         match File::options().read(true).write(true).custom_flags(libc::O_NOFOLLOW).open(&path) {
@@ -139,21 +143,8 @@ impl PutBlocks {
 
     /// Waits until no other thread or process writes these blocks, and locks them until the value is dropped.
     pub fn turn(self, blocks: Range<u32>) -> Result<Self> {
-        // The lock belongs to the open file and not to the process (OFD), so that threads exclude each other, too.
-        let lock = libc::flock {
-            l_type: libc::F_WRLCK as _,
-            l_whence: libc::SEEK_SET as _,
-            l_start: i64::from(blocks.start),
-            l_len: i64::from(blocks.end - blocks.start),
-            l_pid: 0,
-        };
-        loop {
-            match fcntl(&self.0, FcntlArg::F_OFD_SETLKW(&lock)) {
-                Ok(_) => return Ok(self),
-                Err(nix::errno::Errno::EINTR) => {}
-                Err(e) => return Err(e).context("waiting for other writers of the snapshot"),
-            }
-        }
+        lock_range_until_closed(&self.0, blocks).context("waiting for other writers of the snapshot")?;
+        Ok(self)
     }
 
     pub fn begin(&self, index: u32) -> std::io::Result<()> {
@@ -166,14 +157,14 @@ impl PutBlocks {
         self.0.write_all_at(&entry, u64::from(index) * ENTRY_BYTES as u64)
     }
 
-    /// The entries of a range of blocks.
+    /// Returns the entries of a range of blocks.
     pub fn entries(&self, blocks: Range<u32>) -> std::io::Result<Vec<BlockEntry>> {
         let mut bytes = vec![0; blocks.len() * ENTRY_BYTES];
         self.0.read_exact_at(&mut bytes, u64::from(blocks.start) * ENTRY_BYTES as u64)?;
         Ok(bytes.chunks(ENTRY_BYTES).map(parse_entry).collect())
     }
 
-    /// All entries except those of blocks that were never put.
+    /// Returns all entries except those of blocks that were never put.
     pub fn all(&self) -> Result<BTreeMap<u32, BlockEntry>> {
         let (mut found, mut at) = (BTreeMap::new(), 0);
         loop {
@@ -189,7 +180,7 @@ impl PutBlocks {
         }
     }
 
-    /// The digests of the blocks that were put, in the order of their indexes.
+    /// Returns the digests of the blocks that were put, in the order of the block indexes.
     pub fn digests(&self) -> Result<BTreeMap<u32, Digest>> {
         let done =
             |(index, entry)| if let BlockEntry::Done(digest) = entry { Some((index, digest)) } else { None };

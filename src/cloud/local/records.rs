@@ -5,12 +5,11 @@ use crate::cloud::ec2_rules::{is_id, not_found_error};
 use crate::cloud::{ImageState, Tags};
 use crate::error::Kind;
 use crate::ids::{Architecture, Digest, ImageId, SnapshotId, VolumeId};
-use crate::sys::poll::{PollAnswer, PollPolicy, poll_until};
+use crate::sys::lock::{FileLock, LockMode, is_unlocked};
+use crate::sys::poll::PollPolicy;
 use crate::sys::tasks;
 use crate::sys::temp_file;
 use anyhow::{Context, Result};
-use rustix::fs::FlockOperation;
-use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -22,12 +21,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// What the record of such a snapshot contains.
+/// The additional data in the record of a snapshot that is written by its blocks ([`super::pending_snapshot`]).
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PendingWrites {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<SnapshotId>,
-    /// Milliseconds without a block after which the snapshot has failed.
+    /// The snapshot fails if no block is put for this many milliseconds.
     pub patience: u64,
     pub boot: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -41,8 +40,10 @@ pub struct Completion {
     pub checksum: Digest,
 }
 
-/// Raised when records change so that an older oven would misread them.
+/// The format of a region. It is raised when records change so that an older oven would misread them.
 const FORMAT: u32 = 1;
+/// The maximum size of a volume in GiB. A snapshot has the same limit.
+pub const MAX_GIB: u64 = 16384;
 /// Sections under the lock take milliseconds; a wait of a minute means that a process was stopped within one.
 const LOCK_WAIT: PollPolicy = PollPolicy::local(Duration::from_secs(60));
 
@@ -71,9 +72,10 @@ pub struct ImageRecord {
     #[serde(default)]
     pub description: String,
     pub tags: Tags,
-    /// Milliseconds since 1970. The image is pending until then, also if the process that registered it has ended.
+    /// The time until which the image is pending, in milliseconds since 1970. The process that registered the image may
+    /// end before.
     pub ready_at: u64,
-    /// The reason for a failure.
+    /// The reason why the image failed; `None` if it did not fail.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failed: Option<String>,
     /// Set by an import.
@@ -86,7 +88,8 @@ pub struct ImageRecord {
 pub struct ImportSource {
     /// [`crate::sys::sparse_copy::digest`] of the content.
     pub digest: String,
-    /// The file's metadata: as long as they are the same, its content is the same.
+    /// The metadata of the disk's file. As long as they are the same, the file's content is the same. `None` if they
+    /// are not reliable.
     pub stamp: Option<FileStamp>,
 }
 
@@ -105,14 +108,16 @@ pub struct FileStamp {
 pub struct SnapshotRecord {
     pub id: SnapshotId,
     pub size_gib: u64,
-    /// `None` for an import.
+    /// The volume of which the snapshot was taken. `None` for an import, and for a snapshot that is written by its
+    /// blocks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volume: Option<VolumeId>,
     pub created: String,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub description: String,
     pub tags: Tags,
-    /// [`NEVER`] until its blocks are complete: an oven that does not know `written` also treats it as pending.
+    /// The time until which the snapshot is pending. It is [`NEVER`] until all blocks of the snapshot are written, so
+    /// that an older oven, which does not know `written`, treats the snapshot as pending.
     pub ready_at: u64,
     /// Set if the snapshot is written by its blocks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -156,16 +161,16 @@ record!(VolumeRecord, "volumes", "vol", "InvalidVolume");
 
 /// The extension of a disk's data.
 const IMG: &str = "img";
-/// Lists which blocks of a snapshot were put ([`PendingWrites`]).
+/// The extension of the file that lists which blocks of a snapshot were put ([`PendingWrites`]).
 pub const PUT: &str = "put";
-/// A hard link to the parent's data until a snapshot is complete, because the parent may be deleted.
+/// The extension of a hard link to the parent's data. A pending snapshot has this link, because the parent may be
+/// deleted.
 pub const PARENT: &str = "parent";
 /// The extensions of a resource's files besides its record.
 const EXTENSIONS: [&str; 3] = [IMG, PUT, PARENT];
-/// The documents of images.
+/// The directory of the images' documents ([`crate::cloud::ImageSpec::documents`]).
 const DOCUMENTS: &str = "documents";
-/// Directories that runs write to in addition to the region's own: created with the rest, so that they are private,
-/// too.
+/// Directories that runs write to. The region does not use them, but it creates them, so that they are private.
 const LOGS: &str = "logs";
 const LOCKS: &str = "locks";
 
@@ -178,12 +183,24 @@ pub struct RegionStore {
 /// A region under its lock.
 pub struct LockedRegion {
     store: RegionStore,
-    _lock: File,
+    _lock: FileLock,
 }
 impl Deref for LockedRegion {
     type Target = RegionStore;
     fn deref(&self) -> &RegionStore {
         &self.store
+    }
+}
+
+/// Returns what the user can do about a region that cannot be opened.
+fn region_hint(dir: &Path, kind: ErrorKind) -> String {
+    let is_file = |path: &&Path| fs::metadata(path).is_ok_and(|found| !found.is_dir());
+    match dir.ancestors().find(is_file) {
+        Some(file) => format!("{} is a file, not a directory; pass another --region-dir.", file.display()),
+        None if kind == ErrorKind::StorageFull => {
+            "Free some space on that disk, or pass another --region-dir.".to_owned()
+        }
+        None => "Run oven as root, or pass a --region-dir that you can write to.".to_owned(),
     }
 }
 
@@ -204,10 +221,11 @@ impl RegionStore {
             use ErrorKind::{
                 AlreadyExists, NotADirectory, PermissionDenied, ReadOnlyFilesystem, StorageFull,
             };
-            if let Some(PermissionDenied | ReadOnlyFilesystem | NotADirectory | AlreadyExists | StorageFull) =
-                io
+            if let Some(
+                kind @ (PermissionDenied | ReadOnlyFilesystem | NotADirectory | AlreadyExists | StorageFull),
+            ) = io
             {
-                let hint = "Run oven as root, or use a directory of your own: --region-dir DIR.";
+                let hint = region_hint(dir, kind);
                 return Kind::Machine.failure(format!("{error:#}")).hint(hint).into();
             }
             error
@@ -221,7 +239,7 @@ impl RegionStore {
         }
         let path = self.dir.join("region.json");
         let Some(text) = read_if_exists(&path)? else {
-            // Two processes that start at once write the same.
+            // If two processes start at the same time, both write the same content.
             return temp_file::write_atomically(
                 &path,
                 &serde_json::to_vec(&Format { format: FORMAT })?,
@@ -231,7 +249,11 @@ impl RegionStore {
         let found: Format =
             serde_json::from_slice(&text).with_context(|| format!("reading {}", path.display()))?;
         if found.format > FORMAT {
-            let text = format!("{} has format {}, made by a newer oven", self.dir.display(), found.format);
+            let text = format!(
+                "the region {} has the format {}, which a newer oven made",
+                self.dir.display(),
+                found.format
+            );
             return Err(Kind::Machine
                 .failure(text)
                 .hint("Use a newer oven, or another --region-dir.")
@@ -267,22 +289,22 @@ impl RegionStore {
         self.dir.join(DOCUMENTS).join(format!("{id}.json"))
     }
 
-    /// A record, if there is one.
+    /// Returns a record, if there is one.
     pub fn find<R: RegionRecord>(&self, id: &str) -> Result<Option<R>> {
-        // Ids come from users, and become paths here.
+        // The id is checked, because it may come from a user and becomes a path here.
         if !is_id(R::PREFIX, id) {
             return Err(not_found_error(&format!("{}.Malformed", R::INVALID), format!("Invalid id: {id:?}")));
         }
         let path = self.record::<R>(id);
         let Some(text) = read_if_exists(&path)? else { return Ok(None) };
         let record = serde_json::from_slice(&text).map_err(|error| {
-            let hint = "Another program than oven changed it. If you delete it, its resource is lost.";
+            let hint = "Another program changed this file. If you delete it, the resource that it describes is lost.";
             Kind::Cloud.failure(format!("{} is not a valid record: {error}", path.display())).hint(hint)
         })?;
         Ok(Some(record))
     }
 
-    /// A record; fails if it does not exist.
+    /// Returns a record. Fails if it does not exist.
     pub fn get<R: RegionRecord>(&self, id: &str) -> Result<R> {
         self.find(id)?.ok_or_else(|| {
             let text = format!("'{id}' does not exist in the local region {}", self.dir.display());
@@ -290,7 +312,7 @@ impl RegionStore {
         })
     }
 
-    /// All resources of a kind, oldest first.
+    /// Returns all resources of a kind, oldest first.
     pub fn list<R: RegionRecord>(&self) -> Result<Vec<R>> {
         let dir = self.dir_of::<R>();
         let mut records = Vec::new();
@@ -306,7 +328,7 @@ impl RegionStore {
         Ok(records)
     }
 
-    /// Resources of a kind that have a tag with this value, oldest first.
+    /// Returns the resources of a kind that have a tag with this value, oldest first.
     pub fn tagged<R: RegionRecord>(&self, key: &str, value: &str) -> Result<Vec<R>> {
         let mut records = self.list::<R>()?;
         records.retain(|r| r.tags().get(key).is_some_and(|found| found == value));
@@ -319,7 +341,7 @@ impl RegionStore {
         serde_json::from_slice(&text).with_context(|| format!("reading {}", path.display()))
     }
 
-    /// The state of an image. It is failed if its snapshot is gone.
+    /// Returns the state of an image. An image without its snapshot has failed.
     pub fn state(&self, image: &ImageRecord) -> ImageState {
         if self.why_failed(image).is_some() {
             ImageState::Failed
@@ -336,11 +358,12 @@ impl RegionStore {
         image
             .failed
             .clone()
-            .or_else(|| (!snapshot_exists).then(|| format!("its snapshot {} is gone", image.snapshot)))
+            .or_else(|| (!snapshot_exists).then(|| format!("its snapshot {} is missing", image.snapshot)))
     }
 
-    /// Runs `work` under the region's lock, on another thread: syncing may be slow. If the future is dropped while it
-    /// waits for the lock, nothing happens; later, `work` is completed under the lock, before any cleaning up.
+    /// Runs `work` under the region's lock. It runs on another thread, because syncing may be slow. If the future is
+    /// dropped while it waits for the lock, `work` does not run. If it is dropped later, `work` is still completed
+    /// under the lock. A clean-up needs the lock as well, so it runs after `work`.
     pub async fn locked<T: Send + 'static>(
         &self,
         work: impl FnOnce(&LockedRegion) -> Result<T> + Send + 'static,
@@ -351,28 +374,22 @@ impl RegionStore {
 
     async fn lock(&self) -> Result<LockedRegion> {
         let path = self.dir.join("lock");
-        // It is opened each time: the lock belongs to the open file, so that tasks of one process exclude each other.
+        // The file is opened for each lock. A lock belongs to an open file, so this excludes other tasks of this
+        // process as well.
         let mut options = File::options();
-        // Whoever may open it may lock it.
+        // The file is private, because everybody who can open a file can lock it.
         options.create(true).truncate(false).write(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
         let file = options.open(&path).with_context(|| format!("opening {}", path.display()))?;
         let what = format!("the lock of the local region ({})", path.display());
-        poll_until(&what, &LOCK_WAIT, async || {
-            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => Ok(PollAnswer::Ready(())),
-                Err(Errno::WOULDBLOCK | Errno::INTR) => {
-                    Ok(PollAnswer::NotYet("held by another process".into()))
-                }
-                Err(e) => Err(e).with_context(|| format!("locking {}", path.display())),
-            }
-        })
-        .await?;
-        Ok(LockedRegion { store: self.clone(), _lock: file })
+        let locking = format!("locking {}", path.display());
+        let lock = FileLock::poll(file, LockMode::Exclusive, &LOCK_WAIT, &what, &locking).await?;
+        Ok(LockedRegion { store: self.clone(), _lock: lock })
     }
 }
 
 impl LockedRegion {
-    /// Writes a record to a temporary file and renames it. With `durable` it is synced when this returns.
+    /// Writes a record to a temporary file, and renames the file. With `durable`, the record is synced when this
+    /// returns.
     pub fn write<R: RegionRecord>(&self, record: &R, durable: bool) -> Result<()> {
         temp_file::write_atomically(
             &self.record::<R>(record.id()),
@@ -382,7 +399,8 @@ impl LockedRegion {
         if durable { sync_dir(&self.dir_of::<R>()) } else { Ok(()) }
     }
 
-    /// Removes data and record. The record goes last: while it exists, the removal can be tried again.
+    /// Removes the data and the record of a resource. The record is removed last. As long as it exists, the removal can
+    /// be repeated.
     pub fn remove<R: RegionRecord>(&self, id: &str) -> Result<()> {
         for part in EXTENSIONS {
             remove_if_there(&self.part::<R>(id, part))?;
@@ -398,13 +416,14 @@ impl LockedRegion {
     /// Removes an image. Its snapshot is not deleted, as on EC2.
     pub fn deregister(&self, id: &ImageId) -> Result<()> {
         self.get::<ImageRecord>(&id.0)?;
-        // The record goes first: documents without it are garbage, which `tidy` removes.
+        // The record is removed first. Documents without a record are garbage, which `tidy` removes.
         self.remove::<ImageRecord>(&id.0)?;
         remove_if_there(&self.documents_of(id))
     }
 
-    /// Removes files without a record: a process was killed between writing data and record. The lock excludes other
-    /// processes between the two; a temporary file that is being written is locked by its writer.
+    /// Removes files without a record. Such a file remains if a process was killed after it wrote the data and before
+    /// it wrote the record. No process can be between these two steps now, because this process holds the region's
+    /// lock. A temporary file is not removed while its writer locks it.
     pub fn tidy(&self) -> Result<()> {
         for (dir, documents) in
             [(SnapshotRecord::DIR, false), (VolumeRecord::DIR, false), (ImageRecord::DIR, false)]
@@ -438,15 +457,9 @@ impl LockedRegion {
     }
 }
 
-/// Whether a record exists: see [`read_if_exists`].
+/// Returns whether a record exists. An empty file does not count: see [`read_if_exists`].
 fn has_record(path: &Path) -> bool {
     path.metadata().is_ok_and(|metadata| metadata.len() > 0)
-}
-
-/// Whether no process has locked this file: no copy is under way, and no volume attached.
-fn is_unlocked(path: &Path) -> bool {
-    File::open(path)
-        .is_ok_and(|file| rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok())
 }
 
 /// The content of a file. An empty file counts as absent: its name survived a power failure, and its content did not.
@@ -467,7 +480,7 @@ pub fn remove_if_there(path: &Path) -> Result<()> {
     }
 }
 
-/// Syncs a directory, so that names in it survive a power failure.
+/// Syncs a directory, so that the names in it survive a power failure.
 pub fn sync_dir(dir: &Path) -> Result<()> {
     File::open(dir).and_then(|dir| dir.sync_all()).with_context(|| format!("syncing {}", dir.display()))
 }
@@ -477,15 +490,15 @@ pub fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as u64)
 }
 
-/// The creation time of a new resource: later than that of all others, so that "the newest" is unique whatever the
-/// clock did.
+/// Returns the creation time of a new resource. It is later than the times of all `others`, so that there is only one
+/// newest resource even if the clock was set back.
 pub fn created_after<R: RegionRecord>(others: &[R]) -> String {
     let newest = others.iter().filter_map(|r| millis(r.created())).max();
     let time = newest.map_or_else(now, |newest| now().max(newest + 1));
     humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(time)).to_string()
 }
 
-/// A creation time as milliseconds since 1970.
+/// Converts a creation time to milliseconds since 1970.
 pub fn millis(created: &str) -> Option<u64> {
     let time = humantime::parse_rfc3339(created).ok()?;
     time.duration_since(UNIX_EPOCH).ok().map(|time| time.as_millis() as u64)

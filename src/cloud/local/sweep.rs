@@ -58,7 +58,7 @@ impl Region {
             }
             for snapshot in region.list::<SnapshotRecord>()? {
                 if snapshot.written.as_ref().is_some_and(|written| written.sealed.is_some()) {
-                    // A process was killed between the last two steps of completing it.
+                    // A process completed the snapshot and was killed before it removed this file.
                     remove_if_there(&region.part::<SnapshotRecord>(&snapshot.id.0, PARENT))?;
                 }
                 if let (Some(run), false) = (snapshot.tags.get(tag::RUN), used.contains(&snapshot.id)) {

@@ -1,42 +1,41 @@
 //! The volumes of a region: sparse files that are attached as loop devices.
 
-use super::records::{RegionStore, SnapshotRecord, VolumeRecord, created_after, now, sync_dir};
+use super::records::{MAX_GIB, RegionStore, SnapshotRecord, VolumeRecord, created_after, now, sync_dir};
 use super::{PENDING_POLL, Region};
 use crate::cloud::ec2_rules::{check_tags, ec2_error, new_id};
 use crate::cloud::{Tags, VolumeSpec, Volumes, tag};
 use crate::device::Device;
 use crate::ids::{RunId, SnapshotId, VolumeId};
+use crate::sys::lock::try_lock_until_closed;
 use crate::sys::poll::{PollAnswer, PollPolicy, poll_until};
 use crate::sys::tasks;
 use crate::sys::temp_file;
 use crate::sys::{loop_device, sparse_copy};
 use anyhow::{Context, Result};
 use async_trait::async_trait;
-use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
-/// A loop device closes its file with its own last descriptor, which another program's probe may hold for some
-/// milliseconds.
+/// How long the file of a detached volume may remain locked. A loop device closes its file when the last descriptor of
+/// the device is closed, and another program's probe may have one open for some milliseconds.
 const BUSY_WAIT: PollPolicy = PollPolicy::local(Duration::from_secs(1)).of_region();
-/// Enough for a mount namespace that ends with its processes, or a disk that has to write first. It is shorter than the
-/// wait that a user who pressed Ctrl-C is promised.
+/// How long a volume that is to be deleted may remain attached. This is enough for a mount namespace that ends with its
+/// processes, or for a disk that has to write its data first. It is shorter than the time in which oven ends after
+/// Ctrl-C.
 const RELEASE_WAIT: PollPolicy = PollPolicy::local(Duration::from_secs(5)).of_region();
 
-/// Locks a volume's file: then it is not attached, and cannot be. `None`: it is attached.
+/// Locks a volume's file. While the file is locked, the volume cannot be attached. Returns `None` if the volume is
+/// attached.
 fn lock(store: &RegionStore, id: &VolumeId) -> Result<Option<File>> {
     let path = store.data::<VolumeRecord>(&id.0);
     let file = match File::options().read(true).write(true).open(&path) {
         Ok(file) => file,
         Err(e) => return Err(e).with_context(|| format!("opening {}", path.display())),
     };
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Some(file)),
-        Err(Errno::WOULDBLOCK | Errno::INTR) => Ok(None),
-        Err(e) => Err(e).with_context(|| format!("locking {}", path.display())),
-    }
+    let locked = try_lock_until_closed(&file).with_context(|| format!("locking {}", path.display()))?;
+    Ok(locked.then_some(file))
 }
 
 fn in_use_error(store: &RegionStore, id: &VolumeId) -> anyhow::Error {
@@ -48,7 +47,7 @@ fn in_use_error(store: &RegionStore, id: &VolumeId) -> anyhow::Error {
 /// Deletes a volume. Returns false if it is attached.
 fn delete_if_detached(region: &super::LockedRegion, id: &VolumeId) -> Result<bool> {
     let gone = !region.data::<VolumeRecord>(&id.0).exists();
-    // The descriptor outlives the lock: closing the last descriptor of a file frees its blocks, which takes time.
+    // The file remains locked until the volume is removed, so that nobody attaches the volume meanwhile.
     let file = if gone { None } else { lock(region, id)? };
     if !gone && file.is_none() {
         return Ok(false);
@@ -58,7 +57,7 @@ fn delete_if_detached(region: &super::LockedRegion, id: &VolumeId) -> Result<boo
 }
 
 impl Region {
-    /// Deletes a volume; fails if it is attached.
+    /// Deletes a volume. Fails if it is attached.
     pub async fn delete_volume(&self, id: &VolumeId) -> Result<()> {
         let wanted = id.clone();
         let delete = move |region: &super::LockedRegion| {
@@ -68,15 +67,14 @@ impl Region {
         if self.store().locked(delete).await? { Ok(()) } else { Err(in_use_error(self.store(), id)) }
     }
 
-    /// Opens a volume's data for a disk of another kind: the volume counts as attached, and is locked, as long as the
-    /// file is open.
+    /// Opens and locks the data of a volume. The volume counts as attached as long as the file is open.
     pub async fn hold(&self, volume: &VolumeId) -> Result<File> {
         self.wait_until_available(volume).await?;
         let Some(file) = self.lock_when_free(volume).await? else {
             return Err(in_use_error(self.store(), volume));
         };
         if file.metadata()?.nlink() == 0 {
-            // It was deleted between opening and locking.
+            // The volume was deleted before its file was locked. This returns the error.
             self.store().get::<VolumeRecord>(&volume.0)?;
         }
         self.own_file(volume, file).await
@@ -92,7 +90,8 @@ impl Region {
         .await
     }
 
-    /// Takes a snapshot of a volume as it is now. `free` is its locked file, if nobody else uses it.
+    /// Takes a snapshot of the current content of a volume. `free` is the volume's locked file; `None` if the volume is
+    /// attached.
     async fn snapshot_of(
         &self,
         VolumeRecord { id: volume, size_gib, .. }: VolumeRecord,
@@ -115,8 +114,8 @@ impl Region {
             written: None,
         };
         let dir = self.store().dir_of::<SnapshotRecord>();
-        // A volume that nobody writes to shares its file with the snapshot: nothing is copied or written twice. It gets
-        // its own file when it is attached again (`own_file`), which most never are.
+        // If nobody writes to the volume, the snapshot shares the volume's file, and nothing is copied. The volume gets
+        // a separate file when it is attached again (`own_file`). Most volumes are never attached again.
         let data = tasks::run(move |stop| {
             let open = || File::open(&path).with_context(|| format!("opening {}", path.display()));
             let data = match free {
@@ -142,15 +141,15 @@ impl Region {
         self.completed(&id).await
     }
 
-    /// Takes a snapshot of a volume that may remain attached: does not wait for it.
+    /// Takes a snapshot of a volume that may be attached. Does not wait until it is detached.
     pub async fn snapshot_attached(&self, volume: &VolumeId, run: &RunId, tags: &Tags) -> Result<SnapshotId> {
         let record = self.wait_until_available(volume).await?;
         let free = lock(self.store(), volume)?;
         self.snapshot_of(record, run, tags, free).await
     }
 
-    /// Gives a volume its own file: a snapshot may share the file of its volume ([`Region::snapshot`]), which must not
-    /// be written to then.
+    /// Gives a volume a separate file if a snapshot shares its file ([`Region::snapshot`]), because a snapshot's file
+    /// must not be written to.
     pub(crate) async fn own_file(&self, id: &VolumeId, file: File) -> Result<File> {
         let metadata = file.metadata()?;
         if metadata.nlink() < 2 {
@@ -159,9 +158,11 @@ impl Region {
         let (dir, path) = (self.store().dir_of::<VolumeRecord>(), self.store().data::<VolumeRecord>(&id.0));
         let source = file.try_clone()?;
         let copied = tasks::run(move |stop| sparse_copy::copy(&source, metadata.len(), &dir, stop)).await?;
-        // The old file's lock is held until the new one is locked: nobody attaches in between.
+        // The old file remains locked until the new one is locked, so that nobody attaches the volume in between.
         let own = copied.file().try_clone()?;
-        rustix::fs::flock(&own, FlockOperation::NonBlockingLockExclusive).context("locking a copy")?;
+        if !try_lock_until_closed(&own).context("locking a copy")? {
+            return Err(Errno::WOULDBLOCK).context("locking a copy");
+        }
         self.store().locked(move |_| copied.replace(&path)).await?;
         Ok(own)
     }
@@ -200,9 +201,9 @@ impl Volumes for Region {
         let tags = with_run_tag(&spec.tags, &spec.run)?;
         let snapshot: SnapshotRecord = self.store().get(&spec.snapshot.0)?;
         self.store().ensure_completed(&snapshot)?;
-        if spec.size_gib < snapshot.size_gib || spec.size_gib > 16384 {
+        if spec.size_gib < snapshot.size_gib || spec.size_gib > MAX_GIB {
             let text = format!(
-                "the volume has {} GiB; the snapshot {} has {} GiB, and at most 16384 GiB are allowed",
+                "the volume has {} GiB; the snapshot {} has {} GiB, and at most {MAX_GIB} GiB are allowed",
                 spec.size_gib, snapshot.id, snapshot.size_gib
             );
             return Err(ec2_error("InvalidParameterValue", text));
@@ -222,7 +223,7 @@ impl Volumes for Region {
         let id = record.id.clone();
         let create = move |region: &super::LockedRegion| {
             data.link(&region.data::<VolumeRecord>(&record.id.0))?;
-            // The volume is scratch: it need not survive a power failure.
+            // The volume need not survive a power failure, because it is only used during the bake.
             region.write(&record, false)
         };
         self.store().locked(create).await?;
@@ -232,8 +233,8 @@ impl Volumes for Region {
 
     async fn attach(&self, volume: &VolumeId) -> Result<Device> {
         let file = self.hold(volume).await?;
-        // The loop device takes over this open file with its lock: the volume is attached for exactly as long as the
-        // device is bound, whichever process is killed.
+        // The loop device takes over this open file and its lock. So the volume is attached exactly as long as the
+        // device is bound, even if a process is killed.
         loop_device::attach(&file, &volume.0).with_context(|| format!("attaching {volume}"))
     }
 
@@ -265,7 +266,8 @@ impl Volumes for Region {
 
     async fn ensure_no_volumes(&self, run: &RunId) -> Result<()> {
         let mut first = None;
-        // The lock is taken even if there is nothing: a volume may just be being created under the lock.
+        // The region's lock is taken even if no volume is visible yet, because another task may be creating one under
+        // the lock.
         let run = run.clone();
         let list = move |region: &super::LockedRegion| region.tagged::<VolumeRecord>(tag::RUN, &run.0);
         for volume in self.store().locked(list).await? {

@@ -1,12 +1,10 @@
 //! `[disk]` and `[image]`.
 
+use crate::cloud::ec2_rules::MAX_VOLUME_GIB;
 use crate::config::key_table::Condition::{Absent, Is, Present, Within};
 use crate::config::key_table::{
     ANY_TEXT, DefaultValue, KEY, KeyRule, Literal, Section, TextRule, TomlKey, ValueType,
 };
-
-/// EBS's largest volume.
-pub(crate) const MAX_GIB: u64 = 65536;
 
 /// What a TPM needs (EC2 user guide, NitroTPM), and the only one of arm64.
 pub const UEFI: &str = "uefi";
@@ -44,7 +42,7 @@ pub(crate) static DISK: Section = Section {
     keys: &[
         TomlKey {
             name: "size_gib",
-            value: ValueType::Integer { least: 1, most: MAX_GIB, unit: "GiB" },
+            value: ValueType::Integer { least: 1, most: MAX_VOLUME_GIB, unit: "GiB" },
             default: FROM_BASE,
             doc: "The size in GiB. If the disk is larger than the base's, partition and file system grow with it. It \
                   cannot be smaller.",

@@ -8,8 +8,9 @@ mod steps;
 pub use attributes::{DEFAULT_TYPE, UEFI};
 pub(crate) use attributes::{DISK, VOLUME_TYPES};
 
-use super::validate::{MAX_DESCRIPTION, MAX_NAME, MAX_TAG_KEY, MAX_TAG_VALUE, MAX_USER_TAGS};
+use super::validate::{MAX_NAME, MAX_USER_TAGS};
 use super::vars::RESERVED;
+use crate::cloud::ec2_rules::{IMAGE_NAME_LENGTH, MAX_DESCRIPTION, MAX_TAG_KEY, MAX_TAG_VALUE};
 use crate::cloud::tag;
 use crate::config::key_table::{
     ANY_TEXT, ArrayRule, DefaultValue, KEY, KeyRule, Literal, NO, Section, TextRule, TomlKey, UserTable,
@@ -225,7 +226,7 @@ static FROM: Section = Section {
             value: ValueType::Text(TextRule {
                 pattern: r"^[A-Za-z0-9 ()\[\]./'@_*?-]+$",
                 never: "^ *$",
-                most: 128,
+                most: IMAGE_NAME_LENGTH.1,
                 ..ANY_TEXT
             }),
             expected: "an image's name, which may have `*` and `?`",

@@ -37,7 +37,7 @@ fn tree() -> tempfile::TempDir {
     symlink("nowhere", top.path().join("web/dangling")).unwrap();
     symlink("../outside", top.path().join("web/away")).unwrap();
     symlink("../outside/script", top.path().join("web/linked.sh")).unwrap();
-    nix::unistd::mkfifo(&top.path().join("web/pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    rustix::fs::mkfifoat(rustix::fs::CWD, top.path().join("web/pipe"), rustix::fs::Mode::RWXU).unwrap();
     top
 }
 

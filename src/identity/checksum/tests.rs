@@ -1,4 +1,5 @@
 use super::*;
+use rustix::fs::{CWD, Mode};
 use std::os::unix::fs::symlink;
 
 fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
@@ -102,7 +103,7 @@ fn files_that_cannot_count_are_named() {
     std::fs::write(top.path().join("hidden/.a"), "").unwrap();
     symlink("nowhere", top.path().join("dangling/link")).unwrap();
     symlink("link", top.path().join("loop/link")).unwrap();
-    nix::unistd::mkfifo(&top.path().join("pipe/fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    rustix::fs::mkfifoat(CWD, top.path().join("pipe/fifo"), Mode::RWXU).unwrap();
     let _socket = std::os::unix::net::UnixListener::bind(top.path().join("socket/listen")).unwrap();
     symlink("/dev/null", top.path().join("null/device")).unwrap();
     let cases = [
@@ -126,7 +127,7 @@ fn files_that_cannot_count_are_named() {
 fn a_file_that_turns_into_a_fifo_does_not_block() {
     let top = tree(&[]);
     let fifo = top.path().join("fifo");
-    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    rustix::fs::mkfifoat(CWD, &fifo, Mode::RWXU).unwrap();
     let error = file_sha1(&fifo).unwrap_err().to_string();
     assert!(error.ends_with("is a FIFO: only regular files can be part of the checksum"), "{error}");
 }

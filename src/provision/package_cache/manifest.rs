@@ -1,12 +1,13 @@
 //! The content of a cache's directory: all objects by path, and the digests of files.
 
+use crate::sys::lock::lock_mutex;
 use anyhow::{Context, Result, bail};
 use rustix::fs::{CWD, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File, Metadata};
+use std::fs::{self, File, Metadata, Permissions};
 use std::io::Read;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// The size of one read in bytes.
@@ -172,7 +173,7 @@ fn digests(dir: &Path, files: Vec<String>) -> Result<Vec<(String, String)>> {
     let work = || -> Result<Vec<(String, String)>> {
         let (mut done, mut buffer) = (Vec::new(), vec![0; BUFFER_BYTES]);
         loop {
-            let next = queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner).pop();
+            let next = lock_mutex(&queue).pop();
             let Some((_, path)) = next else { return Ok(done) };
             let digest = digest(&dir.join(&path), &mut buffer)?;
             done.push((path, digest));
@@ -218,7 +219,7 @@ pub fn create_tree(to: &Path, tree: &CacheTree, put: &dyn Fn(&str, &Path) -> Res
             CacheEntry::Directory { mode, uid, gid } => {
                 fs::create_dir(&at).with_context(making)?;
                 std::os::unix::fs::chown(&at, Some(*uid), Some(*gid)).with_context(making)?;
-                rustix::fs::chmod(&at, Mode::from_raw_mode(*mode)).with_context(making)?;
+                fs::set_permissions(&at, Permissions::from_mode(*mode)).with_context(making)?;
             }
             CacheEntry::File { .. } => put(path, &at).with_context(making)?,
             CacheEntry::Link(target) => std::os::unix::fs::symlink(target, &at).with_context(making)?,

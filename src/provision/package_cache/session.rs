@@ -4,14 +4,14 @@ use super::manifest;
 use super::manifest::{CacheChanges, CacheEntry, CacheTree};
 use super::store::{CacheGeneration, CacheStore, Index, remove, total_bytes};
 use super::store::{LOCK, lock_file};
+use crate::sys::lock::{FileLock, LockMode};
 use anyhow::{Context, Result, bail};
-use nix::fcntl::Flock;
-use nix::fcntl::FlockArg;
 use oven_distro::Cache;
 use oven_distro::Holds;
 use rustix::fs::{CWD, FileType, Mode};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -45,7 +45,7 @@ pub struct CacheSession {
     /// The number of cached bytes that were found, and the number of damaged objects.
     pub found: (u64, usize),
     dir: PathBuf,
-    _lock: Flock<File>,
+    _lock: FileLock,
 }
 
 impl CacheSession {
@@ -64,7 +64,7 @@ impl CacheSession {
         store.sweep();
         fs::create_dir_all(&key).with_context(|| format!("making {}", key.display()))?;
         let dir = store.work(&store_lock)?.keep();
-        let lock = lock_file(&dir.join(LOCK), FlockArg::LockExclusive)?;
+        let lock = lock_file(&dir.join(LOCK), LockMode::Exclusive)?;
         let base = CacheGeneration::newest(&key, caches.len())?;
         drop(store_lock);
         let holds: Vec<_> = caches.iter().map(|cache| cache.holds).collect();
@@ -343,7 +343,7 @@ fn copy(from: &Path, to: &Path, entry: &CacheEntry) -> Result<()> {
     let mut file = File::options().write(true).create_new(true).open(to)?;
     std::io::copy(&mut manifest::open(from)?, &mut file)?;
     std::os::unix::fs::fchown(&file, Some(*uid), Some(*gid))?;
-    rustix::fs::fchmod(&file, Mode::from_raw_mode(*mode))?;
+    file.set_permissions(Permissions::from_mode(*mode))?;
     let seconds = u64::try_from(modified.0).unwrap_or(0);
     file.set_modified(UNIX_EPOCH + std::time::Duration::new(seconds, modified.1.try_into().unwrap_or(0)))?;
     Ok(())

@@ -8,13 +8,14 @@
 use super::manifest;
 use super::manifest::{CacheEntry, CacheTree};
 use crate::image::tree::ImageTree;
+use crate::sys::lock::{FileLock, LockMode};
 use anyhow::{Context, Result};
-use nix::fcntl::{Flock, FlockArg};
 use rustix::fs::{CWD, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::{self, BufReader, BufWriter, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use tempfile::TempDir;
@@ -61,7 +62,7 @@ pub struct Index {
 pub struct CacheGeneration {
     pub dir: PathBuf,
     pub index: Index,
-    _lock: Flock<File>,
+    _lock: FileLock,
 }
 
 impl CacheStore {
@@ -80,17 +81,17 @@ impl CacheStore {
 
     /// Creates a working directory. The caller must lock it before the store is unlocked; otherwise another bake may
     /// remove it.
-    pub fn work(&self, _store_lock: &Flock<File>) -> Result<TempDir> {
+    pub fn work(&self, _store_lock: &FileLock) -> Result<TempDir> {
         let dir = tempfile::Builder::new().prefix(WORK).tempdir_in(&self.dir);
         dir.with_context(|| format!("making a directory in {}", self.dir.display()))
     }
 
     /// Locks the store. The lock is held only for moments, to read the store and to publish.
-    pub fn lock(&self) -> Result<Flock<File>> {
+    pub fn lock(&self) -> Result<FileLock> {
         fs::create_dir_all(&self.dir).with_context(|| format!("making {}", self.dir.display()))?;
-        rustix::fs::chmod(&self.dir, Mode::RWXU)
+        fs::set_permissions(&self.dir, Permissions::from_mode(0o700))
             .with_context(|| format!("restricting the access to {}", self.dir.display()))?;
-        lock_file(&self.dir.join(LOCK), FlockArg::LockExclusive)
+        lock_file(&self.dir.join(LOCK), LockMode::Exclusive)
     }
 
     /// Removes the working directories of killed bakes. A directory that cannot be removed remains until the next
@@ -163,7 +164,7 @@ impl CacheGeneration {
         let Some(index) = Index::read(&dir).filter(|index| index.trees.len() == caches) else {
             return Ok(None);
         };
-        let lock = lock_file(&dir.join(INDEX), FlockArg::LockShared)?;
+        let lock = lock_file(&dir.join(INDEX), LockMode::Shared)?;
         lock.set_modified(SystemTime::now()).with_context(|| format!("touching {}", dir.display()))?;
         Ok(Some(Self { dir, index, _lock: lock }))
     }
@@ -184,7 +185,7 @@ impl CacheGeneration {
             manifest::create_tree(&part.join(cache.to_string()), tree, &put)?;
         }
         let writing = || format!("writing an index in {}", key.display());
-        let lock = lock_file(&part.join(INDEX), FlockArg::LockShared)?;
+        let lock = lock_file(&part.join(INDEX), LockMode::Shared)?;
         let mut writer = BufWriter::new(&*lock);
         serde_json::to_writer(&mut writer, &index).with_context(writing)?;
         writer.flush().with_context(writing)?;
@@ -224,18 +225,17 @@ fn children(dir: &Path) -> impl Iterator<Item = (String, PathBuf)> {
     entries.filter_map(|entry| Some((entry.file_name().into_string().ok()?, entry.path())))
 }
 
-/// Locks a file until the value is dropped. The value unlocks explicitly, because closing the file is not enough: a
-/// step that is being started may have a copy of the descriptor, which would keep the lock.
-pub fn lock_file(path: &Path, how: FlockArg) -> Result<Flock<File>> {
+/// Creates a file if it is missing, and waits until it is locked.
+pub fn lock_file(path: &Path, mode: LockMode) -> Result<FileLock> {
     let locking = || format!("locking {}", path.display());
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = rustix::fs::openat(CWD, path, flags, Mode::RUSR | Mode::WUSR).with_context(locking)?;
-    Flock::lock(File::from(file), how).map_err(|(_, errno)| errno).with_context(locking)
+    FileLock::wait(File::from(file), mode).with_context(locking)
 }
 
 /// Locks a file if nobody else has locked it.
-fn try_lock(path: &Path) -> Option<Flock<File>> {
-    Flock::lock(manifest::open(path).ok()?, FlockArg::LockExclusiveNonblock).ok()
+fn try_lock(path: &Path) -> Option<FileLock> {
+    FileLock::try_acquire(manifest::open(path).ok()?, LockMode::Exclusive).ok()?
 }
 
 #[cfg(test)]

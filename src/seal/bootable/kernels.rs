@@ -1,7 +1,6 @@
 //! Finds the kernels of an image, and the drivers with which each finds its disk.
 
 use crate::image::tree::ImageTree;
-use crate::seal::rules;
 use anyhow::{Context, Result};
 use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
@@ -85,7 +84,7 @@ pub fn find_kernels(inside: &ImageTree) -> Result<BTreeMap<String, Kernel>> {
     let mut kernels = BTreeMap::new();
     for pattern in IMAGES {
         let (before, after) = pattern.split_once('*').unwrap_or_default();
-        for (path, _) in rules::expand(inside, pattern)? {
+        for (path, _) in inside.expand(pattern)? {
             let version = path.strip_prefix(before).and_then(|rest| rest.strip_suffix(after));
             let Some(version) = version.filter(|version| is_version(version)) else { continue };
             if kernels.contains_key(version) {
@@ -108,7 +107,7 @@ fn is_version(text: &str) -> bool {
 fn find_initramfs(inside: &ImageTree, version: &str) -> Result<Option<(String, Stamp)>> {
     let mut paths: Vec<_> = INITRAMFS.iter().map(|pattern| pattern.replace('*', version)).collect();
     for top in ENTRIES {
-        for (dir, kind) in rules::expand(inside, &format!("{top}/*"))? {
+        for (dir, kind) in inside.expand(&format!("{top}/*"))? {
             if kind == FileType::Directory {
                 paths.extend(["initrd", "initramfs.img"].map(|name| format!("{dir}/{version}/{name}")));
             }

@@ -1,7 +1,8 @@
 //! Checks that an instance can boot after a bake changed kernels or boot loader files.
 //!
 //! Only changed files are checked, but each of them completely. So an unusual base that boots is not rejected. Texts
-//! must name the image's own disk (`device_names.rs`). A kernel that is new, or whose initramfs is new, must find its root
+//! must name the image's own disk (`device_names.rs`). A kernel that is new, or whose initramfs is new, must find its
+//! root
 //! disk by itself: nvme must be built in or in the initramfs. ena is needed only after the root is mounted, so it may
 //! also be a module of the root file system.
 
@@ -10,12 +11,12 @@ mod kernels;
 #[cfg(test)]
 mod tests;
 
-use super::rules;
 use crate::error::Kind;
 use crate::image::tree::ImageTree;
 use crate::provision::context::MountedImage;
 use crate::report::Report;
 use crate::sys::tasks::run_to_end;
+use crate::text::list_first;
 use anyhow::{Context, Result};
 use device_names::DiskNames;
 use kernels::{DriverSet, Kernel};
@@ -55,7 +56,7 @@ pub struct BootBaseline {
 
 impl BootBaseline {
     pub fn of(inside: &ImageTree) -> Result<Self> {
-        let doing = "reading what the base boots from";
+        let doing = "reading the boot files of the base";
         let texts = texts(inside).context(doing)?.into_iter().map(|(path, _, text)| (path, text)).collect();
         Ok(Self { texts, kernels: kernels::find_kernels(inside).context(doing)? })
     }
@@ -67,7 +68,7 @@ pub async fn check_bootable(place: &MountedImage<'_>, before: &BootBaseline, rep
     let mut found = Vec::new();
     for (path, kind, text) in texts(place.inside)? {
         if before.texts.get(&path) != Some(&text) {
-            report.detail(format!("{path} has changed: checking that it names the image's own disk"));
+            report.detail(format!("checking that {path}, which has changed, names the image's own disk"));
             let findings = device_names::lint(kind, &String::from_utf8_lossy(&text), &own);
             found.extend(
                 findings.into_iter().map(|finding| format!("{path}:{}: {}", finding.line, finding.what)),
@@ -110,7 +111,8 @@ async fn check_kernel(
                 drivers
             }
             Err(error) if error.is::<crate::formats::initramfs::UnknownFormat>() => {
-                report.warn(format!("{path}: it is {error}, so it is unknown whether nvme is in it"));
+                report
+                    .warn(format!("{path}: it is {error}, so it is unknown whether it has the nvme driver"));
                 DriverSet { nvme: true, ..built_in }
             }
             Err(error) => return Ok(vec![format!("{path}: {error:#}")]),
@@ -158,7 +160,7 @@ fn log_drivers(path: &str, built_in: DriverSet, found: DriverSet, report: &Repor
 fn texts(inside: &ImageTree) -> Result<Vec<(String, device_names::BootTextKind, Vec<u8>)>> {
     let mut all = Vec::new();
     for (pattern, kind) in TEXTS {
-        for (path, file_type) in rules::expand(inside, pattern)? {
+        for (path, file_type) in inside.expand(pattern)? {
             // A link leads to another of these files, or into /etc. The content of its target is checked.
             if matches!(file_type, FileType::RegularFile | FileType::Symlink) && is_file(inside, &path)? {
                 all.push((path.clone(), kind, inside.read(&path)?.unwrap_or_default()));
@@ -176,15 +178,15 @@ fn fail_if_any(found: &[String], own: &DiskNames) -> Result<()> {
     if found.is_empty() {
         return Ok(());
     }
-    let mut list: String = found.iter().take(NAMED_MAX).map(|finding| format!("\n    {finding}")).collect();
-    if let Some(more) = found.len().checked_sub(NAMED_MAX).filter(|more| *more > 0) {
-        list += &format!("\n    and {more} more");
-    }
-    let mut hint =
-        String::from("A package or a script of this bake wrote it. Correct it there, or in a later [[run]].");
+    let list = list_first(found, NAMED_MAX, "\n    ");
+    let mut hint = String::from(
+        "A package or a script of this bake wrote these files. Correct the script, or add a [[run]] that corrects \
+         the files.",
+    );
     let names = own.names();
     if !names.is_empty() {
         hint += &format!(" The image's own disk has {}.", names.join(", "));
     }
-    Err(Kind::Step.failure(format!("the image would not boot on an instance:{list}")).hint(hint).into())
+    let what = format!("the image would not boot on an instance:\n    {list}");
+    Err(Kind::Step.failure(what).hint(hint).into())
 }

@@ -7,11 +7,12 @@ mod tests;
 
 use super::first_boot;
 use super::rules;
-use super::rules::{is_directory, is_excluded, kind_of, read_text};
+use super::rules::is_excluded;
 use crate::error::Kind;
 use crate::image::tree::ImageTree;
 use crate::image::walk::Walk;
 use crate::provision::context::ProvisionContext;
+use crate::text::list_first;
 use anyhow::Result;
 use rustix::fs::FileType;
 use std::collections::BTreeSet;
@@ -56,7 +57,7 @@ enum Resolv {
 
 impl Resolv {
     fn of(inside: &ImageTree) -> Result<Self> {
-        Ok(match kind_of(inside, RESOLV_CONF)? {
+        Ok(match inside.kind_of(RESOLV_CONF)? {
             Some(FileType::RegularFile) => Self::File(inside.read(RESOLV_CONF)?.unwrap_or_default()),
             Some(_) => Self::Link,
             None => Self::Nothing,
@@ -73,7 +74,7 @@ struct Finding {
 
 impl LintBaseline {
     pub fn of(inside: &ImageTree, work: &ProvisionContext<'_>) -> Result<Self> {
-        let own = work.plan.shims.iter().filter(|shim| read_text(inside, &shim.path) == shim.content);
+        let own = work.plan.shims.iter().filter(|shim| inside.read_text(&shim.path) == shim.content);
         Ok(Self {
             resolv_conf: Resolv::of(inside)?,
             has_builders_resolv_conf: false,
@@ -127,17 +128,14 @@ pub fn lint(inside: &ImageTree, work: &ProvisionContext<'_>, before: &LintBaseli
     found.retain(|finding| !is_excluded(&work.image.keep, &finding.path));
     let Some(first) = found.first() else { return Ok(()) };
     let hint = format!(
-        "Remove it in a script. If every instance should have it, accept it in image.toml: [clean] keep = [\"{}\"].",
+        "Remove them in a script. If every instance should have one of them, accept it in image.toml: \
+         [clean] keep = [\"{}\"].",
         first.path
     );
-    let more = found.len().saturating_sub(NAMED_MAX);
-    let mut list: String =
-        found.iter().take(NAMED_MAX).map(|f| format!("\n    {}: {}", f.path, f.what)).collect();
-    if more > 0 {
-        list += &format!("\n    and {more} more");
-    }
+    let lines: Vec<_> = found.iter().map(|finding| format!("{}: {}", finding.path, finding.what)).collect();
+    let list = list_first(&lines, NAMED_MAX, "\n    ");
     Err(Kind::Step
-        .failure(format!("the image contains machine-specific data or leftovers of the bake:{list}"))
+        .failure(format!("the image contains machine-specific data or leftovers of the bake:\n    {list}"))
         .hint(hint)
         .into())
 }
@@ -154,7 +152,7 @@ fn machine_data(inside: &ImageTree) -> Result<Vec<Finding>> {
         add(rules::MACHINE_ID, "not an empty file");
     }
     for (pattern, what) in rules::FILES {
-        for (path, kind) in rules::expand(inside, pattern)? {
+        for (path, kind) in inside.expand(pattern)? {
             if kind != FileType::Directory {
                 add(&path, what);
             }
@@ -163,7 +161,7 @@ fn machine_data(inside: &ImageTree) -> Result<Vec<Finding>> {
     for path in first_boot::remaining_host_keys(inside)? {
         add(&path, "a private SSH host key, and nothing creates new ones at the first boot");
     }
-    if kind_of(inside, rules::SNAKEOIL)?.is_some() {
+    if inside.kind_of(rules::SNAKEOIL)?.is_some() {
         add(rules::SNAKEOIL, "a private key, and nothing creates a new one at the first boot");
     }
     for path in rules::histories(inside)? {
@@ -173,9 +171,9 @@ fn machine_data(inside: &ImageTree) -> Result<Vec<Finding>> {
         if let Some(link) = leads_elsewhere(inside, path)? {
             add(
                 &link,
-                "a symlink in place of a directory that has to be cleaned: its target was not cleaned",
+                "a symlink in place of a directory that has to be cleaned; its target was not cleaned",
             );
-        } else if is_directory(inside, path)? {
+        } else if inside.is_directory(path)? {
             inside.walk(path, &mut |path, stat| {
                 if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
                     add(path, what);
@@ -185,8 +183,8 @@ fn machine_data(inside: &ImageTree) -> Result<Vec<Finding>> {
         }
     }
     if let Some(link) = leads_elsewhere(inside, rules::LOGS)? {
-        add(&link, "a symlink in place of a directory that has to be cleaned: its target was not cleaned");
-    } else if is_directory(inside, rules::LOGS)? {
+        add(&link, "a symlink in place of a directory that has to be cleaned; its target was not cleaned");
+    } else if inside.is_directory(rules::LOGS)? {
         inside.walk(rules::LOGS, &mut |path, stat| {
             let journal = path.starts_with("/var/log/journal/");
             if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_size > 0 && !journal
@@ -225,7 +223,7 @@ fn bake_leftovers(
     let mut add =
         |path: &str, what: &str| found.push(Finding { path: path.to_owned(), what: what.to_owned() });
     for shim in &work.plan.shims {
-        if !before.own_shims.contains(&shim.path) && read_text(inside, &shim.path) == shim.content {
+        if !before.own_shims.contains(&shim.path) && inside.read_text(&shim.path) == shim.content {
             add(&shim.path, "a file that should exist only during the bake");
         }
     }
@@ -243,7 +241,7 @@ fn bake_leftovers(
         }
     }
     if before.has_builders_resolv_conf && !placed(RESOLV_CONF) {
-        add(RESOLV_CONF, "a package copied this machine's name servers there");
+        add(RESOLV_CONF, "it names this machine's name servers, which a package copied");
     }
     Ok(found)
 }
@@ -261,9 +259,9 @@ fn settings(inside: &ImageTree, needles: &[String]) -> Result<Vec<String>> {
         return Ok(found);
     }
     for pattern in SETTINGS {
-        for (path, kind) in rules::expand(inside, pattern)? {
+        for (path, kind) in inside.expand(pattern)? {
             if kind == FileType::RegularFile
-                && needles.iter().any(|needle| read_text(inside, &path).contains(needle))
+                && needles.iter().any(|needle| inside.read_text(&path).contains(needle))
             {
                 found.push(path);
             }

@@ -16,11 +16,14 @@ use std::path::Path;
 pub const PLAIN: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID.union(MountAttrFlags::MOUNT_ATTR_NODEV);
 pub const READ_ONLY: MountAttrFlags = PLAIN.union(MountAttrFlags::MOUNT_ATTR_RDONLY);
 
-/// Creates a file system that is not attached anywhere yet.
+/// Creates a file system that is not attached anywhere yet. Mount tables show its type as its source, unless `options`
+/// has a `source`.
 pub fn new_file_system(kind: &str, options: &[(&str, &str)], attributes: MountAttrFlags) -> Result<OwnedFd> {
     let mount = || -> io::Result<OwnedFd> {
         let fs = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
-        fsconfig_set_string(&fs, "source", kind)?;
+        if options.iter().all(|(key, _)| *key != "source") {
+            fsconfig_set_string(&fs, "source", kind)?;
+        }
         for (key, value) in options {
             fsconfig_set_string(&fs, *key, *value)?;
         }
@@ -91,19 +94,4 @@ pub fn open_plain(dir: impl AsFd, path: &str) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
     Ok(rustix::fs::openat2(dir, path, flags, Mode::empty(), resolve)?)
-}
-
-/// Opens a directory directly below the root as a mount point. If it is a link or a file, returns an error with its
-/// name, because the mount would be attached elsewhere.
-pub fn api_directory(root: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
-    let open = || -> io::Result<OwnedFd> {
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(rustix::fs::openat(root, name, flags, Mode::empty())?)
-    };
-    open().map_err(|error| {
-        crate::error::Kind::Step
-            .failure(format!("the image's /{name} is not a directory ({error})"))
-            .hint("A step mounts its own there. Make it a directory in the base image.")
-            .into()
-    })
 }

@@ -1,4 +1,5 @@
-//! The reference pages in docs/reference and the schemas in schema/. They are generated from the parser's tables of keys,
+//! The reference pages in docs/reference and the schemas in schema/. They are generated from the parser's tables of
+//! keys,
 //! from the table of `--json` events and from the command line. `OVEN_BLESS=1 cargo test --test pure docs` writes them;
 //! without it they are compared.
 //!
@@ -223,7 +224,8 @@ fn in_quotes(text: &[char]) -> impl Iterator<Item = usize> {
     })
 }
 
-/// The schema is never stricter than the parser: each sample is changed at random, and what the parser still accepts the
+/// The schema is never stricter than the parser: each sample is changed at random, and what the parser still accepts
+/// the
 /// schema has to accept.
 #[test]
 fn docs_schema_accepts_whatever_the_parser_accepts() {

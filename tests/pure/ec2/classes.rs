@@ -16,7 +16,8 @@ const ONCE: [&str; 7] = [
 ];
 const LOOKS: [&str; 3] = ["DescribeImages", "DescribeVolumes", "DescribeSnapshots"];
 
-/// The snapshot is pending for longer than its volume takes to be detached, a call that hangs included: nobody waits for
+/// The snapshot is pending for longer than its volume takes to be detached, a call that hangs included: nobody waits
+/// for
 /// that, and what was not sent again by then need not be.
 fn pending(options: &mut ServerOptions) {
     options.delays.snapshot = Duration::from_secs(6);
@@ -174,7 +175,7 @@ async fn terminal() {
         ("SnapshotLimitExceeded", &["SnapshotLimitExceeded", "quota", "(request "]),
         ("AMIQuotaExceeded", &["AMIQuotaExceeded", "quota", "(request "]),
         ("ResourceLimitExceeded", &["ResourceLimitExceeded", "(request "]),
-        ("PendingVerification", &["PendingVerification", "its mail", "(request "]),
+        ("PendingVerification", &["PendingVerification", "its e-mail", "(request "]),
         ("OperationNotPermitted", &["OperationNotPermitted", "(request "]),
     ];
     let mut cases = Vec::new();

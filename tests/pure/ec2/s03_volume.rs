@@ -140,7 +140,8 @@ async fn r3_6_failed_or_vanished() {
             let (ended, _) = fixture.bake().await;
             let error = ended.result.unwrap_err();
             super::case::says(&error, &[text, "KMS", "kms:CreateGrant"], "3.6");
-            // Three looks that do not show it, and a few while it is created; more the later a busy machine wakes it. At
+            // Three looks that do not show it, and a few while it is created; more the later a busy machine wakes it.
+            // At
             // its deadline there are more than fifty.
             assert!(fixture.count("DescribeVolumes") < 50, "{turn:?}: {:?}", fixture.calls());
             assert_eq!(ended.left, []);
@@ -150,7 +151,8 @@ async fn r3_6_failed_or_vanished() {
     }
 }
 
-/// Row 3.6: its token is burned, as that of one that vanished, and it only does not show yet: it is removed once it does.
+/// Row 3.6: its token is burned, as that of one that vanished, and it only does not show yet: it is removed once it
+/// does.
 #[tokio::test]
 async fn r3_6_failed_and_not_to_be_seen_yet() {
     let mut lagging = options(vec![Fault::new("CreateVolume", 1, What::Turns(Turn::Failed))]);

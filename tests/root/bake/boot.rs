@@ -115,7 +115,8 @@ fn an_initramfs_for_one_machine_fails_the_bake_and_a_generic_one_does_not() {
     assert!(new > old / 2 && new < old * 2, "the base's has {old} bytes, this one {new}");
 }
 
-/// A package whose script has an initramfs made, as a kernel's does, on a base that is set up for one machine's drivers.
+/// A package whose script has an initramfs made, as a kernel's does, on a base that is set up for one machine's
+/// drivers.
 #[test]
 fn packages_get_a_generic_initramfs_whatever_the_base_is_set_to() {
     let lab = BootLab::new(&[]);

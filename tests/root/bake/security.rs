@@ -48,7 +48,7 @@ fn a_strangers_region_is_not_used() {
     fs::remove_dir(region.join("volumes")).unwrap();
     symlink(world.path("elsewhere"), region.join("volumes")).unwrap();
     let (_, err) = world.expect(8, &["images", "list"]);
-    assert!(err.contains("volumes is not a directory, but a link or a file"), "{err}");
+    assert!(err.contains("volumes is a link or a file, not a directory"), "{err}");
     fs::remove_file(region.join("volumes")).unwrap();
     symlink(&precious, region.join("lock")).unwrap();
     let raw = world.path("raw");
@@ -121,7 +121,7 @@ fn the_id_is_written_where_a_trap_was() {
     assert!(baked.status.success(), "{}", stderr(&baked));
     let id = world.path("image/.ami_id.json");
     fs::remove_file(&id).unwrap();
-    nix::unistd::mkfifo(&id, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    rustix::fs::mkfifoat(rustix::fs::CWD, &id, rustix::fs::Mode::RWXU).unwrap();
     // A hit needs no distro.
     world.expect(0, &["bake", "image"]);
     assert!(fs::read_to_string(&id).unwrap().starts_with("{\"ami_id\": \"ami-"));

@@ -1,8 +1,8 @@
 //! A disk of this machine that takes what is written, and loses it later.
 
 use oven::disk::direct::fault::ensure_written;
+use oven::sys::namespaces::private_mounts;
 use oven_testing::ring;
-use rustix::mount::{MountPropagationFlags, mount_change};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
@@ -15,8 +15,7 @@ fn run(program: &str, args: &[&str], path: &Path) {
 
 /// A file system of 128 MiB on a disk that holds 32: mounted for this thread alone, and gone with it.
 fn promising(dir: &Path) {
-    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
-    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
+    private_mounts().unwrap();
     run("mount", &["-t", "tmpfs", "-o", "size=32m", "none"], dir);
     let (disk, place) = (dir.join("disk"), dir.join("place"));
     File::create(&disk).unwrap().set_len(128 << 20).unwrap();

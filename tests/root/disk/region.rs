@@ -1,6 +1,5 @@
 //! Volumes of a local region as real loop devices: attached, written to, killed.
 
-use nix::sched::{CloneFlags, unshare};
 use oven::cloud::local::Region;
 use oven::cloud::{BaseRef, Cloud, Image, ImageSpec, Tags, VolumeSpec, Volumes, tag};
 use oven::device::Device;
@@ -10,6 +9,7 @@ use oven::error::Kind;
 use oven::ids::{Architecture, RunId, VolumeId};
 use oven::report::Report;
 use oven::sys::loop_device;
+use oven::sys::namespaces::private_mounts;
 use oven::undo::Undo;
 use oven_testing::programs::own_test;
 use oven_testing::{pause, ring};
@@ -20,6 +20,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
+use sys_mount::Mount;
 use tempfile::TempDir;
 
 struct RegionFixture {
@@ -30,7 +31,7 @@ struct RegionFixture {
 }
 
 fn tempdir() -> TempDir {
-    assert!(nix::unistd::geteuid().is_root(), "the root ring needs root: scripts/test says how");
+    assert!(rustix::process::geteuid().is_root(), "the root ring needs root: scripts/test says how");
     tempfile::Builder::new().prefix("oven-test.").tempdir().unwrap()
 }
 
@@ -243,7 +244,7 @@ fn without_nodes_in_dev() {
     file.set_len(1 << 20).unwrap();
     let before = fs::read_dir(std::env::temp_dir()).unwrap().flatten().filter(is_oven_node).count();
     let inside = std::thread::spawn(move || {
-        private_mounts();
+        private_mounts().unwrap();
         mount_tmpfs(Path::new("/dev"), "1m");
         assert!(!Path::new("/dev/loop-control").exists());
         loop_device::attach(&file, "x").unwrap()
@@ -263,17 +264,8 @@ fn is_oven_node(entry: &fs::DirEntry) -> bool {
         && (kind.is_block_device() || kind.is_char_device())
 }
 
-/// For the calling thread, and those that it starts.
-fn private_mounts() {
-    unshare(CloneFlags::CLONE_NEWNS).unwrap();
-    let (none, private) = (None::<&str>, nix::mount::MsFlags::MS_REC | nix::mount::MsFlags::MS_PRIVATE);
-    nix::mount::mount(none, "/", none, private, none).unwrap();
-}
-
 fn mount_tmpfs(path: &Path, size: &str) {
-    let options = format!("size={size}");
-    let flags = nix::mount::MsFlags::empty();
-    nix::mount::mount(Some("tmpfs"), path, Some("tmpfs"), flags, Some(options.as_str())).unwrap();
+    Mount::builder().fstype("tmpfs").data(&format!("size={size}")).mount("tmpfs", path).unwrap();
 }
 
 #[test]
@@ -282,7 +274,7 @@ fn a_full_disk_is_named_and_nothing_is_left_on_it() {
     let dir = tempdir();
     let path = dir.path().to_owned();
     let inside = std::thread::spawn(move || {
-        private_mounts();
+        private_mounts().unwrap();
         fs::create_dir(path.join("small")).unwrap();
         mount_tmpfs(&path.join("small"), "2m");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -290,7 +282,7 @@ fn a_full_disk_is_named_and_nothing_is_left_on_it() {
             let region = Region::open(&path.join("small/region")).unwrap();
             let error = import(&region, &path).await.unwrap_err();
             let text = format!("{error:#}");
-            assert!(text.contains("/small/region/snapshots: 6 MiB are needed, 1 MiB is free"), "{text}");
+            assert!(text.contains("/small/region/snapshots: 6 MiB are needed, and 1 MiB is free"), "{text}");
             assert_eq!(Kind::of(&error), Kind::Machine);
             for kind in ["images", "snapshots"] {
                 assert_eq!(region.dir().join(kind).read_dir().unwrap().count(), 0);

@@ -7,9 +7,12 @@ use oven::sandbox;
 use oven::sandbox::egress;
 use oven::sandbox::egress::EgressFence;
 use oven::sandbox::spec::{ExitStatus, StepSpec};
+use oven::sys::namespaces;
 use oven_testing::busybox_image::spec_in;
 use oven_testing::programs::own_test;
 use oven_testing::{BusyboxImage, ring};
+use rustix::mount::{UnmountFlags, unmount};
+use rustix::thread::UnshareFlags;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -57,11 +60,11 @@ fn output(spec: &StepSpec) -> Vec<String> {
 }
 
 /// Runs in a thread with namespaces of its own.
-fn unshared<T: Send>(flags: nix::sched::CloneFlags, test: impl FnOnce() -> T + Send) -> T {
+fn unshared<T: Send>(flags: UnshareFlags, test: impl FnOnce() -> T + Send) -> T {
     let _ring = ring::shared();
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
-            nix::sched::unshare(flags).unwrap();
+            namespaces::unshare(flags).unwrap();
             test()
         });
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -134,7 +137,7 @@ fn privileged(way: &str) -> bool {
 
 #[test]
 fn no_way_leads_to_the_credentials() {
-    unshared(nix::sched::CloneFlags::CLONE_NEWNET, || {
+    unshared(UnshareFlags::NEWNET, || {
         let (image, servers) = (image(), Servers::start());
         let told = probe(&image, true, &CREDENTIALS);
         assert!(told.len() > 70, "{told:#?}");
@@ -161,7 +164,7 @@ fn no_way_leads_to_the_credentials() {
 
 #[test]
 fn with_the_flag_the_same_ways_lead_there() {
-    unshared(nix::sched::CloneFlags::CLONE_NEWNET, || {
+    unshared(UnshareFlags::NEWNET, || {
         let (image, servers) = (image(), Servers::start());
         for (way, what) in probe(&image, false, &CREDENTIALS) {
             let refused = privileged(&way);
@@ -177,7 +180,7 @@ fn all_of(addresses: &[&str]) -> BTreeSet<String> {
 
 #[test]
 fn without_the_network_there_is_no_way_at_all() {
-    unshared(nix::sched::CloneFlags::CLONE_NEWNET, || {
+    unshared(UnshareFlags::NEWNET, || {
         let (image, servers) = (image(), Servers::start());
         for fenced in [false, true] {
             let mut argv = vec!["probe", "80"];
@@ -373,19 +376,17 @@ fn what_others_hold_is_left_alone() {
 #[test]
 fn a_fenced_step_is_refused_if_it_cannot_be_fenced() {
     let image = image();
-    unshared(nix::sched::CloneFlags::CLONE_NEWNS, || {
-        use nix::mount::{MntFlags, MsFlags, mount, umount2};
-        let none: Option<&str> = None;
-        mount(none, "/", none, MsFlags::MS_PRIVATE | MsFlags::MS_REC, none).unwrap();
+    unshared(UnshareFlags::NEWNS, || {
+        namespaces::make_mounts_private().unwrap();
         let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
         for line in mounts.lines().filter(|line| line.contains(" - cgroup2 ")) {
             // Of this thread's own namespace alone.
-            umount2(line.split(' ').nth(4).unwrap(), MntFlags::MNT_DETACH).unwrap();
+            unmount(line.split(' ').nth(4).unwrap(), UnmountFlags::DETACH).unwrap();
         }
         let error = try_run(&spec(image.root(), &["sh", "-c", "true"], true), &mut |_| ()).unwrap_err();
         assert_eq!(Kind::of(&error), Kind::Machine);
         let text = format!("{error:#}");
-        assert!(text.contains("cannot be kept from the builder's credentials"), "{text}");
+        assert!(text.contains("cannot block access to the builder's credentials"), "{text}");
         assert!(text.contains("no cgroup v2 file system is mounted"), "{text}");
         assert!(hint_of(&error).unwrap().contains("`imds = true`"));
         output(&spec(image.root(), &["sh", "-c", "true"], false));

@@ -5,6 +5,7 @@ use super::{
 };
 use oven::sandbox;
 use oven::sandbox::spec::{ExitStatus, StepExit, StepSpec};
+use oven::sys::namespaces;
 use oven_testing::BusyboxImage;
 use oven_testing::busybox_image::spec_in;
 use oven_testing::programs::{own_test, write_program};
@@ -15,6 +16,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+use sys_mount::Mount;
 
 #[test]
 fn exit_codes_and_signals_are_reported() {
@@ -26,7 +28,7 @@ fn exit_codes_and_signals_are_reported() {
     assert_eq!(status(&["sh", "-c", "kill -15 $$"]).0.status.to_string(), "killed by SIGTERM");
     let (exit, lines) = status(&["no-such-program"]);
     assert_eq!(exit.status, ExitStatus::Exited(127));
-    assert_eq!(lines, ["oven: no-such-program: the image has no such program"]);
+    assert_eq!(lines, ["oven: no-such-program: the program was not found in the image"]);
     write_program(&image.path("bin/orphan"), "#!/bin/no-such-shell\n");
     let (exit, lines) = status(&["orphan"]);
     assert_eq!(exit.status, ExitStatus::Exited(126));
@@ -49,7 +51,7 @@ fn output_is_lines_in_order_and_bounded() {
         line.clone_into(&mut last);
     }));
     assert!(exit.unwrap().status.success());
-    assert_eq!(last, "(output cut: more than 64 MiB)");
+    assert_eq!(last, "(the output is longer than 64 MiB and is cut off)");
     assert!(bytes < 65 << 20, "{bytes}");
 }
 
@@ -85,7 +87,8 @@ fn what_ends_a_moment_later_is_no_daemon() {
     assert_eq!(output(&image.shell(script)), ["early", "late"]);
 }
 
-/// A step that says `up` and takes too long: how it ended, its output, and how long that took once its time was over. It
+/// A step that says `up` and takes too long: how it ended, its output, and how long that took once its time was over.
+/// It
 /// gets more time if it was ended before it said so.
 fn timed_out(spec: &StepSpec, millis: u64) -> (StepExit, Vec<String>, Duration) {
     let mut timeout = Duration::from_millis(millis);
@@ -201,10 +204,9 @@ fn the_disk_is_free_when_a_step_has_ended() {
     let place = tempfile::tempdir().unwrap();
     std::thread::scope(|scope| {
         let test = scope.spawn(|| {
-            sandbox::private_mounts().unwrap();
+            namespaces::private_mounts().unwrap();
             for turn in 0..10 {
-                let none = rustix::mount::MountFlags::empty();
-                rustix::mount::mount(&disk.node, place.path(), "ext4", none, None).unwrap();
+                Mount::builder().fstype("ext4").mount(&disk.node, place.path()).unwrap();
                 if turn == 0 {
                     copied(place.path());
                 }

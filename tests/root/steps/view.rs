@@ -1,13 +1,15 @@
-//! What a step sees: a clean machine, the network or none, a resolv.conf, the disk's nodes, and what is mounted below the root.
+//! What a step sees: a clean machine, the network or none, a resolv.conf, the disk's nodes, and what is mounted below
+//! the root.
 
 use super::{MINUTE, output, shim, try_run};
 use oven::device::DeviceNode;
 use oven::error::Kind;
-use oven::sandbox;
+use oven::sys::namespaces;
 use oven_testing::BusyboxImage;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::symlink;
+use sys_mount::Mount;
 
 #[test]
 fn a_step_sees_a_clean_machine() {
@@ -167,9 +169,8 @@ fn mounts_below_the_root_come_along() {
     // The thread's own mounts: gone with it.
     std::thread::scope(|scope| {
         let test = scope.spawn(|| {
-            sandbox::private_mounts().unwrap();
-            rustix::mount::mount("x", image.path("boot"), "tmpfs", rustix::mount::MountFlags::empty(), None)
-                .unwrap();
+            namespaces::private_mounts().unwrap();
+            Mount::builder().fstype("tmpfs").mount("x", image.path("boot")).unwrap();
             fs::write(image.path("boot/vmlinuz"), "kernel").unwrap();
             assert_eq!(output(&image.shell("cat /boot/vmlinuz; touch /boot/new")), ["kernel"]);
             assert!(image.path("boot/new").exists());

@@ -258,7 +258,8 @@ impl Ec2World {
         told.join(", ")
     }
 
-    /// How many EC2 calls there were, dry runs among them. What is looked at several times in a row counts once: how often
+    /// How many EC2 calls there were, dry runs among them. What is looked at several times in a row counts once: how
+    /// often
     /// that is depends on how busy the machine is.
     pub fn asked(&self) -> usize {
         let mut calls = self.server.calls();

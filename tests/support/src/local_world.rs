@@ -35,7 +35,7 @@ impl LocalWorld {
     }
 
     pub fn empty() -> Self {
-        assert!(nix::unistd::geteuid().is_root(), "the root ring needs root: scripts/test says how");
+        assert!(rustix::process::geteuid().is_root(), "the root ring needs root: scripts/test says how");
         Self { _ring: ring::shared(), dir: tempfile::Builder::new().prefix("oven-test.").tempdir().unwrap() }
     }
 

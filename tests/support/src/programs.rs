@@ -53,7 +53,8 @@ pub fn own_test(module: &str, name: &str) -> [String; 3] {
 
 /// Writes a program that a test runs a moment later.
 ///
-/// Another process does it. A descriptor of this one would be in every process that another test begins meanwhile, until
+/// Another process does it. A descriptor of this one would be in every process that another test begins meanwhile,
+/// until
 /// that executes its program; and what somebody has open for writing cannot be executed (ETXTBSY).
 pub fn write_program(path: &Path, text: &str) {
     let mut command = Command::new("sh");

@@ -1,13 +1,14 @@
-//! One call of EBS direct: it is sent, its error is classified as EC2's are, and it is retried where that is right. The
-//! SDK itself does not retry.
+//! Sends one call to EBS direct, classifies its error by EC2's table, and retries the call if the error's class permits
+//! it. The SDK itself does not retry.
 
 use super::rate_limit::{MAX_PER_SECOND, RateLimiter};
 use super::tokens::BlockTokens;
 use super::workers::{Worker, Workers};
 use crate::cloud::aws::ec2::Timeouts;
-use crate::cloud::aws::ec2::client::call::{ApiError, jitter};
+use crate::cloud::aws::ec2::client::call::{ApiError, Circumstances, Retries};
 use crate::cloud::aws::ec2::client::errors::{Action, ErrorClass};
 use crate::ids::SnapshotId;
+use crate::sys::lock::lock_mutex;
 use crate::trace;
 use crate::trace::Track;
 use anyhow::Result;
@@ -15,22 +16,26 @@ use aws_sdk_ebs::Client;
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 
-/// Concurrent puts: at 900 a second, each may take 70 ms. They hold 32 MiB.
+/// The maximum number of concurrent puts. With it, 900 puts a second are possible if each takes 70 ms. The blocks of
+/// these puts take 32 MiB of memory.
 const MAX_PUTS: usize = 64;
-/// Concurrent reads if EBS is slow: at 100 ms each, the figure of AWS's guide, that is EBS's limit for one second.
-/// Measured with 950 blocks of 60 to 140 ms: 1.47 s and 86 MiB; with 64 reads, 1.90 s and 64 MiB.
+/// The maximum number of concurrent reads, which is used if EBS is slow. With it, EBS's limit of reads a second is
+/// reached if each read takes 100 ms, the figure of AWS's guide. Reading 950 blocks at 60 to 140 ms each took 1.47 s
+/// and 86 MiB. With 64 concurrent reads it took 1.90 s and 64 MiB.
 pub const MAX_READS: usize = 96;
-/// Concurrent reads as long as EBS answers at once. Measured with 950 blocks on two cores, shared with the server: 0.6
-/// s, as with 64 from the start, in 66 MiB instead of up to 98.
+/// The number of concurrent reads as long as EBS answers fast. Reading 950 blocks took 0.6 s and 66 MiB, on two cores
+/// that the server used as well. With 64 concurrent reads from the start it took the same time and up to 98 MiB.
 const INITIAL_READS: usize = 24;
-/// A read that takes longer waits for EBS and not for this machine: then more are sent concurrently.
+/// A read that takes longer waits for EBS and not for this machine. Each such read raises the number of concurrent
+/// reads.
 const SLOW_READ: Duration = Duration::from_millis(50);
-/// EBS's limit for calls of one kind for one snapshot: calls under way when a second begins arrive in that second, too.
+/// EBS accepts 1000 calls of one kind for one snapshot in a second. Calls that were under way when the second began
+/// count as well.
 const _: () = assert!(MAX_PER_SECOND + MAX_PUTS <= 1000 && MAX_PER_SECOND + MAX_READS <= 1000);
 
 /// State that all threads share.
@@ -38,21 +43,23 @@ pub struct EbsState {
     pub lanes: Workers,
     pub timeouts: Timeouts,
     pub gets: Semaphore,
-    /// The number of slow reads, up to the limit.
+    /// The number of slow reads so far, up to [`MAX_READS`].
     slow_reads: AtomicUsize,
     pub puts: Semaphore,
-    /// Whether EBS ever answered: an endpoint that never did is probably wrong.
+    /// Whether EBS has answered this process. An endpoint that has never answered is probably wrong, so calls to it are
+    /// retried only for a short time.
     answered: AtomicBool,
     snapshots: Mutex<HashMap<SnapshotId, Arc<KnownSnapshot>>>,
 }
 
-/// What this process knows of a snapshot.
+/// The block tokens and rate limits of a snapshot.
 pub struct KnownSnapshot {
     pub id: SnapshotId,
     pub tokens: BlockTokens,
     pub gets: RateLimiter,
     pub puts: RateLimiter,
-    /// When this process created it, if it did: for some time it may not be visible everywhere.
+    /// When this process created the snapshot; `None` if it did not create it. A new snapshot may not be visible
+    /// everywhere for some time.
     born: Option<Instant>,
 }
 
@@ -69,8 +76,8 @@ impl EbsState {
         }
     }
 
-    /// Records how long a read took. The first reads had to connect and do not count; each slow one after them allows
-    /// one more concurrent read.
+    /// Records how long a read took. The first slow reads do not count, because they had to connect. Each later slow
+    /// read permits one more concurrent read.
     pub fn took(&self, time: Duration) {
         let increment = |slow_reads: usize| (slow_reads < MAX_READS).then_some(slow_reads + 1);
         if time > SLOW_READ
@@ -82,7 +89,7 @@ impl EbsState {
     }
 
     fn entry(&self, id: &SnapshotId, born: Option<Instant>) -> Arc<KnownSnapshot> {
-        let mut snapshots = self.snapshots.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut snapshots = lock_mutex(&self.snapshots);
         let new = || {
             let (gets, puts) = (RateLimiter::unlimited_until_refused(), RateLimiter::default());
             Arc::new(KnownSnapshot { id: id.clone(), tokens: BlockTokens::default(), gets, puts, born })
@@ -99,10 +106,10 @@ impl EbsState {
         self.entry(id, Some(Instant::now()));
     }
 
-    /// Sends a call and retries it as the error's class demands. `limiter` sets the rate of these calls.
+    /// Sends a call, and retries it if the error's class permits it. `limiter` limits the rate of the calls.
     pub async fn repeat<T, F>(
         &self,
-        lane: &Worker,
+        worker: &Worker,
         action: &'static Action,
         snapshot: &KnownSnapshot,
         limiter: Option<&RateLimiter>,
@@ -111,17 +118,17 @@ impl EbsState {
     where
         F: Future<Output = Result<T, ApiError>>,
     {
-        let (start, timeouts) = (Instant::now(), &self.timeouts);
-        let mut tries = 0u32;
-        // Calls for blocks are not traced here: there are thousands, and their callers count them.
+        // Calls for blocks have a limiter. They are not traced here, because there are thousands of them. The callers
+        // count them instead.
         let track = if limiter.is_some() { Track::default() } else { Track::here() };
         let mut span = track.span(trace::Lane::Ebs, action.name);
         span.tell("what", snapshot.id.0.as_str());
+        let mut retries = Retries::new(action, &self.timeouts, span);
         loop {
             if let Some(limiter) = limiter {
                 limiter.turn().await;
             }
-            let refused = match send(lane.client()).await {
+            let refused = match send(worker.client()).await {
                 Ok(answer) => {
                     self.answered.store(true, Ordering::Relaxed);
                     limiter.inspect(|limiter| limiter.succeeded());
@@ -132,33 +139,20 @@ impl EbsState {
             if refused.code.is_some() {
                 self.answered.store(true, Ordering::Relaxed);
             }
-            span.tell("refused", refused.code.as_deref().unwrap_or("no answer"));
+            if matches!(refused.class, ErrorClass::Throttled | ErrorClass::Paced) {
+                limiter.inspect(|limiter| limiter.refused());
+            }
+            let expired = refused.class == ErrorClass::Expired;
             let answered = self.answered.load(Ordering::Relaxed);
-            let mut pause =
-                jitter(timeouts.backoff.saturating_mul(1 << tries.min(16)).min(timeouts.backoff_longest));
-            let patience = match refused.class {
-                ErrorClass::Throttled | ErrorClass::Paced => {
-                    limiter.inspect(|limiter| limiter.refused());
-                    timeouts.throttled
-                }
-                // Credentials that never worked will not be replaced by good ones.
-                ErrorClass::Expired if tries < 3 && answered => {
-                    lane.renew();
-                    timeouts.throttled
-                }
-                ErrorClass::Lost if action.twice && answered => timeouts.outage,
-                ErrorClass::Lost if action.twice => timeouts.unreachable,
-                ErrorClass::NotYet if snapshot.born.is_some_and(|born| born.elapsed() < timeouts.visible) => {
-                    pause = pause.min(timeouts.max_poll).max(timeouts.first_poll);
-                    timeouts.visible
-                }
-                _ if tries > 0 => return Err(refused.tried(start.elapsed())),
-                _ => return Err(refused),
+            let circumstances = Circumstances {
+                answered,
+                renewable: answered,
+                may_be_new: snapshot.born.is_some_and(|born| born.elapsed() < self.timeouts.visible),
+                rate_limited: true,
             };
-            tries += 1;
-            span.tell("tries", tries + 1);
-            if start.elapsed() + pause > patience {
-                return Err(refused.tried(start.elapsed()));
+            let pause = retries.pause_after(refused, &circumstances)?;
+            if expired {
+                lane.renew();
             }
             sleep(pause).await;
         }

@@ -11,10 +11,11 @@ use crate::ids::BLOCK;
 use anyhow::{Result, bail};
 use std::time::SystemTime;
 
-/// Blocks of a page: listing a page takes as long as reading many blocks.
+/// The number of blocks in a page. It is large, because listing a page takes as long as reading many blocks.
 const PAGE_SIZE: i32 = 10_000;
-/// After this many pages in a row without a new block, or with an expired token, the server is considered broken.
+/// The server counts as broken after this many pages in a row without a new block.
 const MAX_EMPTY_PAGES: u32 = 1000;
+/// How many times in a row a listing is resumed after an expired page token.
 const MAX_RELISTS: u32 = 5;
 
 struct Page {
@@ -27,7 +28,7 @@ struct Page {
 impl EbsState {
     async fn page(
         &self,
-        lane: &Worker,
+        worker: &Worker,
         snapshot: &KnownSnapshot,
         from: u32,
         token: Option<String>,
@@ -35,7 +36,7 @@ impl EbsState {
         let (action, what) = (&LIST_SNAPSHOT_BLOCKS, snapshot.id.to_string());
         let from = token.is_none().then(|| i32::try_from(from).unwrap_or(i32::MAX));
         let answer = self
-            .repeat(lane, action, snapshot, None, |client| {
+            .repeat(worker, action, snapshot, None, |client| {
                 let call = client.list_snapshot_blocks().snapshot_id(&what).max_results(PAGE_SIZE);
                 let sent = call.set_starting_block_index(from).set_next_token(token.clone()).send();
                 async { sent.await.map_err(|error| ApiError::of(action, &what, error)) }
@@ -43,13 +44,13 @@ impl EbsState {
             .await?;
         let wrong = |text: String| ApiError::broken(action, &what, text, ErrorClass::Terminal);
         if let Some(size) = answer.block_size.filter(|size| *size != BLOCK as i32) {
-            return Err(wrong(format!("blocks of {size} bytes: {BLOCK} are known")));
+            return Err(wrong(format!("the blocks have {size} bytes, but oven supports only {BLOCK}")));
         }
         let blocks = answer.blocks.unwrap_or_default().into_iter().map(|block| {
             let index = block.block_index.and_then(|index| u32::try_from(index).ok());
             index
                 .zip(block.block_token.map(String::into_boxed_str))
-                .ok_or_else(|| wrong("a block without its index or token".to_owned()))
+                .ok_or_else(|| wrong("a block has no index or no token".to_owned()))
         });
         Ok(Page {
             size_gib: answer.volume_size.and_then(|size| u64::try_from(size).ok()).unwrap_or(0),
@@ -59,19 +60,20 @@ impl EbsState {
         })
     }
 
-    /// Lists all pages from a block on, as long as `each` returns true. Returns the volume's size in GiB.
+    /// Lists the blocks from index `from` on. Calls `each` for every block until it returns false. Returns the volume's
+    /// size in GiB.
     async fn pages(
         &self,
-        lane: &Worker,
+        worker: &Worker,
         snapshot: &KnownSnapshot,
         from: u32,
         mut each: impl FnMut(u32, Box<str>, Option<SystemTime>) -> bool,
     ) -> Result<u64> {
         let (mut next, mut token, mut empty_pages, mut relists) = (from, None, 0, 0);
         loop {
-            let page = match self.page(lane, snapshot, next, token.clone()).await {
+            let page = match self.page(worker, snapshot, next, token.clone()).await {
                 Ok(page) => page,
-                // A page token is valid for an hour: the listing continues after the last block.
+                // A page token expires after an hour. Then the listing is resumed after the last block.
                 Err(refused) if token.is_some() && is_page_token_error(&refused) && relists < MAX_RELISTS => {
                     (token, relists) = (None, relists + 1);
                     continue;
@@ -81,7 +83,7 @@ impl EbsState {
             let is_new = |(index, _): &(u32, Box<str>)| *index >= next;
             empty_pages = if page.blocks.iter().any(is_new) { 0 } else { empty_pages + 1 };
             for (index, token) in page.blocks {
-                // A listing that was resumed may begin earlier.
+                // A resumed listing may begin with blocks that were already listed.
                 if index < next {
                     continue;
                 }
@@ -103,12 +105,12 @@ impl EbsState {
         }
     }
 
-    /// Lists all blocks of a snapshot. An empty page may be followed by others.
-    pub async fn contents(&self, lane: &Worker, snapshot: &KnownSnapshot) -> Result<SnapshotContents> {
+    /// Lists all blocks of a snapshot. Pages with blocks may follow an empty page.
+    pub async fn contents(&self, worker: &Worker, snapshot: &KnownSnapshot) -> Result<SnapshotContents> {
         let mut windows = snapshot.tokens.0.lock().await;
         let (mut blocks, mut window) = (BlockIndexes::new(), Window::new(0));
         let size_gib = self
-            .pages(lane, snapshot, 0, |index, token, expires| {
+            .pages(worker, snapshot, 0, |index, token, expires| {
                 blocks.insert(index);
                 if index / WINDOW != window.number {
                     let full = std::mem::replace(&mut window, Window::new(index / WINDOW));
@@ -123,23 +125,26 @@ impl EbsState {
         Ok(SnapshotContents { size_gib, blocks })
     }
 
-    /// The token to read a block by. `refused` is a token that EBS no longer accepts.
+    /// Returns the token that is needed to read a block. `refused_token` is a token of this block that EBS no longer
+    /// accepts.
     pub async fn token(
         &self,
-        lane: &Worker,
+        worker: &Worker,
         snapshot: &KnownSnapshot,
         index: u32,
-        refused: Option<&str>,
+        refused_token: Option<&str>,
     ) -> Result<Box<str>> {
         let number = index / WINDOW;
-        // The lock is held during the listing: others want the same window.
+        // The lock is held during the listing, because concurrent reads usually need the same window.
         let mut windows = snapshot.tokens.0.lock().await;
         let known = windows.iter().find(|window| window.number == number && window.is_valid());
-        if let Some(token) = known.and_then(|window| window.token(index)).filter(|t| Some(*t) != refused) {
+        if let Some(token) =
+            known.and_then(|window| window.token(index)).filter(|t| Some(*t) != refused_token)
+        {
             return Ok(token.into());
         }
         let mut window = Window::new(number);
-        self.pages(lane, snapshot, number * WINDOW, |index, token, expires| {
+        self.pages(worker, snapshot, number * WINDOW, |index, token, expires| {
             let inside = index / WINDOW == number;
             if inside {
                 window.expires = expires;
@@ -154,7 +159,7 @@ impl EbsState {
     }
 }
 
-/// Whether the error says that the page's token has expired.
+/// Returns whether the error says that the page's token has expired.
 fn is_page_token_error(refused: &ApiError) -> bool {
     refused.is("ValidationException")
         && (refused.reason.as_deref() == Some("INVALID_PAGE_TOKEN")

@@ -1,9 +1,10 @@
-//! EBS direct: block-level access to snapshots, with AWS's SDK. No type of the SDK leaves this module. [`Ec2`] answers
-//! the questions about snapshots that go to EC2.
+//! EBS direct: block-level access to snapshots, with AWS's SDK. No type of the SDK leaves this module. [`Ec2`] makes
+//! the calls about snapshots that only EC2 has.
 //!
-//! Requests are sent from separate threads (`workers`), since readers block theirs. One layer retries (`call`), with
-//! EC2's table of error classes. All calls but CompleteSnapshot may be sent twice: StartSnapshot has a token, and a
-//! second put of a block overwrites the first. The rate is limited and adapts (`rate_limit`).
+//! Requests are sent from separate threads (`workers`), because readers block their threads. Only one layer retries
+//! calls (`call`), by EC2's table of error classes. All calls except CompleteSnapshot are idempotent: StartSnapshot has
+//! a client token, and a second put of a block overwrites the first. The rate of the calls is limited, and the limit
+//! adapts to EBS's answers (`rate_limit`).
 
 mod call;
 #[cfg(test)]
@@ -39,16 +40,16 @@ use tokio::sync::OnceCell;
 pub struct Ebs {
     ec2: Ec2,
     load_config: LoadConfig,
-    /// The threads start with the first call: bakes that attach volumes need none.
+    /// The threads are started by the first call, because bakes that attach volumes need none.
     shared: Rc<OnceCell<Arc<EbsState>>>,
     starts: Rc<write::SnapshotStarts>,
 }
 
-/// Makes the configuration, on the thread that uses it.
+/// Loads the configuration. It is called on the thread that uses the configuration.
 type LoadConfig = Rc<dyn Fn() -> Pin<Box<dyn Future<Output = Config> + Send>>>;
 
 impl Ebs {
-    /// Uses the credentials and the endpoint that `ec2` uses. Sends nothing to EBS yet.
+    /// Uses the credentials and the endpoint that `ec2` uses. This sends no request to EBS.
     pub fn new(ec2: Ec2) -> Self {
         let (region, timeouts) = (ec2.region(), *ec2.timeouts());
         Self::with_loader(ec2, move || {
@@ -60,7 +61,7 @@ impl Ebs {
         })
     }
 
-    /// Uses a given configuration: for tests. Timeouts and retries are set by oven in any case.
+    /// Uses a given configuration. Its timeouts and retries are replaced by oven's. For tests.
     pub fn with_config(ec2: Ec2, config: Config) -> Self {
         Self::with_loader(ec2, move || std::future::ready(config.clone()))
     }
@@ -103,7 +104,7 @@ impl BlockApi for Ebs {
     async fn contents(&self, snapshot: &SnapshotId) -> Result<SnapshotContents> {
         let shared = self.shared().await?;
         let (known, again) = (shared.snapshot(snapshot), shared.clone());
-        let listed = shared.lanes.run(|lane| async move { again.contents(&lane, &known).await });
+        let listed = shared.lanes.run(|worker| async move { again.contents(&worker, &known).await });
         listed.await.with_context(|| format!("listing the blocks of {snapshot}"))
     }
 

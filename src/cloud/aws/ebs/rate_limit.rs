@@ -1,27 +1,30 @@
-//! Limits the calls a second to EBS direct's quota, and to what EBS accepts at the moment.
+//! Limits the number of calls a second to EBS direct's quota, and to the rate that EBS accepts at the moment.
 
+use crate::sys::lock::lock_mutex;
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
-/// Calls of one kind for one snapshot in any period of one second. EBS accepts 1000, which cannot be raised (EBS
-/// quotas). It counts calls as they arrive: those sent in that second, and those under way when it began, of which
-/// there are no more than [`MAX_READS`](super::call::MAX_READS). Within this budget calls are sent without pauses: spaced evenly, 700
-/// blocks took 0.8 s where EBS takes them at once.
+/// The maximum number of calls of one kind for one snapshot in any period of one second. EBS accepts 1000, and this
+/// quota cannot be raised (EBS quotas). EBS counts calls when they arrive. So it may also count the calls that were
+/// under way when the second began, at most [`MAX_READS`](super::call::MAX_READS). Calls within the limit are sent
+/// without pauses. When they were spaced evenly, 700 blocks took 0.8 s, although EBS accepts them without a delay.
 pub const MAX_PER_SECOND: usize = 900;
 const SECOND: Duration = Duration::from_secs(1);
-/// After a refusal, calls are spaced evenly: this fraction of a second has at most its share of them. Timers are
-/// accurate to a millisecond.
+/// After a refusal, calls are spaced evenly. A second has this many parts, and each part has at most its share of the
+/// calls. There are no more parts, because timers are accurate only to a millisecond.
 const PARTS: usize = 20;
-/// However often EBS refuses, this many calls a second are sent: 5 MiB/s.
+/// The rate does not fall below this, however often EBS refuses calls. It is 5 MiB/s.
 const MIN_RATE: f64 = 10.0;
-/// Each second without a refusal raises the rate by this: from half of the limit it recovers in 20 s.
+/// Each second without a refusal raises the rate by this. So the rate recovers from half of the limit in 20 s.
 const RATE_STEP: f64 = 22.5;
-/// Refusals within this time count as one: calls that were under way together are refused together.
+/// Refusals within this time count as one, because calls that are under way at the same time are refused at the same
+/// time.
 const REFUSAL_WINDOW: Duration = Duration::from_secs(1);
 
-/// Additive increase, multiplicative decrease: bakes that share an account's limit converge to equal shares.
+/// A rate limiter with additive increase and multiplicative decrease. Such limiters converge to equal shares if several
+/// bakes share an account's limit.
 #[derive(Debug)]
 pub struct RateLimiter {
     /// The caller whose turn is next holds this while it waits.
@@ -33,9 +36,9 @@ pub struct RateLimiter {
 struct State {
     /// Calls a second.
     rate: f64,
-    /// No call was refused yet, and the limit is not known in advance.
+    /// Whether calls are not limited, because none has been refused and the limit is not known in advance.
     unlimited: bool,
-    /// When the last turns that count were taken, ascending.
+    /// The times of the last [`MAX_PER_SECOND`] turns, in ascending order.
     turns: VecDeque<Instant>,
     last_refusal: Option<Instant>,
 }
@@ -47,15 +50,15 @@ impl Default for RateLimiter {
 }
 
 impl State {
-    /// When the turn was taken that lies this many turns back.
+    /// Returns the time of the turn that is `turns` turns back. The last turn is one turn back.
     fn turn_back(&self, turns: usize) -> Option<Instant> {
         self.turns.len().checked_sub(turns).map(|at| self.turns[at])
     }
 
-    /// Takes a turn, or returns when the next one is free.
+    /// Takes a turn, or returns the time at which the next turn is free.
     fn try_take(&mut self) -> Result<(), Instant> {
         let now = Instant::now();
-        // The rate is positive and below a thousand.
+        // The conversion is safe, because the rate is positive and below a thousand.
         let limit = self.rate as usize;
         let mut free = self.turn_back(limit).filter(|_| !self.unlimited).map(|turn| turn + SECOND);
         if limit < MAX_PER_SECOND {
@@ -81,23 +84,23 @@ impl RateLimiter {
         Self { line: tokio::sync::Mutex::default(), state: Mutex::new(state) }
     }
 
-    /// For reads: a refused read costs nothing but itself, and the account's limit for reads differs from the limit for
-    /// writes to a snapshot. Reads are not limited until one is refused.
+    /// Makes a limiter for reads, which are not limited until one is refused. A refused read costs only a retry. The
+    /// limit for reads is the account's, and it differs from the limit for writes to a snapshot.
     pub fn unlimited_until_refused() -> Self {
         Self::new(true)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock_mutex(&self.state)
     }
 
-    /// Waits for a turn, behind those who wait already. A caller that is dropped takes none.
+    /// Waits for a turn. Callers get their turns in the order of their calls. A call that is dropped takes no turn.
     pub async fn turn(&self) {
         let _first = self.line.lock().await;
         loop {
             let taken = self.state().try_take();
             let Err(free) = taken else { break };
-            // The rate may have fallen in the meantime.
+            // The turn is tried again after the wait, because the rate may have fallen in the meantime.
             sleep_until(free).await;
         }
     }
@@ -134,7 +137,7 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    /// No period of this length has more turns.
+    /// Asserts that no period of length `within` has more than `limit` turns.
     fn assert_at_most(limit: usize, within: Duration, turns: &[Instant]) {
         assert!(turns.is_sorted());
         for (n, both) in turns.windows(limit + 1).enumerate() {
@@ -143,7 +146,7 @@ mod tests {
         }
     }
 
-    /// Takes this many turns concurrently and returns when each was taken.
+    /// Takes `n` turns concurrently, and returns the time of each.
     async fn take_turns(limiter: &RateLimiter, n: usize) -> Vec<Instant> {
         let turns = RefCell::new(Vec::new());
         let one = || async {
@@ -184,9 +187,9 @@ mod tests {
         let mut all = take_turns(&limiter, MAX_PER_SECOND).await;
         assert_eq!(begun.elapsed(), Duration::ZERO);
         all.extend(take_turns(&limiter, 2 * MAX_PER_SECOND).await);
-        // It is no faster, and hardly slower.
+        // The turns take at least two seconds, and hardly more.
         assert!((2 * SECOND..2 * SECOND + 10 * MS).contains(&begun.elapsed()), "{:?}", begun.elapsed());
-        // After a pause, too, one second's turns are available and no more.
+        // After a pause, the turns of one second are available, but no more.
         for pause in [500, 999, 1000, 60_000] {
             sleep(pause * MS).await;
             all.extend(take_turns(&limiter, MAX_PER_SECOND + MAX_PER_SECOND / 2).await);
@@ -194,7 +197,7 @@ mod tests {
         assert_at_most(MAX_PER_SECOND, SECOND, &all);
     }
 
-    /// Bursts of random sizes at random times, for some seconds.
+    /// Takes bursts of random sizes at random times, for some seconds.
     #[tokio::test(start_paused = true)]
     async fn no_second_has_more_at_random_times() {
         for _ in 0..20 {
@@ -217,10 +220,10 @@ mod tests {
             sleep(pause * MS).await;
             limiter.refused();
             let after = take_turns(&limiter, 3 * half).await;
-            // Turns before the refusal count as well: the service has them to do.
+            // Turns that were taken before the refusal count as well, because EBS has to process their calls.
             assert!(after[0] >= begun + SECOND, "after {pause} ms: {:?}", after[0] - begun);
             assert_at_most(half, SECOND, &after);
-            // Calls are even from the first moment on.
+            // Calls are spaced evenly from the beginning.
             assert_at_most(few, SECOND * few as u32 / half as u32 - MS, &after);
             let took = after[3 * half - 1] - after[0];
             assert!((2900 * MS..3300 * MS).contains(&took), "{took:?}");
@@ -257,7 +260,7 @@ mod tests {
         assert!(begun.elapsed() < SECOND + 10 * MS, "{:?}", begun.elapsed());
     }
 
-    /// The limit holds also while the rate changes all the time.
+    /// The limit also holds while the rate changes continually.
     #[tokio::test(start_paused = true)]
     async fn refusals_and_successes_let_no_second_have_more() {
         for _ in 0..20 {
@@ -290,7 +293,7 @@ mod tests {
             limiter.refused();
         }
         assert_eq!(limiter.rate(), MIN_RATE);
-        // Calls are still sent, evenly.
+        // Calls are still sent, and they are spaced evenly.
         let begun = Instant::now();
         let few = take_turns(&limiter, 3 * MIN_RATE as usize).await;
         assert_at_most(1, SECOND / MIN_RATE as u32, &few);

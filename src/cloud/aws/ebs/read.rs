@@ -14,9 +14,9 @@ use sha2::{Digest as _, Sha256};
 use std::sync::Arc;
 use tokio::time::{Instant, timeout};
 
-/// A block that does not match its digest is read this many more times: an error in transit does not recur.
+/// How many times a block is read again if it does not match its digest. An error in transit does not recur.
 const REREADS: u32 = 3;
-/// Errors for this many freshly listed tokens are tolerated.
+/// How many times the tokens are listed again if EBS refuses a block's token.
 const MAX_TOKENS: u32 = 3;
 
 pub struct BlockReader {
@@ -30,9 +30,10 @@ impl SnapshotReader for BlockReader {
         for _ in 0..=REREADS {
             let (shared, snapshot) = (self.shared.clone(), self.snapshot.clone());
             let got =
-                self.shared.lanes.block(|lane| async move { shared.get(&lane, &snapshot, index).await });
+                self.shared.lanes.block(|worker| async move { shared.get(&worker, &snapshot, index).await });
             let (data, digest) = got?.with_context(context)?;
-            // This runs on the caller's thread: there are many of those, and few that talk to EBS.
+            // The digest is computed on the caller's thread, because there are many callers and only few worker
+            // threads.
             if data.len() == BLOCK && Sha256::digest(&data)[..] == digest {
                 return Ok((data, digest));
             }
@@ -43,27 +44,28 @@ impl SnapshotReader for BlockReader {
 }
 
 impl EbsState {
-    async fn get(&self, lane: &Worker, snapshot: &KnownSnapshot, index: u32) -> Result<(Vec<u8>, Digest)> {
+    async fn get(&self, worker: &Worker, snapshot: &KnownSnapshot, index: u32) -> Result<(Vec<u8>, Digest)> {
         let _permit = self.gets.acquire().await.context("waiting for a permit to read")?;
         let what = format!("{}, block {index}", snapshot.id);
         let (mut refused_token, mut tokens) = (None::<Box<str>>, 0);
         loop {
-            let token = self.token(lane, snapshot, index, refused_token.as_deref()).await?;
-            let got = self.repeat(lane, &GET_SNAPSHOT_BLOCK, snapshot, Some(&snapshot.gets), |client| {
+            let token = self.token(worker, snapshot, index, refused_token.as_deref()).await?;
+            let got = self.repeat(worker, &GET_SNAPSHOT_BLOCK, snapshot, Some(&snapshot.gets), |client| {
                 let (what, token, timeouts) = (&what, &token, &self.timeouts);
                 async move {
-                    // The SDK's own timeout ends where the data begin.
+                    // The SDK's timeout covers the request only until the data begin. This timeout covers the data as
+                    // well.
                     let begun = Instant::now();
                     match timeout(timeouts.attempt, fetch_block(&client, snapshot, index, token, what)).await
                     {
                         Ok(got) => got.inspect(|_| self.took(begun.elapsed())),
-                        Err(_) => Err(lost_answer(what, "the block did not arrive in time".to_owned())),
+                        Err(_) => Err(incomplete_answer(what, "the block did not arrive in time".to_owned())),
                     }
                 }
             });
             match got.await {
-                // A block token is valid for a week.
-                Err(refused) if tokens < MAX_TOKENS && is_block_token_error(&refused) => {
+                // A block token expires after a week. Then the blocks are listed again to get a new one.
+                Err(error) if tokens < MAX_TOKENS && is_block_token_error(&error) => {
                     (refused_token, tokens) = (Some(token), tokens + 1);
                 }
                 got => return Ok(got?),
@@ -85,24 +87,24 @@ async fn fetch_block(
     let mut data = Vec::with_capacity(BLOCK);
     while let Some(part) = answer.block_data.next().await {
         let part =
-            part.map_err(|error| lost_answer(what, format!("the block's data ended early: {error}")))?;
+            part.map_err(|error| incomplete_answer(what, format!("the block's data ended early: {error}")))?;
         if data.len() + part.len() > BLOCK {
-            return Err(lost_answer(what, format!("the block has more than {BLOCK} bytes")));
+            return Err(incomplete_answer(what, format!("the block has more than {BLOCK} bytes")));
         }
         data.extend_from_slice(&part);
     }
     let digest = answer.checksum.as_deref().and_then(digest_of);
-    let digest = digest.ok_or_else(|| lost_answer(what, "the block has no checksum".to_owned()))?;
+    let digest = digest.ok_or_else(|| incomplete_answer(what, "the block has no checksum".to_owned()))?;
     Ok((data, digest))
 }
 
-fn lost_answer(what: &str, message: String) -> ApiError {
+fn incomplete_answer(what: &str, message: String) -> ApiError {
     ApiError::broken(&GET_SNAPSHOT_BLOCK, what, message, ErrorClass::Lost)
 }
 
-/// Whether the error says that the block's token has expired.
-fn is_block_token_error(refused: &ApiError) -> bool {
-    refused.is("ValidationException")
-        && (refused.reason.as_deref() == Some("INVALID_BLOCK_TOKEN")
-            || refused.message.to_ascii_lowercase().contains("token"))
+/// Returns whether the error says that the block's token has expired.
+fn is_block_token_error(error: &ApiError) -> bool {
+    error.is("ValidationException")
+        && (error.reason.as_deref() == Some("INVALID_BLOCK_TOKEN")
+            || error.message.to_ascii_lowercase().contains("token"))
 }

@@ -1,24 +1,25 @@
-//! The tokens by which EBS direct lets blocks be read, cached in windows.
+//! Caches the tokens that are needed to read blocks by EBS direct. The cache consists of windows.
 
 use std::time::{Duration, SystemTime};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-/// Tokens are listed and discarded in groups of this many blocks: 8 GiB of the disk, one page or two.
+/// The number of blocks in a window. Tokens are listed and discarded by windows. A window covers 8 GiB of the disk, and
+/// listing it takes one or two pages.
 pub const WINDOW: u32 = 1 << 14;
 
-/// This many groups are cached: at most 48 MiB, whatever the snapshot's size.
+/// The maximum number of cached windows. They take at most 48 MiB, whatever the snapshot's size.
 const WINDOWS: usize = 24;
 
-/// A token that was listed this recently is valid, whatever this machine's clock says.
+/// A token that was listed within this time counts as valid, even if this machine's clock says that it has expired.
 const FRESH: Duration = Duration::from_secs(60);
 
-/// A cache of the tokens of a snapshot's blocks: the windows that were listed last.
+/// The cached tokens of a snapshot: the windows that were listed last.
 #[derive(Default)]
 pub struct BlockTokens(pub Mutex<Vec<Window>>);
 
 pub struct Window {
-    /// The first index is this times [`WINDOW`].
+    /// The position of the window: its first block has the index `number` × [`WINDOW`].
     pub number: u32,
     /// Sorted by index.
     pub tokens: Vec<(u32, Box<str>)>,
@@ -41,7 +42,7 @@ impl Window {
     }
 }
 
-/// Adds a window; the oldest one goes if there are too many.
+/// Adds a window. If there are too many, removes the one that was listed first.
 pub fn remember(windows: &mut Vec<Window>, window: Window) {
     windows.retain(|known| known.number != window.number);
     if windows.len() >= WINDOWS {

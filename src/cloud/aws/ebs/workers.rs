@@ -1,18 +1,21 @@
-//! Worker threads for EBS direct, each with its own runtime and client. Readers block their thread, and the main thread
-//! may be in the kernel, waiting for a disk that only these threads can fill.
+//! Worker threads for EBS direct, each with its own runtime and client. These threads are needed for two reasons.
+//! Readers block their threads. And the main thread may wait in the kernel for a disk that only the worker threads can
+//! fill.
 
+use crate::sys::lock::lock_mutex;
 use crate::trace::Track;
 use anyhow::{Context, Result};
 use aws_sdk_ebs::Client;
 use aws_sdk_ebs::config::{Config, IdentityCache};
 use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-/// One thread encrypts and copies about 400 MB a second; 900 blocks are 470 MB.
+/// The number of threads. One thread encrypts and copies about 400 MB a second, but the 900 blocks of a second are 470
+/// MB.
 const THREADS: usize = 2;
 
 pub struct Workers {
@@ -28,12 +31,8 @@ pub struct Worker {
     _end: oneshot::Sender<()>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Workers {
-    /// Starts the threads. `load` runs on each of them: what it makes is used by no other.
+    /// Starts the threads. `load` runs on each of them, and loads the configuration that only this thread uses.
     pub async fn start<F>(load: impl Fn() -> F) -> Result<Self>
     where
         F: Future<Output = Config> + Send + 'static,
@@ -48,20 +47,20 @@ impl Workers {
         Ok(Self { all, next: AtomicUsize::new(0) })
     }
 
-    /// The next thread, in turn.
+    /// Returns the next worker, in turn.
     pub fn next(&self) -> Arc<Worker> {
         self.all[self.next.fetch_add(1, Ordering::Relaxed) % self.all.len()].clone()
     }
 
-    /// Runs a future on one of the threads and gives it that thread's client. It is aborted when the returned future is
-    /// dropped.
+    /// Runs the future of `work` on one of the threads. `work` gets the worker of that thread. If the returned future
+    /// is dropped, the future of `work` is aborted.
     pub async fn run<T, F>(&self, work: impl FnOnce(Arc<Worker>) -> F) -> T
     where
         T: Send + 'static,
         F: Future<Output = T> + Send + 'static,
     {
-        let lane = self.next();
-        let mut task = AbortOnDrop(lane.handle.spawn(Track::here().follow(work(lane.clone()))));
+        let worker = self.next();
+        let mut task = AbortOnDrop(worker.handle.spawn(Track::here().follow(work(worker.clone()))));
         match (&mut task.0).await {
             Ok(value) => value,
             Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
@@ -69,17 +68,17 @@ impl Workers {
         }
     }
 
-    /// Like [`Self::run`], but blocks the calling thread, which must not be one of these.
+    /// Like [`Self::run`], but blocks the calling thread, which must not be a worker thread.
     pub fn block<T, F>(&self, work: impl FnOnce(Arc<Worker>) -> F) -> Result<T>
     where
         T: Send + 'static,
         F: Future<Output = T> + Send + 'static,
     {
         let (sender, receiver) = mpsc::sync_channel(1);
-        let lane = self.next();
-        let answer = work(lane.clone());
-        lane.handle.spawn(async move {
-            // The receiver may be gone.
+        let worker = self.next();
+        let answer = work(worker.clone());
+        worker.handle.spawn(async move {
+            // The caller may have stopped waiting.
             _ = sender.send(answer.await);
         });
         receiver.recv().context("waiting for a thread of EBS direct")
@@ -92,14 +91,14 @@ impl Worker {
     }
 
     pub fn client(&self) -> Client {
-        lock(&self.client).clone()
+        lock_mutex(&self.client).clone()
     }
 
     /// Discards the credentials in use and loads new ones.
     pub fn renew(&self) {
-        let mut config = lock(&self.config);
+        let mut config = lock_mutex(&self.config);
         *config = config.to_builder().identity_cache(IdentityCache::lazy().build()).build();
-        *lock(&self.client) = Client::from_conf(config.clone());
+        *lock_mutex(&self.client) = Client::from_conf(config.clone());
     }
 }
 
@@ -119,7 +118,7 @@ fn start_thread() -> Result<(Handle, oneshot::Sender<()>)> {
     std::thread::Builder::new()
         .name("ebs".to_owned())
         .spawn(move || {
-            // A message and a dropped sender both end the thread.
+            // The thread ends when the sender is dropped. No message is sent.
             _ = runtime.block_on(ended);
         })
         .context("starting a thread for EBS direct")?;

@@ -12,6 +12,7 @@ use crate::cloud::block_api::{NewSnapshot, SnapshotExpired};
 use crate::error::Kind;
 use crate::ids::{BLOCK, Digest};
 use crate::ids::{RunId, SnapshotId};
+use crate::sys::lock::lock_mutex;
 use anyhow::{Error, Result};
 use aws_sdk_ebs::Client;
 use aws_sdk_ebs::error::SdkError;
@@ -24,26 +25,27 @@ use bytes::Bytes;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep};
 
-/// Minutes without a write after which EBS discards a pending snapshot. This is the lower bound: a bake starts its
-/// snapshot before its steps, each of which may take an hour.
+/// The lower bound of a pending snapshot's timeout in minutes. EBS discards the snapshot if no block is written for
+/// that time. The bound is high, because a bake starts its snapshot before its steps, each of which may take an hour.
 const MIN_TIMEOUT: u64 = 360;
-/// The upper bound.
+/// The upper bound of that timeout in minutes.
 const MAX_TIMEOUT: u64 = 4320;
-/// Seconds for a GiB at 20 MB/s, a slow connection to EBS.
+/// The time to write a GiB in seconds, at 20 MB/s, the rate of a slow connection to EBS.
 const SECONDS_PER_GIB: u64 = 54;
 
-/// What is known about calls of StartSnapshot.
+/// The state of calls of StartSnapshot.
 #[derive(Default)]
 pub struct SnapshotStarts {
-    /// Attempts by run: each has its own token.
+    /// The number of attempts by run. Each attempt has a different token.
     attempts: RefCell<HashMap<RunId, u32>>,
-    /// Calls that may have started a snapshot, by token: sent again, they answer with that snapshot.
+    /// Requests that may have started a snapshot, by token. If such a request is sent again, EBS answers with that
+    /// snapshot.
     unresolved: Arc<Mutex<HashMap<String, (RunId, StartSnapshotInputBuilder)>>>,
-    /// Whether EBS discarded a snapshot that refused a block: it is asked once for all of the blocks.
+    /// Whether EBS discarded a snapshot that refused a block. EBS is asked once for the snapshot, not for each block.
     expired: RefCell<HashMap<SnapshotId, Rc<OnceCell<bool>>>>,
 }
 
@@ -59,7 +61,7 @@ impl SnapshotStarts {
         &self,
         with: impl FnOnce(&mut HashMap<String, (RunId, StartSnapshotInputBuilder)>) -> T,
     ) -> T {
-        with(&mut self.unresolved.lock().unwrap_or_else(PoisonError::into_inner))
+        with(&mut lock_mutex(&self.unresolved))
     }
 }
 
@@ -69,7 +71,7 @@ fn timeout_minutes(size_gib: u64) -> i32 {
     convert::to_i32(minutes.saturating_add(MIN_TIMEOUT).min(MAX_TIMEOUT))
 }
 
-/// EBS accepts 1 to 255 characters.
+/// Truncates a description to the 255 characters that EBS accepts. Returns `None` for an empty one, which EBS rejects.
 fn truncate_description(text: &str) -> Option<String> {
     Some(text.chars().take(255).collect::<String>()).filter(|text| !text.is_empty())
 }
@@ -88,9 +90,9 @@ impl Ebs {
         let without_parent = spec.parent.is_none();
         let key = spec.kms_key.clone().filter(|_| without_parent && spec.encrypted);
         if let Some(key) = key.as_ref().filter(|key| !key.starts_with("arn:")) {
-            let failure = Kind::Definition.failure(format!("EBS direct does not take the key {key:?}"));
+            let failure = Kind::Definition.failure(format!("EBS direct does not accept the key {key:?}"));
             return Err(failure
-                .hint("Give the key's ARN as kms_key: arn:aws:kms:REGION:ACCOUNT:key/….")
+                .hint("Set kms_key to the key's ARN: arn:aws:kms:REGION:ACCOUNT:key/….")
                 .into());
         }
         let what = match &spec.parent {
@@ -103,22 +105,22 @@ impl Ebs {
             .set_description(truncate_description(&spec.description))
             .set_tags(Some(tags))
             .timeout(timeout_minutes(spec.size_gib))
-            // A child is encrypted as its parent is: EBS rejects the parameter.
+            // EBS rejects this parameter for a child, because a child is encrypted like its parent.
             .set_encrypted(without_parent.then_some(true).filter(|_| spec.encrypted))
             .set_kms_key_arn(key);
-        let (shared, mut again) = (self.shared().await?, true);
+        let (shared, mut may_retry) = (self.shared().await?, true);
         let started = loop {
             let token = self.starts.token(&spec.run);
             let request = request.clone().client_token(&token);
             let sent = self.ec2.repeat(&START_SNAPSHOT, &what, async || {
-                let (lane, (again, token)) = (shared.lanes.next(), (request.clone(), token.clone()));
+                let (worker, (again, token)) = (shared.lanes.next(), (request.clone(), token.clone()));
                 let (unresolved, of) = (self.starts.unresolved.clone(), spec.run.clone());
-                let (sent, client) = (request.clone(), lane.client());
-                let task = lane.handle().spawn(send(sent, client));
+                let (sent, client) = (request.clone(), worker.client());
+                let task = worker.handle().spawn(send(sent, client));
                 let answer = async { task.await.expect("the thread lives as long as the program's Ebs") };
                 self.ec2
                     .send_in_background(&spec.run, &START_SNAPSHOT, &what, answer, move |run, result| {
-                        let mut unresolved = unresolved.lock().unwrap_or_else(PoisonError::into_inner);
+                        let mut unresolved = lock_mutex(&unresolved);
                         match result {
                             Ok(snapshot) => {
                                 run.snapshots.extend(snapshot.snapshot_id.clone());
@@ -134,8 +136,8 @@ impl Ebs {
             });
             match sent.await {
                 Ok(started) => break started,
-                // Another request used this token: a new one is tried once.
-                Err(refused) if refused.is("ConflictException") && again => again = false,
+                // Another request has used this token. A new token is tried once.
+                Err(refused) if refused.is("ConflictException") && may_retry => may_retry = false,
                 Err(refused) => return Err(refused.into()),
             }
         };
@@ -143,13 +145,15 @@ impl Ebs {
         self.ec2.born(&id.0);
         shared.born(&id);
         if let Some(size) = started.block_size.filter(|size| *size != BLOCK as i32) {
-            return Err(Kind::Cloud.error(format!("{id} has blocks of {size} bytes: {BLOCK} are known")));
+            return Err(
+                Kind::Cloud.error(format!("{id} has blocks of {size} bytes, but oven supports only {BLOCK}"))
+            );
         }
         Ok(id)
     }
 
-    /// Sends a call again that may have started a snapshot: EBS recognizes the token and answers with that snapshot. If
-    /// the first call never arrived, this one starts a snapshot, whose id is then known.
+    /// Sends the calls again that may have started a snapshot. EBS recognizes the token and answers with that snapshot.
+    /// If the first call never arrived, this call starts a snapshot, and its id is then known.
     pub(crate) async fn resolve_starts(&self, run: &RunId) -> Result<()> {
         self.ec2.made().settled(run).await;
         let unresolved: Vec<_> = self.starts.with_unresolved(|unresolved| {
@@ -164,7 +168,7 @@ impl Ebs {
             let what = format!("to find out what was started for run {run}");
             let sent = self.ec2.repeat(&START_SNAPSHOT, &what, async || {
                 let request = request.clone();
-                let answer = shared.lanes.run(|lane| send(request, lane.client())).await;
+                let answer = shared.lanes.run(|worker| send(request, worker.client())).await;
                 answer.map_err(|error| ApiError::of(&START_SNAPSHOT, &what, error))
             });
             match sent.await {
@@ -173,7 +177,7 @@ impl Ebs {
                     self.ec2.born(&id);
                     self.ec2.made().of(run, |run| run.snapshots.insert(id));
                 }
-                // The outcome is still unknown.
+                // The outcome of the first call is still unknown.
                 Err(refused)
                     if matches!(
                         refused.class,
@@ -182,7 +186,8 @@ impl Ebs {
                 {
                     return Err(refused.into());
                 }
-                // It was refused: then the first call was refused too, or its snapshot is found by its tag.
+                // EBS refused this call. So the first call was refused as well, or its snapshot will be found by its
+                // tag.
                 Err(_) => {}
             }
             self.starts.with_unresolved(|unresolved| unresolved.remove(&token));
@@ -197,34 +202,35 @@ impl Ebs {
         data: Arc<[u8]>,
         digest: Digest,
     ) -> Result<()> {
-        let lanes = self.shared().await?;
-        let (shared, snapshot) = (lanes.clone(), id.clone());
-        let sent = lanes.lanes.run(|lane| async move {
+        let state = self.shared().await?;
+        let (shared, snapshot) = (state.clone(), id.clone());
+        let sent = state.lanes.run(|worker| async move {
             let _permit = shared.puts.acquire().await.expect("the semaphore is never closed");
             let (snapshot, what) = (shared.snapshot(&snapshot), format!("{snapshot}, block {index}"));
             let (data, checksum) = (Bytes::from_owner(data), base64_of(&digest));
-            let put = shared.repeat(&lane, &PUT_SNAPSHOT_BLOCK, &snapshot, Some(&snapshot.puts), |client| {
-                let call = client
-                    .put_snapshot_block()
-                    .snapshot_id(&snapshot.id.0)
-                    .block_index(i32::try_from(index).unwrap_or(i32::MAX))
-                    .data_length(convert::to_i32(data.len()))
-                    .checksum_algorithm(ChecksumAlgorithm::ChecksumAlgorithmSha256)
-                    .checksum(&checksum)
-                    .block_data(ByteStream::from(data.clone()));
-                let what = &what;
-                async move {
-                    let put = call.send().await;
-                    let put = put.map_err(|error| ApiError::of(&PUT_SNAPSHOT_BLOCK, what, error))?;
-                    match put.checksum.as_deref().and_then(digest_of) {
-                        Some(other) if other != digest => {
-                            let text = "EBS returned another checksum".to_owned();
-                            Err(ApiError::broken(&PUT_SNAPSHOT_BLOCK, what, text, ErrorClass::Lost))
+            let put =
+                shared.repeat(&worker, &PUT_SNAPSHOT_BLOCK, &snapshot, Some(&snapshot.puts), |client| {
+                    let call = client
+                        .put_snapshot_block()
+                        .snapshot_id(&snapshot.id.0)
+                        .block_index(i32::try_from(index).unwrap_or(i32::MAX))
+                        .data_length(convert::to_i32(data.len()))
+                        .checksum_algorithm(ChecksumAlgorithm::ChecksumAlgorithmSha256)
+                        .checksum(&checksum)
+                        .block_data(ByteStream::from(data.clone()));
+                    let what = &what;
+                    async move {
+                        let put = call.send().await;
+                        let put = put.map_err(|error| ApiError::of(&PUT_SNAPSHOT_BLOCK, what, error))?;
+                        match put.checksum.as_deref().and_then(digest_of) {
+                            Some(other) if other != digest => {
+                                let text = "EBS returned a wrong checksum".to_owned();
+                                Err(ApiError::broken(&PUT_SNAPSHOT_BLOCK, what, text, ErrorClass::Lost))
+                            }
+                            _ => Ok(()),
                         }
-                        _ => Ok(()),
                     }
-                }
-            });
+                });
             put.await
         });
         match sent.await {
@@ -236,8 +242,8 @@ impl Ebs {
         }
     }
 
-    /// Whether EBS discarded a snapshot that refused a request, or it is gone: somebody may have swept a run that began
-    /// long ago.
+    /// Returns whether a snapshot that refused a request was discarded by EBS, or deleted. It may have been deleted by
+    /// a sweep, if the run began long ago.
     async fn has_expired(&self, id: &SnapshotId) -> Result<bool> {
         let cell = self.starts.expired.borrow_mut().entry(id.clone()).or_default().clone();
         cell.get_or_try_init(async || Ok(is_discarded(self.ec2.snapshot_state(id).await?))).await.copied()
@@ -255,8 +261,8 @@ impl Ebs {
                 Ok(()) => break,
                 Err(refused) => refused,
             };
-            let known = !lost || is_block_mismatch(&refused);
-            if refused.class != ErrorClass::Lost && known {
+            let is_outcome_known = !lost || is_block_mismatch(&refused);
+            if refused.class != ErrorClass::Lost && is_outcome_known {
                 if is_final(&refused) {
                     return Err(self.discard(id, refused.into()).await);
                 }
@@ -265,7 +271,7 @@ impl Ebs {
             match self.ec2.snapshot_state(id).await? {
                 Some(SnapshotState::Completed) => return Ok(()),
                 Some(SnapshotState::Error) => return Err(self.discard(id, refused.into()).await),
-                // The snapshot was sealed by a call whose answer was lost: EBS refuses the second one.
+                // An earlier call with a lost answer has sealed the snapshot. So EBS refuses this call.
                 _ if refused.class != ErrorClass::Lost => break,
                 _ if begun.elapsed() >= self.ec2.timeouts().outage => return Err(refused.into()),
                 _ => lost = true,
@@ -287,21 +293,22 @@ impl Ebs {
         let shared = self.shared().await?;
         let (again, id) = (shared.clone(), id.clone());
         let count = convert::to_i32(count);
-        let send = |lane| async move { complete(&again, lane, &id, count, checksum).await };
+        let send = |worker| async move { complete(&again, worker, &id, count, checksum).await };
         Ok(shared.lanes.run(send).await)
     }
 
-    /// Deletes a snapshot that cannot be completed. If EBS discarded it, or it is gone, it has to be written again.
+    /// Deletes a snapshot that cannot be completed, and returns the error. If EBS discarded the snapshot, or if it was
+    /// deleted, the error has [`SnapshotExpired`] in its chain, so that the blocks are written again.
     async fn discard(&self, id: &SnapshotId, error: Error) -> Error {
         let expired = self.ec2.snapshot_state(id).await.is_ok_and(is_discarded);
         let error = match expired {
             true => Error::new(SnapshotExpired(id.clone())).context(format!("{error:#}")),
             false => error,
         };
-        // The debt removes it in any case; a failure to delete it does not hide the first error.
+        // A failure to delete the snapshot does not hide the first error. The clean-up deletes the snapshot again.
         match self.ec2.send_delete(id).await {
             Err(refused) if refused.class != ErrorClass::Done => {
-                error.context(format!("{id} is still there ({refused})"))
+                error.context(format!("{id} cannot be deleted ({refused})"))
             }
             _ => error,
         }
@@ -310,13 +317,13 @@ impl Ebs {
 
 async fn complete(
     shared: &EbsState,
-    lane: Arc<super::workers::Worker>,
+    worker: Arc<super::workers::Worker>,
     id: &SnapshotId,
     count: i32,
     checksum: Digest,
 ) -> Result<(), ApiError> {
     let snapshot = shared.snapshot(id);
-    let sent = shared.repeat(&lane, &COMPLETE_SNAPSHOT, &snapshot, None, |client| {
+    let sent = shared.repeat(&worker, &COMPLETE_SNAPSHOT, &snapshot, None, |client| {
         let call = client
             .complete_snapshot()
             .snapshot_id(&id.0)
@@ -329,17 +336,17 @@ async fn complete(
     sent.await.map(drop)
 }
 
-/// Whether a snapshot that was pending accepts no more blocks and will never be complete.
+/// Returns whether a snapshot that was pending can no longer be completed.
 fn is_discarded(state: Option<SnapshotState>) -> bool {
     matches!(state, Some(SnapshotState::Error) | None)
 }
 
-/// Whether a retry would be refused again.
+/// Returns whether a retry would be refused again.
 fn is_final(refused: &ApiError) -> bool {
     matches!(refused.class, ErrorClass::Terminal | ErrorClass::NotYet)
 }
 
-/// Whether the error says that the blocks differ from the given count or checksum.
+/// Returns whether the error says that the blocks differ from the given count or checksum.
 fn is_block_mismatch(refused: &ApiError) -> bool {
     let message = refused.message.to_ascii_lowercase();
     ["checksum", "count"].iter().any(|word| message.contains(word))

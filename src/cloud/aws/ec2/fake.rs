@@ -113,7 +113,7 @@ async fn server(handler: impl FnMut(&Request, usize) -> Reply + Send + 'static) 
     (endpoint, calls)
 }
 
-/// A device appears the second time that it is looked for.
+/// A volume's device appears when it is searched for the second time.
 fn options(dir: &Path) -> Ec2Options {
     let looks = Cell::new(0);
     let devices = move |volume: &VolumeId| {
@@ -134,7 +134,7 @@ fn options(dir: &Path) -> Ec2Options {
         zone: Some("eu-test-1a".to_owned()),
         documents: dir.to_owned(),
         devices: Rc::new(devices),
-        // If the first call is lost, the second has to come in time, however busy the machine is.
+        // If the first call is lost, its retry has to be in time even on a busy machine.
         timeouts: Timeouts { unreachable: Duration::from_secs(3), ..fast },
     }
 }

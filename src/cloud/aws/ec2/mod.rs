@@ -1,9 +1,10 @@
 //! EC2: implements [`Cloud`] and [`Volumes`] with AWS's SDK. No type of the SDK leaves this module.
 //!
-//! One layer retries calls (`client/call.rs`), with one table of error classes (`client/errors.rs`). A call without a client token is sent
-//! once, and its outcome is looked up: `CreateSnapshot` by volume and run, `RegisterImage` by name, `AttachVolume` by
-//! the volume's state. A call that changes something continues when the bake is cancelled during it (`client/in_flight.rs`), so that
-//! the undo debts know what to remove.
+//! Only one layer retries calls (`client/call.rs`), by one table of error classes (`client/errors.rs`). A call that
+//! must not take effect twice, but has no client token, is sent once. If its answer is lost, its outcome is looked up:
+//! for `CreateSnapshot` by volume and run, for `RegisterImage` by name, and for `AttachVolume` by the volume's state. A
+//! call that creates something is completed even if the bake is cancelled during it (`client/in_flight.rs`). So the
+//! clean-up knows what to remove.
 
 pub mod client;
 #[cfg(test)]
@@ -37,19 +38,21 @@ use std::rc::Rc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Finds an attached volume on this machine; `None`: it is not there yet.
+/// Finds the device of an attached volume on this machine. Returns `None` if the kernel does not show it yet.
 pub type FindDevice = Rc<dyn Fn(&VolumeId) -> Result<Option<Device>>>;
 
 /// The options of [`Ec2`].
 #[derive(Clone)]
 pub struct Ec2Options {
-    /// `None`: as `aws-config` finds it, from environment, profile or IMDS.
+    /// If this is `None`, `aws-config` takes the region from the environment, a profile or IMDS.
     pub region: Option<String>,
-    /// This instance. Without it nothing can be attached, but images can be looked up and swept.
+    /// The id of this instance. Without an id, no volume can be attached, but images can be found and leftovers can be
+    /// swept.
     pub instance_id: Option<String>,
     /// This instance's availability zone.
     pub zone: Option<String>,
-    /// A directory on the builder for documents by image id, and for permissions that were granted.
+    /// A directory on the builder. It has the documents of images ([`ImageSpec::documents`]) and the results of
+    /// permission checks.
     pub documents: PathBuf,
     pub devices: FindDevice,
     pub timeouts: Timeouts,
@@ -62,28 +65,30 @@ pub struct Ec2(Rc<Inner>);
 struct Inner {
     config: RefCell<Config>,
     client: RefCell<Client>,
-    /// For SSM; `None` in tests that need none.
+    /// The configuration for SSM and for checking the credentials. It is `None` in tests that need neither.
     shared: Option<SdkConfig>,
     options: Ec2Options,
-    /// Whether EC2 ever answered: an endpoint that never did is probably wrong.
+    /// Whether EC2 has answered this process. An endpoint that has never answered is probably wrong, so calls to it are
+    /// retried only for a short time.
     answered: Cell<bool>,
-    /// When this process created each id, and whether EC2 has shown it since.
+    /// The ids of the resources that this process created. The value is the time of creation, and whether EC2 has shown
+    /// the resource since.
     born: RefCell<HashMap<String, (Instant, bool)>>,
     made: client::in_flight::InFlight,
     names: RefCell<volumes::device_names::DeviceNames>,
-    /// Whether bakes attach no volumes here.
+    /// Whether the bakes of this process use EBS direct and attach no volumes.
     direct: Cell<bool>,
-    /// Held while a snapshot is copied.
+    /// Held while a copy of a snapshot is searched or created.
     copying: tokio::sync::Mutex<()>,
     wire: client::connection::TrafficObserver,
 }
 
-/// Part of the user agent, so that CloudTrail shows who called.
+/// This name is a part of the user agent. So CloudTrail shows which program made a call.
 pub(crate) const APP_NAME: &str = "oven";
 
 impl Ec2 {
-    /// Takes region, credentials and endpoint as AWS's tools do: from environment, profiles, assumed roles, web
-    /// identity, containers, IMDS. Sends nothing to EC2 yet.
+    /// Gets region, credentials and endpoint as AWS's tools do: from environment, profiles, assumed roles, web
+    /// identity, containers or IMDS. This sends no request to EC2.
     pub async fn connect(options: Ec2Options) -> Result<Self> {
         Self::load(aws_config::defaults(BehaviorVersion::v2026_01_12()), options).await
     }
@@ -102,19 +107,19 @@ impl Ec2 {
         Ok(Self::with_shared(shared, options))
     }
 
-    /// Uses a given configuration, also for SSM and credentials: for tests.
+    /// Uses a given configuration for EC2, SSM and credentials. For tests.
     pub fn with_shared(shared: SdkConfig, options: Ec2Options) -> Self {
         Self::new(Config::new(&shared), Some(shared), options)
     }
 
-    /// Uses a given configuration for EC2 alone: for tests. Timeouts and retries are set by oven in any case.
+    /// Uses a given configuration for EC2 only. Its timeouts and retries are replaced by oven's. For tests.
     pub fn with_config(config: Config, options: Ec2Options) -> Self {
         Self::new(config, None, options)
     }
 
     fn new(config: Config, shared: Option<SdkConfig>, options: Ec2Options) -> Self {
         let wire = client::connection::TrafficObserver::default();
-        // There is one layer that retries: the SDK's own would send CreateSnapshot three times.
+        // The SDK must not retry, because it would send CreateSnapshot again after a lost answer.
         let config = config
             .to_builder()
             .retry_config(RetryConfig::disabled())
@@ -136,7 +141,7 @@ impl Ec2 {
         }))
     }
 
-    /// For bakes that attach no volumes: they need other permissions, and need not run on an instance.
+    /// Selects bakes that attach no volumes. They need other permissions, and need not run on an instance.
     pub fn without_volumes(self) -> Self {
         self.0.direct.set(true);
         self
@@ -155,16 +160,16 @@ impl Ec2 {
         self.0.client.borrow().clone()
     }
 
-    /// A client with its own connections: it may reach another of EC2's endpoints.
+    /// Makes a client with new connections. They may lead to another server of EC2.
     fn new_client(&self) -> Client {
         Client::from_conf(self.0.config.borrow().clone())
     }
 
-    /// `None` without a shared configuration.
+    /// Returns `None` if SSM is not configured.
     fn ssm(&self) -> Option<aws_sdk_ssm::Client> {
         let config = aws_sdk_ssm::config::Builder::from(self.0.shared.as_ref()?);
         let retry = aws_sdk_ssm::config::retry::RetryConfig::disabled();
-        // It has its own credentials: cached ones may be too old.
+        // This client loads its credentials again, because the cached ones may have expired.
         let config = config.retry_config(retry).identity_cache(IdentityCache::lazy().build());
         Some(aws_sdk_ssm::Client::from_conf(config.build()))
     }
@@ -189,12 +194,12 @@ impl Ec2 {
         self.0.answered.get()
     }
 
-    /// Records that this process has just created an id.
+    /// Records that this process has just created the resource with this id.
     pub(crate) fn born(&self, id: &str) {
         self.0.born.borrow_mut().entry(id.to_owned()).or_insert_with(|| (Instant::now(), false));
     }
 
-    /// Records that EC2 shows these ids.
+    /// Records that EC2 has shown the resources with these ids.
     fn seen<'a>(&self, ids: impl Iterator<Item = &'a str>) {
         let mut born = self.0.born.borrow_mut();
         ids.for_each(|id| {
@@ -204,19 +209,20 @@ impl Ec2 {
         });
     }
 
-    /// Whether this process created the id so recently that EC2 may not know it everywhere, and it was never shown:
-    /// "not found" does not prove that it does not exist.
+    /// Returns whether EC2 may answer "not found" for this id although the resource exists. This is so if this process
+    /// created the resource recently, and EC2 has never shown it.
     fn is_unseen(&self, id: &str) -> bool {
         let visible = self.timeouts().visible;
         self.0.born.borrow().get(id).is_some_and(|(born, seen)| !seen && born.elapsed() < visible)
     }
 
-    /// The time since this process created an id.
+    /// Returns the time since this process created a resource; `None` if it did not create it.
     fn age(&self, id: &str) -> Option<Duration> {
         self.0.born.borrow().get(id).map(|(born, _)| born.elapsed())
     }
 
-    /// Whether a text names something that was created so recently that EC2 may not show it everywhere yet.
+    /// Returns whether a text contains the id of a resource that this process created so recently that EC2 may not show
+    /// it everywhere.
     fn is_new(&self, what: &str) -> bool {
         let visible = self.timeouts().visible;
         self.0
@@ -234,12 +240,12 @@ impl Ec2 {
         self.0.options.zone.as_deref().ok_or_else(not_an_instance)
     }
 
-    /// This process as an owner, by the instance's id if that is known.
+    /// Returns this process as an owner. Its host is the instance's id if that is known.
     fn owner(&self) -> Owner {
         self.0.options.instance_id.as_deref().map_or_else(Owner::this, Owner::on)
     }
 
-    /// Adds the tags that say which run and process own a resource.
+    /// Adds the tags that name the run and the process to which a resource belongs.
     pub(crate) fn owned(&self, tags: &Tags, run: &RunId) -> Result<Tags> {
         let mut tags = tags.clone();
         tags.insert(tag::RUN.to_owned(), run.0.clone());
@@ -248,7 +254,7 @@ impl Ec2 {
         Ok(tags)
     }
 
-    /// Waits before the first poll: nothing on EC2 is ready at once.
+    /// Waits before the first poll, because nothing on EC2 is ready immediately.
     async fn wait_before_first_poll(&self) {
         tokio::time::sleep(self.timeouts().first_poll).await;
     }
@@ -264,7 +270,7 @@ pub(crate) fn sdk_timeouts(timeouts: &Timeouts) -> TimeoutConfig {
 }
 
 fn not_an_instance() -> anyhow::Error {
-    let hint = "Bake on an EC2 instance, or name it with --instance-id ID --zone ZONE.";
+    let hint = "Bake on an EC2 instance, or name the instance with --instance-id ID --zone ZONE.";
     Kind::Machine.failure("the id and zone of this EC2 instance are unknown").hint(hint).into()
 }
 
@@ -292,6 +298,15 @@ impl Cloud for Ec2 {
 
     async fn replace_failed(&self, name: &str) -> Result<Option<ImageId>> {
         self.replace(name).await
+    }
+
+    async fn remove(&self, _: &ImageId, _: &SnapshotId) -> Result<()> {
+        let failure = Kind::Usage.failure("`oven images remove` works only with a local region");
+        Err(failure.hint("In AWS, use AWS's own tools.").into())
+    }
+
+    fn removal_command(&self, id: &ImageId) -> String {
+        format!("aws ec2 deregister-image --image-id {id}")
     }
 
     async fn stale_runs(&self, older_than: Option<Duration>) -> Result<Vec<StaleRun>> {

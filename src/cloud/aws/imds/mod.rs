@@ -31,15 +31,16 @@ pub struct InstanceOverrides {
 }
 
 const FLAGS: &str = "--instance-id and --zone";
-/// The time limit of a connection. It is not retried: outside EC2 many routers drop packets to this address, and oven
-/// should fail soon then. The kernel repeats its first packet after one second, so one packet may be lost.
+/// The time limit for connecting. Connecting is not retried, because outside EC2 many routers drop packets to this
+/// address, and oven should report that soon. The kernel sends the first packet again after one second, so the limit
+/// allows for one lost packet.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// The time limit of one response. On an idle builder it takes milliseconds.
+/// The time limit of one response. An idle builder gets a response within milliseconds.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
 /// The number of responses in a row that may be lost before oven gives up. A busy builder responds late. If the hop
 /// limit is too low, no response ever arrives, and oven fails after `LOST_ANSWERS * READ_TIMEOUT`, half a minute.
 const LOST_ANSWERS: u32 = 6;
-/// The time limit of one request, including the one for its token. The service sometimes returns a 5xx, which is
+/// The time limit of one request, including the request for its token. The service sometimes returns a 5xx, which is
 /// retried within this time.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -54,11 +55,11 @@ pub async fn identify_instance(given: InstanceOverrides) -> Result<Instance> {
         let value = std::env::var(name).ok().filter(|value| !value.is_empty())?;
         Some((value, name))
     });
-    who(given, region, &imds).await
+    identify(given, region, &imds).await
 }
 
-/// `environment` is the region from the environment, with the name of its variable.
-async fn who(
+/// `environment` is the region from the environment, and the name of the variable that sets it.
+async fn identify(
     given: InstanceOverrides,
     environment: Option<(String, &str)>,
     imds: &Client,
@@ -80,8 +81,7 @@ async fn who(
     let wanted = given.region.map(|region| (region, "--region or oven.toml")).or(environment);
     if let Some((wanted, by)) = wanted.filter(|(wanted, _)| *wanted != region) {
         let text = format!("{id} is in {zone}, but {by} sets the region {wanted}");
-        let hint =
-            "A volume can be attached only in its instance's own zone: bake on an instance of that region.";
+        let hint = "An instance can attach only volumes of its own zone. Bake on an instance of that region.";
         return Err(Kind::Usage.failure(text).hint(hint).into());
     }
     Ok(Instance { id, zone, region })
@@ -91,7 +91,7 @@ fn parse_flag(text: String, is_valid: fn(&str) -> bool, flag: &str, what: &str) 
     if is_valid(&text) {
         Ok(text)
     } else {
-        Err(Kind::Usage.error(format!("`{flag}` is {text:?}; expected {what}")))
+        Err(Kind::Usage.error(format!("`{flag}` has to be {what}, but is {text:?}")))
     }
 }
 
@@ -109,13 +109,13 @@ async fn query(imds: &Client, path: &str, is_valid: fn(&str) -> bool, what: &str
         return Ok(text);
     }
     let begin: String = text.chars().take(40).collect();
-    let text = format!("the metadata service answered {begin:?} to {path}, which is not {what}");
-    let hint = format!("If something else answers at its address, pass {FLAGS}.");
+    let text = format!("the metadata service returned {begin:?} for {path}, but that is not {what}");
+    let hint = format!("If another server responds at its address, pass {FLAGS}.");
     Err(Kind::Machine.failure(text).hint(hint).into())
 }
 
-/// Returns whether the service accepted the request, but its response did not arrive in time. A response of any kind,
-/// or a refused connection, is not retried.
+/// Returns whether the service accepted the request, but its response did not arrive in time. Only such a request is
+/// retried.
 fn is_silence(error: &ImdsError) -> bool {
     let silent = |cause: &String| cause.contains("read timeout") || cause.contains("request has timed out");
     causes(error).iter().any(silent)
@@ -135,9 +135,12 @@ fn causes(error: &ImdsError) -> Vec<String> {
 /// Returns the reason why the metadata service does not respond, as far as the error shows it.
 fn explain(error: &ImdsError, path: &str) -> anyhow::Error {
     if let ImdsError::ErrorResponse(answer) = error {
-        let text = format!("the metadata service answered {} to {path}", answer.response().status().as_u16());
+        let text = format!(
+            "the metadata service returned the HTTP status {} for {path}",
+            answer.response().status().as_u16()
+        );
         let hint = format!(
-            "If this is not an EC2 instance, pass {FLAGS} of the one that volumes are to be attached to."
+            "If this machine is not an EC2 instance, pass {FLAGS} of the instance that volumes are attached to."
         );
         return Kind::Machine.failure(text).hint(hint).into();
     }
@@ -146,20 +149,22 @@ fn explain(error: &ImdsError, path: &str) -> anyhow::Error {
     let lacks_token = matches!(error, ImdsError::FailedToLoadToken(_));
     let (text, hint) = if has_cause("request forbidden") {
         (
-            "the metadata service is turned off for this instance (it answers 403)".to_owned(),
+            "the metadata service is turned off for this instance (it returns the HTTP status 403)"
+                .to_owned(),
             format!(
                 "Turn it on (aws ec2 modify-instance-metadata-options --http-endpoint enabled), or pass {FLAGS}."
             ),
         )
     } else if is_silence(error) && lacks_token {
-        // The response to the request for a token is sent with a limited TTL, the hop limit. A bridge reduces it by
-        // one.
+        // The response to the request for a token is sent with a limited TTL, the hop limit. A network bridge, such as
+        // a container's, reduces the TTL by one.
         (
             format!(
-                "the metadata service accepts the request for a token, but its answer does not arrive ({LOST_ANSWERS} tries)"
+                "the metadata service accepts a request for a token, but its response does not arrive \
+                 ({LOST_ANSWERS} attempts)"
             ),
             format!(
-                "In a container: raise the hop limit (aws ec2 modify-instance-metadata-options \
+                "In a container, raise the hop limit (aws ec2 modify-instance-metadata-options \
                  --http-put-response-hop-limit 2), use the host's network, or pass {FLAGS}."
             ),
         )
@@ -173,8 +178,8 @@ fn explain(error: &ImdsError, path: &str) -> anyhow::Error {
         )
     } else {
         (
-            format!("the metadata service does not supply {path}: {}", causes.join(": ")),
-            format!("Pass {FLAGS} to do without it."),
+            format!("cannot read {path} from the metadata service: {}", causes.join(": ")),
+            format!("Pass {FLAGS}, so that oven does not need the metadata service."),
         )
     };
     Kind::Machine.failure(text).hint(hint).into()
@@ -203,6 +208,6 @@ fn region_of(zone: &str) -> Result<&str> {
     }
     let text = format!("{zone} is not an availability zone of a region");
     let hint =
-        "Local and Wavelength Zones are not supported: use an instance in a zone such as eu-central-1a.";
+        "Local and Wavelength Zones are not supported. Use an instance in a zone such as eu-central-1a.";
     Err(Kind::Machine.failure(text).hint(hint).into())
 }

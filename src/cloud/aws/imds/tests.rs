@@ -16,13 +16,13 @@ enum Manner {
     Status(u16),
     /// Accepts the request for a token and never answers.
     Silent,
-    /// As `GOOD`, but the first so many requests of this method get no answer.
+    /// Behaves like [`GOOD`], but does not answer this number of requests, the first ones of this method.
     Late(u32, &'static str),
 }
 
 struct Service {
     endpoint: String,
-    /// How many requests it took.
+    /// The number of requests that the service received.
     requests: Arc<AtomicU32>,
     task: JoinHandle<()>,
 }
@@ -53,7 +53,7 @@ async fn service(manner: Manner) -> Service {
             let request = String::from_utf8(request).unwrap().to_lowercase();
             let before = count.fetch_add(1, Ordering::Relaxed);
             let manner = match manner {
-                // The token comes first, and is asked for once.
+                // The first request is a PUT for the token. The token is requested only once.
                 Manner::Late(lost, "get") if (1..=lost).contains(&before) => Manner::Silent,
                 Manner::Late(lost, "put") if before < lost => Manner::Silent,
                 Manner::Late(..) => GOOD,
@@ -89,7 +89,7 @@ async fn service(manner: Manner) -> Service {
 }
 
 fn client(endpoint: &str) -> Client {
-    // As in production, but with short timeouts.
+    // This is the client of production, but it has a shorter read timeout and fewer attempts.
     Client::builder()
         .endpoint(endpoint)
         .unwrap()
@@ -111,7 +111,7 @@ async fn ask(
     environment: Option<(String, &str)>,
 ) -> Result<Instance> {
     let service = service(manner).await;
-    who(given, environment, &client(&service.endpoint)).await
+    identify(given, environment, &client(&service.endpoint)).await
 }
 
 fn instance(id: &str, zone: &str, region: &str) -> Instance {
@@ -188,14 +188,14 @@ async fn unsupported_zones_are_rejected() {
     }
 }
 
-/// A busy builder answers late.
+/// The metadata service of a busy builder may answer late.
 #[tokio::test]
 async fn lost_answers_are_asked_for_again() {
     for (lost, method) in [(1, "put"), (LOST_ANSWERS - 1, "put"), (1, "get"), (LOST_ANSWERS - 1, "get")] {
         let service = service(Manner::Late(lost, method)).await;
-        let me = who(InstanceOverrides::default(), None, &client(&service.endpoint)).await.unwrap();
+        let me = identify(InstanceOverrides::default(), None, &client(&service.endpoint)).await.unwrap();
         assert_eq!(me, instance(ID, "eu-central-1b", "eu-central-1"));
-        // The token, the id and the zone.
+        // Three requests are answered: for the token, the id and the zone.
         assert_eq!(service.requests.load(Ordering::Relaxed), lost + 3);
     }
 }
@@ -206,7 +206,7 @@ async fn only_silence_is_waited_out() {
         [(Manner::Silent, LOST_ANSWERS), (Manner::Status(403), 1), (Manner::Status(400), 1)]
     {
         let service = service(manner).await;
-        who(InstanceOverrides::default(), None, &client(&service.endpoint)).await.unwrap_err();
+        identify(InstanceOverrides::default(), None, &client(&service.endpoint)).await.unwrap_err();
         assert_eq!(service.requests.load(Ordering::Relaxed), tries);
     }
 }
@@ -215,7 +215,7 @@ async fn only_silence_is_waited_out() {
 async fn each_failure_is_explained() {
     let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let refused =
-        who(InstanceOverrides::default(), None, &client(&format!("http://{closed}"))).await.unwrap_err();
+        identify(InstanceOverrides::default(), None, &client(&format!("http://{closed}"))).await.unwrap_err();
     let cases = [
         (refused, "the metadata service cannot be reached: ", "AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE=IPv6"),
         (
@@ -225,14 +225,14 @@ async fn each_failure_is_explained() {
         ),
         (
             ask(Manner::Silent, InstanceOverrides::default(), None).await.unwrap_err(),
-            "the metadata service accepts the request for a token, but its answer does not arrive",
+            "the metadata service accepts a request for a token, but its response does not arrive",
             "--http-put-response-hop-limit 2",
         ),
         (
             ask(Manner::Good { id: "<html>sorry</html>", zone: "" }, InstanceOverrides::default(), None)
                 .await
                 .unwrap_err(),
-            "the metadata service answered \"<html>sorry</html>\" to /latest/meta-data/instance-id",
+            "the metadata service returned \"<html>sorry</html>\" for /latest/meta-data/instance-id",
             "--instance-id",
         ),
     ];

@@ -6,12 +6,17 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 /// The data that the command returns (NVM Express Base Specification, figure "Identify Controller Data Structure").
 pub type IdentifyPage = [u8; 4096];
 
-/// `NVME_IOCTL_ADMIN_CMD` of <linux/nvme_ioctl.h>.
-const ADMIN_COMMAND: u64 = 0xC048_4E41;
+mod raw {
+    #![allow(unsafe_code, clippy::undocumented_unsafe_blocks)]
+    // `NVME_IOCTL_ADMIN_CMD` of <linux/nvme_ioctl.h>.
+    nix::ioctl_readwrite!(admin_command, b'N', 0x41, super::Command);
+}
+
 const IDENTIFY: u8 = 0x06;
 /// Selects the controller's data structure.
 const CONTROLLER: u32 = 1;
-/// A disk answers within some milliseconds. The kernel's own limit, a minute, would delay an interrupt.
+/// A disk answers within some milliseconds. The kernel's default limit of a minute would delay the reaction to an
+/// interrupt.
 const TIMEOUT_MS: u32 = 5_000;
 
 /// `struct nvme_passthru_cmd`.
@@ -35,8 +40,8 @@ struct Command {
 /// The kernel copies a structure of exactly this size.
 const _: () = assert!(size_of::<Command>() == 72);
 
-/// Sends the command to an open disk. Fails with ENOTTY if it is not an NVMe disk, and with EPERM without the
-/// permission.
+/// Sends the command to an open disk. Fails with ENOTTY if the device is not an NVMe disk, and with EPERM if this
+/// process lacks the permission.
 #[allow(unsafe_code)]
 pub fn identify_controller(node: BorrowedFd<'_>) -> Result<Box<IdentifyPage>> {
     let mut page = Box::new([0; size_of::<IdentifyPage>()]);
@@ -50,12 +55,9 @@ pub fn identify_controller(node: BorrowedFd<'_>) -> Result<Box<IdentifyPage>> {
     };
     // SAFETY: the request reads and writes one `struct nvme_passthru_cmd`, and writes at most `length` bytes to
     // `address`: a page of that length that nothing else refers to and that outlives the call.
-    let status =
-        unsafe { libc::ioctl(node.as_raw_fd(), ADMIN_COMMAND as _, std::ptr::from_mut(&mut command)) };
-    match status {
+    match unsafe { raw::admin_command(node.as_raw_fd(), &raw mut command) }? {
         0 => Ok(page),
-        ..0 => Err(Error::last_os_error()),
-        _ => Err(Error::other(format!("NVMe status {status:#x}"))),
+        status => Err(Error::other(format!("NVMe status {status:#x}"))),
     }
 }
 

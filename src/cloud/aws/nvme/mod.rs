@@ -1,8 +1,8 @@
 //! Finds the NVMe device of a volume by its serial, and verifies it on the opened descriptor.
 //!
-//! Names (`nvme1n1`, `/dev/sdf`) show only in which order disks arrived, and udev's links have pointed at other
-//! volumes. Therefore the kernel's list says which disk claims to be the volume, and the disk itself is queried once it
-//! is open: the descriptor in use is the one that was verified. No option turns a check off.
+//! A device's name (`nvme1n1`, `/dev/sdf`) shows only in which order disks arrived, and udev's links have pointed to
+//! wrong volumes. So the disk is chosen by its serial in the kernel's list. Then it is opened, and its serial is
+//! queried from the disk itself. oven uses the same descriptor that was verified. No option turns a check off.
 
 mod identify;
 mod sysfs;
@@ -12,9 +12,10 @@ mod tests;
 use crate::device::Device;
 use crate::error::Kind;
 use crate::ids::VolumeId;
+use crate::sys::lock::try_lock_until_closed;
 use anyhow::{Context, Result};
 use identify::{IdentifyPage, Identity};
-use rustix::fs::{FileType, FlockOperation, Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -25,8 +26,8 @@ const AMAZON: u32 = 0x1d0f;
 /// The model of every EBS volume. An instance store's is "Amazon EC2 NVMe Instance Storage".
 const EBS: &[u8] = b"Amazon Elastic Block Store";
 
-/// The device of a volume, verified and open; `None` if it is not there yet, or not ready. `sys` and `dev` are `/sys`
-/// and `/dev`.
+/// Returns the device of a volume, verified and open; `None` if the disk does not exist yet or is not ready. `sys` and
+/// `dev` are `/sys` and `/dev`.
 ///
 /// Fails if two disks claim to be the volume, if the node is not the kernel's disk of that name, if the disk does not
 /// answer Identify Controller or answers with another serial, or if it is Amazon's but not an EBS volume.
@@ -34,21 +35,21 @@ pub fn find(sys: &Path, dev: &Path, volume: &VolumeId) -> Result<Option<Device>>
     find_by(&Linux, sys, dev, volume)
 }
 
-/// Whether this machine has NVMe disks. EC2's older instances (Xen) have none.
+/// Returns whether this machine has NVMe disks. EC2's older instances (Xen) have none.
 pub fn has_nvme(sys: &Path) -> bool {
     sysfs::has_controllers(sys)
 }
 
-/// The NVMe disks that the kernel knows, one per line, for error messages.
+/// Describes the NVMe disks that the kernel knows, for error messages.
 pub fn list(sys: &Path) -> Result<Vec<String>> {
     Ok(sysfs::namespaces(sys)?.iter().map(ToString::to_string).collect())
 }
 
-/// The kernel's answers about a node; tests without devices implement it.
+/// The calls to the kernel about a node. Tests replace them, because they have no devices.
 trait Kernel {
     /// The device number of an open node; `None` if it is not a block device.
     fn number(&self, node: BorrowedFd<'_>) -> io::Result<Option<u64>>;
-    /// Opens a nameless node of that block device.
+    /// Opens the block device with this number by a node that has no name.
     fn node(&self, number: u64) -> io::Result<OwnedFd>;
     /// The disk's answer to Identify Controller.
     fn identify(&self, node: BorrowedFd<'_>) -> io::Result<Box<IdentifyPage>>;
@@ -94,30 +95,32 @@ fn find_by(kernel: &impl Kernel, sys: &Path, dev: &Path, volume: &VolumeId) -> R
         Err(error) => {
             let hint = match error.raw_os_error() {
                 Some(libc::EPERM | libc::EACCES) => {
-                    "It takes CAP_SYS_ADMIN: run oven as root; a container has to be --privileged."
+                    "This needs CAP_SYS_ADMIN. Run oven as root, and a container with --privileged."
                 }
-                Some(libc::ENOTTY | libc::EINVAL) => "It is not an NVMe disk: another device has its name.",
+                Some(libc::ENOTTY | libc::EINVAL) => {
+                    "It is not an NVMe disk, although it has the name of one."
+                }
                 _ => "`dmesg` shows the disk's errors.",
             };
-            let text = format!("{} did not answer whether it is {volume}: {error}", path.display());
+            let text = format!("cannot verify that {} is {volume}: {error}", path.display());
             return Err(device_error(text, hint));
         }
     };
     verify(&Identity::of(&page), disk, &serial)
         .map_err(|wrong| device_error(format!("{} is not {volume}: {wrong}", path.display()), REPLACED))?;
-    // udev ignores a locked disk: no probe holds it open, and no LVM or RAID of the image is activated on this machine.
-    // If the lock fails because udev is probing the disk just now, nothing is lost.
-    _ = rustix::fs::flock(&node, FlockOperation::NonBlockingLockExclusive);
+    // udev ignores a locked disk. So no probe holds the disk open, and no LVM or RAID of the image is activated on this
+    // machine. It does not matter if the lock fails because udev is probing the disk at this moment.
+    _ = try_lock_until_closed(&node);
     Ok(Some(Device { node, path, rdev: disk.number, serial, trimming: None }))
 }
 
-const REPLACED: &str = "Nothing was written to it. Disks may have been swapped just now: bake again.";
+const REPLACED: &str = "oven wrote nothing to it. Perhaps disks were exchanged at this moment. Bake again.";
 
 fn device_error(text: String, hint: &str) -> anyhow::Error {
     Kind::Machine.failure(text).hint(hint).into()
 }
 
-/// The disk serial of a volume: its id without the dash.
+/// Returns the serial of a volume's disk, which is the volume's id without the dash.
 fn serial_of(volume: &VolumeId) -> Result<String> {
     let digits = volume.0.strip_prefix("vol-").filter(|digits| {
         matches!(digits.len(), 8 | 17) && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
@@ -126,14 +129,15 @@ fn serial_of(volume: &VolumeId) -> Result<String> {
     Ok(format!("vol{digits}"))
 }
 
-/// Opens the disk's node if it is the kernel's block device of that name; `None` if the disk went away.
+/// Opens the disk's node. Fails if the node is not the kernel's block device of that name. Returns `None` if the disk
+/// was removed.
 fn open(kernel: &impl Kernel, path: &Path, disk: &Namespace) -> Result<Option<OwnedFd>> {
     let context = || format!("opening {}", path.display());
     // The node is inspected before it is opened, so that anything else at that path is never touched.
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let found = match rustix::fs::open(path, flags, Mode::empty()).map_err(io::Error::from) {
         Ok(found) => found,
-        // A container has only the nodes that existed when it started.
+        // A container may lack the node, because it has only the nodes that existed when it started.
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return open_nameless_node(kernel, path, disk);
         }
@@ -149,11 +153,11 @@ fn open(kernel: &impl Kernel, path: &Path, disk: &Namespace) -> Result<Option<Ow
                 disk.name,
                 device_number_text(disk.number)
             );
-            return Err(device_error(text, "It is a stale node of a disk that was removed: delete it."));
+            return Err(device_error(text, "It is a stale node of a removed disk. Delete the node."));
         }
         None => {
             let text = format!("{} is not a block device", path.display());
-            return Err(device_error(text, "Something else has the disk's name: remove it."));
+            return Err(device_error(text, "Another file has the disk's name. Remove the file."));
         }
     }
     let same = format!("/proc/self/fd/{}", found.as_raw_fd());
@@ -184,7 +188,7 @@ fn verify(identity: &Identity<'_>, disk: &Namespace, serial: &str) -> Result<(),
     let may_be_amazon = |vendor: Option<u32>| vendor.is_none_or(|vendor| vendor == AMAZON);
     if disk.controllers.iter().any(|c| may_be_amazon(c.vendor)) || u32::from(identity.vendor) == AMAZON {
         if identity.model != EBS {
-            return Err(format!("it is a {:?}", text(identity.model)));
+            return Err(format!("its model is {:?}", text(identity.model)));
         }
         if u32::from(identity.vendor) != AMAZON {
             return Err(format!("its vendor is {:#06x}", identity.vendor));
@@ -201,7 +205,7 @@ fn device_number_text(number: u64) -> String {
     format!("{}:{}", rustix::fs::major(number), rustix::fs::minor(number))
 }
 
-/// Whether the kernel reports that the disk was just removed.
+/// Returns whether the kernel reports that the disk was just removed.
 fn is_removed(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::ENXIO))
 }

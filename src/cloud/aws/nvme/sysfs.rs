@@ -16,20 +16,21 @@ pub struct Namespace {
     /// Without padding.
     pub serial: Vec<u8>,
     model: Vec<u8>,
-    /// The controller of the disk; with multipath, all of them.
+    /// The controllers of the disk. Without multipath there is only one.
     pub controllers: Vec<Controller>,
 }
 
 #[derive(Debug)]
 pub struct Controller {
-    /// `live`, or a state before or after that.
+    /// `live`, or another state such as `new` or `deleting`.
     state: Vec<u8>,
     /// The PCI device's vendor; `None` if it is not a PCI device, or the kernel does not show it.
     pub vendor: Option<u32>,
 }
 
 impl Namespace {
-    /// Whether it answers. A disk that was removed while it was open stays in the list with another state.
+    /// Returns whether a controller of the disk is `live`. A disk that was removed while it was open remains in the
+    /// list, with another state.
     pub fn is_live(&self) -> bool {
         self.controllers.iter().any(|controller| controller.state == b"live")
     }
@@ -78,7 +79,8 @@ fn parse_name(name: &str) -> Option<(u32, u32)> {
 }
 
 fn namespace(dir: &Path, name: &str) -> Result<Option<Namespace>> {
-    // A hidden entry is one of several paths to a disk, which has its own entry. Kernels before 4.15 have neither.
+    // A hidden entry is one of several paths to a disk. The disk itself has another entry, which is not hidden. Kernels
+    // before 4.15 have no hidden entries.
     if attribute(&dir.join("hidden"))?.is_some_and(|hidden| hidden != b"0") {
         return Ok(None);
     }

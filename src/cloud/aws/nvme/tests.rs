@@ -10,7 +10,7 @@ const QEMU: &str = "QEMU NVMe Ctrl";
 const VENDOR_QEMU: u16 = 0x1b36;
 const VENDOR_AMAZON: u16 = 0x1d0f;
 
-/// A node is a file here: its device number is in the first line, then the disk's answer or its error.
+/// In these tests, a node is a file. The first line is the device number. The rest is the disk's answer, or its error.
 struct Files;
 
 impl Kernel for Files {
@@ -25,7 +25,7 @@ impl Kernel for Files {
         Ok(Some(rustix::fs::makedev(major.parse().unwrap(), minor.parse().unwrap())))
     }
     fn node(&self, number: u64) -> io::Result<OwnedFd> {
-        // The error of mknod without the permission.
+        // This is the error of mknod without the permission.
         let _ = number;
         Err(io::Error::from_raw_os_error(libc::EPERM))
     }
@@ -72,7 +72,8 @@ impl Machine {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, text).unwrap();
     }
-    /// The kernel's entry of a disk: `nvmeCn1`, device 259:C, without multipath.
+    /// Creates the kernel's entry of the disk `nvmeCn1` without multipath. C is `number`, and the device number is
+    /// 259:C.
     fn kernel(&self, number: u32, vendor: u16, serial: &str, model: &str) -> String {
         let (name, controller) = (format!("nvme{number}n1"), format!("class/nvme/nvme{number}"));
         self.set(&format!("{controller}/serial"), &format!("{serial:<20}\n"));
@@ -84,7 +85,7 @@ impl Machine {
         symlink(self.sys(&controller), self.sys(&format!("block/{name}/device"))).unwrap();
         name
     }
-    /// The disk's node, and its answer.
+    /// Creates a disk's node with its answer.
     fn node(&self, name: &str, number: &str, answer: &[u8]) {
         fs::write(self.dev(name), [number.as_bytes(), b"\n", answer].concat()).unwrap();
     }
@@ -96,7 +97,7 @@ impl Machine {
     fn find(&self, volume: &str) -> Result<Option<Device>> {
         find_by(&Files, &self.sys(""), &self.dev(""), &VolumeId(volume.into()))
     }
-    /// The name that is found; `-` for none.
+    /// Returns the name of the disk that is found, or `-` if none is found.
     fn found(&self) -> String {
         let device = self.find(VOLUME).unwrap_or_else(|e| panic!("{e:#}"));
         device.map_or("-".into(), |d| d.path.file_name().unwrap().to_str().unwrap().to_owned())
@@ -147,7 +148,7 @@ fn stale_links_and_other_names_are_ignored() {
     assert_eq!(machine.found(), "-");
     machine.disk(3, VENDOR_AMAZON, SERIAL, EBS);
     assert_eq!(machine.found(), "nvme3n1");
-    // The name itself is a link to another disk, or to the right one: both are refused.
+    // The disk's name is a link to another disk, or to the right one. Both are refused.
     for target in ["nvme1n1", "real"] {
         fs::write(machine.dev("real"), fs::read(machine.dev("nvme3n1")).unwrap()).unwrap();
         fs::remove_file(machine.dev("nvme3n1")).unwrap();
@@ -206,7 +207,7 @@ fn two_live_disks_with_one_serial_are_named_and_refused() {
     machine.disk(2, VENDOR_AMAZON, SERIAL, EBS);
     let text = format!("2 disks have the serial of {VOLUME}: nvme2n1, nvme11n1");
     assert_eq!(machine.refused(), text);
-    // A second namespace of the same controller is another disk, too.
+    // A second namespace of the same controller counts as a second disk.
     let machine = Machine::new();
     machine.disk(1, VENDOR_AMAZON, SERIAL, EBS);
     machine.set("block/nvme1n2/dev", "259:9");
@@ -223,7 +224,7 @@ fn only_live_controllers_count() {
         machine.disk(1, VENDOR_AMAZON, SERIAL, EBS);
         machine.set("class/nvme/nvme1/state", state);
         assert_eq!(machine.found(), "-", "{state}");
-        // Its successor is not taken for a second disk.
+        // A new disk with the same serial is found, because the old one does not count.
         machine.disk(2, VENDOR_AMAZON, SERIAL, EBS);
         assert_eq!(machine.found(), "nvme2n1", "{state}");
     }
@@ -233,7 +234,8 @@ fn only_live_controllers_count() {
     assert_eq!(machine.found(), "-", "of unknown state");
 }
 
-/// A disk as a kernel with multipath lists it: one with a node, behind a subsystem, and its hidden paths.
+/// Creates a disk as a kernel with multipath lists it. One entry has a node and belongs to a subsystem. The hidden
+/// entries are the paths.
 fn multipath(machine: &Machine, vendor: u16, paths: &[&str]) {
     let subsystem = machine.sys("class/nvme-subsystem/nvme-subsys1");
     for (index, state) in paths.iter().enumerate() {
@@ -266,16 +268,16 @@ fn hidden_paths_of_a_multipath_disk_are_skipped() {
         machine.node("nvme1n1", "259:1", &page(VENDOR_AMAZON, SERIAL.as_bytes(), EBS));
         assert_eq!(machine.found(), expected, "{states:?}");
     }
-    // It is hidden under a name that looks like a disk's.
+    // A hidden entry is skipped even if its name looks like a disk's.
     let machine = Machine::new();
     machine.disk(1, VENDOR_AMAZON, SERIAL, EBS);
     machine.set("block/nvme1n1/hidden", "1\n");
     assert_eq!(machine.found(), "-");
-    // It is Amazon's, behind a subsystem: the model is checked there, too.
+    // The model of Amazon's disks is also checked if the disk belongs to a subsystem.
     let machine = Machine::new();
     multipath(&machine, VENDOR_AMAZON, &["live"]);
     machine.node("nvme1n1", "259:1", &page(VENDOR_AMAZON, SERIAL.as_bytes(), QEMU));
-    assert_eq!(machine.refused(), format!("/dev/nvme1n1 is not {VOLUME}: it is a \"QEMU NVMe Ctrl\""));
+    assert_eq!(machine.refused(), format!("/dev/nvme1n1 is not {VOLUME}: its model is \"QEMU NVMe Ctrl\""));
 }
 
 #[test]
@@ -293,7 +295,8 @@ fn names_of_other_devices_are_skipped() {
 #[test]
 fn the_opened_disk_is_verified() {
     let other = "vol0aaaaaaaaaaaaaaaa";
-    // The PCI vendor in sysfs, the disk's answer, and the objection; "" is none.
+    // A case has the PCI vendor in sysfs, the disk's answer, and the expected objection. The objection is empty if the
+    // disk is accepted.
     let cases: [(&str, u16, &str, &str, &str); 11] = [
         ("0x1d0f\n", VENDOR_AMAZON, SERIAL, EBS, ""),
         ("0x1b36\n", VENDOR_QEMU, SERIAL, QEMU, ""),
@@ -301,11 +304,23 @@ fn the_opened_disk_is_verified() {
         ("0x1d0f\n", VENDOR_AMAZON, other, EBS, "its serial is \"vol0aaaaaaaaaaaaaaaa\""),
         ("0x1b36\n", VENDOR_QEMU, other, QEMU, "its serial is \"vol0aaaaaaaaaaaaaaaa\""),
         ("0x1b36\n", VENDOR_QEMU, "", QEMU, "its serial is \"\""),
-        ("0x1d0f\n", VENDOR_AMAZON, SERIAL, INSTANCE_STORE, "it is a \"Amazon EC2 NVMe Instance Storage\""),
+        (
+            "0x1d0f\n",
+            VENDOR_AMAZON,
+            SERIAL,
+            INSTANCE_STORE,
+            "its model is \"Amazon EC2 NVMe Instance Storage\"",
+        ),
         ("0x1d0f\n", VENDOR_QEMU, SERIAL, EBS, "its vendor is 0x1b36"),
-        ("0x1b36\n", VENDOR_AMAZON, SERIAL, INSTANCE_STORE, "it is a \"Amazon EC2 NVMe Instance Storage\""),
-        // The kernel does not know the vendor: then everything is checked.
-        ("?\n", VENDOR_QEMU, SERIAL, QEMU, "it is a \"QEMU NVMe Ctrl\""),
+        (
+            "0x1b36\n",
+            VENDOR_AMAZON,
+            SERIAL,
+            INSTANCE_STORE,
+            "its model is \"Amazon EC2 NVMe Instance Storage\"",
+        ),
+        // If the kernel does not know the vendor, everything is checked.
+        ("?\n", VENDOR_QEMU, SERIAL, QEMU, "its model is \"QEMU NVMe Ctrl\""),
         ("?\n", VENDOR_AMAZON, SERIAL, EBS, ""),
     ];
     for (sysfs, vendor, serial, model, objection) in cases {
@@ -322,14 +337,14 @@ fn the_opened_disk_is_verified() {
     let machine = Machine::new();
     machine.disk(1, VENDOR_QEMU, SERIAL, QEMU);
     fs::remove_file(machine.sys("class/nvme/nvme1/device/vendor")).unwrap();
-    assert!(machine.refused().ends_with("it is a \"QEMU NVMe Ctrl\""));
+    assert!(machine.refused().ends_with("its model is \"QEMU NVMe Ctrl\""));
 }
 
 #[test]
 fn an_instance_store_is_refused_whatever_its_serial() {
     let machine = Machine::new();
     machine.disk(1, VENDOR_AMAZON, SERIAL, INSTANCE_STORE);
-    assert!(machine.refused().ends_with("it is a \"Amazon EC2 NVMe Instance Storage\""));
+    assert!(machine.refused().ends_with("its model is \"Amazon EC2 NVMe Instance Storage\""));
 }
 
 #[test]
@@ -345,7 +360,7 @@ fn a_disk_without_an_answer_is_refused_and_a_removed_one_is_absent() {
         machine.kernel(1, VENDOR_AMAZON, SERIAL, EBS);
         machine.node("nvme1n1", "259:1", format!("errno {errno}").as_bytes());
         let text = machine.refused();
-        let begin = format!("/dev/nvme1n1 did not answer whether it is {VOLUME}: {expected}");
+        let begin = format!("cannot verify that /dev/nvme1n1 is {VOLUME}: {expected}");
         assert!(text.starts_with(&begin), "{text}");
     }
     for errno in [libc::ENODEV, libc::ENXIO] {
@@ -404,7 +419,7 @@ fn an_unreadable_disk_is_an_error_and_not_absent() {
     assert!(machine.find(VOLUME).is_err());
 }
 
-/// The same rule in other words: the serial, and after it nothing but padding.
+/// States the rule independently: the field has the serial, followed by nothing but padding.
 fn fits(field: &[u8; 20], serial: &[u8]) -> bool {
     field.starts_with(serial) && field[serial.len()..].iter().all(|b| *b == b' ' || *b == 0)
 }
@@ -438,7 +453,7 @@ fn property_a_field_matches_only_the_padded_serial() {
                 matched += u32::from(check(&field, serial));
             }
         }
-        // Near misses: parts of the serial, shifted, cut, padded with anything.
+        // These fields almost match: they have parts of the serial, shifted, cut or padded with anything.
         for _ in 0..200_000 {
             let mut field = [0; 20];
             let (shift, keep) = (random(3) as usize, random(21) as usize);

@@ -1,8 +1,8 @@
 //! Block-level access to the snapshots of a region, as with EBS direct.
 //!
-//! A pending snapshot has its own sparse file from the start, with its parent's data: shared if the file system can do
-//! that, and copied otherwise, so that a start may be slow (a bake runs it in the background). Blocks are written in
-//! place.
+//! When a snapshot is started, it gets a sparse file with its parent's data. The data are shared if the file system
+//! supports that, and copied otherwise. So a start may be slow, and a bake runs it in the background. Blocks are
+//! written to this file.
 
 mod copies;
 mod read;
@@ -14,7 +14,7 @@ pub use copies::Copies;
 use super::pending_snapshot::{PutBlocks, SnapshotState, boot_id, invalid};
 use super::records::{Completion, PendingWrites};
 use super::records::{
-    LockedRegion, NEVER, PARENT, PUT, RegionStore, SnapshotRecord, created_after, remove_if_there,
+    LockedRegion, MAX_GIB, NEVER, PARENT, PUT, RegionStore, SnapshotRecord, created_after, remove_if_there,
 };
 use super::volumes::with_run_tag;
 use super::{Region, new_id};
@@ -34,9 +34,6 @@ use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 use write::{make_ready, put};
-
-/// The maximum size of a volume, and so of a snapshot.
-const MAX_GIB: u64 = 16384;
 
 /// Fails unless a child of this size can be started from the snapshot.
 fn ensure_parent(store: &RegionStore, id: &SnapshotId, size_gib: u64) -> Result<()> {
@@ -85,7 +82,7 @@ fn start(
         if let Some(parent) = &written.parent {
             let path = region.data::<SnapshotRecord>(&parent.0);
             let name = region.part::<SnapshotRecord>(&id.0, PARENT);
-            // The data of a snapshot never change: a hard link is as good as a copy.
+            // A hard link is as good as a copy, because the data of a snapshot never change.
             if std::fs::hard_link(&path, &name).is_err() {
                 let source = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
                 let dir = region.dir_of::<SnapshotRecord>();
@@ -94,20 +91,20 @@ fn start(
             }
         }
         target.set_len(record.size_gib << 30).context("setting the size of the snapshot")?;
-        // After a power failure the snapshot would have failed anyway: nothing has to be durable.
+        // Nothing has to be durable, because after a power failure the snapshot has failed anyway.
         region.write(&SnapshotRecord { written: Some(written), ..record }, false)
     };
     create().inspect_err(|_| _ = region.remove::<SnapshotRecord>(&created.0))
 }
 
 impl Region {
-    /// The state as DescribeSnapshots shows it.
+    /// Returns the state of a snapshot as DescribeSnapshots shows it.
     pub fn snapshot_state(&self, id: &SnapshotId) -> Result<SnapshotState> {
         Ok(self.store().snapshot_state(&self.store().get(&id.0)?))
     }
 
-    /// The blocks that were put into a snapshot so far, and their digests; for a complete one, those that it was
-    /// completed with. Empty for a snapshot that was not written by its blocks.
+    /// Returns the blocks that were put into a snapshot so far, and their digests. For a complete snapshot, these are
+    /// the blocks that it was completed with. There are none if the snapshot was not written by its blocks.
     pub fn put_blocks(&self, id: &SnapshotId) -> Result<BTreeMap<u32, Digest>> {
         self.store().by_blocks(id)?;
         PutBlocks::open(self.store(), id)?.map_or_else(|| Ok(BTreeMap::new()), |put| put.digests())
@@ -129,14 +126,14 @@ impl BlockApi for Region {
         Ok(Arc::new(OpenSnapshot::open(self.store(), snapshot)?.0))
     }
 
-    /// All snapshots of a region have the same owner, and none is encrypted: a child is always possible.
+    /// All snapshots of a region have the same owner, and none is encrypted. So each can be the parent itself.
     async fn parent(&self, snapshot: &SnapshotId, _: &VolumeKind) -> Result<ParentUse> {
         let record = self.store().by_blocks(snapshot)?;
         self.store().ensure_completed(&record)?;
         Ok(ParentUse::UseAsParent)
     }
 
-    /// The snapshot is in this account already.
+    /// Returns the snapshot itself, because it is in this account already.
     async fn copied(&self, snapshot: &SnapshotId, _: &VolumeKind, _: &dyn Fn()) -> Result<SnapshotId> {
         let record = self.store().by_blocks(snapshot)?;
         self.store().ensure_completed(&record)?;

@@ -26,7 +26,7 @@ pub struct OpenSnapshot {
 }
 
 impl OpenSnapshot {
-    /// Opens a snapshot; also returns its size in GiB.
+    /// Opens a snapshot. Also returns its size in GiB.
     pub fn open(store: &RegionStore, id: &SnapshotId) -> Result<(Self, u64)> {
         let record = store.by_blocks(id)?;
         store.ensure_completed(&record).map_err(|e| invalid("INVALID_SNAPSHOT_ID", e))?;
@@ -37,7 +37,7 @@ impl OpenSnapshot {
         Ok((Self { store: store.clone(), id: id.clone(), data, blocks, put }, record.size_gib))
     }
 
-    /// The blocks that have data other than zeros, or were put as zeros.
+    /// Returns the blocks that were put, and those that have data other than zeros.
     pub fn contents(&self, stop: &CancelFlag) -> Result<BlockIndexes> {
         let mut found: BlockIndexes = self.put.keys().copied().collect();
         sparse_copy::nonzero_blocks(&self.data, stop, &mut |at, data| {
@@ -75,7 +75,7 @@ impl SnapshotReader for OpenSnapshot {
         if self.put.get(&index).is_some_and(|put| *put != digest) {
             return Err(ec2_error(
                 "InternalServerException",
-                format!("block {index} of {id} differs from what was put"),
+                format!("block {index} of {id} differs from the block that was put"),
             ));
         }
         Ok((block, digest))

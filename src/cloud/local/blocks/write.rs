@@ -15,13 +15,13 @@ use std::fs::File;
 use std::num::NonZeroU64;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 
-/// The parent's data of a pending snapshot.
+/// Opens the data of a pending snapshot's parent.
 fn open_parent(store: &RegionStore, id: &SnapshotId) -> Result<File> {
     let path = store.part::<SnapshotRecord>(&id.0, PARENT);
     File::open(&path).with_context(|| format!("opening {}", path.display()))
 }
 
-/// The data of a pending snapshot.
+/// Opens the data of a pending snapshot.
 fn open_data(store: &RegionStore, id: &SnapshotId) -> Result<File> {
     let path = store.data::<SnapshotRecord>(&id.0);
     let mut options = File::options();
@@ -29,7 +29,7 @@ fn open_data(store: &RegionStore, id: &SnapshotId) -> Result<File> {
     options.open(&path).with_context(|| format!("opening {}", path.display()))
 }
 
-/// The SHA256 over digests in the order of their indexes.
+/// Returns the SHA256 of digests, which have to be in the order of the block indexes.
 pub fn linear<'a>(digests: impl IntoIterator<Item = &'a Digest>) -> Digest {
     let mut hash = Sha256::new();
     digests.into_iter().for_each(|digest| hash.update(digest));
@@ -42,7 +42,8 @@ pub struct VerifiedSnapshot {
     pub sealed: Completion,
 }
 
-/// Verifies what was put, restores interrupted blocks and syncs the data. `None`: the snapshot is complete already.
+/// Verifies the blocks that were put, restores interrupted blocks and syncs the data. Returns `None` if the snapshot is
+/// complete already.
 pub fn make_ready(
     store: &RegionStore,
     id: &SnapshotId,
@@ -86,13 +87,13 @@ pub fn make_ready(
 fn restore(store: &RegionStore, id: &SnapshotId, target: &File, parent: bool, index: u32) -> Result<()> {
     let at = u64::from(index) * BLOCK as u64;
     rustix::fs::fallocate(target, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, at, BLOCK as u64)
-        .with_context(|| format!("undoing block {index}"))?;
+        .with_context(|| format!("restoring block {index}"))?;
     if parent {
         let parent = open_parent(store, id)?;
         if at < sparse_copy::length(&parent)? {
             let mut block = vec![0; BLOCK];
             parent.read_exact_at(&mut block, at).context("reading the parent")?;
-            target.write_all_at(&block, at).with_context(|| format!("undoing block {index}"))?;
+            target.write_all_at(&block, at).with_context(|| format!("restoring block {index}"))?;
         }
     }
     Ok(())
@@ -102,7 +103,7 @@ fn open_put(store: &RegionStore, id: &SnapshotId) -> Result<PutBlocks> {
     match PutBlocks::open(store, id)? {
         Some(put) => Ok(put),
         None => {
-            // It was never pending, or has been deleted: this returns the right error.
+            // The snapshot was never pending, or was deleted. This returns the right error.
             store.writable(id)?;
             Err(not_found_error("ResourceNotFoundException", format!("The snapshot '{id}' does not exist.")))
         }
@@ -136,8 +137,8 @@ pub fn put(store: &RegionStore, id: &SnapshotId, index: u32, block: &[u8], diges
         file.begin(index)?;
         let at = u64::from(index) * BLOCK as u64;
         target.write_all_at(block, at)?;
-        // Starts writing it to the disk: all blocks have to be there when the snapshot is completed. This is only a
-        // hint.
+        // Asks the kernel to write the block to the disk soon, because all blocks have to be on the disk when the
+        // snapshot is completed. An error does not matter.
         _ = rustix::fs::fadvise(&target, at, NonZeroU64::new(BLOCK as u64), Advice::DontNeed);
         file.done(index, digest)
     };

@@ -32,7 +32,7 @@ pub fn linear(digests: &[Digest]) -> Digest {
     digest_of(&digests.concat())
 }
 
-/// Makes the last put of a block this long ago.
+/// Changes the time of the last put, so that it was this long ago.
 pub fn age(region: &Region, id: &SnapshotId, ago: Duration) {
     let put = region.store().part::<SnapshotRecord>(&id.0, records::PUT);
     File::options().write(true).open(put).unwrap().set_modified(SystemTime::now() - ago).unwrap();
@@ -68,7 +68,7 @@ async fn a_child_has_its_parents_data_and_what_was_put() {
 
     let id = f.region.start(&NewSnapshot { size_gib: 2, ..new(Some(&base.snapshot), &run) }).await.unwrap();
     assert_eq!(f.region.snapshot_state(&id).unwrap(), SnapshotState::Pending);
-    // The very last block, zeros where there was nothing, and a block that is put twice.
+    // Puts the last block of the disk, zeros to a block without data, and one block twice.
     let last = (2 << 30) / BLOCK as u32 - 1;
     f.put(&id, last, 9).await;
     f.put(&id, 7, 1).await;
@@ -78,7 +78,7 @@ async fn a_child_has_its_parents_data_and_what_was_put() {
     f.region.complete(&id, 3, checksum).await.unwrap();
     assert_eq!(f.region.snapshot_state(&id).unwrap(), SnapshotState::Completed);
     assert_eq!(f.names(&id), ["img", "json", "put"]);
-    // The answer was lost.
+    // A caller completes the snapshot again if the answer was lost.
     f.region.complete(&id, 3, checksum).await.unwrap();
     refuses(
         f.region.complete(&id, 2, checksum).await,
@@ -97,7 +97,8 @@ async fn a_child_has_its_parents_data_and_what_was_put() {
     refuses(reader.read(6), Kind::Cloud, "ValidationException: INVALID_BLOCK");
     refuses(reader.read(last + 1), Kind::Cloud, "ValidationException: INVALID_BLOCK");
 
-    // A block of the parent becomes zeros; and a grandchild after its grandparent was deleted.
+    // A block of the parent is overwritten with zeros. Then the parent and the grandparent are deleted before the
+    // snapshot is complete.
     let zeroed = f.region.start(&NewSnapshot { size_gib: 2, ..new(Some(&id), &run) }).await.unwrap();
     f.put(&zeroed, BASE_BLOCK, 0).await;
     f.region.deregister(&base.id).await.unwrap();
@@ -110,7 +111,7 @@ async fn a_child_has_its_parents_data_and_what_was_put() {
     let at = |index: u32| byte(&data, u64::from(index) * BLOCK as u64);
     assert_eq!([at(BASE_BLOCK), at(5), at(6), at(7), at(last)], [0, 0, 0, 8, 9]);
     assert_eq!(f.region.contents(&zeroed).await.unwrap().blocks, [BASE_BLOCK, 7, last].into());
-    // It can be used as any other: an image is registered, and a volume created from it.
+    // The snapshot can be used like any other: an image is registered, and a volume is created.
     let two = ImageSpec { size_gib: 2, ..spec("web-f", "f") };
     f.region.register(&zeroed, &two, &Undo::default()).await.unwrap();
     let of_it = VolumeSpec {
@@ -184,9 +185,9 @@ async fn violations_of_ebs_rules_are_rejected() {
         7,
         "filled in after refusals, too"
     );
-    // Data that changed behind its back are not served.
+    // Data that were changed in another way are not returned.
     f.data(&id.0).write_all_at(&[4], BLOCK as u64 + 100).unwrap();
-    refuses(f.region.reader(&id).await.unwrap().read(1), Kind::Cloud, "differs from what was put");
+    refuses(f.region.reader(&id).await.unwrap().read(1), Kind::Cloud, "differs from the block that was put");
 }
 
 /// Asserts that a snapshot in this state cannot be used.
@@ -220,7 +221,7 @@ async fn incomplete_snapshots_cannot_be_used_and_are_swept() {
     age(&f.region, &expired, WRITE_TIMEOUT + Duration::from_secs(60));
     is_of_no_use(&f, &base, &expired, "error").await;
 
-    // It is too late, and the error differs from others.
+    // Nothing can be put any more, and the error shows that the snapshot expired.
     let late = f.region.put(&expired, 0, block(1).0, digest).await.unwrap_err();
     let completed = f.region.complete(&expired, 1, linear(&[digest])).await.unwrap_err();
     for error in [late, completed] {
@@ -228,7 +229,7 @@ async fn incomplete_snapshots_cannot_be_used_and_are_swept() {
         assert_eq!(Kind::of(&error), Kind::Cloud, "{error:#}");
     }
     let state = f.region.snapshot_state(&expired).unwrap();
-    assert_eq!(state, SnapshotState::Error("no block was put for 21600 seconds".into()));
+    assert_eq!(state, SnapshotState::Error("no block was written for 21600 seconds".into()));
 
     let stale = f.region.stale_runs(None).await.unwrap();
     assert_eq!((stale.len(), &stale[0].run, stale[0].resources.len()), (1, &run, 2));
@@ -274,13 +275,13 @@ async fn another_process_continues_and_a_torn_block_is_restored() {
     let (base, run) = (f.import("base-1").await, RunId::new());
     let id = f.region.start(&new(Some(&base.snapshot), &run)).await.unwrap();
     let digest = f.put(&id, 4, 1).await;
-    // The process is killed during two puts: over a block of the parent, and over none.
+    // The process is killed during two puts. One is to a block that the parent has, and the other one is not.
     let put = PutBlocks::open(f.region.store(), &id).unwrap().unwrap();
     for index in [BASE_BLOCK, 6] {
         put.begin(index).unwrap();
         f.data(&id.0).write_all_at(&[5; 1000], u64::from(index) * BLOCK as u64).unwrap();
     }
-    // The base is deleted; the completing process never saw its data.
+    // The base is deleted before another process completes the snapshot.
     f.region.deregister(&base.id).await.unwrap();
     f.region.delete_snapshot(&base.snapshot).await.unwrap();
     let other = Region::open(f.region.dir()).unwrap();
@@ -290,7 +291,7 @@ async fn another_process_continues_and_a_torn_block_is_restored() {
     assert_eq!([at(BASE_BLOCK, 0), at(BASE_BLOCK, 4999), at(BASE_BLOCK, 5000)], [7, 7, 0]);
     assert_eq!([at(4, 0), at(6, 0)], [1, 0]);
     assert_eq!(f.region.contents(&id).await.unwrap().blocks, [BASE_BLOCK, 4].into());
-    // The process is killed between the last two steps: the parent's data are released.
+    // If the process is killed between the last two steps, a sweep removes the link to the parent's data.
     std::fs::write(f.region.dir().join(format!("snapshots/{id}.parent")), "x").unwrap();
     std::fs::write(f.region.dir().join(format!("snapshots/{}.put", new_id("snap"))), "x").unwrap();
     f.region.stale_runs(None).await.unwrap();
@@ -308,7 +309,7 @@ async fn concurrent_puts_also_of_the_same_block_are_whole() {
     let base = f.region.import(&raw, "large", Architecture::X86_64, &tags, &report).await.unwrap();
     let other = Region::open(f.region.dir()).unwrap();
     let id = f.region.start(&new(Some(&base.snapshot), &RunId::new())).await.unwrap();
-    // Two concurrent puts of the same block leave one of both, complete.
+    // After two concurrent puts to the same block, the block is completely that of one put.
     let (one, two) = (block(1), block(2));
     let put = async |region: &Region, index, (data, digest): &(Arc<[u8]>, Digest)| {
         region.put(&id, index, data.clone(), *digest).await.unwrap();
@@ -316,7 +317,7 @@ async fn concurrent_puts_also_of_the_same_block_are_whole() {
     let tasks = (0..128u32).flat_map(|n| [(&f.region, n / 2 * 2, &one), (&other, n / 2 * 2, &two)]);
     let mut running: Vec<_> = tasks.map(|(region, n, block)| Box::pin(put(region, n, block))).collect();
     for task in &mut running {
-        // All are started before one is waited for.
+        // All puts are started before this waits for one of them.
         std::future::poll_fn(|context| {
             _ = task.as_mut().poll(context);
             std::task::Poll::Ready(())
@@ -325,7 +326,7 @@ async fn concurrent_puts_also_of_the_same_block_are_whole() {
     }
     drop(running);
     let mut digests = f.region.put_blocks(&id).unwrap();
-    // Those that were dropped finish, or never start: they are put again.
+    // The puts that were dropped are completed or never start, so the blocks are put again.
     for index in (0..128).step_by(2) {
         put(&f.region, index, &two).await;
         digests.insert(index, two.1);
@@ -346,7 +347,8 @@ async fn concurrent_puts_also_of_the_same_block_are_whole() {
     }
 }
 
-/// Copies without a record: open nameless files or, on a file system without these, temporary files.
+/// Returns the number of copies without a record. They are open files without a name or, if the file system does not
+/// support these, temporary files.
 fn nameless(f: &Fixture) -> usize {
     let dir = f.region.dir().join("snapshots");
     let open = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
@@ -362,7 +364,7 @@ fn nameless(f: &Fixture) -> usize {
 async fn each_child_is_written_over_its_own_copy() {
     let f = Fixture::new();
     let base = f.import("base-1").await;
-    // There are more than may be copied at the same time.
+    // There are more children than concurrent copies are permitted.
     let runs: Vec<_> = (0..9).map(|_| RunId::new()).collect();
     let child = async |n: usize| {
         let spec = NewSnapshot { size_gib: 3, ..new(Some(&base.snapshot), &runs[n]) };
@@ -399,7 +401,7 @@ async fn a_cancelled_start_leaves_nothing() {
             }
         }
         drop(start);
-        // What it did not cancel itself, the run's debt removes: it may have finished in the meantime.
+        // The start may have finished before it was dropped. Then the run's clean-up removes the snapshot.
         while nameless(&f) != 0 {
             assert!(std::time::Instant::now() < deadline, "{} copies", nameless(&f));
             tokio::time::sleep(Duration::from_millis(5)).await;

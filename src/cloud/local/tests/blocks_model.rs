@@ -8,13 +8,14 @@ use crate::ids::{BLOCK, Digest};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// Sequences: most run in memory, where nothing waits for a disk, and some on a disk. `OVEN_TEST_FULL=1` runs all.
+/// The numbers of random sequences. Most run in memory, where nothing waits for a disk, and some run on a disk.
+/// `OVEN_TEST_FULL=1` runs all.
 const FIXED: u64 = 180;
 const SAMPLE: u64 = 40;
 const FRESH: u64 = 20;
 const STEPS: usize = 30;
 
-/// SplitMix64.
+/// The random number generator SplitMix64.
 struct Random(u64);
 
 impl Random {
@@ -34,7 +35,7 @@ impl Random {
 #[derive(Clone, Default)]
 struct Model {
     size_gib: u64,
-    /// Indexes into [`blocks`], other than zeros.
+    /// The parent's blocks. The values are indexes into [`kinds`], but zeros are left out.
     parent: BTreeMap<u32, usize>,
     put: BTreeMap<u32, usize>,
     state: State,
@@ -57,7 +58,7 @@ impl Model {
     }
 }
 
-/// Zeros, full blocks, and one that is mostly zeros.
+/// Returns the blocks that are put: zeros, full blocks, and a block that is mostly zeros.
 fn kinds() -> Vec<(Arc<[u8]>, Digest)> {
     let mut sparse = vec![0; BLOCK];
     sparse[300_000..300_100].fill(4);
@@ -155,7 +156,7 @@ impl Run {
                 self.known.remove(id);
                 refuses(region.snapshot_state(id), Kind::NotFound, "InvalidSnapshot.NotFound");
             }
-            // Another process.
+            // Continues as another process would.
             17 => self.f.region = Region::open(region.dir()).unwrap(),
             18 => {
                 let Some(id) = random.of(&any) else { return };
@@ -184,7 +185,7 @@ impl Run {
         let size_gib = 1 + random.below(2);
         let spec = NewSnapshot { size_gib, ..new(parent.as_ref(), &self.run) };
         if let Some(parent) = parent.as_ref().filter(|_| random.below(2) == 0) {
-            // As a bake does.
+            // This is what a bake does before it starts a snapshot.
             let asked = self.f.region.parent(parent, &Default::default()).await;
             assert_eq!(asked.is_ok(), self.known[parent].state == State::Completed, "{asked:?}");
         }
@@ -232,7 +233,7 @@ impl Run {
         }
     }
 
-    /// Only known resources exist, and nothing is left of the run when it is cleaned up.
+    /// Asserts that only known resources exist, and that nothing remains after the run's clean-up.
     async fn end(self) {
         let snapshots = self.f.region.dir().join("snapshots");
         self.f.region.stale_runs(None).await.unwrap();

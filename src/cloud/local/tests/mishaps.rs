@@ -8,12 +8,25 @@ async fn the_newest_image_is_the_last_whatever_the_clock_did() {
     let (base, run, undo) = (f.import("base-1").await, RunId::new(), Undo::default());
     let snapshot = f.snapshot(&base, &run).await;
     let first = f.region.register(&snapshot, &spec("web-f", "f"), &undo).await.unwrap();
-    // It was registered while the clock was years ahead; then the clock was corrected.
+    // The first image was registered while the clock was years ahead. Then the clock was corrected.
     let record = f.region.dir().join(format!("images/{}.json", first.id));
     let text = std::fs::read_to_string(&record).unwrap();
     std::fs::write(&record, text.replace(&first.created, "2199-01-01T00:00:00.000Z")).unwrap();
     let second = f.region.register(&snapshot, &spec("web-f2", "f"), &undo).await.unwrap();
     assert_eq!(f.region.find(&key(Some("f"))).await.unwrap(), Some(second));
+}
+
+/// A file in place of the region's directory, or of one above it.
+#[test]
+fn a_region_dir_that_is_a_file_is_reported() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("disk.raw");
+    std::fs::write(&file, "").unwrap();
+    let hint = format!("{} is a file, not a directory; pass another --region-dir.", file.display());
+    for region in [file.clone(), file.join("region")] {
+        let error = RegionStore::open(&region).err().unwrap();
+        assert_eq!((Kind::of(&error), hint_of(&error)), (Kind::Machine, Some(hint.clone())), "{error:#}");
+    }
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ use crate::error::hint_of;
 use crate::ids::{Architecture, RunId, VolumeId};
 use crate::owner::Owner;
 use crate::report::Report;
+use crate::sys::lock::try_lock_until_closed;
 use crate::undo;
 use crate::undo::{Debt, Due};
 use records::VolumeRecord;
@@ -23,7 +24,8 @@ struct Fixture {
 }
 
 impl Fixture {
-    /// In memory if possible: on a busy disk, a region's syncs take longer than the delays of these tests.
+    /// The region is in memory if possible, because on a busy disk its syncs take longer than the delays of these
+    /// tests.
     fn new() -> Self {
         let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         Self { region: Region::open(&dir.path().join("region")).unwrap(), dir }
@@ -47,13 +49,13 @@ impl Fixture {
         self.region.create(&volume_of(image, run)).await.unwrap()
     }
 
-    /// A snapshot of a volume of `image`; the volume is not deleted.
+    /// Takes a snapshot of a new volume of `image`. The volume is not deleted.
     async fn snapshot(&self, image: &Image, run: &RunId) -> SnapshotId {
         let volume = self.volume(image, run).await;
         self.region.snapshot(&volume, run, &Tags::new()).await.unwrap()
     }
 
-    /// The image of the family `web`, as soon as it is registered.
+    /// Waits until an image of the family `web` is registered, and returns it.
     async fn appears(&self) -> Image {
         loop {
             match self.region.images(Some("web")).await.unwrap().pop() {
@@ -113,7 +115,7 @@ fn byte(file: &File, at: u64) -> u8 {
     byte[0]
 }
 
-/// Asserts that the error's text contains `start`, and its kind.
+/// Asserts the error's kind, and that its text contains `start`.
 fn refuses<T: std::fmt::Debug>(result: Result<T>, kind: Kind, start: &str) {
     let error = result.unwrap_err();
     let text = format!("{error:#}");
@@ -222,13 +224,13 @@ async fn a_locked_volume_is_in_use() {
     let f = Fixture::new();
     let (base, run) = (f.import("base-1").await, RunId::new());
     let volume = f.volume(&base, &run).await;
-    // This is what a loop device does, without root: it has the file open with a lock.
+    // Like a loop device, this has the file open with a lock. It does not need root.
     let held = f.data(&volume.0);
-    rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    assert!(try_lock_until_closed(&held).unwrap());
     refuses(f.region.delete_volume(&volume).await, Kind::Cloud, "VolumeInUse");
     refuses(f.region.attach(&volume).await, Kind::Cloud, "VolumeInUse");
     refuses(f.region.ensure_no_volumes(&run).await, Kind::Cloud, "VolumeInUse");
-    // Its snapshot is a copy, without what is written later.
+    // The snapshot is a copy, and does not have data that are written later.
     let snapshot = f.region.snapshot(&volume, &run, &Tags::new()).await.unwrap();
     held.write_all_at(&[1], 0).unwrap();
     assert_eq!((byte(&f.data(&snapshot.0), 0), byte(&f.data(&snapshot.0), 1 << 20)), (0, 7));
@@ -248,7 +250,7 @@ async fn a_free_volume_shares_its_file_with_the_snapshot() {
     let volume = f.volume(&base, &run).await;
     let snapshot = f.region.snapshot(&volume, &run, &Tags::new()).await.unwrap();
     assert_eq!(f.data(&volume.0).metadata().unwrap().ino(), f.data(&snapshot.0).metadata().unwrap().ino());
-    // Before it can be written to, it gets its own file.
+    // The volume gets a separate file before it can be written to.
     let shared = f.region.lock_when_free(&volume).await.unwrap().unwrap();
     let own = f.region.own_file(&volume, shared).await.unwrap();
     assert!(f.region.lock_when_free(&volume).await.unwrap().is_none(), "still locked");
@@ -268,7 +270,7 @@ async fn states_pass_through_pending() {
     let snapshot = slow.snapshot(&volume, &run, &Tags::new()).await.unwrap();
     assert!(start.elapsed() >= 2 * delay);
 
-    // A client is killed while its image is pending: nobody else has to finish it.
+    // A process is killed while its image is pending. The image becomes available nevertheless.
     let (web, undo) = (spec("web-f", "f"), Undo::default());
     let registered = async |images| {
         while f.region.images(None).await.unwrap().len() < images {
@@ -282,7 +284,7 @@ async fn states_pass_through_pending() {
     let [_, pending] = &f.region.images(None).await.unwrap()[..] else { panic!("two images") };
     assert_eq!(pending.state, ImageState::Pending);
     refuses(f.region.delete_snapshot(&snapshot).await, Kind::Cloud, "InvalidSnapshot.InUse");
-    // The name is taken already; the pending image is waited for.
+    // The pending image has the name already. It is waited for.
     refuses(
         f.region.register(&snapshot, &spec("web-f", "g"), &undo).await,
         Kind::Cloud,
@@ -291,7 +293,7 @@ async fn states_pass_through_pending() {
     let found = f.region.find(&key(Some("f"))).await.unwrap().unwrap();
     assert_eq!((&found.id, found.state), (&pending.id, ImageState::Available));
     assert!(start.elapsed() >= 3 * delay);
-    // An available image is returned at once, although a newer one is pending.
+    // An available image is returned immediately, although a newer one is pending.
     let newer = spec("web-f2", "f");
     tokio::select! {
         _ = slow.register(&snapshot, &newer, &undo) => panic!("it is not available yet"),
@@ -337,7 +339,7 @@ async fn the_loser_adopts_and_pays_for_its_snapshot() {
     assert_eq!(winner, loser);
     assert!(f.region.store().find::<SnapshotRecord>(&first.0).unwrap().is_some());
     assert!(f.region.store().find::<SnapshotRecord>(&second.0).unwrap().is_none(), "nobody needs it");
-    // The same snapshot again, because an answer was lost: the image uses it, and it is not deleted.
+    // The same snapshot is registered again, as after a lost answer. It is not deleted, because the image uses it.
     let undo = Undo::default();
     assert_eq!(f.region.register(&first, &spec("web-f", "f"), &undo).await.unwrap(), winner);
 
@@ -356,8 +358,8 @@ async fn failed_images_are_replaced_on_request() {
     let (base, run, undo) = (f.import("base-1").await, RunId::new(), Undo::default());
     let (first, second) = (f.snapshot(&base, &run).await, f.snapshot(&base, &run).await);
     let image = f.region.register(&first, &spec("web-f", "f"), &undo).await.unwrap();
-    refuses(f.region.replace_failed("web-f").await, Kind::Cloud, "it is not replaced");
-    refuses(f.region.replace_failed("base-1").await, Kind::Cloud, "it is not replaced");
+    refuses(f.region.replace_failed("web-f").await, Kind::Cloud, "oven does not replace");
+    refuses(f.region.replace_failed("base-1").await, Kind::Cloud, "oven does not replace");
     assert_eq!(f.region.replace_failed("web-g").await.unwrap(), None);
 
     f.region.fail(&image.id, "Client.InternalError").await.unwrap();
@@ -398,7 +400,7 @@ async fn missing_bases_are_reported() {
         name: name.into(),
         owner: owner.map(str::to_owned),
     };
-    refuses(f.region.base(&name("debian-12", None)).await, Kind::NotFound, "has no image yet");
+    refuses(f.region.base(&name("debian-12", None)).await, Kind::NotFound, "is empty");
     f.import("debian-12").await;
     let newest = f.import("debian-13").await;
     assert_eq!(f.region.base(&name("debian-*", None)).await.unwrap().id, newest.id);
@@ -416,12 +418,12 @@ async fn disks_are_imported_once() {
     let (tags, report) = (Tags::new(), Report::silent());
     let import = async |raw: &Path, name: &str, arch| f.region.import(raw, name, arch, &tags, &report).await;
     let raw = f.raw("disk.raw", 7);
-    // The file is older than the resolution of its times.
+    // Waits until the file is older than the resolution of its times.
     tokio::time::sleep(Duration::from_millis(150)).await;
     let image = import(&raw, "base-1", Architecture::X86_64).await.unwrap();
     assert_eq!(f.data(&image.snapshot.0).metadata().unwrap().len(), 1 << 30);
     assert!(f.data(&image.snapshot.0).metadata().unwrap().blocks() * 512 < 1 << 20, "sparse");
-    // Again; and again from another file with the same content, and padding.
+    // The same file is imported again. Then another file is imported with the same content and with padding.
     assert_eq!(import(&raw, "base-1", Architecture::X86_64).await.unwrap(), image);
     let copy = f.raw("copy.raw", 7);
     File::options().write(true).open(&copy).unwrap().set_len(9 << 20).unwrap();
@@ -429,7 +431,7 @@ async fn disks_are_imported_once() {
     let taken = format!("InvalidAMIName.Duplicate: AMI name base-1 is already in use by AMI {}", image.id);
     refuses(import(&raw, "base-1", Architecture::Arm64).await, Kind::Cloud, &taken);
     refuses(import(&f.raw("other.raw", 8), "base-1", Architecture::X86_64).await, Kind::Cloud, &taken);
-    // The same file, changed in place: its times show it.
+    // The same file is changed in place, which its times show.
     f.raw("disk.raw", 9);
     refuses(import(&raw, "base-1", Architecture::X86_64).await, Kind::Cloud, &taken);
     assert_eq!((f.files("images"), f.files("snapshots")), (1, 2));
@@ -524,13 +526,13 @@ async fn sweeping_removes_files_without_a_record() {
     }
     let busy = dir.join("volumes/.copy-1");
     let writer = File::create(&busy).unwrap();
-    rustix::fs::flock(&writer, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    assert!(try_lock_until_closed(&writer).unwrap());
     f.region.stale_runs(None).await.unwrap();
     assert!(orphans.iter().all(|orphan| !dir.join(orphan).exists()));
     assert!(busy.exists());
     f.region.store().get::<VolumeRecord>(&volume.0).unwrap();
     assert_eq!((f.files("images"), f.files("snapshots"), f.files("volumes")), (1, 2, 3));
-    // A volume without its data (its process was killed while deleting it) can still be deleted.
+    // A volume lacks its data if a process was killed while it deleted the volume. Such a volume can still be deleted.
     std::fs::remove_file(dir.join(format!("volumes/{volume}.img"))).unwrap();
     f.region.ensure_no_volumes(&run).await.unwrap();
     assert_eq!(f.files("volumes"), 1);
@@ -544,7 +546,7 @@ fn of_concurrent_registrations_one_wins_and_all_adopt_it() {
     let dir = f.region.dir().to_owned();
     let bake = || {
         runtime().block_on(async {
-            // It has its own lock and everything else, as another process has.
+            // This region shares no state with the others, as in another process.
             let region = Region::open(&dir).unwrap().with_delays(Duration::from_millis(50));
             let (run, undo) = (RunId::new(), Undo::default());
             let volume = region.create(&volume_of(&base, &run)).await.unwrap();
@@ -572,7 +574,7 @@ async fn a_dropped_call_leaves_nothing() {
         let spec = volume_of(&base, &run);
         let create = f.region.create(&spec);
         _ = tokio::time::timeout(Duration::from_micros(micros), create).await;
-        // Whatever was done: once the debt is paid, it is gone and remains so.
+        // After the clean-up, the volume does not exist and does not appear later, whatever the call did.
         f.region.ensure_no_volumes(&run).await.unwrap();
         assert_eq!(f.files("volumes"), 0, "after {micros} µs");
     }

@@ -22,7 +22,7 @@ impl BaseBlocks for std::sync::Arc<Base> {
         Ok(())
     }
     fn failed(&self, error: &io::Error) {
-        lock(&self.failed).push(error.raw_os_error());
+        lock_mutex(&self.failed).push(error.raw_os_error());
     }
 }
 
@@ -36,7 +36,7 @@ struct Ground {
 }
 
 impl Ground {
-    /// The base has the blocks 1, 3 and 5 of its six. The disk has two more blocks.
+    /// The base has six blocks, but only 1, 3 and 5 have data. The disk has two more blocks.
     fn new() -> Self {
         Self::of(Base::default())
     }
@@ -66,7 +66,7 @@ impl Ground {
         all
     }
 
-    /// Returns the content of the disk: the base with the written blocks over it.
+    /// Returns the content that an upload would create: the base with the written blocks over it.
     fn sent(&self) -> Vec<u8> {
         let mut all = plain();
         for index in self.written() {
@@ -147,7 +147,7 @@ fn trimming_keeps_the_bases_blocks_and_frees_whole_written_ones() {
     expected[5 * BLOCK + 512..][..BLOCK - 512].fill(8);
     assert!(ground.all() == expected && ground.sent() == expected);
     assert_eq!(std::os::unix::fs::MetadataExt::blocks(&ground.upper.metadata().unwrap()) / 8, 128);
-    // A discarded block is again as it was at first: a write copies the base's content, and zeroing makes it zeros.
+    // The discarded block 3 is unwritten again, so a write to a part of it copies the base's block.
     ground.overlay.write(at(3) + 1, &[9]).unwrap();
     ground.overlay.zero(at(1), at(1)).unwrap();
     expected[3 * BLOCK + 1] = 9;
@@ -223,7 +223,7 @@ fn an_unreadable_block_is_not_written_partially() {
     assert!(ground.overlay.read(ground.overlay.size(), &mut [0; 1]).is_err());
     assert!(ground.overlay.write(ground.overlay.size() - 1, &[0; 2]).is_err());
     assert!(ground.overlay.zero(u64::MAX, 2).is_err());
-    assert_eq!(*lock(&ground.base.failed), [], "an unreadable base is no failed write");
+    assert_eq!(*lock_mutex(&ground.base.failed), [], "an unreadable base is no failed write");
 }
 
 #[test]
@@ -231,6 +231,6 @@ fn a_failed_write_is_reported() {
     let mut ground = Ground::new();
     ground.overlay.upper = File::options().write(true).open("/dev/full").unwrap();
     assert!(ground.overlay.write(at(2), &[1; 512]).is_err());
-    assert_eq!(*lock(&ground.base.failed), [Some(libc::ENOSPC)]);
+    assert_eq!(*lock_mutex(&ground.base.failed), [Some(libc::ENOSPC)]);
     assert!(ground.written().is_empty(), "it is not marked");
 }

@@ -67,7 +67,8 @@ impl ImageReader {
         self.stat(path, "Mode:")
     }
 
-    /// How many files' content has this text: looked for in the raw disk, so also in what was removed but not discarded.
+    /// How many files' content has this text: looked for in the raw disk, so also in what was removed but not
+    /// discarded.
     pub fn grep(&self, text: &str) -> usize {
         let raw = self.0.split('?').next().unwrap_or_default();
         let output = Command::new("grep").args(["-aoc", text, raw]).output().unwrap();

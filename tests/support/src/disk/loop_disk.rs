@@ -5,12 +5,14 @@ use crate::ring;
 use oven::device::Device;
 use oven::mount::{MountOptions, Root};
 use oven::report::Report;
+use oven::sys::namespaces::private_mounts;
 use std::cell::RefCell;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::task::Poll;
+use sys_mount::{Mount, MountFlags, PropagationType};
 use tempfile::TempDir;
 
 /// A disk in a file. What was attached is detached when it is dropped.
@@ -321,9 +323,7 @@ fn apart<T>(work: impl FnOnce() -> T) -> T {
     let done = std::thread::scope(|scope| {
         let thread = scope.spawn(move || {
             let work = work;
-            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
-            let flags = nix::mount::MsFlags::MS_REC | nix::mount::MsFlags::MS_PRIVATE;
-            nix::mount::mount(None::<&str>, "/", None::<&str>, flags, None::<&str>).unwrap();
+            private_mounts().unwrap();
             Send((work.0)())
         });
         thread.join()
@@ -333,9 +333,8 @@ fn apart<T>(work: impl FnOnce() -> T) -> T {
 
 /// Makes the mounts of a directory be seen elsewhere.
 pub fn share(dir: &Path) {
-    use nix::mount::MsFlags;
-    nix::mount::mount(Some(dir), dir, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
-    nix::mount::mount(None::<&str>, dir, None::<&str>, MsFlags::MS_SHARED, None::<&str>).unwrap();
+    let mut mount = Mount::builder().fstype("none").flags(MountFlags::BIND).mount(dir, dir).unwrap();
+    mount.set_propagation_type(PropagationType::SHARED).unwrap();
 }
 
 /// Mounts an image file for a moment, in a namespace of its own.

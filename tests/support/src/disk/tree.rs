@@ -15,7 +15,8 @@ fn run(program: &str, args: &[&str]) -> String {
     out
 }
 
-/// Every path of an ext4 file system that starts with the file, and what is there: kind, mode, owner and content. It has
+/// Every path of an ext4 file system that starts with the file, and what is there: kind, mode, owner and content. It
+/// has
 /// to be clean.
 pub fn tree(raw: &Path) -> BTreeMap<String, String> {
     run("e2fsck", &["-f", "-n", raw.to_str().unwrap()]);

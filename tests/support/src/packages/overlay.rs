@@ -3,7 +3,7 @@
 use crate::disk::unmount::unmount;
 use crate::ring;
 use oven::image::tree::ImageTree;
-use oven::sandbox::private_mounts;
+use oven::sys::namespaces::private_mounts;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};

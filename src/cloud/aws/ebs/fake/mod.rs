@@ -17,10 +17,10 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 
-/// Long enough for something else to happen first.
+/// A delay that is long enough for something else to happen first.
 const LATE: Duration = Duration::from_millis(100);
 
-/// A request: its action, and its parameters of any kind, by their names in lower case.
+/// A request. It has the action, and all parameters by their names in lower case.
 #[derive(Debug, Clone)]
 pub struct Request {
     pub action: String,
@@ -63,7 +63,7 @@ pub enum Reply {
     Body(String),
 }
 
-/// HTTP status 400.
+/// Refuses with the HTTP status 400.
 pub fn refuse(code: &'static str, message: &'static str) -> Reply {
     Reply::Refuse(400, code, message, "")
 }
@@ -71,7 +71,8 @@ pub fn refuse(code: &'static str, message: &'static str) -> Reply {
 #[derive(Debug, Clone, Default)]
 pub struct StoredSnapshot {
     pub state: &'static str,
-    /// `self`; `all`: another account's and public; `private`: another account's and shared with us.
+    /// `self` is this account. `all` is another account that made the snapshot public. `private` is another account
+    /// that shares it with this one.
     pub owner: &'static str,
     pub key: Option<String>,
     pub size: u64,
@@ -84,13 +85,13 @@ pub struct StoredSnapshot {
 pub struct World {
     pub snapshots: BTreeMap<String, StoredSnapshot>,
     pub calls: Vec<Request>,
-    /// Blocks of a page, and the number of empty pages after each.
+    /// The number of blocks in a page. `empty` is the number of empty pages after each page.
     pub page: usize,
     pub empty: usize,
-    /// Part of each token: tokens with another age are refused.
+    /// A part of each token. Tokens with another age are refused.
     pub age: u32,
     pub encrypts: bool,
-    /// The state of a copy, or of a sealed snapshot.
+    /// The final state of copies and sealed snapshots.
     pub ends: &'static str,
 }
 
@@ -152,7 +153,7 @@ pub async fn ebs(dir: &Path, script: impl FnMut(&Request, usize) -> Reply + Send
         zone: None,
         documents: dir.to_owned(),
         devices: Rc::new(|_| Ok(None)),
-        // If the first call is lost, the second has to come in time, however busy the machine is.
+        // If the first call is lost, its retry has to be in time even on a busy machine.
         timeouts: Timeouts { unreachable: Duration::from_secs(3), ..fast },
     };
     let ec2 = Ec2::with_shared(shared.clone(), options);
@@ -188,7 +189,7 @@ async fn serve(mut stream: TcpStream, fake: Fake) {
         let mut both = fake.0.lock().unwrap();
         let (world, script) = &mut *both;
         let nth = world.calls.iter().filter(|call| call.action == request.action).count();
-        // The data of blocks are in the snapshots.
+        // The body of a put is not recorded, because the block's data are in the snapshot.
         let body = if request.action == "PutSnapshotBlock" { Vec::new() } else { request.body.clone() };
         world.calls.push(Request { body, ..request.clone() });
         let rest = !request.params.contains_key("action");

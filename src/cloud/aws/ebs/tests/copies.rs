@@ -1,4 +1,4 @@
-//! How a base can be a parent, and copies that are created once.
+//! Tests how a base becomes a parent, and that a copy is created only once.
 
 use super::*;
 
@@ -50,7 +50,7 @@ async fn a_snapshot_of_others_is_copied_and_one_that_is_not_shared_is_not_found(
     let dir = dir();
     let (ebs, fake) = ebs(dir.path(), |_, _| Reply::Right).await;
     for (owner, part) in
-        [("all", "it is public and owned by 123456789012"), ("private", "it is owned by 123456789012")]
+        [("all", "it is a public snapshot of 123456789012"), ("private", "it belongs to 123456789012")]
     {
         let base = fake.add(BASE, &APART, owner);
         match ebs.parent(&base, &kind(None, None)).await.unwrap() {
@@ -91,10 +91,10 @@ async fn a_snapshot_is_copied_once() {
     assert_eq!((requests.len(), requests[0].get("SourceRegion")), (1, "eu-test-1"));
     let tags = fake.with(|world| world.snapshots[&copy.0].tags.clone());
     assert_eq!(tags, [(tag::COPY.to_owned(), BASE.to_owned())].into());
-    // It is a result and not removed.
+    // The copy is a result, so it is not removed.
     ebs.ensure_no_snapshots(&run()).await.unwrap();
     assert_eq!(fake.left(), [BASE.to_owned(), copy.0.clone()]);
-    // With a key, it is another copy.
+    // With a KMS key, another copy is created.
     let keyed = ebs.copied(&base, &kind(Some(true), Some(KEY)), &|| ()).await.unwrap();
     assert_ne!(keyed, copy);
     let request = fake.of("CopySnapshot").pop().unwrap();

@@ -1,4 +1,4 @@
-//! How oven handles EBS direct's answers, above all the bad ones.
+//! How oven handles EBS direct's answers, above all the bad ones. D1 to D8 are rows of `tests/FAULTS.md`.
 
 mod copies;
 mod snapshot_writes;
@@ -14,7 +14,7 @@ use std::time::Duration;
 
 const BASE: &str = "snap-0aaaaaaaaaaaaaaaa";
 const RUN: &str = "0123456789abcdef0123456789abcdef";
-/// Blocks so far apart that each is in another window of tokens.
+/// Blocks in three windows of tokens. The first two blocks are in the same window.
 const APART: [(u32, u8); 4] = [(0, 1), (7, 2), (1 << 14, 3), (1 << 20, 4)];
 
 fn dir() -> tempfile::TempDir {
@@ -88,7 +88,7 @@ async fn a_page_token_that_expires_loses_no_block() {
     let requests = fake.of("ListSnapshotBlocks");
     let from: Vec<&str> = requests.iter().map(|request| request.get("startingBlockIndex")).collect();
     assert_eq!(from, ["0", "", "8"]);
-    // A token that always expires is reported.
+    // A snapshot without blocks has only one page, so no page token is sent.
     let expired = |request: &super::fake::Request, _| match request.get("pageToken") {
         "" => Reply::Right,
         _ => Reply::Refuse(400, "ValidationException", "It expired", "INVALID_PAGE_TOKEN"),
@@ -195,7 +195,7 @@ async fn dir_and(reply: impl Fn(&str) -> Reply + Send + 'static) -> (Ebs, Fake) 
     ebs(dir.path(), move |request, _| reply(&request.action)).await
 }
 
-/// Readers are blocked threads, and the main thread is in the kernel.
+/// Reads have to work while the readers' threads are blocked and the main thread waits in the kernel.
 #[test]
 fn reads_need_no_other_thread() {
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

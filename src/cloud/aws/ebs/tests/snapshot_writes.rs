@@ -89,7 +89,7 @@ async fn a_start_whose_answer_is_lost_creates_one_snapshot() {
     }
 }
 
-/// The token identifies it even if no tag is visible.
+/// The client token identifies the snapshot even if no tag is visible.
 #[tokio::test]
 async fn the_debt_finds_the_snapshot_of_a_lost_start() {
     let dir = dir();
@@ -105,7 +105,7 @@ async fn the_debt_finds_the_snapshot_of_a_lost_start() {
     assert!(ebs.start(&spec(Some(BASE))).await.is_err());
     let (starts, left) = (fake.count("StartSnapshot"), fake.left());
     assert!(left.len() == 1 && starts > 2, "{left:?} {starts}");
-    // EBS answers again.
+    // From now on, EBS answers again.
     let missing = 200 - starts;
     fake.with(|world| {
         let again = world.calls.iter().find(|call| call.action == "StartSnapshot").unwrap().clone();
@@ -160,7 +160,7 @@ async fn a_put_is_retried_after_transient_errors() {
         ("PutSnapshotBlock", 2) => refuse("RequestThrottledException", "slow down"),
         ("PutSnapshotBlock", 3) => refuse("ThrottlingException", "slow down"),
         ("PutSnapshotBlock", 4) => Reply::Refuse(503, "InternalServerException", "", ""),
-        // It is so new that not all of EBS knows it.
+        // The snapshot is so new that not every server of EBS knows it.
         ("PutSnapshotBlock", 5) => Reply::Refuse(404, "ResourceNotFoundException", "", "SNAPSHOT_NOT_FOUND"),
         _ => Reply::Right,
     })
@@ -216,7 +216,7 @@ async fn throttled_puts_all_succeed() {
 /// D7: a lost answer.
 #[tokio::test]
 async fn a_lost_completion_is_looked_up_and_fails_no_complete_snapshot() {
-    // It took effect or not, and the snapshot is complete at once or later.
+    // The first call takes effect or not.
     for (reply, ends, sent) in [
         (Reply::Lost, "completed", 1),
         (Reply::Drop, "completed", 2),
@@ -236,7 +236,8 @@ async fn a_lost_completion_is_looked_up_and_fails_no_complete_snapshot() {
         assert_eq!(fake.left(), [id.0]);
         assert_eq!(fake.count("CompleteSnapshot"), sent);
     }
-    // It is sealed, and still pending when it is polled: the second call is refused, which is no failure.
+    // The snapshot is sealed, but still pending when it is polled. So the second call is refused, which is not a
+    // failure.
     let dir = dir();
     let (ebs, fake) = ebs(dir.path(), |request, nth| match (request.action.as_str(), nth) {
         ("CompleteSnapshot", 0) => Reply::Drop,
@@ -269,10 +270,10 @@ async fn a_wrong_count_or_checksum_deletes_the_snapshot() {
     assert_eq!(fake.count("CompleteSnapshot"), 2);
 }
 
-/// D8: an expired snapshot is reported as such wherever it is noticed, so that it is written again.
+/// D8: an expired snapshot is reported as expired by each call, so that it is written again.
 #[tokio::test]
 async fn an_expired_snapshot_is_reported_and_deleted() {
-    // During a put.
+    // The snapshot expires between two puts.
     let dir = dir();
     let (ebs, fake) = ebs(dir.path(), |_, _| Reply::Right).await;
     let id = ebs.start(&spec(Some(BASE))).await.unwrap();
@@ -280,16 +281,16 @@ async fn an_expired_snapshot_is_reported_and_deleted() {
     fake.with(|world| world.snapshots.get_mut(&id.0).unwrap().state = "error");
     let again = write(&ebs, &id).await.unwrap_err();
     assert!(is_expired(&again), "{again:#}");
-    // When it is sealed.
+    // The call that seals the snapshot reports it as well.
     let error = ebs.complete(&id, 1, digest(6)).await.unwrap_err();
     assert!(is_expired(&error), "{error:#}");
     assert!(fake.left().is_empty());
-    // After that.
+    // Here the snapshot fails after it was sealed.
     fake.with(|world| world.ends = "error");
     let error = whole(&ebs).await.unwrap_err();
     assert!(is_expired(&error) && format!("{error:#}").contains("in the state error"), "{error:#}");
     assert!(fake.left().is_empty());
-    // Another snapshot of the same run.
+    // Another snapshot of the same run can be completed.
     fake.with(|world| world.ends = "completed");
     let id = whole(&ebs).await.unwrap();
     assert_eq!(fake.left(), [id.0]);

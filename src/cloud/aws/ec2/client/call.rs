@@ -1,11 +1,11 @@
-//! One call of EC2's API: it is sent, its error is classified, and it is retried where that is right. The SDK itself
-//! does not retry.
+//! Sends one call to EC2's API, classifies its error, and retries the call if the error's class permits it. The SDK
+//! itself does not retry.
 
 use super::connection::{clock_offset, clock_problem};
 use super::errors::{Action, ErrorClass, classify, hint_for_code};
-use crate::cloud::aws::ec2::Ec2;
+use crate::cloud::aws::ec2::{Ec2, Timeouts};
 use crate::error::Kind;
-use crate::trace::{Lane, Track};
+use crate::trace::{Lane, Span, Track};
 use anyhow::Error;
 use aws_sdk_ec2::Client;
 use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
@@ -21,29 +21,29 @@ use tokio::time::{Instant, sleep};
 pub struct ApiError {
     pub action: &'static str,
     pub class: ErrorClass,
-    /// For how long it was retried.
+    /// The time for which the call was retried.
     tried: Duration,
-    answer: Box<ApiErrorDetails>,
+    details: Box<ApiErrorDetails>,
 }
 
-/// What EC2 answered, or what happened instead of an answer.
+/// The error that EC2 returned, or the reason why there was no answer.
 #[derive(Debug, Clone)]
 pub struct ApiErrorDetails {
-    /// What the call was about: ids, names.
+    /// The objects of the call: their ids or names.
     what: String,
     pub code: Option<String>,
     pub message: String,
-    /// The reason that EBS direct gives in addition to the code: `INVALID_BLOCK_TOKEN`.
+    /// The reason that EBS direct gives in addition to the code, such as `INVALID_BLOCK_TOKEN`.
     pub reason: Option<String>,
-    /// EC2's id of the request, which its support asks for.
+    /// The id that EC2 gave the request. AWS Support asks for it.
     request: Option<String>,
-    /// By how many seconds EC2's clock is ahead of ours.
+    /// The number of seconds by which EC2's clock is ahead of this machine's.
     ahead: Option<i64>,
 }
 impl Deref for ApiError {
     type Target = ApiErrorDetails;
     fn deref(&self) -> &ApiErrorDetails {
-        &self.answer
+        &self.details
     }
 }
 
@@ -57,27 +57,30 @@ impl ApiError {
             error.raw_response().and_then(|answer| answer.headers().get("date")).and_then(clock_offset);
         let meta = error.as_service_error().map(|error| error.meta());
         let code = meta.and_then(|meta| meta.code()).map(str::to_owned);
-        // A proxy's answer, or an empty one, may still have EC2's header; the Query API sends the id in the body.
+        // If the SDK finds no request id, the answer's header may have it, even if the body is empty. EC2's Query API
+        // sends the id in the body.
         let header = error.raw_response().and_then(|answer| answer.headers().get("x-amzn-requestid"));
         let body = error.raw_response().and_then(|answer| std::str::from_utf8(answer.body().bytes()?).ok());
         let from_body = body.and_then(|body| Some(body.split_once("<RequestID>")?.1.split_once('<')?.0));
         let request = meta.and_then(|meta| meta.request_id()).or(header).or(from_body).map(str::to_owned);
         let message = match meta.and_then(|meta| meta.message()) {
-            // An authorization failure ends in a kilobyte that only `aws sts decode-authorization-message` can read.
+            // The message of an authorization failure ends in a kilobyte of encoded text, which is left out. Only `aws
+            // sts decode-authorization-message` can decode it.
             Some(message) => {
                 message.split(" Encoded authorization failure message").next().unwrap_or("").to_owned()
             }
-            // The answer of a proxy, or half of one.
+            // The answer has no message, because it is a proxy's or was cut off.
             None if status.is_some() => {
-                format!("an answer with HTTP status {}: {}", status.unwrap_or(0), causes(&error))
+                format!("a response with HTTP status {}: {}", status.unwrap_or(0), causes(&error))
             }
             None => causes(&error),
         };
         let reason = error.raw_response().and_then(|answer| reason(answer.body().bytes()?));
         let class = match &error {
-            // Only without any answer: EC2's own errors mention credentials and identities, too.
+            // This is tested only if there was no answer, because EC2's own errors may mention credentials and
+            // identities.
             _ if status.is_none() && has_no_credentials(&error) => ErrorClass::Expired,
-            // Not sent: a parameter is wrong.
+            // The request was not sent, because a parameter is wrong.
             SdkError::ConstructionFailure(_) => ErrorClass::Terminal,
             SdkError::DispatchFailure(failure) if failure.is_user() => ErrorClass::Terminal,
             _ => {
@@ -85,17 +88,17 @@ impl ApiError {
                 classify(action.name, code.as_deref(), full_message.as_ref().unwrap_or(&message), status)
             }
         };
-        let answer =
+        let details =
             Box::new(ApiErrorDetails { what: what.to_owned(), code, message, reason, request, ahead });
-        Self { action: action.name, class, tried: Duration::ZERO, answer }
+        Self { action: action.name, class, tried: Duration::ZERO, details }
     }
 
-    /// An error of an answer that began well and was incomplete or invalid.
+    /// Makes an error for an answer that reported success, but is incomplete or invalid.
     pub fn broken(action: &Action, what: &str, message: String, class: ErrorClass) -> Self {
         let (what, request) = (what.to_owned(), None);
-        let answer =
+        let details =
             Box::new(ApiErrorDetails { what, code: None, message, reason: None, request, ahead: None });
-        Self { action: action.name, class, tried: Duration::ZERO, answer }
+        Self { action: action.name, class, tried: Duration::ZERO, details }
     }
 
     pub fn tried(self, tried: Duration) -> Self {
@@ -106,8 +109,8 @@ impl ApiError {
         self.code.as_deref() == Some(code)
     }
 
-    /// Whether the error is about something's state, which implies that it exists; otherwise it says that it does not
-    /// exist.
+    /// Returns whether the error is about the state of an object, which therefore exists. Returns false if the error
+    /// says that an object does not exist.
     fn is_state_error(&self) -> bool {
         !self.code.as_deref().is_some_and(|code| code.contains("NotFound") || code == "InvalidID")
     }
@@ -115,7 +118,8 @@ impl ApiError {
     fn hint(&self) -> Option<String> {
         let Some(code) = &self.code else {
             if self.class == ErrorClass::Expired {
-                let hint = "Give the instance a role, or set AWS_PROFILE or AWS_ACCESS_KEY_ID: see `aws sts get-caller-identity`.";
+                let hint = "Give the instance a role, or set AWS_PROFILE or AWS_ACCESS_KEY_ID. \
+                            Check with `aws sts get-caller-identity`.";
                 return Some(hint.to_owned());
             }
             return (self.class == ErrorClass::Lost)
@@ -132,17 +136,17 @@ impl ApiError {
     }
 }
 
-/// The reason in the body of an error of EBS direct.
+/// Returns the reason in the body of an error of EBS direct.
 fn reason(body: &[u8]) -> Option<String> {
-    let refusal: serde_json::Value = serde_json::from_slice(body).ok()?;
-    refusal.get("Reason").or(refusal.get("reason"))?.as_str().map(str::to_owned)
+    let error: serde_json::Value = serde_json::from_slice(body).ok()?;
+    error.get("Reason").or(error.get("reason"))?.as_str().map(str::to_owned)
 }
 
 /// Texts of the SDK that say only that something went wrong.
 const UNINFORMATIVE: [&str; 5] =
     ["dispatch failure", "io error", "other", "service error", "unhandled error"];
 
-/// The chain of causes as readable text, without the SDK's types.
+/// Returns the error and its causes as text, without texts that say nothing.
 fn causes(error: &dyn std::error::Error) -> String {
     let mut causes: Vec<String> = Vec::new();
     let mut cause = Some(error);
@@ -158,7 +162,7 @@ fn causes(error: &dyn std::error::Error) -> String {
     if causes.is_empty() { error.to_string() } else { causes.join(": ") }
 }
 
-/// Whether no credentials were found, or they could not be fetched. The SDK reports it as a connection error.
+/// Returns whether the SDK found no credentials, or could not fetch them. The SDK reports both as a connection error.
 fn has_no_credentials<E: std::error::Error + 'static>(error: &SdkError<E>) -> bool {
     let mut cause: Option<&dyn std::error::Error> = Some(error);
     while let Some(error) = cause {
@@ -196,17 +200,17 @@ impl fmt::Display for ApiError {
 }
 
 impl From<ApiError> for Error {
-    fn from(refused: ApiError) -> Self {
-        let failure = Kind::Cloud.failure(&refused);
-        match refused.hint() {
+    fn from(error: ApiError) -> Self {
+        let failure = Kind::Cloud.failure(&error);
+        match error.hint() {
             Some(hint) => failure.hint(hint).into(),
             None => failure.into(),
         }
     }
 }
 
-/// A random part of a pause: callers that were throttled together do not retry together.
-pub fn jitter(max: Duration) -> Duration {
+/// Returns a random part of a pause. So callers that were throttled at the same time retry at different times.
+fn jitter(max: Duration) -> Duration {
     let mut bytes = [0u8; 4];
     rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())
         .expect("getrandom never returns fewer than 4 bytes (getrandom(2))");
@@ -214,8 +218,8 @@ pub fn jitter(max: Duration) -> Duration {
 }
 
 impl Ec2 {
-    /// Sends a call and retries it as the error's class demands. `what` names the objects: if this process has just
-    /// created one of them, "not found" may mean that it is not visible yet.
+    /// Sends a call, and retries it if the error's class permits it. `what` names the objects of the call. If this
+    /// process has just created one of them, "not found" may mean that the object is not visible yet.
     pub(crate) async fn call<T, E, F>(
         &self,
         action: &'static Action,
@@ -232,73 +236,117 @@ impl Ec2 {
         .await
     }
 
-    /// Like [`Self::call`], for any way to send.
+    /// Like [`Self::call`], but `send` chooses the client.
     pub(crate) async fn repeat<T>(
         &self,
         action: &'static Action,
         what: &str,
         mut send: impl AsyncFnMut() -> Result<T, ApiError>,
     ) -> Result<T, ApiError> {
-        let (start, timeouts) = (Instant::now(), self.timeouts());
-        let mut tries = 0u32;
         let mut span = Track::here().span(Lane::Ec2, action.name);
         span.tell("what", what);
+        let mut retries = Retries::new(action, self.timeouts(), span);
         loop {
-            let refused = match send().await {
+            let error = match send().await {
                 Ok(answer) => {
                     self.answered();
                     return Ok(answer);
                 }
-                Err(refused) => refused,
+                Err(error) => error,
             };
-            if refused.code.is_some() {
+            if error.code.is_some() {
                 self.answered();
             }
-            span.tell("refused", refused.code.as_deref().unwrap_or("no answer"));
-            let mut pause =
-                jitter(timeouts.backoff.saturating_mul(1 << tries.min(16)).min(timeouts.backoff_longest));
-            let patience = match refused.class {
-                ErrorClass::Throttled => timeouts.throttled,
-                ErrorClass::Paced => {
-                    pause += timeouts.rate;
-                    timeouts.paced
-                }
-                // Credentials that never were there will not come. An instance's come from its metadata service, for
-                // which the SDK waits one second, and does not retry: a busy machine's answer takes longer.
-                ErrorClass::Expired
-                    if tries < 3 && (self.has_answered() || self.0.options.instance_id.is_some()) =>
-                {
-                    self.renew();
-                    timeouts.throttled
-                }
-                ErrorClass::Lost if action.twice && self.has_answered() => timeouts.outage,
-                ErrorClass::Lost if action.twice => timeouts.unreachable,
-                // A dry run names nothing: then there is nothing to wait for.
-                ErrorClass::NotYet if !what.is_empty() && (refused.is_state_error() || self.is_new(what)) => {
-                    pause = pause.min(timeouts.max_poll).max(timeouts.first_poll);
-                    timeouts.visible
-                }
-                _ => {
-                    return Err(ApiError {
-                        tried: if tries > 0 { start.elapsed() } else { Duration::ZERO },
-                        ..refused
-                    });
-                }
+            let expired = error.class == ErrorClass::Expired;
+            let circumstances = Circumstances {
+                answered: self.has_answered(),
+                // Credentials are loaded again only if EC2 has accepted some before, or if this is an instance. An
+                // instance gets them from its metadata service, which may answer late on a busy machine. The SDK waits
+                // one second for that answer, and does not retry.
+                renewable: self.has_answered() || self.0.options.instance_id.is_some(),
+                // The `what` of a DryRun is empty, because a DryRun does not wait for its objects.
+                may_be_new: !what.is_empty() && (error.is_state_error() || self.is_new(what)),
+                rate_limited: false,
             };
-            tries += 1;
-            span.tell("tries", tries + 1);
-            if start.elapsed() + pause > patience {
-                return Err(ApiError { tried: start.elapsed(), ..refused });
+            let pause = retries.pause_after(error, &circumstances)?;
+            if expired {
+                self.renew();
             }
             sleep(pause).await;
         }
     }
 }
 
-/// Treats "it is so already" as success, for a call that brings about a state.
+/// Facts that, besides the error of a call, determine whether it is retried.
+#[derive(Debug, Clone, Copy)]
+pub struct Circumstances {
+    /// Whether the service has ever answered this process. If not, the endpoint is probably wrong.
+    pub answered: bool,
+    /// Whether loading the credentials again may help. It does not help if none has ever been accepted.
+    pub renewable: bool,
+    /// Whether this process may have created the object so recently that it is not visible everywhere.
+    pub may_be_new: bool,
+    /// Whether a rate limiter delays such calls. Then a call that was refused for its rate needs no longer pause.
+    pub rate_limited: bool,
+}
+
+/// The retries of one call.
+pub struct Retries<'t> {
+    action: &'static Action,
+    timeouts: &'t Timeouts,
+    start: Instant,
+    tries: u32,
+    span: Span,
+}
+
+impl<'t> Retries<'t> {
+    /// `span` is the call's span in the trace.
+    pub fn new(action: &'static Action, timeouts: &'t Timeouts, span: Span) -> Self {
+        Self { action, timeouts, start: Instant::now(), tries: 0, span }
+    }
+
+    /// Returns the pause before the next attempt, as the error's class demands it. Returns the error if another attempt
+    /// would not help, or if the class's time limit would be exceeded. After an error of the class
+    /// [`ErrorClass::Expired`], the caller renews the credentials first.
+    pub fn pause_after(
+        &mut self,
+        refused: ApiError,
+        circumstances: &Circumstances,
+    ) -> Result<Duration, ApiError> {
+        let (timeouts, tries) = (self.timeouts, self.tries);
+        self.span.tell("refused", refused.code.as_deref().unwrap_or("no answer"));
+        let Circumstances { answered, renewable, may_be_new, rate_limited } = *circumstances;
+        let mut pause =
+            jitter(timeouts.backoff.saturating_mul(1 << tries.min(16)).min(timeouts.backoff_longest));
+        let patience = match refused.class {
+            ErrorClass::Paced if !rate_limited => {
+                pause += timeouts.rate;
+                timeouts.paced
+            }
+            ErrorClass::Throttled | ErrorClass::Paced => timeouts.throttled,
+            ErrorClass::Expired if tries < 3 && renewable => timeouts.throttled,
+            ErrorClass::Lost if self.action.twice && answered => timeouts.outage,
+            ErrorClass::Lost if self.action.twice => timeouts.unreachable,
+            ErrorClass::NotYet if may_be_new => {
+                pause = pause.min(timeouts.max_poll).max(timeouts.first_poll);
+                timeouts.visible
+            }
+            _ if tries > 0 => return Err(refused.tried(self.start.elapsed())),
+            _ => return Err(refused),
+        };
+        self.tries += 1;
+        self.span.tell("tries", self.tries + 1);
+        if self.start.elapsed() + pause > patience {
+            return Err(refused.tried(self.start.elapsed()));
+        }
+        Ok(pause)
+    }
+}
+
+/// Returns success if the error says that the requested state exists already ([`ErrorClass::Done`]).
 pub fn ok_if_already_done<T>(result: Result<T, ApiError>) -> Result<(), ApiError> {
     match result {
-        Err(refused) if refused.class != ErrorClass::Done => Err(refused),
+        Err(error) if error.class != ErrorClass::Done => Err(error),
         _ => Ok(()),
     }
 }

@@ -5,6 +5,7 @@ use crate::cloud::aws::ec2::Ec2;
 use crate::cloud::aws::ec2::images::convert::filter;
 use crate::cloud::tag;
 use crate::error::Kind;
+use crate::sys::lock::lock_mutex;
 use anyhow::Result;
 use aws_sdk_ec2::config::interceptors::{
     BeforeDeserializationInterceptorContextRef, BeforeTransmitInterceptorContextRef,
@@ -13,27 +14,28 @@ use aws_sdk_ec2::config::{ConfigBag, Intercept, ProvideCredentials, RuntimeCompo
 use aws_sdk_ec2::error::BoxError;
 use aws_sdk_ec2::primitives::{DateTime, DateTimeFormat};
 use std::error::Error;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Seconds by which the clock may be off: signatures are valid for five minutes, and a clock that drifts goes on
-/// drifting.
+/// The number of seconds by which the clock may be wrong. AWS accepts a signature for five minutes. The limit is lower,
+/// because the clock may continue to drift.
 const MAX_CLOCK_SKEW: u64 = 240;
 
-/// Records from the traffic the access key id of each signed request, and the date of each answer.
+/// Observes requests and answers. Records the access key id of the last request, and the time difference of the last
+/// answer.
 #[derive(Debug, Clone, Default)]
 pub struct TrafficObserver(Arc<Mutex<Observed>>);
 
 #[derive(Debug, Default)]
 struct Observed {
     key: Option<String>,
-    /// By how many seconds AWS's clock is ahead of ours.
+    /// The number of seconds by which AWS's clock is ahead of this machine's.
     ahead: Option<i64>,
 }
 
 impl TrafficObserver {
     fn observed(&self) -> MutexGuard<'_, Observed> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock_mutex(&self.0)
     }
 
     pub fn key(&self) -> Option<String> {
@@ -71,26 +73,28 @@ impl Intercept for TrafficObserver {
     }
 }
 
-/// By how many seconds an HTTP date is ahead of this machine's clock.
+/// Returns the number of seconds by which an HTTP date is ahead of this machine's clock.
 pub fn clock_offset(date: &str) -> Option<i64> {
     let date = DateTime::from_str(date, DateTimeFormat::HttpDate).ok()?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
     Some(date.secs() - i64::try_from(now.as_secs()).ok()?)
 }
 
-/// What is wrong with this machine's clock and what to do about it; `None` if it is accurate enough.
+/// Returns the error of this machine's clock and a hint; `None` if the clock is accurate enough.
 pub fn clock_problem(ahead: i64) -> Option<(String, &'static str)> {
     let off = humantime::format_duration(Duration::from_secs(ahead.unsigned_abs()));
     let word = if ahead > 0 { "behind" } else { "ahead of" };
     let text = format!("this machine's clock is {off} {word} AWS's");
-    (ahead.unsigned_abs() > MAX_CLOCK_SKEW)
-        .then_some((text, "Set it (see `timedatectl`): AWS rejects signatures with another time."))
+    (ahead.unsigned_abs() > MAX_CLOCK_SKEW).then_some((
+        text,
+        "Set the clock (see `timedatectl`), because AWS rejects signatures with a wrong time.",
+    ))
 }
 
 impl Ec2 {
-    /// The checks run one after the other: each is meaningful only if the one before succeeded.
+    /// Stops after the first check if there are no credentials, because the other checks need them.
     pub(crate) async fn run_connection_checks(&self) -> Vec<(String, Result<()>)> {
-        let mut found = Vec::new();
+        let mut checks = Vec::new();
         if let Some(shared) = &self.0.shared {
             let fetched = match shared.credentials_provider() {
                 Some(provider) => provider.provide_credentials().await.map_err(|error| causes(&error)),
@@ -98,14 +102,14 @@ impl Ec2 {
             };
             match fetched {
                 Ok(credentials) => {
-                    found.push((format!("credentials {}", credentials.access_key_id()), Ok(())));
+                    checks.push((format!("credentials {}", credentials.access_key_id()), Ok(())));
                 }
                 Err(why) => {
                     let hint = "Give the instance a role, or set AWS_PROFILE or AWS_ACCESS_KEY_ID.";
                     let failure =
                         Kind::Machine.failure(format!("no credentials were found ({why})")).hint(hint);
-                    found.push(("credentials".to_owned(), Err(failure.into())));
-                    return found;
+                    checks.push(("credentials".to_owned(), Err(failure.into())));
+                    return checks;
                 }
             }
         }
@@ -114,25 +118,25 @@ impl Ec2 {
             call.filters(filter("tag-key", [tag::RUN])).send()
         });
         let answered = match asked.await {
-            // The permissions are checked separately.
+            // Both errors show that EC2 can be reached. The permissions are checked separately.
             Err(refused) if refused.is("DryRunOperation") || refused.is("UnauthorizedOperation") => Ok(()),
             Err(refused) => Err(refused.into()),
             Ok(_) => Ok(()),
         };
-        found.push((format!("EC2 in {}", self.region()), answered));
+        checks.push((format!("EC2 in {}", self.region()), answered));
         let ahead = self.0.wire.observed().ahead;
         if let Some(ahead) = ahead {
             let clock = match clock_problem(ahead) {
                 Some((text, hint)) => Err(Kind::Machine.failure(text).hint(hint).into()),
                 None => Ok(()),
             };
-            found.push(("clock".to_owned(), clock));
+            checks.push(("clock".to_owned(), clock));
         }
-        found
+        checks
     }
 }
 
-/// An error and its causes in one line.
+/// Returns an error and its causes in one line.
 fn causes(error: &dyn Error) -> String {
     let mut texts = vec![error.to_string()];
     let mut cause = error.source();

@@ -1,29 +1,34 @@
-//! Classifies the errors of EC2: one table of error classes, and hints for the user on some of them.
+//! Classifies the errors of EC2 by one table, and has hints for the user for some of them.
 
 /// How to handle a call that did not succeed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorClass {
-    /// It did nothing because there were too many calls: retry later.
+    /// The call had no effect, because there were too many calls. It is retried later.
     Throttled,
-    /// It did nothing, and a retry succeeds only after some seconds: retry after [`Pace::rate`](super::timeouts::Timeouts::rate).
+    /// The call had no effect, and a retry can succeed only after some seconds. It is retried after
+    /// [`Timeouts::rate`](super::timeouts::Timeouts::rate).
     Paced,
-    /// It did nothing: the credentials were too old, or could not be fetched. Load new ones.
+    /// The call had no effect, because the credentials have expired, or there are none, or they could not be fetched.
+    /// They are loaded again.
     Expired,
-    /// It is unknown whether it took effect. A call that may be sent twice is retried; any other is looked up.
+    /// It is unknown whether the call had an effect. An idempotent call is retried. The outcome of any other call is
+    /// looked up.
     Lost,
-    /// What it names is not visible yet, or not ready yet, if this process has created it. Nothing was done.
+    /// The call had no effect, because one of its objects was not found or is not ready. If this process has just
+    /// created the object, the call is retried.
     NotYet,
     /// The requested state exists already.
     Done,
-    /// It was refused, and a retry would be, too.
+    /// The call was refused, and a retry would be refused again.
     Terminal,
 }
 
-/// An action of the API, and whether it may be sent twice.
+/// An action of the API.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Action {
     pub name: &'static str,
-    /// It has a client token, or a second call has no further effect: it is retried after a lost answer.
+    /// Whether a second call has no further effect, for example because the call has a client token. Such a call is
+    /// retried after a lost answer.
     pub twice: bool,
 }
 
@@ -32,7 +37,7 @@ pub const EBS_ACTIONS: &[&Action] =
     &[&LIST_SNAPSHOT_BLOCKS, &GET_SNAPSHOT_BLOCK, &START_SNAPSHOT, &PUT_SNAPSHOT_BLOCK, &COMPLETE_SNAPSHOT];
 
 impl Action {
-    /// The action's name in a policy.
+    /// Returns the action's name in an IAM policy.
     pub fn permission(&self) -> String {
         let service = match self {
             _ if EBS_ACTIONS.contains(&self) => "ebs",
@@ -78,10 +83,11 @@ actions! {
 
 const ANY: &str = "*";
 
-/// Action, error code (`*` ends a prefix), a part of the message, class. The first row that matches decides; without a
-/// row, the class is [`ErrorClass::Terminal`].
+/// The columns are: action, error code (a prefix if it ends in `*`), a part of the message, class. The first row that
+/// matches decides. If no row matches, the class is [`ErrorClass::Lost`] for an HTTP status of at least 500, and
+/// [`ErrorClass::Terminal`] otherwise.
 const TABLE: &[(&str, &str, &str, ErrorClass)] = &[
-    // EC2 throttles each API by its own token bucket (EC2 API throttling).
+    // EC2 throttles each API by a separate token bucket (EC2 API throttling).
     (ANY, "RequestLimitExceeded", "", ErrorClass::Throttled),
     (ANY, "EC2ThrottledException", "", ErrorClass::Throttled),
     (ANY, "Throttling*", "", ErrorClass::Throttled),
@@ -89,7 +95,7 @@ const TABLE: &[(&str, &str, &str, ErrorClass)] = &[
     (ANY, "TooManyRequestsException", "", ErrorClass::Throttled),
     (ANY, "SlowDown", "", ErrorClass::Throttled),
     (ANY, "ConcurrentLimitExceededException", "", ErrorClass::Throttled),
-    // The limits are one snapshot of a volume every 15 s, and five of them pending.
+    // EC2 takes one snapshot of a volume every 15 s, and at most five may be pending.
     ("CreateSnapshot", "SnapshotCreationPerVolumeRateExceeded", "", ErrorClass::Paced),
     ("CreateSnapshot", "ConcurrentSnapshotLimitExceeded", "", ErrorClass::Paced),
     (ANY, "ExpiredToken*", "", ErrorClass::Expired),
@@ -101,14 +107,14 @@ const TABLE: &[(&str, &str, &str, ErrorClass)] = &[
     (ANY, "Unavailable", "", ErrorClass::Lost),
     (ANY, "RequestTimeout*", "", ErrorClass::Lost),
     (ANY, "InternalServerException", "", ErrorClass::Lost),
-    // EBS direct: the data did not arrive completely, or an earlier call, whose answer was lost, is still being
-    // processed. Any other ValidationException is final (error retries for EBS direct APIs).
+    // EBS direct returns these if the data did not arrive completely, or if an earlier call with a lost answer is still
+    // being processed. Any other ValidationException is final (error retries for EBS direct APIs).
     (ANY, "ValidationException", "failed to read block data", ErrorClass::Lost),
     ("PutSnapshotBlock", "ValidationException", "write_request_timeout", ErrorClass::Lost),
     ("PutSnapshotBlock", "ValidationException", "conflicting_block_update", ErrorClass::Lost),
     // The limit is 20 concurrent copies of snapshots in each region.
     ("CopySnapshot", "ResourceLimitExceeded", "", ErrorClass::Throttled),
-    // It is gone, as it should be.
+    // The object is already deleted, detached or deregistered.
     ("DeleteVolume", "InvalidVolume.NotFound", "", ErrorClass::Done),
     ("DetachVolume", "InvalidVolume.NotFound", "", ErrorClass::Done),
     ("DetachVolume", "InvalidAttachment.NotFound", "", ErrorClass::Done),
@@ -116,19 +122,19 @@ const TABLE: &[(&str, &str, &str, ErrorClass)] = &[
     ("DeleteSnapshot", "InvalidSnapshot.NotFound", "", ErrorClass::Done),
     ("DeregisterImage", "InvalidAMIID.NotFound", "", ErrorClass::Done),
     ("DeregisterImage", "InvalidAMIID.Unavailable", "", ErrorClass::Done),
-    // New ids are not visible everywhere at once, and new resources are not ready at once.
+    // A new id is not visible everywhere immediately, and a new resource is not ready immediately.
     (ANY, "InvalidVolume.NotFound", "", ErrorClass::NotYet),
     (ANY, "InvalidSnapshot.NotFound", "", ErrorClass::NotYet),
     (ANY, "InvalidAMIID.NotFound", "", ErrorClass::NotYet),
     ("CreateTags", "InvalidID", "", ErrorClass::NotYet),
     (ANY, "ResourceNotFoundException", "snapshot", ErrorClass::NotYet),
-    // The instance's view of its volumes is updated after the volume's own.
+    // After an attachment, EC2 updates the description of the instance later than that of the volume.
     ("ModifyInstanceAttribute", "InvalidInstanceAttributeValue", "mapped", ErrorClass::NotYet),
     (ANY, "IncorrectState", "pending", ErrorClass::NotYet),
     (ANY, "IncorrectState", "creating", ErrorClass::NotYet),
 ];
 
-/// Whether a code matches a pattern of the tables.
+/// Returns whether a code matches a pattern of the tables.
 fn matches_pattern(pattern: &str, code: &str) -> bool {
     match pattern.strip_suffix('*') {
         Some(prefix) => code.starts_with(prefix),
@@ -136,7 +142,7 @@ fn matches_pattern(pattern: &str, code: &str) -> bool {
     }
 }
 
-/// The class of an error. `status` is the HTTP status, if there was an answer at all.
+/// Returns the class of an error. `status` is the HTTP status; `None` if there was no answer.
 pub fn classify(action: &str, code: Option<&str>, message: &str, status: Option<u16>) -> ErrorClass {
     let message = message.to_ascii_lowercase();
     let row = |code: &str| {
@@ -151,13 +157,13 @@ pub fn classify(action: &str, code: Option<&str>, message: &str, status: Option<
             _ => ErrorClass::Terminal,
         }),
         (None, Some(429)) => ErrorClass::Throttled,
-        // An answer without a code: a proxy's 502, or half of a 200.
+        // An answer without a code is a proxy's, or was cut off.
         (None, Some(400..500)) => ErrorClass::Terminal,
         (None, _) => ErrorClass::Lost,
     }
 }
 
-/// Error code (`*` ends a prefix), a part of the message in lower case, what the user can do.
+/// The columns are: error code (a prefix if it ends in `*`), a part of the message in lower case, hint.
 const HINTS: &[(&str, &str, &str)] = &[
     ("*", "kms", KMS_HINT),
     ("AccessDenied*", "dependency_access_denied", KMS_HINT),
@@ -166,27 +172,32 @@ const HINTS: &[(&str, &str, &str)] = &[
     (
         "OptInRequired",
         "",
-        "The account has not opted in to this region, or to what the image needs: opt in with the AWS console.",
+        "The account has not opted in to this region, or has not subscribed to the image. Do so in the AWS console.",
     ),
     (
         "AuthFailure",
         "",
-        "The credentials are not valid here: see `aws sts get-caller-identity`, and check this machine's clock.",
+        "The credentials are not valid here. Check them with `aws sts get-caller-identity`, and check this machine's \
+         clock.",
     ),
     ("InvalidClientTokenId", "", "The access key does not exist, or belongs to another partition."),
     ("UnrecognizedClientException", "", "The access key does not exist, or belongs to another partition."),
-    ("SignatureDoesNotMatch", "", "The secret key is wrong, or this machine's clock is: see `timedatectl`."),
+    (
+        "SignatureDoesNotMatch",
+        "",
+        "The secret key or this machine's clock is wrong. Check the clock with `timedatectl`.",
+    ),
     (
         "ExpiredToken*",
         "",
-        "Renew the credentials (such as by `aws sso login`), or bake on an instance with a role: its keys are renewed.",
+        "Renew the credentials (such as by `aws sso login`), or bake on an instance with a role, whose keys AWS renews.",
     ),
     (
         "RequestLimitExceeded",
         "",
-        "The account makes too many calls of this kind: bake fewer images at once (--jobs), or retry later.",
+        "The account makes too many calls of this kind. Bake fewer images at a time (--jobs), or retry later.",
     ),
-    ("RequestExpired", "", "This machine's clock is wrong: see `timedatectl`."),
+    ("RequestExpired", "", "This machine's clock is wrong. Check it with `timedatectl`."),
     (
         "VolumeLimitExceeded",
         "",
@@ -200,33 +211,33 @@ const HINTS: &[(&str, &str, &str)] = &[
     (
         "InvalidSnapshot.NotFound",
         "",
-        "Its owner may share the image and not the snapshot: copy the image into this account (aws ec2 copy-image), and \
-         bake on the copy (owner = \"self\").",
+        "Perhaps its owner shares the image, but not the snapshot. Copy the image into this account (aws ec2 \
+         copy-image), and bake on the copy (owner = \"self\").",
     ),
     (
         "ServiceQuotaExceededException",
         "",
-        "Raise the EBS quotas of pending snapshots and of EBS direct's requests, or bake fewer images at once (--jobs).",
+        "Raise the EBS quotas of pending snapshots and of EBS direct's requests, or bake fewer images at a time (--jobs).",
     ),
     ("SnapshotLimitExceeded", "", "Raise the EBS quota `Snapshots per Region`, or delete snapshots."),
     ("AMIQuotaExceeded", "", "Raise the EC2 quota `AMIs` of this region, or deregister images."),
     (
         "AttachmentLimitExceeded",
         "",
-        "Detach a volume from this instance, or bake fewer images at once (--jobs).",
+        "Detach a volume from this instance, or bake fewer images at a time (--jobs).",
     ),
     (
         "InsufficientVolumeCapacity",
         "",
-        "EC2 has no capacity for this type of volume in the zone: set another `type` in [disk], or bake in another zone.",
+        "EC2 has no capacity for this type of volume in the zone. Set another `type` in [disk], or bake in another zone.",
     ),
     ("InvalidZone.NotFound", "", "Check with `oven doctor` that this instance is in the configured region."),
     ("InvalidInstanceID*", "", "Check with `oven doctor` that this instance is in the configured region."),
-    ("Blocked", "", "AWS blocked the account: contact AWS Support."),
-    ("PendingVerification", "", "AWS is still verifying the account: wait for its mail."),
+    ("Blocked", "", "AWS blocked the account. Contact AWS Support."),
+    ("PendingVerification", "", "AWS is still verifying the account. Wait for its e-mail."),
 ];
-const PERMIT_HINT: &str =
-    "Permit it: `oven policy` prints the minimal policy, and `oven doctor` lists all missing permissions.";
+const PERMIT_HINT: &str = "Add the permission. `oven policy` prints the minimal policy, and `oven doctor` lists all \
+                           missing permissions.";
 /// The permissions that a volume needs if it is encrypted with a customer-managed key.
 pub const KMS_HINT: &str = "Permit the role to use the KMS key: kms:DescribeKey, kms:CreateGrant, kms:Decrypt, \
                        kms:GenerateDataKeyWithoutPlaintext and kms:ReEncrypt* (`oven policy` has them).";
@@ -243,7 +254,7 @@ pub fn hint_for_code(code: &str, message: &str) -> Option<&'static str> {
 mod tests {
     use super::*;
 
-    /// Every row of the fault matrix's table.
+    /// Tests every class. The HTTP status decides only if no row matches.
     #[test]
     fn classes() {
         use ErrorClass::*;

@@ -20,8 +20,7 @@ use std::time::{Duration, SystemTime};
 
 /// How long a positive answer is cached.
 const CACHE_TIME: Duration = Duration::from_secs(24 * 60 * 60);
-/// Ids that no resource has: a DryRun changes nothing, and a server that does not know DryRun would not change anything
-/// either.
+/// Ids that no resource has. So even a server that ignores DryRun changes nothing.
 const VOLUME: &str = "vol-0ffffffffffffffff";
 const SNAPSHOT: &str = "snap-0ffffffffffffffff";
 const IMAGE: &str = "ami-0ffffffffffffffff";
@@ -29,8 +28,9 @@ const IMAGE: &str = "ami-0ffffffffffffffff";
 const PARAMETER: &str = "/aws/service/oven/permission-check";
 
 impl Ec2 {
-    /// Checks the first and last permissions that a bake needs, as far as there is a DryRun (EBS direct has none). A
-    /// positive answer is cached for a day for each access key; an assumed role has a new one every few hours.
+    /// Checks the permissions for the first and the last call of a bake. EBS direct has no DryRun, so its calls are not
+    /// checked. A positive result is cached for a day. The cache is separate for each access key, and an assumed role
+    /// gets a new key every few hours.
     pub(crate) async fn ensure_essentials(&self, base: &Base) -> Result<()> {
         if self.is_cached() {
             return Ok(());
@@ -52,9 +52,10 @@ impl Ec2 {
                 "`oven doctor` lists all missing permissions, and `oven policy` prints the minimal policy.";
             return Err(Kind::Cloud.failure(text).hint(hint).into());
         }
-        // Unknown permissions are left to the bake, whose calls report them.
+        // A permission that could not be checked does not stop the bake. If it is missing, a later call fails and
+        // reports it.
         if checked.iter().all(|permission| permission.verdict == PermissionVerdict::Granted) {
-            // If it is not cached, the check is repeated.
+            // If the result cannot be cached, the next bake repeats the check.
             _ = self.write_cache();
         }
         Ok(())
@@ -82,8 +83,9 @@ impl Ec2 {
         fs::write(&path, "").with_context(context)
     }
 
-    /// One DryRun. `tag_specification`: the minimal policy permits the action only for resources with oven's tags, so a refusal
-    /// may be about the resource, which does not exist.
+    /// Sends one DryRun. `tagged` means that the minimal policy permits the action only for resources with oven's tags.
+    /// The resource of the DryRun does not exist and has no tags, so a refusal then does not prove that the permission
+    /// is missing.
     async fn dry_run<T, E, F>(
         &self,
         action: &'static Action,
@@ -97,7 +99,7 @@ impl Ec2 {
         let send = async || {
             send(&self.client()).await.map_err(|error| {
                 let mut refused = ApiError::of(action, "", error);
-                // Something that does not exist now never will.
+                // The object of a DryRun will never exist, so the call must not wait for it.
                 if refused.class == ErrorClass::NotYet {
                     refused.class = ErrorClass::Terminal;
                 }
@@ -105,8 +107,8 @@ impl Ec2 {
             })
         };
         let verdict = match self.repeat(action, "", send).await {
-            // It should have answered DryRunOperation.
-            Ok(_) => PermissionVerdict::Unknown("the server does not know DryRun".to_owned()),
+            // A server that knows DryRun returns the error DryRunOperation.
+            Ok(_) => PermissionVerdict::Unknown("the server does not support DryRun".to_owned()),
             Err(refused) => verdict(&refused, tagged),
         };
         Permission { action: action.permission(), verdict }
@@ -116,7 +118,7 @@ impl Ec2 {
         [(tag::RUN.to_owned(), "permission-check".to_owned())].into()
     }
 
-    /// `of` is the snapshot that the volume is created from, if it is known. Otherwise an empty volume is assumed.
+    /// `of` is the snapshot from which the volume would be created. Without a snapshot, an empty volume is requested.
     async fn check_create_volume(&self, of: Option<&SnapshotId>) -> Permission {
         let zone = self.0.options.zone.clone();
         let (of, size) = (of.map(|id| id.0.clone()), of.is_none().then_some(1));
@@ -130,7 +132,7 @@ impl Ec2 {
         .await
     }
 
-    /// `of` is a snapshot that exists.
+    /// `of` is an existing snapshot. Without one, an id that no snapshot has is used.
     async fn check_register_image(&self, of: Option<&SnapshotId>) -> Permission {
         let ebs = types::EbsBlockDevice::builder().snapshot_id(of.map_or(SNAPSHOT, |id| &id.0)).build();
         let root = types::BlockDeviceMapping::builder().device_name("/dev/xvda").ebs(ebs).build();
@@ -147,13 +149,13 @@ impl Ec2 {
         .await
     }
 
-    /// The permissions for the way in which bakes get their disks here.
+    /// Checks all permissions for the way in which bakes access their disks: attached or through EBS direct.
     pub(crate) async fn run_permission_checks(&self) -> Result<Vec<Permission>> {
-        let mut all = self.judge_describes().await;
+        let mut all = self.check_describe_actions().await;
         if self.0.direct.get() {
-            all.extend(self.judge_direct().await);
+            all.extend(self.check_direct_actions().await);
         } else {
-            all.extend(self.judge_attached().await);
+            all.extend(self.check_attached_actions().await);
         }
         all.extend([
             self.dry_run(&errors::DELETE_SNAPSHOT, true, |c| {
@@ -176,7 +178,7 @@ impl Ec2 {
         Ok(all)
     }
 
-    async fn judge_describes(&self) -> Vec<Permission> {
+    async fn check_describe_actions(&self) -> Vec<Permission> {
         let none = || filter("tag-key", [tag::RUN]);
         vec![
             self.dry_run(&errors::DESCRIBE_IMAGES, false, |c| {
@@ -198,10 +200,11 @@ impl Ec2 {
         ]
     }
 
-    async fn judge_attached(&self) -> Vec<Permission> {
-        let here = self.0.options.instance_id.clone();
-        // The id of an instance is needed; if it is unknown, only the action is checked.
-        let instance = here.clone().unwrap_or_else(|| "i-0ffffffffffffffff".to_owned());
+    async fn check_attached_actions(&self) -> Vec<Permission> {
+        let known_instance = self.0.options.instance_id.clone();
+        // The calls need an instance id. If it is unknown, an id that no instance has is used, and a refusal proves
+        // nothing.
+        let instance = known_instance.clone().unwrap_or_else(|| "i-0ffffffffffffffff".to_owned());
         vec![
             self.check_create_volume(None).await,
             self.dry_run(&errors::ATTACH_VOLUME, true, |c| {
@@ -213,7 +216,7 @@ impl Ec2 {
                     .send()
             })
             .await,
-            self.dry_run(&errors::MODIFY_INSTANCE_ATTRIBUTE, here.is_none(), |c| {
+            self.dry_run(&errors::MODIFY_INSTANCE_ATTRIBUTE, known_instance.is_none(), |c| {
                 let ebs =
                     types::EbsInstanceBlockDeviceSpecification::builder().delete_on_termination(true).build();
                 let mapping = types::InstanceBlockDeviceMappingSpecification::builder()
@@ -239,7 +242,7 @@ impl Ec2 {
         ]
     }
 
-    async fn judge_direct(&self) -> Vec<Permission> {
+    async fn check_direct_actions(&self) -> Vec<Permission> {
         let copied: Tags = [(tag::COPY.to_owned(), SNAPSHOT.to_owned())].into();
         let mut all = vec![
             self.dry_run(&errors::GET_EBS_ENCRYPTION_BY_DEFAULT, false, |c| {
@@ -255,13 +258,13 @@ impl Ec2 {
         ];
         all.extend(errors::EBS_ACTIONS.iter().map(|action| {
             let verdict =
-                PermissionVerdict::Unknown("EBS direct has no DryRun: only a bake shows it".to_owned());
+                PermissionVerdict::Unknown("EBS direct has no DryRun, so only a bake can show it".to_owned());
             Permission { action: action.permission(), verdict }
         }));
         all
     }
 
-    /// SSM has no DryRun: it is asked for a parameter that does not exist.
+    /// Checks GetParameter. SSM has no DryRun, so this requests a parameter that does not exist.
     async fn check_get_parameter(&self) -> Permission {
         let verdict = match self.ssm() {
             None => PermissionVerdict::Unknown("SSM is not configured".to_owned()),
@@ -286,13 +289,14 @@ fn verdict(refused: &ApiError, tagged: bool) -> PermissionVerdict {
     match code {
         "DryRunOperation" | "ParameterNotFound" => PermissionVerdict::Granted,
         "UnauthorizedOperation" | "AccessDenied" | "AccessDeniedException" if tagged => {
-            let why = "refused for a resource that does not exist; a policy limited to resources with oven's tags does that, too";
+            let why = "which a policy that is limited to resources with oven's tags causes, too";
             unknown(format!("{code}, {why}"))
         }
         "UnauthorizedOperation" | "AccessDenied" | "AccessDeniedException" => PermissionVerdict::Missing,
-        // EC2 checks the permission first, for most actions.
+        // For most actions, EC2 checks the permission before it looks for the resource. For the others, the permission
+        // is unknown.
         _ if code.ends_with(".NotFound") || code == "InvalidInstanceAttributeValue" => unknown(
-            "EC2 answered that the resource does not exist, which says nothing about the permission".into(),
+            "EC2 reported that the resource does not exist, which does not show whether the action is permitted".into(),
         ),
         _ => unknown(refused.to_string()),
     }

@@ -7,51 +7,56 @@ use std::time::Duration;
 /// Pauses, deadlines and timeouts. The defaults are for EC2; tests divide all of them.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Timeouts {
-    /// The pause before the first poll after a change: nothing is ready sooner. The pause after it is half as long.
+    /// The pause before the first poll after a change, because nothing is ready sooner.
     pub first_poll: Duration,
-    /// The longest pause between two polls: on average, half of it is waited in vain. A describe costs a token of the
-    /// account's bucket, which refills with 20 a second: forty bakes may wait for a long time at once. (In the first
-    /// seconds, when polls are frequent, the bucket allows eight bakes: it has 100 tokens.)
+    /// The longest pause between two polls. On average, half of a pause passes after the result is ready. But shorter
+    /// pauses would need more calls: each poll costs a token of the account's bucket, which gets 20 tokens a second. So
+    /// forty bakes may poll concurrently for a long time. Polls are more frequent in the first seconds of a wait. The
+    /// 100 tokens of a full bucket are then enough for eight bakes.
     pub max_poll: Duration,
-    /// A volume leaves `creating` within seconds, or never.
+    /// The limit for the creation of a volume, which takes only seconds if it succeeds.
     pub created: Duration,
-    /// A volume that is `attaching` for longer is stuck and remains so.
+    /// The limit for attaching a volume. A volume that is `attaching` for longer is stuck.
     pub attached: Duration,
-    /// The kernel shows an attached disk within some seconds; some hosts need a minute.
+    /// The limit for the kernel to show an attached disk. It takes some seconds, and a minute on some hosts.
     pub device: Duration,
-    /// For detaching and deleting: shorter than the time limit of [`crate::undo`], so that the reason is reported.
+    /// The limit for detaching and deleting. It is shorter than the time limit of [`crate::undo`], so that the reason
+    /// of a failure is reported.
     pub released: Duration,
-    /// The minimum for a snapshot; a large volume gets more.
+    /// The limit for the snapshot of a small volume.
     pub snapshot: Duration,
-    /// The additional time for each GiB.
+    /// The limit for the snapshot of a large volume, for each GiB. The larger limit of the two is used.
     pub snapshot_gib: Duration,
-    /// The image of a complete snapshot is available within a minute; another builder's may have begun later.
+    /// The limit for an image to become available. This takes less than a minute, but oven also waits for images of
+    /// other builders.
     pub image: Duration,
     /// How long a new id may be invisible (EC2's guide to eventual consistency: up to five minutes).
     pub visible: Duration,
-    /// After a lost answer: how long to look for what the call may have created before it is assumed not to exist.
+    /// How long oven searches for a resource that a call with a lost answer may have created. After that, oven assumes
+    /// that the call created nothing.
     pub lost_answer_window: Duration,
-    /// Between snapshots of one volume: EC2 takes one every 15 s.
+    /// The pause before CreateSnapshot is sent again, because EC2 takes one snapshot of a volume every 15 s.
     pub rate: Duration,
-    /// How long calls are retried for that reason.
+    /// How long CreateSnapshot is retried for this reason.
     pub paced: Duration,
-    /// The first pause after a throttled or lost call is random, up to this; the limit doubles with each retry.
+    /// The upper bound of the first pause after a throttled or lost call. The pause is random, and its bound doubles
+    /// with each retry.
     pub backoff: Duration,
-    /// The upper bound for that pause.
+    /// The bound of the pause does not grow beyond this.
     pub backoff_longest: Duration,
     /// How long throttled calls are retried.
     pub throttled: Duration,
-    /// How long calls are retried while the network is down, once EC2 has answered.
+    /// How long calls are retried while the network is down, if EC2 has answered before.
     pub outage: Duration,
-    /// The same before EC2 has answered: a wrong endpoint should be reported soon.
+    /// How long calls are retried if EC2 has never answered. It is short, so that a wrong endpoint is reported soon.
     pub unreachable: Duration,
-    /// For the TCP and TLS handshakes.
+    /// The timeout of the TCP and TLS handshakes.
     pub connect: Duration,
-    /// Until the first byte of an answer: a large DescribeImages takes 10 s and more.
+    /// The timeout until the first byte of an answer. A large DescribeImages takes 10 s or more.
     pub read: Duration,
-    /// For one request and its answer.
+    /// The timeout of one request and its answer.
     pub attempt: Duration,
-    /// For one request, including the time to get credentials: IMDS, STS, SSO.
+    /// The timeout of one request, including the time to get credentials from IMDS, STS or SSO.
     pub operation: Duration,
 }
 
@@ -89,7 +94,7 @@ impl Default for Timeouts {
 }
 
 impl Timeouts {
-    /// The same values divided by `times`; timeouts of single calls remain at least `call`.
+    /// Returns these values divided by `times`. The timeouts of single calls are at least `call`.
     pub fn faster(self, times: u32, call: Duration) -> Self {
         let Self { connect, read, attempt, operation, .. } = self;
         let timeout = |of: Duration| (of / times).max(call);
@@ -119,9 +124,9 @@ impl Timeouts {
         }
     }
 
-    /// Frequent polls, for something that the bake does nothing but wait for. The result is noticed a quarter of a
-    /// second late at most, or a twentieth of the wait, and every two seconds in a long one: sixty polls for half a
-    /// minute.
+    /// Polls frequently, for something that the bake waits for without other work. A result is noticed at most a
+    /// quarter of a second late, or a twentieth of the elapsed time if that is longer, but at most two seconds. In half
+    /// a minute there are about sixty polls.
     pub(crate) fn frequent_polls(&self, deadline: Duration) -> PollPolicy {
         PollPolicy {
             first: self.first_poll / 2,
@@ -132,7 +137,7 @@ impl Timeouts {
         }
     }
 
-    /// Polls until a deadline, for something that need not be known at once.
+    /// Polls less frequently, for something that need not be noticed immediately.
     pub(crate) fn until(&self, deadline: Duration) -> PollPolicy {
         PollPolicy {
             first: self.first_poll,

@@ -13,7 +13,7 @@ pub fn filter(name: impl Into<String>, values: impl IntoIterator<Item = impl Int
     types::Filter::builder().name(name).set_values(Some(values.into_iter().map(Into::into).collect())).build()
 }
 
-/// A filter for the exact value of a tag: `*`, `?` and `\` are escaped.
+/// Makes a filter for the exact value of a tag. The characters `*`, `?` and `\` are escaped.
 pub fn tag_filter(key: &str, value: &str) -> types::Filter {
     let mut exact = String::with_capacity(value.len());
     for c in value.chars() {
@@ -47,7 +47,7 @@ pub fn time(time: Option<&DateTime>) -> Option<SystemTime> {
 pub fn id(prefix: &str, id: Option<&str>) -> Result<String> {
     match id {
         Some(id) if is_id(prefix, id) => Ok(id.to_owned()),
-        _ => Err(Kind::Cloud.error(format!("EC2 answered without a {prefix}-… id ({id:?})"))),
+        _ => Err(Kind::Cloud.error(format!("EC2's response has no valid {prefix}-… id ({id:?})"))),
     }
 }
 
@@ -67,7 +67,7 @@ pub fn state(image: &types::Image) -> ImageState {
     }
 }
 
-/// The state in EC2's words, and its reason.
+/// Returns an image's state in EC2's words, and the reason for it if EC2 gives one.
 pub fn state_text(image: &types::Image) -> String {
     let state = image.state.as_ref().map_or("in no state", types::ImageState::as_str);
     match image.state_reason.as_ref().and_then(|reason| reason.message.as_deref()) {
@@ -76,7 +76,7 @@ pub fn state_text(image: &types::Image) -> String {
     }
 }
 
-/// The mapping of the root device.
+/// Returns the mapping of the root device, if the root is an EBS volume.
 pub fn root_mapping(image: &types::Image) -> Option<&types::EbsBlockDevice> {
     let root = image.root_device_name.as_deref()?;
     let mapping =
@@ -84,7 +84,8 @@ pub fn root_mapping(image: &types::Image) -> Option<&types::EbsBlockDevice> {
     mapping?.ebs.as_ref()
 }
 
-/// Converts an image of oven; `None` for one that oven cannot have made (of another architecture).
+/// Converts an image of this account. Returns `None` if oven does not know its architecture, so that oven cannot have
+/// made it.
 pub fn image(image: &types::Image) -> Option<Image> {
     let root = root_mapping(image);
     let snapshot = root.and_then(|root| id("snap", root.snapshot_id.as_deref()).ok());
@@ -94,7 +95,7 @@ pub fn image(image: &types::Image) -> Option<Image> {
         name: image.name.clone().unwrap_or_default(),
         state: state(image),
         architecture: architecture(image)?,
-        // A failed image may have no snapshot.
+        // A failed image may have no snapshot. Then the snapshot's id is empty.
         snapshot: SnapshotId(snapshot.unwrap_or_default()),
         size_gib: size.and_then(|size| u64::try_from(size).ok()).unwrap_or(0),
         created: image.creation_date.clone().unwrap_or_default(),
@@ -105,7 +106,7 @@ pub fn image(image: &types::Image) -> Option<Image> {
 
 pub fn volume_kind(ebs: &types::EbsBlockDevice) -> VolumeKind {
     let volume_type = ebs.volume_type.as_ref().map(|kind| kind.as_str().to_owned());
-    // EC2 also reports the baseline of gp2, but does not accept it as a parameter.
+    // EC2 reports the baseline IOPS of a gp2 volume, but does not accept them as a parameter.
     let (iops, throughput) = image_attributes::accepted_performance(volume_type.as_deref());
     VolumeKind {
         iops: ebs.iops.filter(|_| iops).and_then(|iops| u32::try_from(iops).ok()),
@@ -116,7 +117,7 @@ pub fn volume_kind(ebs: &types::EbsBlockDevice) -> VolumeKind {
     }
 }
 
-/// A number for the API, at most `i32::MAX`.
+/// Converts a number for the API. A larger number becomes `i32::MAX`.
 pub fn to_i32(n: impl TryInto<i32>) -> i32 {
     n.try_into().unwrap_or(i32::MAX)
 }

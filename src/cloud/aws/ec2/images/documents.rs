@@ -1,4 +1,6 @@
-//! Stores the documents of images: EC2 has no place for them, so they are files on the builder.
+//! Stores the documents of images. A document is a text that is stored with an image, such as the list of its packages
+//! ([`ImageSpec::documents`](crate::cloud::ImageSpec::documents)). EC2 cannot store documents, so they are files on the
+//! builder.
 
 use crate::cloud::aws::ec2::Ec2;
 use crate::ids::{ImageId, RunId};
@@ -9,7 +11,8 @@ use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
-/// Documents that are written before their image has an id. Dropping the draft deletes them.
+/// The documents of an image that has no id yet. They are written to a temporary file, and dropping the draft deletes
+/// it.
 pub struct DocumentDraft {
     file: NamedTempFile,
     dir: PathBuf,
@@ -48,7 +51,7 @@ pub fn read(dir: &Path, id: &ImageId) -> Result<BTreeMap<String, String>> {
     let path = path(dir, id);
     let text = match fs::read(&path) {
         Ok(text) => text,
-        // The image was baked on another builder.
+        // There is no file if the image was baked on another builder.
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(BTreeMap::new()),
         Err(e) => return Err(e).with_context(|| format!("reading {}", path.display())),
     };

@@ -21,15 +21,15 @@ use aws_sdk_ec2::types;
 use convert::{filter, tag_filter};
 use std::time::Duration;
 
-/// Images of a page: EC2 sends at most this many, and an unpaginated call has a smaller bucket.
+/// The number of images in a page, which is EC2's maximum. Calls without pages are throttled earlier.
 pub(crate) const PAGE: i32 = 1000;
-/// For how long a snapshot may still count as used after its image was deregistered.
+/// How long EC2 may still regard a snapshot as used after its image was deregistered.
 const RELEASE_WINDOW: Duration = Duration::from_secs(30);
 
 pub(crate) use convert::image as of;
 
 impl Ec2 {
-    /// All pages of DescribeImages.
+    /// Returns the images of all pages of DescribeImages.
     pub(crate) async fn describe_images(
         &self,
         action: &'static Action,
@@ -62,9 +62,10 @@ impl Ec2 {
         .await
     }
 
-    /// One image by its id; `None` if EC2 does not know it, or not yet.
+    /// Returns an image of this account by its id; `None` if EC2 does not show it.
     pub(crate) async fn describe_image(&self, id: &ImageId) -> Result<Option<types::Image>, ApiError> {
-        // A filter is used because an unknown id is then no error that would be retried.
+        // The call has a filter instead of an id, because EC2 reports an unknown id as an error, which would be
+        // retried.
         let found = self.own_images(&id.0, &[filter("image-id", [id.0.as_str()])]).await?;
         Ok(found.into_iter().next())
     }
@@ -78,7 +79,7 @@ impl Ec2 {
         filters.extend(key.fingerprint.as_ref().map(|print| tag_filter(tag::FINGERPRINT, print)));
         let found = self.own_images("", &filters).await.map_err(anyhow::Error::from);
         let found = found.context("looking for an image of this definition")?;
-        // EC2's answer is compared again: all of it has to match.
+        // Each image is compared with the key, in case EC2 ignored a filter.
         let matches_key = |image: &Image| {
             let has = |key: &str, value: &String| image.tags.get(key) == Some(value);
             image.architecture == key.architecture
@@ -90,7 +91,7 @@ impl Ec2 {
         if let Some(newest) = found.iter().rfind(|image| image.state == ImageState::Available) {
             return Ok(Some(newest.clone()));
         }
-        // Another bake is running: use the newest image that becomes available.
+        // All images are pending, because other bakes are running. Returns the newest image that becomes available.
         while let Some(pending) = found.pop() {
             if pending.state != ImageState::Pending {
                 continue;
@@ -103,13 +104,14 @@ impl Ec2 {
         Ok(None)
     }
 
-    /// Waits until another builder's image is no longer pending. `None`: it was deregistered in the meantime.
+    /// Waits until another builder's image is no longer pending. Returns `None` if the image was deregistered in the
+    /// meantime.
     pub(crate) async fn settled(&self, id: &ImageId) -> Result<Option<types::Image>> {
         self.wait_before_first_poll().await;
         let mut absent = 0;
         poll_until(&format!("the image {id}"), &self.timeouts().until(self.timeouts().image), async || {
             let Some(image) = self.describe_image(id).await? else {
-                // One stale answer is no proof.
+                // A single answer without the image may be stale.
                 absent += 1;
                 return Ok(if absent < 3 {
                     PollAnswer::NotYet("not visible".to_owned())
@@ -147,7 +149,7 @@ impl Ec2 {
         self.describe_image(id).await?.as_ref().and_then(of).ok_or_else(missing)
     }
 
-    /// The image of this account that has a name.
+    /// Returns the image of this account that has this name.
     pub(crate) async fn named(&self, name: &str) -> Result<Option<types::Image>, ApiError> {
         let mut exact = String::new();
         for c in name.chars() {
@@ -171,8 +173,9 @@ impl Ec2 {
         let Some(found) = self.named(name).await? else { return Ok(None) };
         let Some(image) = of(&found).filter(is_replaceable) else {
             let id = found.image_id.as_deref().unwrap_or("?");
-            let text =
-                format!("{id}, which has the name {name}, is not a failed image of oven: it is not replaced");
+            let text = format!(
+                "oven does not replace {id}, which has the name {name}, because it is not a failed image of oven"
+            );
             return Err(Kind::Cloud.error(text));
         };
         self.deregister(&image.id).await.with_context(|| format!("deregistering {}", image.id))?;
@@ -184,7 +187,7 @@ impl Ec2 {
         Ok(Some(image.id))
     }
 
-    /// Deletes a snapshot that has oven's tags and that no image uses.
+    /// Deletes a snapshot if it has oven's tags and no image uses it.
     async fn delete_own_snapshot(&self, snapshot: &SnapshotId) -> Result<()> {
         let id = snapshot.0.as_str();
         let wanted = [filter("snapshot-id", [id]), filter("tag-key", [tag::RUN])];
@@ -200,7 +203,8 @@ impl Ec2 {
                 self.call(&DELETE_SNAPSHOT, id, |client| client.delete_snapshot().snapshot_id(id).send())
                     .await,
             ) {
-                // EC2 says so right after an image was deregistered, or because another image uses it.
+                // EC2 returns this error for a short time after the image was deregistered, and always if another image
+                // uses the snapshot.
                 Err(refused) if refused.is("InvalidSnapshot.InUse") => {
                     if tokio::time::Instant::now() >= end {
                         return Ok(());

@@ -21,7 +21,8 @@ use aws_sdk_ec2::types::{self, ResourceType};
 use tokio::time::Instant;
 
 /// An image counts as available when this many polls, consecutive or concurrent, found it available. Each poll uses
-/// separate connections. So it is likely that the other endpoints of EC2 know the image, too.
+/// separate connections, which probably lead to different servers of EC2. So it is likely that all servers know the
+/// image.
 const POLLS: usize = 3;
 /// How many times oven sets missing tags again.
 const MAX_TAG_REPAIRS: u32 = 3;
@@ -72,9 +73,9 @@ impl Ec2 {
             }
         }
         Err(match lost {
-            Some(refused) => Error::from(refused).context("several calls registered nothing"),
+            Some(refused) => Error::from(refused).context("several calls did not register the image"),
             None => {
-                Kind::Cloud.error(format!("the name {} was repeatedly taken and freed by others", spec.name))
+                Kind::Cloud.error(format!("other processes took and freed the name {} repeatedly", spec.name))
             }
         })
     }
@@ -85,7 +86,7 @@ impl Ec2 {
         spec: &ImageSpec,
         tags: &Tags,
     ) -> Result<Registration> {
-        let wish = &spec.attributes;
+        let attributes = &spec.attributes;
         let what = format!("{} of {snapshot}", spec.name);
         let sent = self.repeat(&REGISTER_IMAGE, &what, async || {
             let request = self
@@ -98,11 +99,11 @@ impl Ec2 {
                 .virtualization_type("hvm")
                 .root_device_name(&spec.root_device)
                 .set_block_device_mappings(Some(mappings(spec, snapshot)))
-                .set_boot_mode(wish.boot_mode.as_deref().map(types::BootModeValues::from))
-                .set_ena_support(wish.ena)
-                .set_sriov_net_support(wish.sriov.clone())
-                .set_tpm_support(wish.tpm.as_deref().map(types::TpmSupportValues::from))
-                .set_imds_support(wish.imds.as_deref().map(types::ImdsSupportValues::from))
+                .set_boot_mode(attributes.boot_mode.as_deref().map(types::BootModeValues::from))
+                .set_ena_support(attributes.ena)
+                .set_sriov_net_support(attributes.sriov.clone())
+                .set_tpm_support(attributes.tpm.as_deref().map(types::TpmSupportValues::from))
+                .set_imds_support(attributes.imds.as_deref().map(types::ImdsSupportValues::from))
                 // EC2 accepts only tags of the image here. The snapshot was tagged when it was created.
                 .tag_specifications(convert::tag_specification(ResourceType::Image, tags));
             self.send_in_background(&spec.run, &REGISTER_IMAGE, &what, request.send(), |_, _| ()).await
@@ -137,8 +138,8 @@ impl Ec2 {
         }
     }
 
-    /// Determines whether this run registered the image that has the name, by a request whose response was lost. If the
-    /// root volume has this run's snapshot, it did, because no other run uses that snapshot.
+    /// Determines whether this run registered the image that has the name, in a request whose response was lost. This
+    /// is so if the image's root has this run's snapshot, because no other run uses that snapshot.
     fn classify_holder(&self, holder: types::Image, snapshot: &SnapshotId) -> Registration {
         let id = ImageId(holder.image_id.clone().unwrap_or_default());
         if convert::root_mapping(&holder).and_then(|root| root.snapshot_id.as_deref())
@@ -222,8 +223,9 @@ impl Ec2 {
                 let mut all = differences(&image, spec, snapshot);
                 all.extend(billing_difference(&image, spec));
                 if all.is_empty() {
-                    return of(&image)
-                        .ok_or_else(|| Kind::Cloud.error(format!("EC2 describes {id} without its root")));
+                    return of(&image).ok_or_else(|| {
+                        Kind::Cloud.error(format!("EC2's description of {id} lacks the root volume"))
+                    });
                 }
                 format!("it differs from the specification: {}", all.join("; "))
             }
@@ -260,8 +262,8 @@ impl Ec2 {
             async || {
                 let mut confirmed = Vec::new();
                 loop {
-                    // The polls are concurrent. Exception: after a poll that found the image unavailable, a single poll
-                    // is made first.
+                    // The polls are concurrent. But if an earlier poll found the image unavailable, a single poll is
+                    // made first.
                     let polls = if confirmed.is_empty() && !is_first { 1 } else { POLLS - confirmed.len() };
                     is_first = false;
                     for polled in self.poll_concurrently(id, polls).await? {
@@ -295,7 +297,9 @@ impl Ec2 {
                             }
                             repairs += 1;
                             if let Err(refused) = self.tag(id, &missing).await {
-                                return Ok(PollAnswer::Ready(Err(format!("it lacks its tags: {refused:#}"))));
+                                return Ok(PollAnswer::Ready(Err(format!(
+                                    "its missing tags cannot be set: {refused:#}"
+                                ))));
                             }
                             return Ok(PollAnswer::NotYet("without its tags".to_owned()));
                         }
@@ -337,7 +341,7 @@ impl Ec2 {
         let sent = self.call(&CREATE_TAGS, &id.0, |client| {
             client.create_tags().resources(&id.0).set_tags(Some(to_tags(tags))).send()
         });
-        sent.await.map_err(Error::from).context("setting tags that were lost")?;
+        sent.await.map_err(Error::from).context("setting missing tags")?;
         Ok(())
     }
 }

@@ -6,7 +6,8 @@ use crate::cloud::{Attributes, ImageSpec, Mapping, Tags};
 use crate::ids::SnapshotId;
 use aws_sdk_ec2::types;
 
-/// IOPS and throughput are sent only for the types that accept them: a base's mapping shows them for others, too.
+/// Returns IOPS and throughput as far as the volume type accepts them. A base's mapping may have them for other types
+/// as well.
 fn performance(kind: &crate::cloud::VolumeKind) -> (Option<i32>, Option<i32>) {
     let of = |types: &[&str]| kind.volume_type.as_deref().is_some_and(|kind| types.contains(&kind));
     let iops = kind.iops.filter(|_| of(&["gp3", "io1", "io2"])).map(convert::to_i32);
@@ -21,7 +22,7 @@ fn ebs(kind: &crate::cloud::VolumeKind) -> types::builders::EbsBlockDeviceBuilde
         .set_throughput(throughput)
 }
 
-/// The mappings to register; the root's comes first.
+/// Returns the mappings to register. The root's mapping comes first.
 pub fn mappings(spec: &ImageSpec, snapshot: &SnapshotId) -> Vec<types::BlockDeviceMapping> {
     let root = ebs(&spec.attributes.root_volume)
         .snapshot_id(&snapshot.0)
@@ -40,14 +41,15 @@ fn other_mapping(mapping: &Mapping) -> types::BlockDeviceMapping {
         .set_snapshot_id(mapping.snapshot.as_ref().map(|snapshot| snapshot.0.clone()))
         .set_volume_size(mapping.size_gib.map(convert::to_i32))
         .set_delete_on_termination(mapping.delete_on_termination);
-    // A snapshot is already encrypted or not, and EC2 rejects the parameters.
+    // With a snapshot, EC2 rejects these parameters, because the snapshot determines the encryption.
     if mapping.snapshot.is_none() {
         ebs = ebs.set_encrypted(mapping.kind.encrypted).set_kms_key_id(mapping.kind.kms_key.clone());
     }
     device.ebs(ebs.build()).build()
 }
 
-/// The differences between an image and its specification as text. Tags are checked elsewhere: they can be repaired.
+/// Returns the differences between an image and its specification as text. Tags are not compared here, because missing
+/// tags can be set again.
 pub fn differences(image: &types::Image, spec: &ImageSpec, snapshot: &SnapshotId) -> Vec<String> {
     let mut all = Vec::new();
     let mut same = |what: &str, wanted: Option<&str>, found: Option<&str>| {
@@ -78,7 +80,7 @@ pub fn differences(image: &types::Image, spec: &ImageSpec, snapshot: &SnapshotId
         let found =
             image.block_device_mappings().iter().find(|found| found.device_name.as_deref() == Some(device));
         let Some(found) = found else {
-            // Names of instance store are preserved where the instance type has any.
+            // EC2 may leave out a mapping of an instance store, so such a mapping is not required.
             if wanted.ebs.is_some() {
                 all.push(format!("{device} is not mapped"));
             }
@@ -108,20 +110,23 @@ pub fn differences(image: &types::Image, spec: &ImageSpec, snapshot: &SnapshotId
     all
 }
 
-/// How instances of the image are billed, if that differs from the base: a licence was lost, or one was added.
+/// Returns a text if instances of the image are billed differently from those of the base. This means that a licence
+/// was lost or added.
 pub fn billing_difference(image: &types::Image, spec: &ImageSpec) -> Option<String> {
     let (details, usage) = spec.attributes.billing.as_ref()?;
     let found = (image.platform_details.as_deref(), image.usage_operation.as_deref());
     let same = found == (Some(details), Some(usage));
-    // EC2 states it for every available image: a missing value can only mean plain Linux.
+    // EC2 reports the billing of every available image. If it is missing nevertheless, it counts as plain Linux.
     let plain = found == (None, None) && usage == "RunInstances";
     let (other_details, other_usage) = (found.0.unwrap_or("nothing"), found.1.unwrap_or("nothing"));
     (!same && !plain).then(|| {
-        format!("it is billed as {other_details} ({other_usage}), but its base as {details} ({usage})")
+        format!(
+            "it is billed as {other_details} ({other_usage}), but its base is billed as {details} ({usage})"
+        )
     })
 }
 
-/// Wanted tags that the image lacks.
+/// Returns the wanted tags that the image lacks or has with another value.
 pub fn missing_tags(image: &types::Image, wanted: &Tags) -> Tags {
     let found = from_tags(image.tags());
     wanted

@@ -1,4 +1,5 @@
-//! Snapshots. CreateSnapshot has no client token: it is sent once, and after a lost answer its snapshot is looked up.
+//! Takes and deletes snapshots. CreateSnapshot has no client token, so it is sent once. If its answer is lost, oven
+//! looks for the snapshot.
 
 pub mod release;
 pub mod snapshot_copy;
@@ -19,7 +20,7 @@ use anyhow::Result;
 use aws_sdk_ec2::types::{self, ResourceType, SnapshotState};
 use tokio::time::{Instant, sleep};
 
-/// At least this many polls find nothing before a call whose answer was lost counts as one that did nothing.
+/// At least this many polls have to find nothing before oven assumes that a call with a lost answer created nothing.
 const MIN_POLLS: u32 = 3;
 
 impl Ec2 {
@@ -52,12 +53,12 @@ impl Ec2 {
     ) -> Result<SnapshotId> {
         let tags = self.owned(tags, run)?;
         let mut failed = None;
-        // A snapshot that fails is replaced once: the volume is still there.
+        // If the snapshot fails, another one is taken, but only once. The volume still exists.
         for _ in 0..2 {
             let (id, may_have_twin) = self.start_snapshot(volume, run, &tags).await?;
-            // The snapshot's content was fixed when it was requested: the volume can be detached meanwhile (but is not
-            // deleted: a snapshot that fails is replaced). A failure to detach is ignored: an undo debt detaches it
-            // again.
+            // The snapshot's content was fixed when the snapshot was requested, so the volume is detached now. It is
+            // not deleted, because it is needed if the snapshot fails. A failure to detach is ignored, because the
+            // clean-up detaches the volume again.
             let detached = async { _ = self.detach(volume).await };
             let result = wait_with_background(self.completed(&id), detached).await?;
             if may_have_twin {
@@ -66,9 +67,12 @@ impl Ec2 {
             match result {
                 Ok(()) => return Ok(id),
                 Err(error) => {
-                    // The debt deletes it in any case; a failure to delete it does not hide the first error.
+                    // A failure to delete the snapshot does not hide the first error. The clean-up deletes the snapshot
+                    // again.
                     if let Err(refused) = self.delete_snapshot(&id, run).await {
-                        return Err(error.context(format!("{id} failed, and was not deleted ({refused})")));
+                        return Err(
+                            error.context(format!("{id} failed, and deleting it failed, too ({refused})"))
+                        );
                     }
                     failed = Some(error);
                 }
@@ -77,7 +81,7 @@ impl Ec2 {
         Err(failed.expect("it failed twice"))
     }
 
-    /// Starts a snapshot. Returns its id, and whether there may be another one that nobody wanted.
+    /// Starts a snapshot. Returns its id, and whether a call with a lost answer may have created a second snapshot.
     async fn start_snapshot(
         &self,
         volume: &VolumeId,
@@ -112,9 +116,8 @@ impl Ec2 {
                 Err(refused) if refused.class == ErrorClass::Lost => {
                     let found = self.find_lost_snapshot(volume, run).await?;
                     if found.is_none() && std::mem::replace(&mut may_have_twin, true) {
-                        return Err(
-                            anyhow::Error::from(refused).context("sent twice, and no snapshot is visible")
-                        );
+                        return Err(anyhow::Error::from(refused)
+                            .context("the call was sent twice, but no snapshot is visible"));
                     }
                     may_have_twin = true;
                     found
@@ -132,7 +135,8 @@ impl Ec2 {
         }
     }
 
-    /// The snapshot of a call whose answer was lost: the volume's oldest unknown snapshot that has the run's tag.
+    /// Returns the snapshot that a call with a lost answer created. It is the volume's oldest snapshot that has the
+    /// run's tag and is not recorded yet.
     pub(crate) async fn find_lost_snapshot(&self, volume: &VolumeId, run: &RunId) -> Result<Option<String>> {
         let filters = [filter("volume-id", [volume.0.as_str()]), tag_filter(tag::RUN, &run.0)];
         let known = self.0.made.of(run, |run| &run.snapshots | &run.deleted);
@@ -154,7 +158,7 @@ impl Ec2 {
         }
     }
 
-    /// Deletes all snapshots of the volume but one: two calls may have created two.
+    /// Deletes all snapshots of the volume except `keep`, because two calls may have created two snapshots.
     async fn delete_twins(&self, volume: &VolumeId, run: &RunId, keep: &SnapshotId) -> Result<()> {
         let filters = [filter("volume-id", [volume.0.as_str()]), tag_filter(tag::RUN, &run.0)];
         for twin in self.snapshots(&format!("of {volume}"), &filters).await? {
@@ -173,7 +177,7 @@ impl Ec2 {
         Ok(())
     }
 
-    /// Deletes a snapshot that this run knows.
+    /// Deletes a snapshot of the run, and records that it was deleted.
     async fn delete_snapshot(&self, id: &SnapshotId, run: &RunId) -> Result<(), ApiError> {
         ok_if_already_done(self.send_delete(id).await)?;
         self.0.made.of(run, |run| {
@@ -183,12 +187,13 @@ impl Ec2 {
         Ok(())
     }
 
-    /// Waits until a snapshot is complete. `Ok(Err(…))`: it failed, and another one may succeed.
+    /// Waits until a snapshot is complete. `Ok(Err(…))` means that the snapshot failed, and that another one may
+    /// succeed.
     pub(crate) async fn completed(&self, id: &SnapshotId) -> Result<Result<()>> {
         self.wait_before_first_poll().await;
         let begun = Instant::now();
         let mut last_seen = begun;
-        // The first poll shows the volume's size, which decides how long this may take.
+        // The deadline depends on the volume's size, which the first poll shows.
         let mut deadline = self.timeouts().snapshot;
         poll_until(
             &format!("the snapshot {id}"),
@@ -196,7 +201,7 @@ impl Ec2 {
             async || {
                 let found = self.snapshots(&id.0, &[filter("snapshot-id", [id.0.as_str()])]).await?;
                 let Some(snapshot) = found.first() else {
-                    // A single answer without it may be stale.
+                    // A single answer without the snapshot may be stale.
                     if last_seen.elapsed() >= self.timeouts().visible {
                         return Err(Kind::Cloud.error(format!("the snapshot {id} is no longer visible")));
                     }

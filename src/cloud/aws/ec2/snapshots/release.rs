@@ -1,4 +1,5 @@
-//! Removes what a run created: detaches and deletes it, and looks for what a call with a lost answer may have created.
+//! Removes the volumes and snapshots that a run created, including those that a call with a lost answer may have
+//! created.
 
 use crate::cloud::aws::ec2::Ec2;
 use crate::cloud::aws::ec2::client::errors::{CREATE_VOLUME, DELETE_VOLUME, ErrorClass};
@@ -13,38 +14,39 @@ use anyhow::{Context, Result};
 use aws_sdk_ec2::types::{self, VolumeAttachmentState, VolumeState};
 use std::collections::BTreeMap;
 
-/// A volume that is still attached is detached again every so many polls.
+/// The number of polls after which DetachVolume is sent again, if the volume is still attached.
 const DETACH_EVERY: u32 = 4;
-/// Deletion of a volume that is still being created is tried every so many polls.
+/// The number of polls after which DeleteVolume is tried again, if the volume is still being created.
 const DELETE_EVERY: u32 = 4;
-/// A volume is gone if it was not visible for this many times [`Timeouts::first_poll`](crate::cloud::aws::ec2::Timeouts) and its token was used up.
+/// The minimum age of a volume in units of [`Timeouts::first_poll`](crate::cloud::aws::ec2::Timeouts). An older volume
+/// that EC2 does not show counts as removed if EC2 refuses its token.
 const GONE_POLLS: u32 = 8;
 
 impl Ec2 {
     pub(crate) async fn remove_volumes(&self, run: &RunId) -> Result<()> {
         self.0.made.settled(run).await;
         self.resolve_volume(run).await?;
-        // By id: the volume's description, if EC2 showed it.
+        // The key is the volume's id. The value is EC2's description of the volume, if EC2 shows it.
         let mut volumes: BTreeMap<String, Option<types::Volume>> =
             self.0.made.of(run, |run| run.volumes.iter().map(|id| (id.clone(), None)).collect());
         for volume in self.volumes(&run.0, &[tag_filter(tag::RUN, &run.0)]).await? {
             volumes.insert(convert::id("vol", volume.volume_id.as_deref())?, Some(volume));
         }
-        // All are tried: a volume that is stuck does not keep the others from being removed.
-        let mut first = Ok(());
+        // All volumes are tried, so that a stuck volume does not prevent the removal of the others.
+        let mut result = Ok(());
         for (id, described) in volumes {
             let id = VolumeId(id);
             let removed = self.remove_volume(&id, run, described).await;
             if removed.is_ok() {
                 self.0.made.of(run, |run| run.volumes.remove(&id.0));
             }
-            first = first.and(removed.with_context(|| format!("deleting {id}")));
+            result = result.and(removed.with_context(|| format!("deleting {id}")));
         }
-        first
+        result
     }
 
-    /// Sends a call again that may have created a volume: EC2 recognizes the token and answers with that volume. If the
-    /// first call never arrived, this one creates a volume, whose id is then known.
+    /// Sends a call again that may have created a volume. EC2 recognizes the token and answers with that volume. If the
+    /// first call never arrived, this call creates a volume, and its id is then known.
     async fn resolve_volume(&self, run: &RunId) -> Result<()> {
         let Some(request) = self.0.made.of(run, |run| run.doubtful_volume.clone()) else { return Ok(()) };
         let what = format!("to find out what was created for run {run}");
@@ -62,11 +64,12 @@ impl Ec2 {
                 Ok(())
             }
             Err(refused) if refused.class == ErrorClass::Lost => Err(refused.into()),
-            // The outcome is still unknown.
+            // The outcome of the first call is still unknown.
             Err(refused) if matches!(refused.class, ErrorClass::Throttled | ErrorClass::Expired) => {
                 Err(refused.into())
             }
-            // It was refused: then the first call was refused too, or its volume is gone or is found by its tag.
+            // EC2 refused this call. So the first call was refused as well, or its volume no longer exists, or its
+            // volume will be found by its tag.
             Err(_) => {
                 self.0.made.of(run, |run| run.doubtful_volume = None);
                 Ok(())
@@ -82,7 +85,7 @@ impl Ec2 {
     ) -> Result<()> {
         let is_ours = self.0.made.of(run, |run| run.volumes.contains(&id.0));
         if is_ours {
-            // The bake may have been cancelled before it recorded the id.
+            // If the bake was cancelled, it may not have recorded the creation.
             self.born(&id.0);
         }
         let mut known = described.is_some();
@@ -97,11 +100,13 @@ impl Ec2 {
                     None => self.volume(id).await?,
                 };
                 let Some(volume) = found else {
-                    // It is gone, or so new that it is not visible yet, or the answer is stale: DeleteVolume decides.
+                    // The volume does not exist, or it is not visible yet, or the answer is stale. DeleteVolume shows
+                    // which of these is true.
                     let tried = self.try_delete(id, &mut known).await?;
                     absent += 1;
-                    // Or EC2 removed it because it may not use its key: then its token is used up. So is that of a volume
-                    // that failed, which may not be visible yet.
+                    // EC2 may also have removed the volume because it may not use the volume's key. Then EC2 refuses
+                    // the volume's token. EC2 also refuses the token of a failed volume that is not visible yet, so the
+                    // token is tested only if the volume has a minimum age.
                     let old =
                         self.age(&id.0).is_none_or(|age| age >= self.timeouts().first_poll * GONE_POLLS);
                     let asked = matches!(tried, PollAnswer::NotYet(_)) && absent % ABSENT_POLLS == 0 && old;
@@ -115,14 +120,14 @@ impl Ec2 {
                 known = true;
                 // A volume that this process created is ours, even if its tags are not visible yet.
                 if !is_ours && from_tags(volume.tags()).get(tag::RUN) != Some(&run.0) {
-                    return Err(
-                        Kind::Cloud.error(format!("{id} lacks the tag of run {run}: it is not deleted"))
-                    );
+                    return Err(Kind::Cloud
+                        .error(format!("oven does not delete {id}, because it lacks the tag of run {run}")));
                 }
                 match (&volume.state, current_attachment(&volume)) {
                     (Some(VolumeState::Deleting | VolumeState::Deleted), _) => Ok(PollAnswer::Ready(())),
                     (_, Some(a)) => {
-                        // Detaching is repeated now and then: EC2 may have answered with an earlier state.
+                        // DetachVolume is sent again from time to time, because an earlier call may have been answered
+                        // from a stale state.
                         let under_way =
                             matches!(a.state, VolumeAttachmentState::Detaching | VolumeAttachmentState::Busy);
                         if !under_way && polls % DETACH_EVERY == 0 {
@@ -130,11 +135,12 @@ impl Ec2 {
                         }
                         polls += 1;
                         Ok(PollAnswer::NotYet(match a.state {
-                            VolumeAttachmentState::Busy => "busy: something still uses it".to_owned(),
+                            VolumeAttachmentState::Busy => "busy, because something uses it".to_owned(),
                             state => state.as_str().to_owned(),
                         }))
                     }
-                    // EC2 refuses to delete it until it is created; it does delete one that never will be.
+                    // EC2 refuses to delete a volume that is being created. But EC2 does delete a volume whose creation
+                    // never ends.
                     (state, None) => {
                         let creating = *state == Some(VolumeState::Creating);
                         polls += 1;
@@ -154,7 +160,7 @@ impl Ec2 {
         .await
     }
 
-    /// Sets `known` if EC2 knows the volume.
+    /// Sends DeleteVolume. Sets `known` if the answer shows that EC2 knows the volume.
     async fn try_delete(&self, id: &VolumeId, known: &mut bool) -> Result<PollAnswer<()>> {
         let sent =
             self.call(&DELETE_VOLUME, &id.0, |client| client.delete_volume().volume_id(&id.0).send()).await;
@@ -164,7 +170,7 @@ impl Ec2 {
                 Ok(PollAnswer::NotYet("not visible".to_owned()))
             }
             Err(refused) if refused.class == ErrorClass::Done => Ok(PollAnswer::Ready(())),
-            // The last description was stale: it is attached, or still being created.
+            // The last description was stale: the volume is attached, or still being created.
             Err(refused) if refused.is("VolumeInUse") || refused.is("IncorrectState") => {
                 *known = true;
                 let state = if refused.is("VolumeInUse") { "in use" } else { "not ready to be deleted" };
@@ -188,22 +194,22 @@ impl Ec2 {
         for snapshot in self.snapshots(&run.0, &[tag_filter(tag::RUN, &run.0)]).await? {
             ids.insert(convert::id("snap", snapshot.snapshot_id.as_deref())?);
         }
-        // EC2 may show deleted ones for a while.
+        // EC2 may still show deleted snapshots for a while.
         let deleted = self.0.made.of(run, |run| run.deleted.clone());
         ids.retain(|id| !deleted.contains(id));
-        let mut first = Ok(());
+        let mut result = Ok(());
         for id in ids {
             let id = SnapshotId(id);
             let removed = self.remove_snapshot(&id).await;
             if removed.is_ok() {
                 self.0.made.of(run, |run| run.snapshots.remove(&id.0));
             }
-            first = first.and(removed.with_context(|| format!("deleting {id}")));
+            result = result.and(removed.with_context(|| format!("deleting {id}")));
         }
-        first
+        result
     }
 
-    /// Deletes a snapshot, unless an image uses it: then it is a result of a bake.
+    /// Deletes a snapshot, unless an image uses it. The snapshot of an image is the result of a bake.
     async fn remove_snapshot(&self, id: &SnapshotId) -> Result<()> {
         let policy = self.timeouts().until(self.timeouts().released);
         poll_until(&format!("the release of {id}"), &policy, async || {
@@ -219,7 +225,7 @@ impl Ec2 {
                     Ok(if images.iter().any(is_registered) {
                         PollAnswer::Ready(())
                     } else {
-                        // Its image was deregistered or registered just now.
+                        // The image that uses the snapshot was registered or deregistered just now.
                         PollAnswer::NotYet("in use".to_owned())
                     })
                 }

@@ -1,5 +1,5 @@
-//! Copies of snapshots in this account, each created once. CopySnapshot has no client token: it is sent once, and its
-//! copy is found by a tag that names the source.
+//! Copies snapshots into this account, each only once. CopySnapshot has no client token. Its copy is found by a tag
+//! that names the source.
 
 use crate::cloud::aws::ec2::Ec2;
 use crate::cloud::aws::ec2::client::call::{ApiError, ok_if_already_done};
@@ -13,10 +13,10 @@ use anyhow::Result;
 use aws_sdk_ec2::types::{ResourceType, Snapshot, SnapshotState};
 use tokio::time::{Instant, sleep};
 
-/// At least this many polls find nothing before a call whose answer was lost counts as one that did nothing.
+/// At least this many polls have to find nothing before oven assumes that a call with a lost answer created nothing.
 const MIN_POLLS: u32 = 3;
 
-/// The value of the copy's tag: the source snapshot, and the requested encryption if there is one.
+/// Returns the value of the copy's tag. It has the id of the source, and the requested encryption if there is one.
 fn copy_name(of: &SnapshotId, kind: &VolumeKind) -> String {
     match (&kind.kms_key, kind.encrypted) {
         (Some(key), _) => format!("{of} {key}"),
@@ -26,7 +26,7 @@ fn copy_name(of: &SnapshotId, kind: &VolumeKind) -> String {
 }
 
 impl Ec2 {
-    /// `tell` is called once, before a copy is created or waited for.
+    /// Returns a complete copy. `tell` is called at most once, before a copy is created or waited for.
     pub(crate) async fn ensure_copy(
         &self,
         of: &SnapshotId,
@@ -34,10 +34,10 @@ impl Ec2 {
         tell: &dyn Fn(),
     ) -> Result<SnapshotId> {
         let name = copy_name(of, kind);
-        // Bakes of this process take turns: the second finds the first one's copy.
+        // Bakes of this process do this one after the other, so that the second bake finds the first one's copy.
         let guard = self.0.copying.lock().await;
         let (mut failed, mut announced) = (None, false);
-        // A copy that fails is replaced once.
+        // If the copy fails, another one is created, but only once.
         for _ in 0..2 {
             let existing = self.copies(&name).await?.into_iter().next();
             let is_complete =
@@ -50,7 +50,7 @@ impl Ec2 {
                 None => {
                     let created = self.create_copy(of, kind, &name).await?;
                     self.born(&created.0);
-                    // Another builder's copy may be older.
+                    // Another builder may have created a copy at the same time. All builders use the oldest copy.
                     let id = self.wait_for_oldest(&name, &created).await?;
                     if id != created {
                         ok_if_already_done(self.send_delete(&created).await)?;
@@ -65,7 +65,9 @@ impl Ec2 {
                 }
                 Err(error) => {
                     if let Err(refused) = ok_if_already_done(self.send_delete(&id).await) {
-                        return Err(error.context(format!("{id} failed, and was not deleted ({refused})")));
+                        return Err(
+                            error.context(format!("{id} failed, and deleting it failed, too ({refused})"))
+                        );
                     }
                     failed = Some(error);
                 }
@@ -74,7 +76,7 @@ impl Ec2 {
         Err(failed.expect("it failed twice"))
     }
 
-    /// The copies that are or may become usable, oldest first.
+    /// Returns the copies that are complete or pending, oldest first.
     async fn copies(&self, name: &str) -> Result<Vec<Snapshot>, ApiError> {
         let mut copies = self.snapshots(name, &[tag_filter(tag::COPY, name)]).await?;
         copies.retain(|copy| {
@@ -110,9 +112,8 @@ impl Ec2 {
                         return Ok(id);
                     }
                     if std::mem::replace(&mut retried, true) {
-                        return Err(
-                            anyhow::Error::from(refused).context("sent twice, and no copy is visible")
-                        );
+                        return Err(anyhow::Error::from(refused)
+                            .context("the call was sent twice, but no copy is visible"));
                     }
                 }
                 Err(refused) => return Err(refused.into()),
@@ -134,14 +135,15 @@ impl Ec2 {
         }
     }
 
-    /// Waits until EC2 shows the copy that was created: then it also shows those before it. Returns the oldest.
+    /// Waits until EC2 shows the copy `created`. EC2 then also shows all copies that were created earlier. Returns the
+    /// oldest copy.
     async fn wait_for_oldest(&self, name: &str, created: &SnapshotId) -> Result<SnapshotId> {
         let policy = self.timeouts().until(self.timeouts().visible);
         poll_until(&format!("the copy {created}"), &policy, async || {
             let copies = self.copies(name).await?;
             if !copies.iter().any(|copy| copy.snapshot_id.as_deref() == Some(&created.0)) {
                 let state = self.snapshot_state(created).await?;
-                // It failed at once: whoever waits for it reports that.
+                // The copy failed immediately. The caller waits for the copy and reports the failure.
                 return Ok(match state {
                     Some(SnapshotState::Error) => PollAnswer::Ready(created.clone()),
                     _ => PollAnswer::NotYet("not visible".to_owned()),

@@ -11,18 +11,19 @@ use crate::ids::SnapshotId;
 use anyhow::Result;
 use aws_sdk_ec2::types::{self, SnapshotState};
 
-/// Values of DescribeSnapshots: snapshots shared with everybody, and those shared with this account.
+/// Values of DescribeSnapshots' parameter RestorableByUserIds. They select snapshots that are shared with everybody,
+/// and those that are shared with this account.
 const SHARED_WITH_ALL: &str = "all";
 const SHARED_WITH_US: &str = "self";
 
 impl Ec2 {
-    /// The state of a snapshot of this account; `None` if EC2 does not show it.
+    /// Returns the state of a snapshot of this account; `None` if EC2 does not show the snapshot.
     pub(crate) async fn snapshot_state(&self, id: &SnapshotId) -> Result<Option<SnapshotState>, ApiError> {
         let found = self.snapshots(&id.0, &[filter("snapshot-id", [id.0.as_str()])]).await?;
         Ok(found.into_iter().next().and_then(|snapshot| snapshot.state))
     }
 
-    /// A snapshot of another account that is shared in this way.
+    /// Returns a snapshot of another account, if it is shared with `with`.
     async fn shared_snapshot(
         &self,
         id: &SnapshotId,
@@ -36,8 +37,8 @@ impl Ec2 {
     }
 
     pub(crate) async fn parent_of(&self, id: &SnapshotId, kind: &VolumeKind) -> Result<ParentUse> {
-        // Concurrently: the second answer counts only if the snapshot is ours and not encrypted, which is the usual
-        // case.
+        // The two calls are concurrent to save time. The answer of the second one is needed only if the snapshot is
+        // ours and not encrypted, which is the usual case.
         let wanted = [filter("snapshot-id", [id.0.as_str()])];
         let default = async {
             match kind {
@@ -73,34 +74,34 @@ impl Ec2 {
                 ParentUse::CopyFirst { why: "it is not encrypted, and the image must be".to_owned() }
             }
             _ if !is_encrypted && by_default? => {
-                let why =
-                    "it is not encrypted, and this account encrypts by default: EBS rejects it as a parent";
+                let why = "it is not encrypted, but this account encrypts by default, so EBS rejects it as a parent";
                 ParentUse::CopyFirst { why: why.to_owned() }
             }
             _ => ParentUse::UseAsParent,
         })
     }
 
-    /// For a snapshot of another account. Permission to read it does not include permission to create children of it.
+    /// Decides for a snapshot of another account. It has to be copied even if this account may read it, because a child
+    /// must be in the same account.
     async fn shared_parent(&self, id: &SnapshotId) -> Result<ParentUse> {
         if let Some(public) = self.shared_snapshot(id, SHARED_WITH_ALL).await? {
             let owner = public.owner_id.unwrap_or_else(|| "another account".to_owned());
-            let why = format!("it is public and owned by {owner}: EBS direct cannot read it");
+            let why = format!("it is a public snapshot of {owner}, which EBS direct cannot read");
             return Ok(ParentUse::CopyFirst { why });
         }
         if let Some(private) = self.shared_snapshot(id, SHARED_WITH_US).await? {
             let owner = private.owner_id.unwrap_or_else(|| "another account".to_owned());
             return Ok(ParentUse::CopyFirst {
-                why: format!("it is owned by {owner}: a child has to be in the same account"),
+                why: format!("it belongs to {owner}, and a child has to be in the same account"),
             });
         }
-        let hint = "Its owner may share the image and not the snapshot: copy the image into this account (aws ec2 \
+        let hint = "Perhaps its owner shares the image, but not the snapshot. Copy the image into this account (aws ec2 \
                     copy-image), and bake on the copy (owner = \"self\").";
         Err(Kind::NotFound.failure("it is not in this account, and not shared with it").hint(hint).into())
     }
 
-    /// Whether this account encrypts every new volume and snapshot. Without permission to ask, a later call fails
-    /// instead.
+    /// Returns whether this account encrypts every new volume and snapshot. Returns false without the permission to ask
+    /// EC2. If that is wrong, a later call fails.
     async fn encrypts_by_default(&self) -> Result<bool, ApiError> {
         let sent =
             self.call(&GET_EBS_ENCRYPTION_BY_DEFAULT, "", |c| c.get_ebs_encryption_by_default().send()).await;
@@ -112,8 +113,8 @@ impl Ec2 {
     }
 }
 
-/// Whether a key's ARN is the requested key, given by ARN or id. Only KMS knows which key an alias names: it counts as
-/// another one.
+/// Returns whether `arn` is the ARN of the requested key, which is given by ARN or id. An alias never matches, because
+/// only KMS knows its key.
 fn same_key(arn: &str, wanted: &str) -> bool {
     arn == wanted || arn.rsplit_once("key/").is_some_and(|(_, id)| id == wanted)
 }

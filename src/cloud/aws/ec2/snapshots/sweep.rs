@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-/// The number of values that a filter accepts.
+/// The maximum number of values of a filter.
 const MAX_FILTER_VALUES: usize = 200;
 
 /// The resources of a run in the region.
@@ -44,7 +44,8 @@ impl RunResources {
     }
 }
 
-/// The instance that an owner runs on; a PID namespace on it counts as the instance.
+/// Returns the instance on which an owner runs. If the owner runs in a PID namespace of the instance, the namespace is
+/// ignored.
 fn instance_of(owner: &Owner) -> Option<&str> {
     let host = owner.host.split('+').next()?;
     host.starts_with("i-").then_some(host)
@@ -81,7 +82,8 @@ impl Ec2 {
             }
         }
         let terminated = self.terminated(&runs).await?;
-        // A bake without attached volumes need not have known its instance.
+        // Both names of this host are compared, because a bake without attached volumes may not have known its
+        // instance's id.
         let here = [self.owner(), Owner::this()];
         let stale = runs.into_iter().filter(|(_, found)| {
             let owner = found.owner.parse::<Owner>().ok();
@@ -109,7 +111,7 @@ impl Ec2 {
         Ok(stale.map(to_stale_run).collect())
     }
 
-    /// Snapshots that an image uses: results of bakes.
+    /// Returns the snapshots that an image uses. They are results of bakes, not leftovers.
     async fn used_by_images(&self, snapshots: Vec<String>) -> Result<BTreeSet<String>> {
         let mut used_by_images = BTreeSet::new();
         for chunk in snapshots.chunks(MAX_FILTER_VALUES) {
@@ -123,7 +125,7 @@ impl Ec2 {
         Ok(used_by_images)
     }
 
-    /// Other instances that own a run, and are terminated or unknown to EC2.
+    /// Returns the instances that own a run and are terminated or unknown to EC2. This instance is left out.
     async fn terminated(&self, runs: &BTreeMap<String, RunResources>) -> Result<BTreeSet<String>> {
         let owners = runs.values().filter_map(|found| found.owner.parse::<Owner>().ok());
         let here = self.0.options.instance_id.as_deref();

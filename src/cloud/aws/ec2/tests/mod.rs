@@ -150,7 +150,7 @@ fn count(calls: &Calls, action: &str) -> usize {
     calls.of(action).len()
 }
 
-/// A volume that behaves as usual: created, attached, detached, deleted.
+/// Answers for a volume that is created, attached, detached and deleted without errors.
 fn manners(request: &Request, state: &mut (&'static str, &'static str)) -> Reply {
     match request.action.as_str() {
         "CreateVolume" => {
@@ -235,7 +235,7 @@ async fn expired_credentials_are_renewed() {
     assert_eq!(count(&calls, "DescribeImages"), 2);
 }
 
-/// The metadata service of a busy instance hands keys out too late for the SDK.
+/// The metadata service of a busy instance returns the credentials too late for the SDK.
 #[tokio::test]
 async fn late_credentials_are_asked_for_again() {
     let dir = dir();
@@ -266,11 +266,11 @@ async fn permissions_are_checked_once_a_day() {
     granted.ensure_permitted(&some_base()).await.unwrap();
     // The instance is checked each time.
     assert_eq!(calls.names(), ["DescribeInstances", "CreateVolume", "RegisterImage", "DescribeInstances"]);
-    // The DryRun names existing resources: otherwise EC2 may answer only that they do not exist.
+    // The DryRun has to name existing resources, because otherwise EC2 may only answer that they do not exist.
     assert_eq!(calls.all()[1].get("SnapshotId"), BASE_SNAPSHOT);
     assert_eq!(calls.all()[2].get("BlockDeviceMapping.1.Ebs.SnapshotId"), BASE_SNAPSHOT);
     assert!(calls.all()[1..3].iter().all(|request| request.get("DryRun") == "true"));
-    // Another process that has signed a request with the same key.
+    // Another process finds the cached result once it has signed a request with the same key.
     let (again, calls) = ec2(dir.path(), move |request, _| match request.action.as_str() {
         "DescribeImages" => ok("<imagesSet/>"),
         "DescribeInstances" => ok(here),
@@ -316,7 +316,7 @@ async fn each_permission_is_checked_with_one_call() {
     .await;
     let all = ec2.permissions().await.unwrap();
     let known = |p: &&Permission| p.verdict == crate::cloud::PermissionVerdict::Granted;
-    // SSM is not configured.
+    // Four errors say nothing about the permission, and SSM is not configured.
     assert_eq!(all.len() - all.iter().filter(known).count(), 5, "{all:?}");
     assert_eq!(calls.all().len(), iam_policy::actions(DiskAccess::Attached).len() - 1);
 }
@@ -401,7 +401,7 @@ async fn bases_are_looked_up_with_an_owner() {
     let (ec2, calls) = ec2(dir.path(), |_, _| ok(ours("available"))).await;
     let named = |owner: Option<&str>| BaseRef::Name { name: "web-*".into(), owner: owner.map(str::to_owned) };
     let error = ec2.base(&named(None)).await.unwrap_err();
-    assert!(hint_of(&error).unwrap().contains("Anybody may publish"));
+    assert!(hint_of(&error).unwrap().contains("Anybody can publish"));
     assert_eq!((Kind::of(&error), calls.all().len()), (Kind::Definition, 0));
     if Architecture::HOST == Architecture::X86_64 {
         let base = ec2.base(&named(Some("136693071363"))).await.unwrap();

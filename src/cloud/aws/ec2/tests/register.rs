@@ -2,7 +2,8 @@
 
 use super::*;
 
-/// Registers against a script for RegisterImage; the last argument answers DescribeImages.
+/// Registers an image. `register` answers RegisterImage, and `describe` answers DescribeImages. Also returns the calls,
+/// and whether no document file remains.
 async fn registering(
     register: impl Fn(usize) -> Reply + Send + 'static,
     describe: impl Fn(&Request, usize) -> Reply + Send + 'static,
@@ -36,7 +37,7 @@ async fn a_new_image_is_polled_three_times_in_a_row() {
     };
     let (image, calls, _) = registering(|_| ok(format!("<imageId>{IMAGE}</imageId>")), describe).await;
     assert_eq!(image.unwrap().state, ImageState::Available);
-    // The test itself polls once, too.
+    // The last of these calls is the test's own.
     assert_eq!(count(&calls, "DescribeImages"), 3 + 3 + 1);
     let sent = &calls.of("RegisterImage")[0];
     assert_eq!((sent.get("Architecture"), sent.get("VirtualizationType")), ("x86_64", "hvm"));
@@ -49,7 +50,7 @@ async fn a_lost_register_is_looked_up_by_name() {
     let (image, calls, _) = registering(|_| Reply::Drop, |_, _| ok(ours("available"))).await;
     assert_eq!(image.unwrap().id.0, IMAGE);
     assert_eq!(count(&calls, "RegisterImage"), 1);
-    // The call did nothing: it is sent again once the name is known to be free.
+    // If the lost call had no effect, it is sent again once the search has shown that the name is free.
     let register = |nth| if nth == 0 { Reply::Drop } else { ok(format!("<imageId>{IMAGE}</imageId>")) };
     let describe = |request: &Request, _| match request.filter("name") {
         Some(_) => ok("<imagesSet/>"),
@@ -94,11 +95,11 @@ async fn lost_tags_are_set_again_and_a_wrong_image_is_deregistered() {
     let (image_, calls, _) = registering(register, describe).await;
     image_.unwrap();
     assert_eq!(count(&calls, "CreateTags"), 1);
-    // The tags never appear.
+    // If the tags never appear, the image is deregistered.
     let (result, calls, _) = registering(register, |_, _| ok(image(IMAGE, SNAPSHOT, "available", &[]))).await;
     assert!(format!("{:#}", result.unwrap_err()).contains("lacks the tags"));
     assert_eq!((count(&calls, "CreateTags"), count(&calls, "DeregisterImage")), (3, 1));
-    // With another snapshot, other billing, and a failed state.
+    // An image with another snapshot, with other billing or in the state `failed` is deregistered.
     for (from, to, text) in [
         (SNAPSHOT, BASE_SNAPSHOT, "the snapshot of /dev/xvda"),
         ("Linux/UNIX", "SUSE Linux", "billed as SUSE Linux"),

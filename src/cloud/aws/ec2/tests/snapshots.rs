@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// A fake whose snapshots appear when CreateSnapshot is answered by `script`: whether it acts, and what it answers.
+/// A fake with snapshots. For each CreateSnapshot, `script` returns whether a snapshot is created, and the answer.
 async fn snapshotting(
     dir: &std::path::Path,
     script: impl Fn(usize) -> (bool, Reply) + Send + 'static,
@@ -35,7 +35,7 @@ async fn snapshotting(
             there.retain(|(id, _)| id != request.get("SnapshotId"));
             ok("<return>true</return>")
         }
-        // During the snapshot.
+        // The volume is detached while the snapshot is pending.
         "DetachVolume" => ok("<volumeId>vol-1</volumeId>"),
         action => panic!("{action}"),
     })

@@ -32,7 +32,7 @@ async fn a_volume_is_created_attached_and_deleted() {
     assert!(owner.parse::<Owner>().is_ok());
     let ends = &calls.of("ModifyInstanceAttribute")[0];
     assert_eq!(ends.get("BlockDeviceMapping.1.Ebs.DeleteOnTermination"), "true");
-    // The second time there is nothing, and nothing is deleted.
+    // The second time, no volume exists, and no deletion is sent.
     ec2.ensure_no_volumes(&run()).await.unwrap();
     assert_eq!(count(&calls, "DeleteVolume"), 1);
 }
@@ -98,7 +98,7 @@ async fn a_volume_in_error_fails_at_once_and_names_kms() {
     .await;
     let error = ec2.create(&spec()).await.unwrap_err();
     assert!(hint_of(&error).unwrap().contains("kms:CreateGrant"), "{error:#}");
-    // It is polled once; the other calls are about device names.
+    // The volume is polled once. The other calls look up device names.
     let looks = calls.of("DescribeVolumes").into_iter().filter(|call| call.filter("volume-id").is_some());
     assert_eq!(looks.count(), 1);
 }
@@ -137,7 +137,7 @@ async fn a_volume_that_stays_creating_ends_at_the_deadline() {
 
 #[tokio::test]
 async fn the_debt_knows_the_volume_of_a_cancelled_create() {
-    // The bake is cancelled during CreateVolume, whose answer is lost, too.
+    // The bake is cancelled during CreateVolume, and the answer to that call is lost.
     let (dir, mut state) = (dir(), ("", ""));
     let (ec2, calls) = ec2(dir.path(), move |request, nth| match (request.action.as_str(), nth) {
         ("CreateVolume", 0) => {
@@ -277,7 +277,7 @@ async fn preserved_volumes_are_detached_and_found_again() {
     assert_eq!(calls.names(), ["DescribeVolumes", "CreateTags", "DetachVolume"]);
     assert_eq!(ec2.kept(&run()).await.unwrap(), Some(volume_id()));
     ec2.attach(&volume_id()).await.unwrap();
-    // It is attached here already, and not attached again.
+    // The volume is attached to this instance already, so it is not attached again.
     let before = count(&calls, "AttachVolume");
     ec2.attach(&volume_id()).await.unwrap();
     assert_eq!((before, count(&calls, "AttachVolume")), (1, 1));

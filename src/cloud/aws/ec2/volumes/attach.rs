@@ -1,4 +1,5 @@
-//! Attaches volumes. EC2 needs a device name; the kernel says which device it became.
+//! Attaches volumes. AttachVolume needs a device name, but the kernel chooses the device's real name. So the device is
+//! found by the volume's id.
 
 use super::{Attachment, current_attachment, state_text};
 use crate::cloud::aws::ec2::Ec2;
@@ -26,7 +27,7 @@ impl Ec2 {
         loop {
             match self.attach_once(volume).await.with_context(context)? {
                 Ok(device) => return Ok(device),
-                // It is stuck: detach it and try another name, once.
+                // The volume is stuck. It is detached and attached again under another name, but only once.
                 Err(_) if retry => self.detach_and_wait(volume).await.with_context(context)?,
                 Err(stuck) => return Err(stuck.context(context())),
             }
@@ -34,7 +35,7 @@ impl Ec2 {
         }
     }
 
-    /// `Ok(Err(…))`: the volume is stuck, and another try may help.
+    /// `Ok(Err(…))` means that the volume is stuck, and that another attempt may succeed.
     async fn attach_once(&self, volume: &VolumeId) -> Result<Result<Device>> {
         let instance = self.instance()?;
         let name = match self.attached_to(volume, instance).await? {
@@ -74,7 +75,8 @@ impl Ec2 {
         Ok(Ok(device))
     }
 
-    /// The name under which it is already attached to this instance: a volume of a preserved disk.
+    /// Returns the device name if the volume is already attached to this instance, as the volume of a preserved disk
+    /// may be.
     async fn attached_to(&self, volume: &VolumeId, instance: &str) -> Result<Option<String>> {
         if self.is_new(&volume.0) {
             return Ok(None);
@@ -94,7 +96,7 @@ impl Ec2 {
         }
     }
 
-    /// Device names in use on this instance.
+    /// Returns the device names in use on this instance.
     async fn names_in_use(&self, instance: &str) -> Result<BTreeSet<String>> {
         let found = self.volumes(instance, &[filter("attachment.instance-id", [instance])]).await?;
         let mine = found.iter().flat_map(|volume| volume.attachments());
@@ -102,8 +104,8 @@ impl Ec2 {
         Ok(mine.filter_map(|a| a.device.clone()).collect())
     }
 
-    /// Looks up the device names in use while a volume is being created. If that fails, it is repeated when they are
-    /// needed.
+    /// Looks up the device names in use while `volume` is being created. If this fails, it is repeated when the names
+    /// are needed.
     pub(crate) async fn look_up_names(&self, volume: &VolumeId) {
         if let Ok(instance) = self.instance()
             && let Ok(names) = self.names_in_use(instance).await
@@ -112,7 +114,8 @@ impl Ec2 {
         }
     }
 
-    /// Sends AttachVolume until EC2 accepts a name, and looks up the outcome of a call whose answer was lost.
+    /// Sends AttachVolume with one name after the other until EC2 accepts one. If an answer is lost, looks up the
+    /// outcome of that call.
     async fn send_attach(&self, volume: &VolumeId, instance: &str) -> Result<String> {
         let seen = self.0.names.borrow_mut().seen.take();
         let in_use_here = match seen.filter(|(of, _)| of == volume) {
@@ -154,8 +157,8 @@ impl Ec2 {
                         let text = format!("{volume} is attached to {to} as {device}");
                         return Err(anyhow::Error::from(refused).context(text));
                     }
-                    // Several polls show no attachment: the call did nothing. It is safe to send it again: EC2 refuses
-                    // it for a volume that is attached after all, and the attachment is looked up again.
+                    // Several polls show no attachment, so the call had no effect. It is safe to send it again. If the
+                    // volume is attached after all, EC2 refuses the call, and the attachment is looked up again.
                     None if refused.class == ErrorClass::Lost && lost < 3 => lost += 1,
                     None if refused.class != ErrorClass::Lost && !retried_in_use => retried_in_use = true,
                     None => return Err(refused.into()),
@@ -169,7 +172,8 @@ impl Ec2 {
         }
     }
 
-    /// Polls DescribeVolumes, which is authoritative, several times for an attachment.
+    /// Polls DescribeVolumes several times for an attachment of the volume. DescribeVolumes shows it earlier than
+    /// DescribeInstances.
     async fn find_attachment(&self, volume: &VolumeId) -> Result<Option<(String, String)>> {
         let end = Instant::now() + self.timeouts().first_poll * 4;
         loop {
@@ -185,13 +189,13 @@ impl Ec2 {
         }
     }
 
-    /// Waits until this machine shows the volume. `Ok(Err(…))`: it does not.
+    /// Waits until this machine shows the volume's device. `Ok(Err(…))` means that the device did not appear in time.
     async fn device(&self, volume: &VolumeId, name: &str) -> Result<Result<Device>> {
         let deadline = Instant::now() + self.timeouts().device;
-        // The kernel is polled and not EC2: that costs nothing.
-        let look = self.timeouts().first_poll;
+        // The pauses are short, because this polls the kernel and needs no call of EC2.
+        let pause = self.timeouts().first_poll;
         let policy =
-            PollPolicy { first: look / 10, longest: look, ..self.timeouts().until(self.timeouts().device) };
+            PollPolicy { first: pause / 10, longest: pause, ..self.timeouts().until(self.timeouts().device) };
         poll_until(&format!("the device of {volume}"), &policy, async || {
             Ok(match (self.0.options.devices)(volume)? {
                 Some(device) => PollAnswer::Ready(Ok(device)),
@@ -200,13 +204,13 @@ impl Ec2 {
                     let shown = match nvme::list(Path::new("/sys")) {
                         Ok(disks) if disks.is_empty() => "it has no NVMe disk at all".to_owned(),
                         Ok(disks) => format!("its NVMe disks are {}", disks.join("; ")),
-                        Err(error) => format!("and its NVMe disks cannot be listed: {error:#}"),
+                        Err(error) => format!("its NVMe disks cannot be listed: {error:#}"),
                     };
                     let text = format!(
-                        "EC2 says that {volume} is attached as {name}, but this machine shows no such device after {time}: \
+                        "EC2 says that {volume} is attached as {name}, but this machine does not show it after {time}: \
                          {shown}"
                     );
-                    let hint = "Check that --instance-id is the instance it was attached to, and run `oven doctor`.";
+                    let hint = "Check that --instance-id names this machine, and run `oven doctor`.";
                     PollAnswer::Ready(Err(Kind::Cloud.failure(text).hint(hint).into()))
                 }
                 None => PollAnswer::NotYet("not visible".to_owned()),
@@ -229,7 +233,7 @@ impl Ec2 {
                 .block_device_mappings(mapping.clone())
                 .send()
         });
-        sent.await.map_err(anyhow::Error::from).context("letting the volume end with the instance")?;
+        sent.await.map_err(anyhow::Error::from).context("setting DeleteOnTermination of the volume")?;
         Ok(())
     }
 

@@ -8,8 +8,8 @@ use anyhow::Result;
 use aws_sdk_ec2::types::{Instance, InstanceStateName};
 
 impl Ec2 {
-    /// A volume is created in the instance's zone, and can be attached only there. Id and zone may come from the
-    /// command line, and may be wrong.
+    /// Fails if the given instance is not a running instance in the given zone. Both may come from the command line and
+    /// may be wrong. A volume that is created in another zone cannot be attached.
     pub(crate) async fn ensure_builder(&self) -> Result<()> {
         let (id, zone) = (self.instance()?, self.zone()?);
         let what = format!("the builder {id}");
@@ -19,7 +19,7 @@ impl Ec2 {
         });
         let found = match sent.await {
             Ok(found) => found,
-            // Without this permission, the calls that create something report a wrong instance.
+            // Without this permission, the check is skipped. If the instance is wrong, a later call reports it.
             Err(refused) if refused.class == ErrorClass::Terminal && refused.is("UnauthorizedOperation") => {
                 return Ok(());
             }
@@ -31,8 +31,8 @@ impl Ec2 {
         {
             None => Ok(()),
             Some(problem) => {
-                let hint = "Set --instance-id and --zone to the instance that oven runs on, or leave both out: then the \
-                            metadata service supplies them.";
+                let hint = "Set --instance-id and --zone to the instance that oven runs on, or leave both out, so that \
+                            the metadata service supplies them.";
                 Err(Kind::Machine
                     .failure(format!("{id} cannot be the builder: it {problem}"))
                     .hint(hint)

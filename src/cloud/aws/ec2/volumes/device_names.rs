@@ -1,4 +1,5 @@
-//! Device names to attach volumes under. EC2 decides which are free; on NVMe instances they have no other meaning.
+//! Device names for AttachVolume. EC2 decides which names are free. On an instance with NVMe disks, a name has no other
+//! meaning.
 
 use crate::ids::VolumeId;
 use std::collections::BTreeSet;
@@ -7,10 +8,10 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 /// What this process knows about device names.
 #[derive(Debug, Default)]
 pub struct DeviceNames {
-    /// EC2 said that these are in use: they are not tried.
+    /// Names that EC2 refused because they are in use. They are not tried again.
     taken: BTreeSet<String>,
-    /// Used by this process before, oldest first. A name that was just freed may leave the next volume `attaching` for
-    /// ever, so these are tried last.
+    /// Names that this process has used, oldest first. They are tried last, because a volume may remain `attaching`
+    /// forever if its name was freed just before.
     used: Vec<String>,
     /// A volume that is to be attached, and the names that were in use on the instance while it was created.
     pub seen: Option<(VolumeId, BTreeSet<String>)>,
@@ -27,8 +28,8 @@ fn all_names() -> impl Iterator<Item = String> {
 }
 
 impl DeviceNames {
-    /// The names to try for a volume, best first: unused ones, then those used longest ago. The first one depends on
-    /// the volume, so that bakes in other processes seldom try the same.
+    /// Returns the names to try for a volume, best first. Unused names come first, then used ones in the order of their
+    /// use. The first name depends on the volume's id, so that bakes of different processes rarely try the same name.
     pub fn for_volume(&self, volume: &str, in_use: &BTreeSet<String>) -> Vec<String> {
         let mut hasher = DefaultHasher::new();
         volume.hash(&mut hasher);
@@ -39,18 +40,18 @@ impl DeviceNames {
         names.filter(|name| !in_use.contains(*name) && !self.taken.contains(*name)).cloned().collect()
     }
 
-    /// Records that EC2 says that a name is in use.
+    /// Records that EC2 refused a name because it is in use.
     pub fn mark_taken(&mut self, name: &str) {
         self.taken.insert(name.to_owned());
     }
 
-    /// Records that a name is being used: it is tried last from now on.
+    /// Records that this process uses a name. From now on, the name is tried last.
     pub fn is_used(&mut self, name: &str) {
         self.used.retain(|used| used != name);
         self.used.push(name.to_owned());
     }
 
-    /// Discards what EC2 said: no name is left, and some may be free again.
+    /// Forgets which names EC2 refused. This is called if no name remains, because some may be free again.
     pub fn forget_taken(&mut self) {
         self.taken.clear();
     }

@@ -10,6 +10,7 @@ use super::client::errors::{CREATE_TAGS, CREATE_VOLUME, DESCRIBE_VOLUMES, ErrorC
 use super::images::PAGE;
 use super::images::convert;
 use super::images::convert::{filter, tag_filter};
+use crate::cloud::ec2_rules::MAX_VOLUME_GIB;
 use crate::cloud::image_attributes::check_volume_kind;
 use crate::cloud::{VolumeSpec, tag};
 use crate::error::Kind;
@@ -26,19 +27,18 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// After this many polls in a row that do not show a new volume, EC2 is asked what became of it.
+/// After this many polls in a row that do not show a new volume, CreateVolume is sent again with the same client token.
+/// EC2's answer shows whether the volume still exists.
 pub const ABSENT_POLLS: u32 = 3;
-/// The largest volume of EC2 in GiB (io2; other types end at 16 TiB, and EC2 says so).
-const MAX_GIB: u64 = 65536;
 
-/// A token by which EC2 recognizes a repeated call. It is derived from the run and not from the fingerprint, or two
-/// builders would get the same volume. 64 characters are allowed.
+/// Makes a client token, by which EC2 recognizes a repeated call. It is derived from the run and not from the
+/// fingerprint, because otherwise two builders would get the same volume. EC2 allows 64 characters.
 pub fn client_token(run: &RunId, step: &str, attempt: u32) -> String {
     let digest = Sha256::digest(format!("{run}/{step}/{attempt}"));
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Sends a request that is stored to be sent again.
+/// Sends a CreateVolume request. The caller stores such requests to send them again.
 pub async fn send_create_volume(
     request: CreateVolumeInputBuilder,
     client: Client,
@@ -53,7 +53,7 @@ pub struct Attachment<'a> {
     pub state: VolumeAttachmentState,
 }
 
-/// The current attachment of a volume.
+/// Returns the current attachment of a volume, if there is one.
 pub fn current_attachment(volume: &types::Volume) -> Option<Attachment<'_>> {
     let live = |a: &&types::VolumeAttachment| a.state != Some(VolumeAttachmentState::Detached);
     let found = volume.attachments().iter().find(live)?;
@@ -69,7 +69,7 @@ pub fn state_text(volume: &types::Volume) -> &str {
 }
 
 impl Ec2 {
-    /// All volumes that match the filters.
+    /// Returns all volumes that match the filters.
     pub(crate) async fn volumes(
         &self,
         what: &str,
@@ -91,7 +91,8 @@ impl Ec2 {
         }
     }
 
-    /// One volume; `None` if EC2 does not show it. A filter is used because an unknown id is then no error.
+    /// Returns one volume; `None` if EC2 does not show it. The call has a filter instead of an id, because EC2 reports
+    /// an unknown id as an error.
     pub(crate) async fn volume(&self, id: &VolumeId) -> Result<Option<types::Volume>, ApiError> {
         Ok(self.volumes(&id.0, &[filter("volume-id", [id.0.as_str()])]).await?.into_iter().next())
     }
@@ -99,9 +100,11 @@ impl Ec2 {
     pub(crate) async fn create_volume(&self, spec: &VolumeSpec) -> Result<VolumeId> {
         let tags = self.owned(&spec.tags, &spec.run)?;
         check_volume_kind(&spec.kind, "[disk]")?;
-        if spec.size_gib > MAX_GIB {
-            let text =
-                format!("a volume of {} GiB is too large: the maximum is {MAX_GIB} GiB", spec.size_gib);
+        if spec.size_gib > MAX_VOLUME_GIB {
+            let text = format!(
+                "a volume of {} GiB is too large: the maximum is {MAX_VOLUME_GIB} GiB",
+                spec.size_gib
+            );
             return Err(Kind::Definition.error(text));
         }
         let (zone, what) = (self.zone()?, format!("of {}, run {}", spec.snapshot, spec.run));
@@ -142,9 +145,10 @@ impl Ec2 {
             });
             match sent.await {
                 Ok(volume) => break (convert::id("vol", volume.volume_id.as_deref())?, request),
-                // The token is used up: its volume failed, or had other parameters. A new token is tried once.
+                // EC2 refuses the token, because its volume failed or had other parameters. A new token is tried once.
                 Err(refused) if refused.is("IdempotentParameterMismatch") && attempt == 1 => attempt += 1,
-                // EC2 counts the volume that the first of two calls created against the limit of the second.
+                // If the first call created a volume and its answer was lost, this volume counts against the limit of
+                // the second call. So this looks for that volume.
                 Err(refused) if refused.is("VolumeLimitExceeded") || refused.is("MaxIOPSLimitExceeded") => {
                     match self.find_lost_volume(&spec.run).await? {
                         Some(id) => break (id, request),
@@ -164,7 +168,8 @@ impl Ec2 {
         Ok(volume)
     }
 
-    /// The volume of a call whose answer was lost. It may not be visible at once.
+    /// Returns the volume that a call with a lost answer created, if there is one. Waits for it, because it may not be
+    /// visible immediately.
     async fn find_lost_volume(&self, run: &RunId) -> Result<Option<String>> {
         let lost = self.0.made.of(run, |run| run.doubtful_volume.is_some());
         let end = Instant::now() + if lost { self.timeouts().lost_answer_window } else { Duration::ZERO };
@@ -192,7 +197,10 @@ impl Ec2 {
             if spec.kind.encrypted == Some(true) || spec.kind.kms_key.is_some() {
                 KMS_HINT.to_owned()
             } else {
-                format!("If {} is encrypted, or the account encrypts by default: {KMS_HINT}", spec.snapshot)
+                format!(
+                    "Perhaps {} is encrypted, or the account encrypts by default. {KMS_HINT}",
+                    spec.snapshot
+                )
             }
         };
         let mut absent = 0;
@@ -204,11 +212,11 @@ impl Ec2 {
                 async || {
                     let Some(volume) = self.volume(id).await? else {
                         absent += 1;
-                        // EC2 removes a volume whose key it may not use, and its token is then used up: that distinguishes
-                        // a volume that vanished from one that is not visible yet.
+                        // EC2 removes a new volume if it may not use the volume's key. Then EC2 refuses the volume's
+                        // token. So the token shows whether the volume vanished or is not visible yet.
                         if absent % ABSENT_POLLS == 0 && self.is_token_used_up(&spec.run, &request).await? {
-                            // The debt for it remains: the token of one that failed, and is not visible yet, is used up,
-                            // too.
+                            // The clean-up action for the volume remains registered, because the volume may exist: EC2
+                            // also refuses the token of a failed volume that is not visible yet.
                             let text = format!("the volume {id} vanished while it was being created");
                             return Err(Kind::Cloud.failure(text).hint(hint()).into());
                         }
@@ -235,7 +243,7 @@ impl Ec2 {
             .with_context(|| format!("creating the volume {id} of {}", spec.snapshot))
     }
 
-    /// Whether the volume of a request no longer exists; found out by sending the request again.
+    /// Sends a request again, and returns whether EC2 refuses its token. Then the request's volume vanished or failed.
     pub(crate) async fn is_token_used_up(
         &self,
         run: &RunId,
@@ -272,7 +280,7 @@ impl Ec2 {
         });
         sent.await?;
         let ids: Vec<VolumeId> = ids.into_iter().map(VolumeId).collect();
-        // A copy of a root disk that stays attached may be what the instance boots from next time.
+        // The volumes are copies of a root disk. If one remained attached, the instance might boot from it next time.
         for id in &ids {
             self.detach(id).await?;
         }

@@ -1,0 +1,140 @@
+//! Objects of an image by path or by pattern. A path through a symlink leads to nothing here, because the symlink may
+//! lead to `/`.
+
+use super::tree::ImageTree;
+use crate::text::match_wildcards;
+use anyhow::Result;
+use rustix::fs::FileType;
+
+impl ImageTree {
+    /// Returns the type of the object itself, if it exists and no directory in its path is a symlink.
+    pub fn kind_of(&self, path: &str) -> Result<Option<FileType>> {
+        let parents = path.match_indices('/').map(|(at, _)| &path[..at]).skip(1);
+        for parent in parents {
+            if self.own_kind(parent)? != Some(FileType::Directory) {
+                return Ok(None);
+            }
+        }
+        self.own_kind(path)
+    }
+
+    fn own_kind(&self, path: &str) -> Result<Option<FileType>> {
+        Ok(self.metadata(path)?.map(|stat| FileType::from_raw_mode(stat.st_mode)))
+    }
+
+    /// Returns whether the path is a directory, and no directory in it is a symlink.
+    pub fn is_directory(&self, path: &str) -> Result<bool> {
+        Ok(self.kind_of(path)? == Some(FileType::Directory))
+    }
+
+    /// Returns the paths that match a pattern, each with its type. `*` matches any characters within one name.
+    pub fn expand(&self, pattern: &str) -> Result<Vec<(String, FileType)>> {
+        let mut found = vec![String::new()];
+        for part in pattern.split('/').filter(|part| !part.is_empty()) {
+            let mut next = Vec::new();
+            for dir in found {
+                if !part.contains('*') {
+                    next.push(format!("{dir}/{part}"));
+                } else if self.is_directory(&dir)? {
+                    let names = self.list(&dir)?.into_iter().filter_map(|name| name.into_string().ok());
+                    next.extend(
+                        names.filter(|n| match_wildcards(part, n).is_some()).map(|n| format!("{dir}/{n}")),
+                    );
+                }
+            }
+            found = next;
+        }
+        let mut all = Vec::new();
+        for path in found {
+            if let Some(kind) = self.kind_of(&path)? {
+                all.push((path, kind));
+            }
+        }
+        Ok(all)
+    }
+
+    /// Removes the objects that match a pattern, except directories and the paths that `keep` accepts. Returns whether
+    /// it removed any.
+    pub fn remove_matching(&self, pattern: &str, keep: &dyn Fn(&str) -> bool) -> Result<bool> {
+        let mut any = false;
+        for (path, kind) in self.expand(pattern)? {
+            if kind != FileType::Directory && !keep(&path) {
+                any |= self.remove(&path)?;
+            }
+        }
+        Ok(any)
+    }
+
+    /// Returns the text of a file, or an empty text if it does not exist or is not a regular file.
+    pub fn read_text(&self, path: &str) -> String {
+        let bytes = self.read(path).ok().flatten().unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::image::test::Tree;
+    use rustix::fs::FileType;
+
+    fn tree() -> Tree {
+        let tree = Tree::new();
+        for path in
+            ["var/log/a.log", "var/log/b.log", "var/log/b.txt", "var/log/d.log/x", "home/a/.x_history"]
+        {
+            tree.file(path, path);
+        }
+        tree.link("a.log", "var/log/l.log");
+        tree.link("log", "var/logs");
+        tree
+    }
+
+    #[test]
+    fn a_path_through_a_symlink_leads_to_nothing() {
+        let tree = tree();
+        let inside = tree.inside();
+        let kinds = ["/var/log", "/var/log/a.log", "/var/log/l.log", "/var/logs", "/var/logs/a.log", "/none"]
+            .map(|path| inside.kind_of(path).unwrap());
+        let (file, link) = (Some(FileType::RegularFile), Some(FileType::Symlink));
+        assert_eq!(kinds, [Some(FileType::Directory), file, link, link, None, None]);
+        let directories = ["/", "/var", "/var/logs", "/var/log/a.log"];
+        assert_eq!(directories.map(|path| inside.is_directory(path).unwrap()), [true, true, false, false]);
+    }
+
+    #[test]
+    fn patterns_match_within_one_name() {
+        let tree = tree();
+        let paths = |pattern: &str| {
+            let mut found: Vec<_> =
+                tree.inside().expand(pattern).unwrap().into_iter().map(|(path, _)| path).collect();
+            found.sort_unstable();
+            found
+        };
+        assert_eq!(
+            paths("/var/log/*.log"),
+            ["/var/log/a.log", "/var/log/b.log", "/var/log/d.log", "/var/log/l.log"]
+        );
+        assert_eq!(paths("/home/*/.*history"), ["/home/a/.x_history"]);
+        assert_eq!(paths("/var/log/b.txt"), ["/var/log/b.txt"]);
+        for pattern in ["/var/logs/*", "/var/*.log", "/none/*", "/none"] {
+            assert!(paths(pattern).is_empty(), "{pattern}");
+        }
+    }
+
+    #[test]
+    fn directories_and_excluded_paths_are_not_removed() {
+        let tree = tree();
+        let keep = |path: &str| path == "/var/log/b.log";
+        assert!(tree.inside().remove_matching("/var/log/*.log", &keep).unwrap());
+        assert!(!tree.has("var/log/a.log") && !tree.has("var/log/l.log"));
+        assert!(tree.has("var/log/b.log") && tree.has("var/log/d.log/x"));
+        assert!(!tree.inside().remove_matching("/var/log/*.log", &keep).unwrap());
+    }
+
+    #[test]
+    fn what_is_not_a_file_has_no_text() {
+        let tree = tree();
+        assert_eq!(tree.inside().read_text("/var/log/a.log"), "var/log/a.log");
+        assert_eq!(["/none", "/var/log"].map(|path| tree.inside().read_text(path)), ["", ""]);
+    }
+}

@@ -1,0 +1,256 @@
+//! Locks: on open files (flock(2)), and on values of this process.
+//!
+//! A lock on a file belongs to the open file. It ends when the last descriptor of the open file is closed, or when one
+//! of them unlocks it. A child that is being started has copies of all descriptors for a moment. So closing the file is
+//! not enough to unlock it: a [`FileLock`] unlocks explicitly.
+
+use super::poll::{PollAnswer, PollPolicy, poll_until};
+use super::signals;
+use crate::error::Kind;
+use anyhow::{Context, Result};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, Flock, FlockArg, Flockable, fcntl};
+use std::fs::File;
+use std::io;
+use std::ops::{Deref, Range};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// The pause between two attempts of [`FileLock::wait`]. Most locks are held for milliseconds.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// Who may have the file locked at the same time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LockMode {
+    /// Everybody who locks it as shared.
+    Shared,
+    /// Nobody else.
+    Exclusive,
+}
+
+/// An open file, or a borrowed one, that `nix` can lock.
+#[derive(Debug)]
+struct Lockable<F>(F);
+
+impl<F: AsFd> AsRawFd for Lockable<F> {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
+}
+
+// SAFETY: the only requirement is that the type is not `Clone`.
+#[allow(unsafe_code)]
+unsafe impl<F: AsFd> Flockable for Lockable<F> {}
+
+/// A locked file. It is unlocked when this is dropped, even if a copy of the descriptor exists.
+#[derive(Debug)]
+pub struct FileLock<F: AsFd = File>(Flock<Lockable<F>>);
+
+impl<F: AsFd> FileLock<F> {
+    /// Locks an open file, or returns `None` if somebody else has locked it.
+    ///
+    /// Any other error is returned. On a file system without locks, for example, waiting would never end.
+    pub fn try_acquire(file: F, mode: LockMode) -> io::Result<Option<Self>> {
+        match attempt(file, mode) {
+            Ok(lock) => Ok(Some(lock)),
+            Err((_, Errno::EWOULDBLOCK | Errno::EINTR)) => Ok(None),
+            Err((_, errno)) => Err(errno.into()),
+        }
+    }
+
+    /// Locks an open file, and waits on this thread while somebody else has locked it. It is for locks that are held
+    /// for moments.
+    ///
+    /// # Errors
+    /// [`Kind::Interrupted`] if this process is asked to end meanwhile.
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "it is called on threads that may block, or for milliseconds"
+    )]
+    pub fn wait(mut file: F, mode: LockMode) -> Result<Self> {
+        loop {
+            file = match attempt(file, mode) {
+                Ok(lock) => return Ok(lock),
+                Err((_, Errno::EWOULDBLOCK)) if signals::is_stop_requested() => {
+                    return Err(Kind::Interrupted.error("interrupted"));
+                }
+                Err((file, Errno::EWOULDBLOCK | Errno::EINTR)) => file,
+                Err((_, errno)) => return Err(io::Error::from(errno).into()),
+            };
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    /// Locks an open file, and polls while somebody else has locked it. Dropping the future ends the wait. `what` names
+    /// the lock in the error after the policy's deadline; `locking` is the context of other errors.
+    pub async fn poll(
+        file: F,
+        mode: LockMode,
+        policy: &PollPolicy,
+        what: &str,
+        locking: &str,
+    ) -> Result<Self> {
+        let mut unlocked = Some(file);
+        poll_until(what, policy, async || {
+            let file = unlocked.take().expect("a failed attempt returns the file");
+            match attempt(file, mode) {
+                Ok(lock) => Ok(PollAnswer::Ready(lock)),
+                Err((file, Errno::EWOULDBLOCK | Errno::EINTR)) => {
+                    unlocked = Some(file);
+                    Ok(PollAnswer::NotYet("held by another process".to_owned()))
+                }
+                Err((_, errno)) => Err(io::Error::from(errno)).context(locking.to_owned()),
+            }
+        })
+        .await
+    }
+}
+
+impl<F: AsFd> Deref for FileLock<F> {
+    type Target = F;
+
+    fn deref(&self) -> &F {
+        &self.0.0
+    }
+}
+
+/// Makes one attempt to lock an open file. On failure returns the file.
+fn attempt<F: AsFd>(file: F, mode: LockMode) -> Result<FileLock<F>, (F, Errno)> {
+    let how = match mode {
+        LockMode::Shared => FlockArg::LockSharedNonblock,
+        LockMode::Exclusive => FlockArg::LockExclusiveNonblock,
+    };
+    Flock::lock(Lockable(file), how).map(FileLock).map_err(|(file, errno)| (file.0, errno))
+}
+
+/// Locks an open file exclusively until its last descriptor is closed, whoever has that descriptor then: a loop device,
+/// or another process. Returns false if somebody else has locked it.
+pub fn try_lock_until_closed(file: impl AsFd) -> io::Result<bool> {
+    let lock = FileLock::try_acquire(file.as_fd(), LockMode::Exclusive)?;
+    // The descriptor is borrowed, so this leaks nothing but the lock.
+    Ok(lock.map(std::mem::forget).is_some())
+}
+
+/// Waits until no other open file has locked a byte of this range, and locks the range until the last descriptor of
+/// `file` is closed. The other locks of this module do not affect this one. The lock belongs to the open file and not
+/// to the process (OFD), so that threads exclude each other, too.
+pub fn lock_range_until_closed(file: &File, range: Range<u32>) -> io::Result<()> {
+    let lock = libc::flock {
+        l_type: libc::F_WRLCK as _,
+        l_whence: libc::SEEK_SET as _,
+        l_start: i64::from(range.start),
+        l_len: i64::from(range.end - range.start),
+        l_pid: 0,
+    };
+    loop {
+        match fcntl(file, FcntlArg::F_OFD_SETLKW(&lock)) {
+            Err(Errno::EINTR) => {}
+            locked => return locked.map(drop).map_err(io::Error::from),
+        }
+    }
+}
+
+/// Returns whether a file exists that nobody has locked.
+pub fn is_unlocked(path: &Path) -> bool {
+    let lock = File::open(path).and_then(|file| FileLock::try_acquire(file, LockMode::Exclusive));
+    lock.is_ok_and(|lock| lock.is_some())
+}
+
+/// Locks a mutex, even if a thread panicked while it had the mutex locked.
+pub fn lock_mutex<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(path: &Path) -> File {
+        File::options().read(true).write(true).create(true).truncate(false).open(path).unwrap()
+    }
+
+    #[test]
+    fn a_copy_of_the_descriptor_does_not_keep_the_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let lock = FileLock::try_acquire(open(&path), LockMode::Exclusive).unwrap().expect("free");
+        let _copy = lock.try_clone().unwrap();
+        assert!(FileLock::try_acquire(open(&path), LockMode::Exclusive).unwrap().is_none());
+        assert!(!is_unlocked(&path));
+        drop(lock);
+        assert!(is_unlocked(&path));
+        assert!(FileLock::try_acquire(open(&path), LockMode::Exclusive).unwrap().is_some());
+        assert!(!is_unlocked(&dir.path().join("none")));
+    }
+
+    #[test]
+    fn a_copy_of_the_descriptor_keeps_the_lock_of_an_open_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let file = open(&path);
+        assert!(try_lock_until_closed(&file).unwrap());
+        assert!(!try_lock_until_closed(open(&path)).unwrap(), "another open file");
+        let copy = file.try_clone().unwrap();
+        drop(file);
+        assert!(!is_unlocked(&path));
+        drop(copy);
+        assert!(is_unlocked(&path));
+    }
+
+    #[test]
+    fn shared_locks_exclude_only_exclusive_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let attempt = |mode| FileLock::try_acquire(open(&path), mode).unwrap();
+        let (first, second) = (attempt(LockMode::Shared), attempt(LockMode::Shared));
+        assert!(first.is_some() && second.is_some());
+        assert!(attempt(LockMode::Exclusive).is_none());
+        drop(first);
+        assert!(attempt(LockMode::Exclusive).is_none());
+        drop(second);
+        let only = attempt(LockMode::Exclusive);
+        assert!(only.is_some() && attempt(LockMode::Shared).is_none());
+    }
+
+    #[test]
+    fn a_thread_waits_for_a_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let lock = FileLock::wait(open(&path), LockMode::Exclusive).unwrap();
+        let (send, receive) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            let theirs = open(&path);
+            scope.spawn(move || {
+                let lock = FileLock::wait(theirs, LockMode::Exclusive).unwrap();
+                send.send(()).unwrap();
+                drop(lock);
+            });
+            receive.recv_timeout(10 * PAUSE).unwrap_err();
+            drop(lock);
+            receive.recv_timeout(Duration::from_secs(10)).expect("the lock is free");
+        });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn polling_ends_with_the_lock_or_at_the_deadline() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let lock = FileLock::try_acquire(open(&path), LockMode::Exclusive).unwrap().expect("free");
+        let policy = PollPolicy::local(Duration::from_secs(1));
+        let poll = || FileLock::poll(open(&path), LockMode::Exclusive, &policy, "the lock", "locking it");
+        let error = poll().await.unwrap_err();
+        assert_eq!(
+            format!("{error:#}"),
+            "waiting for the lock: after 1s it is still held by another process"
+        );
+        assert_eq!(Kind::of(&error), Kind::Machine);
+        let (polled, ()) = tokio::join!(poll(), async {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            drop(lock);
+        });
+        drop(polled.unwrap());
+        assert!(is_unlocked(&path));
+    }
+}
