@@ -248,9 +248,6 @@ fn check_caches(plan: &Plan, faults: &mut Vec<String>) {
         {
             wrong(format!("{path} and {other}: one contains the other"));
         }
-        if sources.is_empty() {
-            wrong(format!("{path}: it needs sources, which tell the caches of different images apart"));
-        }
         if sources.len() > MAX_PATHS {
             wrong(format!("{path}: {} sources; at most {MAX_PATHS} are allowed", sources.len()));
         }
