@@ -1,5 +1,6 @@
 //! The clean-up rules: the paths of machine-specific data, and a description of each. [`super::clean`] removes the
-//! data, [`super::lint`] searches for them.
+//! data, [`super::lint`] searches for them. The caches of package managers are not listed here: a plan lists them, and
+//! its steps of phase clean empty them.
 
 use crate::image::accounts::Accounts;
 use crate::image::tree::ImageTree;
@@ -44,14 +45,6 @@ pub const DIRECTORIES: &[(&str, &str)] = &[
     ("/var/lib/systemd/coredump", "a crashed program's memory"),
     ("/var/crash", "a crashed program's memory"),
     ("/var/log/journal", "a journal"),
-];
-
-/// Caches of package managers. A distribution's plan removes them, and the lint checks that.
-pub const CACHES: &[(&str, &str)] = &[
-    ("/var/lib/apt/lists", "a package index"),
-    ("/var/cache/apt", "a package or an index"),
-    ("/var/cache/dnf", "a package or an index"),
-    ("/var/cache/yum", "a package or an index"),
 ];
 
 pub const LOGS: &str = "/var/log";

@@ -199,7 +199,9 @@ pub struct Plan {
     /// Lines of output that are not a failure, but that the user should know about. Each is reported once.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<Trouble>,
-    /// Directories that the package manager downloads into. oven caches them on the builder from bake to bake.
+    /// Directories that the package manager downloads into, also if this plan downloads nothing. oven caches those that
+    /// have sources on the builder from bake to bake. Any file that is in one of them after the steps of phase clean
+    /// fails the bake.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub caches: Vec<Cache>,
     /// How [`Job::tools`] are installed and removed again. A plugin that does not support tools leaves this out; then
@@ -214,6 +216,9 @@ pub struct Plan {
 /// package code may not, and steps of phase clean see the image's own directory. Nothing of the cache is written to
 /// the image. The package manager has to ask its repositories whether cached files are still current; oven only
 /// ensures that they are unchanged since they were downloaded.
+///
+/// Steps of phase clean have to empty the image's own directory, since a script may have downloaded something. oven
+/// verifies that only directories remain in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cache {
@@ -221,7 +226,9 @@ pub struct Cache {
     pub path: String,
     pub holds: Holds,
     /// Absolute paths of files and directories that define where packages come from and who signs them: repositories,
-    /// keys, credentials. If one of them differs, as steps see it, another cache is used.
+    /// keys, credentials. If one of them differs, as steps see it, another cache is used. Without sources, nothing is
+    /// cached: steps see the image's own directory, and oven only verifies that no files remain in it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sources: Vec<String>,
 }
 

@@ -247,9 +247,6 @@ fn check_caches(plan: &Plan, faults: &mut Vec<String>) {
         {
             wrong(format!("{path} and {other}: one contains the other"));
         }
-        if sources.is_empty() {
-            wrong(format!("{path}: it needs sources, which distinguish the caches of different images"));
-        }
         if sources.len() > MAX_PATHS {
             wrong(format!("{path}: {} sources; at most {MAX_PATHS} are allowed", sources.len()));
         }

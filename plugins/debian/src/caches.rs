@@ -33,10 +33,12 @@ const SOURCES: [&str; 15] = [
     "/var/lib/dpkg/arch",
 ];
 
-pub fn caches() -> Vec<Cache> {
+/// `downloads`: whether the plan has steps that download. If not, oven does not cache the directories, and only
+/// verifies that no files remain in them.
+pub fn caches(downloads: bool) -> Vec<Cache> {
     let cache = |path: &str, holds| {
-        let sources = SOURCES.into_iter().chain([conf::IMAGE_MAIN_CONFIG]).map(str::to_owned).collect();
-        Cache { path: path.to_owned(), holds, sources }
+        let sources = SOURCES.into_iter().chain([conf::IMAGE_MAIN_CONFIG]).filter(|_| downloads);
+        Cache { path: path.to_owned(), holds, sources: sources.map(str::to_owned).collect() }
     };
     vec![cache(LISTS, Holds::Indexes), cache(ARCHIVES, Holds::Packages)]
 }

@@ -86,6 +86,7 @@ impl Distro for Debian {
         }
         let mut plan =
             Plan { shims: vec![policy_rc_d()], troubles: troubles::troubles(), tools, ..Plan::default() };
+        plan.caches = caches::caches(changes || plan.tools.is_some());
         if has(DPKG_QUERY) {
             plan.facts = BTreeMap::from([("packages".to_owned(), list_packages_command())]);
             plan.expect = expected_states();
@@ -96,7 +97,6 @@ impl Distro for Debian {
             plan.shims.push(conf::main_config(job, has(conf::IMAGE_MAIN_CONFIG)));
             plan.shims.extend(mirror::shims(job)?);
             plan.shims.extend(has(INITRAMFS_TOOLS).then(generic_initramfs));
-            plan.caches = caches::caches();
             plan.shims.extend(caches::shims());
             plan.shims.push(fonts::shim());
         }

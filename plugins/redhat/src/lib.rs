@@ -11,7 +11,9 @@ mod tools;
 mod troubles;
 
 use manager::Manager;
-use oven_distro::{Claim, Claims, Conffiles, Distro, Job, OsRelease, Phase, Plan, Refused, Step, Upgrade};
+use oven_distro::{
+    Cache, Claim, Claims, Conffiles, Distro, Job, OsRelease, Phase, Plan, Refused, Step, Upgrade,
+};
 use oven_rpm::{CLEAN_TIMEOUT, DRACUT, PackageRequests, RPM, UPDATE_TIMEOUT, count, fetch, step};
 use std::collections::BTreeMap;
 
@@ -42,7 +44,7 @@ impl Distro for RedHat {
         let manager = Manager::detect(has);
         let mut plan =
             Plan { troubles: troubles::troubles(), failures: troubles::failures(), ..Plan::default() };
-        plan.notes = troubles::notes();
+        (plan.notes, plan.caches) = (troubles::notes(), caches(None));
         if has(RPM) {
             plan.facts = BTreeMap::from([("packages".to_owned(), oven_rpm::list_packages_command())]);
             plan.expect = oven_rpm::expected(Vec::new());
@@ -69,7 +71,7 @@ impl Distro for RedHat {
         if changes {
             plan.shims.extend(has(DRACUT).then(oven_rpm::generic_initramfs));
             plan.steps = steps(job, manager, &requests, &options)?;
-            plan.caches = manager.cache().map(|path| oven_rpm::cache(path, &SOURCES)).into_iter().collect();
+            plan.caches = caches(manager.cache());
         }
         plan.steps.extend(holds(job, manager, &requests)?);
         plan.steps.sort_by_key(|step| step.phase);
@@ -88,6 +90,16 @@ const SOURCES: [&str; 7] = [
     "/etc/pki/entitlement",
     "/run/oven/keys",
 ];
+
+/// The caches of all package managers, as a script may use another one than this plan. `used`: the directory that this
+/// plan's steps download into. oven caches only that one.
+fn caches(used: Option<&str>) -> Vec<Cache> {
+    let cache = |path| {
+        let sources: &[&str] = if used == Some(path) { &SOURCES } else { &[] };
+        oven_rpm::cache(path, sources)
+    };
+    manager::CACHES.into_iter().map(cache).collect()
+}
 
 fn refuse_unsupported(job: &Job) -> Result<(), Refused> {
     let refuse = |what: &str| Err(Refused(what.to_owned()));
@@ -179,12 +191,19 @@ fn clean(manager: Manager) -> Vec<Step> {
     };
     let mut steps =
         vec![step("removing package indexes and caches", manager.argv(&[&manager.clean_all_command()]))];
-    if manager == Manager::Dnf {
-        // Lists of expired metadata, of files to delete and of trusted keys, which `clean all` leaves.
-        let lists = ["expired_repos.json", "tempfiles.json", ".gpgkeyschecked.yum"];
-        let lists = lists.map(|name| format!("/var/cache/dnf/{name}"));
-        let argv = ["rm", "-f"].into_iter().chain(lists.iter().map(String::as_str));
-        steps.push(step("removing dnf's lists of caches", oven_rpm::words(argv)));
+    // Lists of expired metadata, of files to delete and of trusted keys, which `clean all` leaves.
+    let lists: &[&str] = match manager {
+        Manager::Dnf5 => &["/var/cache/libdnf5/temporary_files.toml"],
+        Manager::Dnf => &[
+            "/var/cache/dnf/expired_repos.json",
+            "/var/cache/dnf/tempfiles.json",
+            "/var/cache/dnf/.gpgkeyschecked.yum",
+        ],
+        Manager::Yum | Manager::Microdnf => &[],
+    };
+    if !lists.is_empty() {
+        let argv = oven_rpm::words(["rm", "-f"].iter().chain(lists).copied());
+        steps.push(step("removing dnf's lists of caches", argv));
     }
     steps
 }

@@ -27,6 +27,9 @@ const VERSIONLOCK_YUM: &str = "/etc/yum/pluginconf.d/versionlock.conf";
 pub const LOOK_FOR: [&str; 6] =
     [PATHS[0].1, PATHS[1].1, PATHS[2].1, PATHS[3].1, VERSIONLOCK_DNF, VERSIONLOCK_YUM];
 
+/// The directories of all package managers' downloads. microdnf uses one of them; which one depends on its release.
+pub const CACHES: [&str; 3] = ["/var/cache/dnf", "/var/cache/libdnf5", "/var/cache/yum"];
+
 impl Manager {
     pub fn detect(has: impl Fn(&str) -> bool) -> Option<Self> {
         PATHS.into_iter().find(|(_, path)| has(path)).map(|(manager, _)| manager)
@@ -100,7 +103,7 @@ impl Manager {
         Ok(options)
     }
 
-    /// The directory of its downloads; microdnf has another one in each release.
+    /// The directory of its downloads, one of [`CACHES`]; microdnf has another one in each release.
     pub fn cache(self) -> Option<&'static str> {
         match self {
             Self::Dnf5 => Some("/var/cache/libdnf5"),

@@ -86,7 +86,8 @@ pub fn fetch(why: &str, argv: Vec<String>, clean: &[String]) -> Step {
     }
 }
 
-/// The cache of a package manager that stores metadata and packages in one directory.
+/// The cache of a package manager that stores metadata and packages in one directory. Without sources, oven does not
+/// cache the directory, and only verifies that no files remain in it.
 pub fn cache(path: &str, sources: &[&str]) -> Cache {
     Cache { path: path.to_owned(), holds: Holds::Indexes, sources: words(sources.iter().copied()) }
 }

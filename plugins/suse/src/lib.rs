@@ -17,6 +17,8 @@ use std::collections::BTreeMap;
 pub struct Suse;
 
 const ZYPPER: &str = "/usr/bin/zypper";
+/// The directory of its downloads.
+const CACHE: &str = "/var/cache/zypp";
 /// The `ID`s that this plugin was written for.
 const IDS: [&str; 8] = [
     "opensuse",
@@ -49,7 +51,11 @@ impl Distro for Suse {
 
     fn plan(&self, job: &Job) -> Result<Plan, Refused> {
         let has = |path: &str| job.present.get(path).copied().unwrap_or(false);
-        let mut plan = Plan { troubles: troubles::troubles(), ..Plan::default() };
+        let mut plan = Plan {
+            troubles: troubles::troubles(),
+            caches: vec![oven_rpm::cache(CACHE, &[])],
+            ..Plan::default()
+        };
         (plan.failures, plan.notes) = (oven_rpm::failures(), oven_rpm::notes());
         if has(RPM) {
             plan.facts = BTreeMap::from([("packages".to_owned(), oven_rpm::list_packages_command())]);
@@ -68,13 +74,13 @@ impl Distro for Suse {
             if changes {
                 plan.shims.extend(has(DRACUT).then(oven_rpm::generic_initramfs));
                 plan.steps.extend(steps(job, &requests));
-                plan.caches = vec![oven_rpm::cache("/var/cache/zypp", &SOURCES)];
+                plan.caches = vec![oven_rpm::cache(CACHE, &SOURCES)];
             }
             plan.steps.extend(holds(job, &requests)?);
             plan.steps.sort_by_key(|step| step.phase);
         }
         if has(ZYPPER) {
-            plan.steps.push(clean());
+            plan.steps.extend(clean());
         }
         Ok(plan)
     }
@@ -202,8 +208,12 @@ fn holds(job: &Job, requests: &PackageRequests) -> Result<Vec<Step>, Refused> {
     Ok(steps)
 }
 
-/// Removes indexes and downloaded packages of all repositories.
-fn clean() -> Step {
-    let argv = zypper(&["clean", "--all"]);
-    Step { timeout: CLEAN_TIMEOUT, ..step(Phase::Clean, "removing package indexes and caches", argv) }
+/// Removes indexes and downloaded packages of all repositories, and downloaded keys, which `clean --all` leaves.
+fn clean() -> [Step; 2] {
+    let step = |why: &str, argv| Step { timeout: CLEAN_TIMEOUT, ..step(Phase::Clean, why, argv) };
+    let keys = format!("{CACHE}/pubkeys");
+    [
+        step("removing package indexes and caches", zypper(&["clean", "--all"])),
+        step("removing zypper's downloaded keys", words(["rm", "-r", "-f", &keys])),
+    ]
 }

@@ -45,7 +45,7 @@ pub fn cache_key(
 
 /// Returns the key of a step, with which a later bake finds that the step was already done. It covers the step itself,
 /// the files that it sees, the earlier changes of the image, and the set of cached package files. It does not cover
-/// later steps, so a bake of other packages can skip a step that names no package.
+/// directories that are not cached or later steps, so a bake of other packages can skip a step that names no package.
 pub fn step_key(work: &ProvisionContext<'_>, step: &Step) -> Result<String> {
     let digest_of = |ask: &Ask| match ask {
         Ask::File { package, .. } => Some(package.sha256.clone()),
@@ -56,6 +56,7 @@ pub fn step_key(work: &ProvisionContext<'_>, step: &Step) -> Result<String> {
     let mut plan = work.plan.clone();
     plan.steps.retain(|step| step.phase == Phase::Prepare);
     plan.expect = Expect::default();
+    plan.caches.retain(|cache| !cache.sources.is_empty());
     let text = serde_json::to_string(&(FORMAT, plan, step, files))?;
     Ok(digest(text.as_bytes())[..DIGITS].to_owned())
 }

@@ -1,10 +1,10 @@
 //! The package cache: downloads of package managers are stored on this machine for later bakes.
 //!
-//! A plan names its caches. Fetch steps run no package code. They see the downloads of earlier bakes with the same base
-//! and the same sources; each file is verified by its recorded digest. Only fetch steps write to the caches that are
-//! published. Before package code can run, the caches are published for the next bake, and later steps cannot change
-//! published files. Scripts of the definition may write to the caches, too. Later steps of this bake see their writes
-//! and the downloads after them, but both are discarded when the bake ends.
+//! A plan lists its caches; those without sources are ignored here. Fetch steps run no package code. They see the
+//! downloads of earlier bakes with the same base and the same sources; each file is verified by its recorded digest.
+//! Only fetch steps write to the caches that are published. Before package code can run, the caches are published for
+//! the next bake, and later steps cannot change published files. Scripts of the definition may write to the caches, too.
+//! Later steps of this bake see their writes and the downloads after them, but both are discarded when the bake ends.
 
 pub(crate) mod key;
 pub(crate) mod manifest;
@@ -181,12 +181,12 @@ struct Opening {
 }
 
 impl Opening {
-    /// Begins to open the caches. Returns `None` if the plan has no caches, the image has none of their directories, or
-    /// the disk is almost full.
+    /// Begins to open the caches that have sources. Returns `None` if the plan has none of them, the image has none of
+    /// their directories, or the disk is almost full.
     fn begin(cache: &PackageCache, request: &CacheRequest<'_>) -> Result<Option<Self>> {
         let (report, plan, inside) = (request.report, request.plan, request.image);
         let (mut caches, mut seeds) = (Vec::new(), Vec::new());
-        for planned in &plan.caches {
+        for planned in plan.caches.iter().filter(|cache| !cache.sources.is_empty()) {
             match read_seed(inside, &planned.path)? {
                 Some(seed) => {
                     seeds.push(seed);

@@ -2,7 +2,12 @@ use super::manifest::{CacheEntry, CacheTree};
 use super::session::CacheSession;
 use super::store::CacheStore;
 use super::*;
-use oven_distro::Holds;
+use crate::config::project::NetworkSettings;
+use crate::image::test::Tree;
+use crate::provision::context::{EgressGuard, ProvisionContext};
+use crate::provision::test::definition;
+use crate::secrets::Secrets;
+use oven_distro::{Holds, Step};
 use std::fs;
 use std::fs::File;
 use tempfile::TempDir;
@@ -300,6 +305,69 @@ fn the_least_recently_used_key_is_removed_unless_it_is_in_use() {
         assert_eq!(lab.sees(&lab.open("c"), ARCHIVES), [pair("b.deb", "0123456789")]);
         assert_eq!(lab.stored().iter().filter(|n| n.len() == 1).collect::<Vec<_>>(), ["c"]);
     }
+}
+
+/// A plan with a step and this cache.
+fn plan(path: &str, sources: &[&str]) -> Plan {
+    let sources = sources.iter().map(|source| (*source).to_owned()).collect();
+    let step = Step {
+        phase: Phase::Fetch,
+        why: "downloading 1 package".into(),
+        argv: vec!["pkg".into(), "download".into()],
+        env: Default::default(),
+        retries: 0,
+        before_retry: Vec::new(),
+        network: true,
+        also_good: Vec::new(),
+        once: true,
+        timeout: 60,
+    };
+    let caches = vec![Cache { path: path.into(), holds: Holds::Packages, sources }];
+    Plan { steps: vec![step], caches, ..Plan::default() }
+}
+
+#[test]
+fn a_directory_without_sources_is_not_cached() {
+    let (dir, tree, report) = (tempfile::tempdir().unwrap(), Tree::new(), Report::silent());
+    tree.file("var/cache/pkg/x", "x");
+    let (inside, plan) = (tree.inside(), plan("/var/cache/pkg", &[]));
+    let store = CacheStore::new(&dir.path().join("store"), u64::MAX);
+    let cache = PackageCache { store, base: "snap-1".into() };
+    let request = CacheRequest {
+        cache: Some(&cache),
+        plan: &plan,
+        image: &inside,
+        certificates: None,
+        report: &report,
+    };
+    let wanted = CacheUse { trusted: true, fetches: true, access: CacheAccess::Write };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let mounts = runtime.block_on(async { DownloadCaches::new(request).mounts(wanted).await });
+    assert!(mounts.unwrap().is_empty());
+    assert!(!dir.path().join("store").exists());
+}
+
+#[test]
+fn a_step_does_not_depend_on_directories_that_are_not_cached() {
+    let (image, report) = (definition(Path::new("web"), |_| ()), Report::silent());
+    let key = |plan: &Plan| {
+        let work = ProvisionContext {
+            image: &image,
+            plan,
+            network: &NetworkSettings::default(),
+            secrets: &Secrets::default(),
+            guard: EgressGuard::Wanted,
+            helper: Path::new("/nowhere"),
+            kept: None,
+            report: &report,
+        };
+        key::step_key(&work, &plan.steps[0]).unwrap()
+    };
+    let cached = plan("/var/cache/pkg", &["/etc/pkg"]);
+    let mut more = cached.clone();
+    more.caches.extend(plan("/var/cache/other", &[]).caches);
+    assert_eq!(key(&more), key(&cached));
+    assert_ne!(key(&plan("/var/cache/pkg", &["/etc/other"])), key(&cached));
 }
 
 #[test]

@@ -14,6 +14,7 @@ use crate::image::walk::Walk;
 use crate::provision::context::ProvisionContext;
 use crate::text::list_first;
 use anyhow::Result;
+use oven_distro::Cache;
 use rustix::fs::FileType;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -123,7 +124,7 @@ fn servers(resolv_conf: &str) -> impl Iterator<Item = &str> {
 
 /// Checks the image. The error lists all findings.
 pub fn lint(inside: &ImageTree, work: &ProvisionContext<'_>, before: &LintBaseline) -> Result<()> {
-    let mut found = machine_data(inside)?;
+    let mut found = machine_data(inside, &work.plan.caches)?;
     found.extend(bake_leftovers(inside, work, before)?);
     found.retain(|finding| !is_excluded(&work.image.keep, &finding.path));
     let Some(first) = found.first() else { return Ok(()) };
@@ -140,8 +141,8 @@ pub fn lint(inside: &ImageTree, work: &ProvisionContext<'_>, before: &LintBaseli
         .into())
 }
 
-/// Finds data that is specific to one machine.
-fn machine_data(inside: &ImageTree) -> Result<Vec<Finding>> {
+/// Finds data that is specific to one machine, and downloads in the package manager's caches.
+fn machine_data(inside: &ImageTree, caches: &[Cache]) -> Result<Vec<Finding>> {
     let mut found = Vec::new();
     let mut add =
         |path: &str, what: &str| found.push(Finding { path: path.to_owned(), what: what.to_owned() });
@@ -167,7 +168,10 @@ fn machine_data(inside: &ImageTree) -> Result<Vec<Finding>> {
     for path in rules::histories(inside)? {
         add(&path, "a history of what somebody typed");
     }
-    for (path, what) in rules::DIRECTORIES.iter().chain(rules::CACHES) {
+    let in_cache = |path: &str| format!("a file in the package manager's cache {path}");
+    let caches = caches.iter().map(|cache| (cache.path.as_str(), in_cache(&cache.path)));
+    let directories = rules::DIRECTORIES.iter().map(|(path, what)| (*path, (*what).to_owned()));
+    for (path, what) in directories.chain(caches) {
         if let Some(link) = leads_elsewhere(inside, path)? {
             add(
                 &link,
@@ -176,7 +180,7 @@ fn machine_data(inside: &ImageTree) -> Result<Vec<Finding>> {
         } else if inside.is_directory(path)? {
             inside.walk(path, &mut |path, stat| {
                 if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
-                    add(path, what);
+                    add(path, &what);
                 }
                 Ok(Walk::On)
             })?;

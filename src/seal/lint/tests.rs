@@ -6,7 +6,7 @@ use crate::provision::test::definition;
 use crate::report::Report;
 use crate::seal::clean::clean;
 use crate::secrets::Secrets;
-use oven_distro::{Plan, Shim};
+use oven_distro::{Holds, Plan, Shim};
 
 struct Bench {
     image: Definition,
@@ -24,7 +24,10 @@ impl Bench {
             mirror: Some("http://mirror.local/debian/".into()),
             ..NetworkSettings::default()
         };
-        let plan = Plan { shims: vec![policy], ..Plan::default() };
+        let caches = ["/var/lib/apt/lists", "/var/cache/apt", "/var/cache/libdnf5", "/var/cache/zypp"]
+            .map(cache)
+            .into();
+        let plan = Plan { shims: vec![policy], caches, ..Plan::default() };
         Self {
             image: definition(Path::new("web"), |_| ()),
             plan,
@@ -59,6 +62,11 @@ impl Bench {
     }
 }
 
+/// A directory that the plan does not cache.
+fn cache(path: &str) -> Cache {
+    Cache { path: path.into(), holds: Holds::Indexes, sources: Vec::new() }
+}
+
 /// Files that the lint has to find, each alone in its tree.
 const FORBIDDEN: &[&str] = &[
     "etc/machine-id",
@@ -79,6 +87,8 @@ const FORBIDDEN: &[&str] = &[
     "var/tmp/x",
     "var/lib/apt/lists/deb.debian.org_InRelease",
     "var/cache/apt/archives/x.deb",
+    "var/cache/libdnf5/own-0123456789abcdef/packages/x.rpm",
+    "var/cache/zypp/packages/own/noarch/x.rpm",
     "run/oven/x",
     "usr/sbin/policy-rc.d",
 ];
@@ -106,8 +116,8 @@ fn a_cleaned_image_passes() {
     tree.file("usr/sbin/sshd", "x");
     tree.file("usr/bin/ssh-keygen", "x");
     tree.file("usr/sbin/make-ssl-cert", "x");
-    let cleaned =
-        |path: &&&str| !path.starts_with("run") && !path.contains("apt/") && !path.contains("policy");
+    let by_others = ["run/", "usr/sbin/policy", "var/cache/", "var/lib/apt/"];
+    let cleaned = |path: &&&str| !by_others.iter().any(|start| path.starts_with(start));
     let bench = Bench::new();
     let result = bench.lint(&tree, |tree| {
         FORBIDDEN.iter().filter(cleaned).for_each(|path| tree.file(path, "secret"));
@@ -139,6 +149,35 @@ fn a_symlink_where_a_directory_is_cleaned_is_found_if_it_hides_something() {
             assert!(text.contains(&format!("/{at}: a symlink")), "{text}");
         }
     }
+}
+
+#[test]
+fn files_in_the_caches_of_the_plan_are_found_whether_they_are_cached_or_not() {
+    let mut bench = Bench::new();
+    let sources = vec!["/etc/pkg".to_owned()];
+    bench.plan.caches = vec![cache("/var/cache/zypp"), Cache { sources, ..cache("/var/lib/pkg/files") }];
+    for (path, dir) in [
+        ("var/cache/zypp/raw/own/repodata/repomd.xml", "/var/cache/zypp"),
+        ("var/cache/zypp/pubkeys/key.asc", "/var/cache/zypp"),
+        ("var/lib/pkg/files/x.pkg", "/var/lib/pkg/files"),
+    ] {
+        let found = bench.lint(&Tree::new(), |tree| tree.file(path, "")).unwrap_err();
+        assert!(found.contains(&format!("/{path}: a file in the package manager's cache {dir}")), "{found}");
+    }
+    for path in ["var/cache/apt/archives/x.deb", "var/cache/zypper/x", "var/lib/pkg/index", "var/cache/x"] {
+        assert_eq!(bench.lint(&Tree::new(), |tree| tree.file(path, "x")), Ok(()), "{path} is in no cache");
+    }
+    let empty = |tree: &Tree| {
+        tree.file("var/cache/zypp/packages/own/x.rpm", "x");
+        tree.remove("var/cache/zypp/packages/own/x.rpm");
+    };
+    assert_eq!(bench.lint(&Tree::new(), empty), Ok(()), "directories are no downloads");
+    let linked = bench.lint(&Tree::new(), |tree| {
+        tree.file("data/x.rpm", "x");
+        tree.file("var/cache/x", "x");
+        tree.link("/data", "var/cache/zypp");
+    });
+    assert!(linked.unwrap_err().contains("/var/cache/zypp: a symlink in place of a directory"));
 }
 
 #[test]

@@ -77,7 +77,7 @@ fn nobody_else_reads_a_region() {
 
 #[test]
 fn names_in_an_image_do_not_drive_the_terminal() {
-    let world = LocalWorld::tiny();
+    let world = LocalWorld::of("tiny", "ID=rocky\n", &[]);
     world.write(
         "image/setup.sh",
         "#!/bin/sh\nmkdir -p /var/cache/yum\necho x > \"/var/cache/yum/$(printf 'a\\033]0;owned\\007b')\"\n",

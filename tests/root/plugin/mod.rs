@@ -180,6 +180,30 @@ fn a_plugin_that_a_definition_names_counts() {
 }
 
 #[test]
+fn a_file_in_a_cache_that_a_plugin_lists_fails_the_bake() {
+    let world = tiny();
+    let text = fs::read_to_string(example("tiny.sh")).unwrap();
+    let caches = "plan: {caches: [{path: \"/var/cache/pkg\", holds: \"packages\"}], facts: ";
+    let lists = text.replace("plan: {facts: ", caches);
+    assert_ne!(lists, text);
+    let path = plugin(&world, "tiny.sh", &lists);
+    let path = path.to_str().unwrap();
+    world.write("image/fill.sh", "#!/bin/sh\nmkdir -p /var/cache/pkg/part\necho x > /var/cache/pkg/hello\n");
+    let toml = "name = \"image\"\nfrom = { name = \"tiny\" }\n[[run]]\nscript = \"fill.sh\"\n";
+    world.write("image/image.toml", toml);
+    let (_, err) = world.expect(5, &["--plugin", path, "bake", "image"]);
+    let found = "/var/cache/pkg/hello: a file in the package manager's cache /var/cache/pkg";
+    assert!(err.contains(found) && !err.contains("/var/cache/pkg/part"), "{err}");
+    world.assert_no_traces("a bake with a file in a cache");
+
+    world.write("image/image.toml", &format!("{toml}[clean]\nkeep = [\"/var/cache/pkg/hello\"]\n"));
+    world.expect(0, &["--plugin", path, "bake", "image"]);
+    // To a plan that does not list it, it is a directory like any other.
+    world.write("image/image.toml", toml);
+    world.expect(0, &["--plugin", &example("tiny.sh"), "bake", "image"]);
+}
+
+#[test]
 fn a_tie_names_both_and_a_definition_picks() {
     let world = tiny();
     let text = fs::read_to_string(example("tiny.sh")).unwrap();

@@ -152,7 +152,7 @@ impl EbsState {
             };
             let pause = retries.pause_after(refused, &circumstances)?;
             if expired {
-                lane.renew();
+                worker.renew();
             }
             sleep(pause).await;
         }

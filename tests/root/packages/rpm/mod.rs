@@ -118,6 +118,26 @@ fn what_no_repository_has_is_the_definitions_mistake() {
 }
 
 #[test]
+fn downloads_of_a_script_are_removed_and_other_files_in_a_cache_are_found() {
+    for (system, removed, found) in [
+        (Dnf, "var/cache/dnf/tempfiles.json", "var/cache/libdnf5/own/x.rpm"),
+        (Zypper, "var/cache/zypp/pubkeys/own.asc", "var/cache/zypp/x.rpm"),
+    ] {
+        let lab = RpmLab::new(system);
+        lab.define("[[run]]\nscript = \"fill.sh\"\n");
+        let fill = |path: &str| {
+            let script = format!("#!/bin/sh\nmkdir -p \"$(dirname /{path})\"\necho '[]' > /{path}\n");
+            fs::write(lab.path("web/fill.sh"), script).unwrap();
+        };
+        fill(removed);
+        lab.bake().facts();
+        assert!(!lab.image(removed).exists(), "{removed}");
+        fill(found);
+        lab.bake().fails(STEP, &[&format!("/{found}: a file in the package manager's cache /var/cache/")]);
+    }
+}
+
+#[test]
 fn a_version_has_to_match_its_pattern() {
     let lab = RpmLab::new(Dnf);
     lab.define("packages = [\"lib=1.0*\", \"epochal=3:2.*\"]\n");
