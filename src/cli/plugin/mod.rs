@@ -74,7 +74,7 @@ fn list(global: &GlobalArgs, report: &Report) -> Result<End> {
     Ok(End::success(json!({"plugins": objects, "passed_over": passed_over})))
 }
 
-/// The claims of a plugin about widely known systems.
+/// The claims of a plugin on widely known systems.
 fn claims_of(known: &KnownPlugin) -> Result<Vec<(&'static str, Vec<String>)>> {
     let mut claims = vec![("exact", Vec::new()), ("family", Vec::new())];
     for (name, os) in check::systems() {
@@ -147,9 +147,9 @@ fn check_all(global: &GlobalArgs, args: &args::PluginCheckArgs, report: &Report)
     Ok(End { code, result: json!({"plugin": spelt, "conforms": faults == 0, "rules": rules}) })
 }
 
-/// A plugin's plan for an image that the command line describes.
+/// `oven plan --os-release`: prints a plugin's plan for an image that the command line describes.
 pub fn plan(global: &GlobalArgs, args: &args::PlanArgs, report: &Report) -> Result<End> {
-    let paper = &args.on_paper;
+    let paper = &args.os_release_plan;
     let file = paper.os_release.as_deref().unwrap_or(Path::new("/etc/os-release"));
     let read = |what: &str, file: &Path| {
         std::fs::read_to_string(file)
@@ -158,7 +158,7 @@ pub fn plan(global: &GlobalArgs, args: &args::PlanArgs, report: &Report) -> Resu
     let os_release = OsRelease::parse(&read("the os-release file", file)?);
     let image = match &args.definitions[..] {
         [] => None,
-        // Its parents are loaded, too: a variable may only be declared there.
+        // The definition's parents are loaded as well, because a variable of `--var` may be declared only in a parent.
         [_] => BakeOrder::with(&args.definitions, &args.vars.given())?.images.pop(),
         _ => return Err(Kind::Usage.error("`oven plan --os-release` takes only one definition")),
     };
@@ -209,7 +209,7 @@ pub fn plan(global: &GlobalArgs, args: &args::PlanArgs, report: &Report) -> Resu
     Ok(End::success(json!({"plugin": known.id, key: value})))
 }
 
-fn architecture(paper: &args::PaperPlanArgs) -> Result<Architecture> {
+fn architecture(paper: &args::OsReleasePlanArgs) -> Result<Architecture> {
     let known = [Architecture::X86_64, Architecture::Arm64];
     let Some(arch) = &paper.arch else { return Ok(Architecture::HOST) };
     known.into_iter().find(|known| known.as_str() == arch).ok_or_else(|| {
