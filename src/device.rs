@@ -46,7 +46,7 @@ impl Trim {
 impl Drop for Trim {
     fn drop(&mut self) {
         if let Err(error) = self.0.end() {
-            eprintln!("oven: ending a trim: {error}");
+            eprintln!("oven: finishing the discard of free space failed: {error}");
         }
     }
 }

@@ -101,7 +101,8 @@ pub async fn bake_all(batch: Batch, stop: watch::Receiver<bool>) -> Vec<BatchIte
             let mut item = BatchItem::new(image, batch.order.named[i]);
             match parent_image(image, parent).await {
                 Ok(from) => {
-                    bake_item(&batch, &mut item, (image, &from), (&report, &slots, stop)).await;
+                    let member = Member { batch: &batch, image, report: &report, slots: &slots };
+                    bake_member(&member, &mut item, &from, stop).await;
                 }
                 Err(error) if *stop.borrow() => {
                     item.status = Status::Failed(interrupted(error));
@@ -140,13 +141,23 @@ fn interrupted(error: Error) -> Error {
     Kind::Interrupted.error(format!("interrupted: {error}"))
 }
 
+/// A definition of a batch, and the means of its bake.
+struct Member<'a> {
+    batch: &'a Batch,
+    image: &'a Definition,
+    report: &'a Report,
+    /// One for each concurrent bake.
+    slots: &'a Semaphore,
+}
+
 /// Bakes one definition of a batch when a slot is free. Each bake has a separate log.
-async fn bake_item(
-    batch: &Batch,
+async fn bake_member(
+    member: &Member<'_>,
     item: &mut BatchItem,
-    (image, from): (&Definition, &BaseRef),
-    (report, slots, mut stop): (&Report, &Semaphore, watch::Receiver<bool>),
+    from: &BaseRef,
+    mut stop: watch::Receiver<bool>,
 ) {
+    let Member { batch, image, report, slots } = *member;
     let site = match batch.site.for_image(&batch.overrides, image, report.clone()) {
         Ok(site) => site,
         Err(error) => {

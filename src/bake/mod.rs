@@ -52,8 +52,8 @@ pub async fn bake(bake: &Bake<'_>, stop: impl Future<Output = ()>) -> Ended<Outc
         let packages = download::download_packages(bake).await?;
         let disk = checkout::disk(bake, &target, &undo).await?; //                             2. check out
         let root = mount::root(bake, disk.device()).await?; //                                 3. mount: borrows the disk
-        let work = provision::plan(bake, &target, (packages, secrets), &root)?; //             4. provision
-        let runner = provision::runner(bake, &work, &root)?;
+        let work = provision::plan(bake, &target, packages, &root)?; //                        4. provision
+        let runner = provision::runner(bake, &work, &secrets, &root)?;
         let mut baseline = seal::baseline(&runner)?;
         let facts = provision::packages_and_scripts(&runner, &mut baseline).await?;
         seal::image(&runner, baseline).await?; //                                                 clean and lint
@@ -61,7 +61,7 @@ pub async fn bake(bake: &Bake<'_>, stop: impl Future<Output = ()>) -> Ended<Outc
         mount::release(bake, root).await?; //                                                     verified as free
         target.ensure_unchanged(bake)?;
         let snapshot = commit::snapshot(bake, disk, &undo).await?; //                          5. commit
-        register::image(bake, target, facts, (&snapshot, &undo)).await //                      6. register
+        register::image(bake, target, facts, &snapshot, &undo).await //                        6. register
     })
     .await
 }

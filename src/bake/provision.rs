@@ -18,17 +18,11 @@ pub struct Provisioning {
     /// The definition. Its packages that have a URL are downloaded.
     image: Definition,
     plan: Plan,
-    secrets: Secrets,
     cache: PackageCache,
 }
 
-/// Requests a plan from the distribution's plugin. Fails if the image's programs cannot run on this machine.
-pub fn plan(
-    bake: &Bake<'_>,
-    target: &Target,
-    (image, secrets): (Definition, Secrets),
-    root: &Root<'_>,
-) -> Result<Provisioning> {
+/// Requests a plan from the distribution's plugin. The packages of `image` that have a URL are downloaded. Fails if the image's programs cannot run on this machine.
+pub fn plan(bake: &Bake<'_>, target: &Target, image: Definition, root: &Root<'_>) -> Result<Provisioning> {
     let (distro, claims) = target::distro(bake.site, bake.image, &root.os_release()?)?;
     let job = target::job(&image, &target.base, &claims, root, &bake.site.settings)?;
     let plan = distro.plan(&job)?;
@@ -38,13 +32,14 @@ pub fn plan(
         store: CacheStore::new(&dir, package_cache::LIMIT),
         base: target.base.snapshot.0.clone(),
     };
-    Ok(Provisioning { image, plan, secrets, cache })
+    Ok(Provisioning { image, plan, cache })
 }
 
 /// Creates the runner for commands in the image.
 pub fn runner<'a>(
     bake: &'a Bake<'_>,
     job: &'a Provisioning,
+    secrets: &'a Secrets,
     root: &'a Root<'_>,
 ) -> Result<CommandRunner<'a>> {
     let place = MountedImage {
@@ -57,7 +52,7 @@ pub fn runner<'a>(
         image: &job.image,
         plan: &job.plan,
         network: &bake.site.settings.network,
-        secrets: &job.secrets,
+        secrets,
         guard: bake.site.egress_guard(),
         helper: &bake.site.helper,
         kept: Some(&job.cache),

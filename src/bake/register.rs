@@ -14,7 +14,8 @@ pub async fn image(
     bake: &Bake<'_>,
     target: Target,
     facts: BTreeMap<String, String>,
-    (snapshot, undo): (&SnapshotId, &Undo),
+    snapshot: &SnapshotId,
+    undo: &Undo,
 ) -> Result<Outcome> {
     let spec = target::image_spec(bake, target, facts);
     Ok(Outcome::of(snapshot_as(bake.site, snapshot, &spec, undo).await?, bake.run))

@@ -3,9 +3,9 @@
 use super::{End, answer};
 use crate::cli::args::GlobalArgs;
 use crate::cloud::{Permission, PermissionVerdict};
-use crate::config::project::Strategy;
+use crate::config::project::{Settings, Strategy};
 use crate::doctor::checks;
-use crate::doctor::checks::Check;
+use crate::doctor::checks::{Check, Needs};
 use crate::doctor::probes::{self, Probe};
 use crate::error::{Kind, SUCCESS};
 use crate::report::Report;
@@ -17,14 +17,15 @@ use std::path::Path;
 
 pub async fn run(global: &GlobalArgs, report: &Report) -> Result<End> {
     let overrides = global.overrides();
-    let (is_local, needs) = (Site::is_in_a_directory(&overrides), Site::needs(&overrides, None));
+    // Wrong settings are reported with the site.
+    let needs = Needs::of(&Settings::resolve(Path::new("."), &overrides).unwrap_or_default());
     let (findings, site) = Site::examine(&overrides, report).await;
     let mut checks = checks::checks(needs);
     checks.push(checks::disk_growth());
-    checks.extend(checks::credential_blocking(!is_local));
+    checks.extend(checks::credential_blocking(needs.role));
     match &site {
-        Ok(site) if !is_local => checks.push(checks::state_directory(&site.state)),
-        Ok(site) => checks.push(checks::region(&site.state)),
+        Ok(site) if site.cloud.is_on_this_machine() => checks.push(checks::region(&site.state)),
+        Ok(site) => checks.push(checks::state_directory(&site.state)),
         Err(_) => checks.push(Check::tried("region", &site, "Choose another --region-dir.")),
     }
     // If the checks found that something is lacking, the probes are skipped. They would only fail for the same reason.
@@ -32,20 +33,17 @@ pub async fn run(global: &GlobalArgs, report: &Report) -> Result<End> {
         let probe = Probe {
             helper: &site.helper,
             state: &site.state,
-            in_region: site.region.is_some(),
+            in_region: site.cloud.is_on_this_machine(),
             direct: site.settings.disks() == Strategy::Direct,
             egress: site.egress_guard(),
         };
         checks.extend(probes::run(&probe).await);
     }
     let mut permissions = Vec::new();
-    if !is_local {
-        checks.extend(findings.iter().map(check));
-        // The timeout matters only for attached volumes, so it is not checked for direct disks.
-        checks.extend(checks::nvme_timeout(Path::new("/sys")).filter(|_| !needs.fuse));
-        if let Ok(site) = &site {
-            checks.extend(cloud(site, &mut permissions).await?);
-        }
+    checks.extend(findings.iter().map(check));
+    checks.extend(checks::nvme_timeout(Path::new("/sys")).filter(|_| needs.nvme));
+    if let Ok(site) = &site {
+        checks.extend(cloud(site, &mut permissions).await?);
     }
     let lacking = checks.iter().filter(|check| check.lacks()).count();
     if !global.json {
@@ -60,7 +58,7 @@ pub async fn run(global: &GlobalArgs, report: &Report) -> Result<End> {
     }
     let code = if lacking == 0 { SUCCESS } else { Kind::Machine as u8 };
     let mut result = json!({"fit": lacking == 0, "checks": checks});
-    if !is_local {
+    if needs.role {
         result["permissions"] = json!(permissions);
     }
     Ok(End { code, result })

@@ -31,7 +31,7 @@ async fn list(global: &GlobalArgs, site: &Site, name: Option<&str>) -> Result<En
             site.report
                 .note(format!("no image has the name {name}, and no definition with this name has an image"));
         }
-        _ if site.region.is_none() => {
+        _ if site.cloud.has_foreign_images() => { {
             site.report.note("there are no images that oven baked: `oven bake` makes one")
         }
         _ => site.report.note(
@@ -92,7 +92,7 @@ async fn remove(global: &GlobalArgs, site: &Site, ids: &[String]) -> Result<End>
         images.push(site.cloud.image(&ImageId(id.clone())).await?.0);
     }
     for Image { id, name, snapshot, .. } in &images {
-        site.remove(id, snapshot).await?;
+        site.cloud.remove(id, snapshot).await?;
         if !global.json {
             answer(format!("removed {id} ({name}) and {snapshot}"));
         }

@@ -2,7 +2,7 @@
 
 use super::{End, answer};
 use crate::bake::batch::INTERRUPTED_CLEANLY;
-use crate::bake::import::{ImportOutcome, ImportRequest, import};
+use crate::bake::import::{self, Import, ImportOutcome, ImportRequest};
 use crate::cli::args;
 use crate::cli::args::GlobalArgs;
 use crate::cloud::local::Region;
@@ -10,7 +10,7 @@ use crate::error::Kind;
 use crate::formats::partition;
 use crate::formats::partition::{ReadAt, TableScheme};
 use crate::formats::superblock;
-use crate::ids::Architecture;
+use crate::ids::{Architecture, RunId};
 use crate::report::Report;
 use crate::site::{Site, Use};
 use crate::sys::sparse_copy;
@@ -44,7 +44,8 @@ pub async fn run(
     let args::ImportArgs { raw, name, boot_mode, verify, .. } = args;
     let (raw, name, boot_mode) = (raw.clone(), name.clone(), boot_mode.clone());
     let wanted = ImportRequest { raw, name, architecture, boot_mode, verify: *verify };
-    let ended = import(&site, &wanted, async move { _ = stop.wait_for(|stop| *stop).await }).await;
+    let import = Import { site: &site, wanted: &wanted, run: &RunId::new() };
+    let ended = import::import(&import, async move { _ = stop.wait_for(|stop| *stop).await }).await;
     let left = super::warn_of_leftovers(&site, &ended.left);
     let ImportOutcome { image, new } = match ended.result {
         Ok(imported) => imported,

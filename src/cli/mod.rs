@@ -14,6 +14,8 @@ pub mod results;
 mod shell;
 mod sweep;
 
+use crate::config::project::Settings;
+use crate::doctor::checks::{self, Needs};
 use crate::error;
 use crate::error::{Kind, SUCCESS};
 use crate::report::events::FORMAT;
@@ -30,6 +32,7 @@ use serde_json::{Value, json};
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
 use tokio::sync::watch;
 
 /// How a verb ended: the exit code, and the last object of the JSON stream.
@@ -98,7 +101,10 @@ fn prepare(cli: &Cli) -> Result<()> {
         Verb::Shell(_) => None,
         _ => return Ok(()),
     };
-    crate::doctor::checks::ensure_ready(Site::needs(&cli.global.overrides(), definition))?;
+    let dir = definition.map_or(Path::new("."), PathBuf::as_path);
+    // Wrong settings are reported later.
+    let settings = Settings::resolve(dir, &cli.global.overrides()).unwrap_or_default();
+    checks::ensure_ready(Needs::of(&settings))?;
     crate::sandbox::private_mounts()?;
     private_tmpfs::mount()
 }

@@ -5,6 +5,7 @@ use super::End;
 use crate::cli::args;
 use crate::cli::args::GlobalArgs;
 use crate::cloud::BaseRef;
+use crate::disk::strategy::stale_runs;
 use crate::disk::{Disk, DiskSpec};
 use crate::error::Kind;
 use crate::ids::{ImageId, RunId};
@@ -56,7 +57,7 @@ async fn open(site: &Site, what: &str, run: &RunId, undo: &Rc<Undo>) -> Result<B
         let _step = site.report.step("checkout", format!("checking out the disk of {what}"));
         return site.disks.checkout(&base, &DiskSpec::default(), run, undo).await;
     }
-    let stale = site.stale_runs(None).await?;
+    let stale = stale_runs(&*site.cloud, &site.state, None).await?;
     let mut kept = stale.into_iter().filter(|run| run.kept && run.run.0.starts_with(what));
     match (kept.next(), kept.next()) {
         (Some(one), None) => {

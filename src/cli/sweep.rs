@@ -5,6 +5,7 @@ use crate::cli::args;
 use crate::cli::args::GlobalArgs;
 use crate::cloud::StaleRun;
 use crate::disk::direct::preserved_disk;
+use crate::disk::strategy::stale_runs;
 use crate::error::{Kind, SUCCESS};
 use crate::ids::RunId;
 use crate::owner::{Owner, OwnerEnded};
@@ -23,7 +24,7 @@ pub async fn run(global: &GlobalArgs, args: &args::SweepArgs, report: &Report) -
         _ = egress::sweep();
     }
     _ = preserved_disk::remove_orphans(&site.state);
-    let mut stale = site.stale_runs(args.older_than).await?;
+    let mut stale = stale_runs(&*site.cloud, &site.state, args.older_than).await?;
     if let Some(wanted) = &args.run {
         stale = named(&site, stale, wanted).await?;
     }
@@ -74,7 +75,7 @@ async fn named(site: &Site, mut stale: Vec<StaleRun>, wanted: &str) -> Result<Ve
             return Err(Kind::NotFound.failure(message).hint("Give more digits.").into());
         }
     }
-    let mut unsure = site.stale_runs(Some(Duration::ZERO)).await?;
+    let mut unsure = stale_runs(&*site.cloud, &site.state, Some(Duration::ZERO)).await?;
     unsure.retain(|run| run.run.0.starts_with(wanted));
     if unsure.iter().any(|run| run.run.0 == wanted) {
         return Ok(unsure);

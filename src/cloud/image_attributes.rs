@@ -44,12 +44,14 @@ pub fn check(attributes: &Attributes, architecture: Architecture) -> Result<()> 
     };
     if architecture == Architecture::Arm64 && boot_mode != "uefi" {
         return reject(
-            format!("an arm64 image cannot boot by {boot_mode}"),
+            format!("an arm64 image cannot boot with boot_mode = {boot_mode:?}"),
             "Set boot_mode = \"uefi\", or leave it out.",
         );
     }
     if attributes.tpm.is_some() && boot_mode != "uefi" {
-        let text = format!("tpm = \"v2.0\" needs the boot mode uefi, and this image's is {boot_mode}");
+        let text = format!(
+            "tpm = \"v2.0\" requires boot_mode = \"uefi\", but this image has boot_mode = {boot_mode:?}"
+        );
         return reject(
             text,
             "Set boot_mode = \"uefi\" if the image can boot that way, or use a base with a TPM.",
@@ -73,7 +75,7 @@ pub fn check_volume_kind(kind: &VolumeKind, what: &str) -> Result<()> {
     if let Some(name) = volume_type {
         let Some((_, iops, throughput)) = TYPES.iter().find(|(known, ..)| *known == name) else {
             let known: Vec<&str> = TYPES.iter().map(|(name, ..)| *name).collect();
-            return reject(format!("unknown volume type {name:?}; known: {}", known.join(", ")));
+            return reject(format!("unknown volume type {name:?}; the valid types are {}", known.join(", ")));
         };
         if kind.iops.is_some() && !iops {
             return reject(format!("a volume of type {name} does not accept iops"));
@@ -85,10 +87,10 @@ pub fn check_volume_kind(kind: &VolumeKind, what: &str) -> Result<()> {
             return reject(format!("a volume of type {name} needs iops"));
         }
     } else if kind.iops.is_some() || kind.throughput.is_some() {
-        return reject("iops and throughput need a type (gp3)".to_owned());
+        return reject("iops and throughput require a volume type, such as gp3".to_owned());
     }
     if kind.kms_key.is_some() && kind.encrypted != Some(true) {
-        return reject("a kms_key needs encrypted = true".to_owned());
+        return reject("`kms_key` requires `encrypted = true`".to_owned());
     }
     Ok(())
 }
@@ -140,10 +142,10 @@ mod tests {
             (none.clone(), Arm64, ""),
             (with(some("uefi"), some("v2.0")), X86_64, ""),
             (with(None, some("v2.0")), Arm64, ""),
-            (with(None, some("v2.0")), X86_64, "needs the boot mode uefi"),
-            (with(some("legacy-bios"), some("v2.0")), X86_64, "needs the boot mode uefi"),
-            (with(some("uefi-preferred"), some("v2.0")), X86_64, "needs the boot mode uefi"),
-            (with(some("legacy-bios"), None), Arm64, "cannot boot by legacy-bios"),
+            (with(None, some("v2.0")), X86_64, "requires boot_mode = \"uefi\""),
+            (with(some("legacy-bios"), some("v2.0")), X86_64, "requires boot_mode = \"uefi\""),
+            (with(some("uefi-preferred"), some("v2.0")), X86_64, "requires boot_mode = \"uefi\""),
+            (with(some("legacy-bios"), None), Arm64, "cannot boot with boot_mode = \"legacy-bios\""),
             (with(some("bios"), None), X86_64, "not one of"),
             (with(some("uefi"), some("v1.2")), X86_64, "not one of"),
             (Attributes { imds: some("v1"), ..none.clone() }, X86_64, "not one of"),
@@ -179,10 +181,10 @@ mod tests {
             (kind("gp2", Some(100), None), "does not accept iops"),
             (kind("io1", Some(100), Some(125)), "does not accept throughput"),
             (kind("gp4", None, None), "unknown volume type"),
-            (VolumeKind { iops: Some(1), ..Default::default() }, "need a type"),
+            (VolumeKind { iops: Some(1), ..Default::default() }, "require a volume type"),
             (keyed(Some(true)), ""),
-            (keyed(None), "needs encrypted"),
-            (keyed(Some(false)), "needs encrypted"),
+            (keyed(None), "requires `encrypted"),
+            (keyed(Some(false)), "requires `encrypted"),
         ] {
             let text = check_volume_kind(&kind, "it").err().map(|e| e.to_string()).unwrap_or_default();
             assert!(text.contains(wrong) && text.is_empty() == wrong.is_empty(), "{kind:?}: {text}");

@@ -10,12 +10,14 @@ pub mod name_conflict;
 
 use crate::device::Device;
 use crate::ids::{Architecture, ImageId, RunId, SnapshotId, VolumeId};
+use crate::report::Report;
 use crate::undo::{Payment, Undo};
 use anyhow::Result;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::Path;
 use std::time::Duration;
 
 pub type Tags = BTreeMap<String, String>;
@@ -263,6 +265,13 @@ pub trait Cloud {
     /// fails for any other image. `None`: there is no image of that name.
     async fn replace_failed(&self, name: &str) -> Result<Option<ImageId>>;
 
+    /// Removes an image, and its snapshot if no other image uses it. Fails with
+    /// [`Kind::Usage`](crate::error::Kind::Usage) in a cloud where that is left to the cloud's own tools.
+    async fn remove(&self, id: &ImageId, snapshot: &SnapshotId) -> Result<()>;
+
+    /// The command that removes an image by hand.
+    fn removal_command(&self, id: &ImageId) -> String;
+
     /// Runs that left resources and whose owner has ended. An owner on another host counts as ended only if its newest
     /// resource is older than `older_than`.
     async fn stale_runs(&self, older_than: Option<Duration>) -> Result<Vec<StaleRun>>;
@@ -282,6 +291,40 @@ pub trait Cloud {
     async fn permissions(&self) -> Result<Vec<Permission>> {
         Ok(Vec::new())
     }
+
+    /// Copies disks of this machine into images. `None`: their blocks have to be uploaded.
+    fn disk_copier(&self) -> Option<&dyn DiskCopier> {
+        None
+    }
+
+    /// Whether it has images that oven did not make; [`Cloud::images`] omits these.
+    fn has_foreign_images(&self) -> bool {
+        true
+    }
+
+    /// Whether its volumes and snapshots are files on this machine.
+    fn is_on_this_machine(&self) -> bool {
+        false
+    }
+
+    /// Whether this machine may have credentials for the cloud, which steps must not reach.
+    fn has_credentials(&self) -> bool {
+        true
+    }
+}
+
+/// Copies raw disks of this machine into images, which is faster than uploading their blocks.
+#[async_trait(?Send)]
+pub trait DiskCopier {
+    /// Copies a file or a block device. If the name is taken by an image of the same disk, returns that image; fails if
+    /// its disk is another one.
+    async fn copy_disk(
+        &self,
+        raw: &Path,
+        name: &str,
+        architecture: Architecture,
+        report: &Report,
+    ) -> Result<Image>;
 }
 
 /// Describes a volume to create.

@@ -27,26 +27,26 @@ pub fn resolve_conflict(holder: &Image, spec: &ImageSpec) -> ConflictResolution 
         if imported { same(tag::SOURCE) } else { same(tag::FINGERPRINT) && same(tag::CHECKSUM) };
     let rename = if imported { "give another --name" } else { "change the definition's name" };
     let broken = match holder.state {
-        ImageState::Failed => "failed",
-        _ if ours && !has_identity_tags(holder) => "incomplete: it lacks our tags",
+        ImageState::Failed => "has failed",
+        _ if ours && !has_identity_tags(holder) => "is incomplete, because it lacks oven's tags",
         _ if !same_source || holder.architecture != spec.architecture => {
             let text = format!("the name {name} is used by {id}, which is another image");
             let hint = format!(
-                "See `oven images show {id}`. Remove it (oven images remove {id}; in AWS: aws ec2 deregister-image \
-                 --image-id {id}), or {rename}."
+                "`oven images show {id}` describes it. Remove it (`oven images remove {id}`; in AWS, `aws ec2 \
+                 deregister-image --image-id {id}`), or {rename}."
             );
             return ConflictResolution::Refuse(Kind::Cloud.failure(text).hint(hint).into());
         }
         ImageState::Pending => return ConflictResolution::Wait,
         ImageState::Available => return ConflictResolution::Adopt,
     };
-    let text = format!("the name {name} is used by {id}, which is {broken}");
+    let text = format!("the name {name} is used by {id}, which {broken}");
     let hint = if imported {
         format!("Deregister {id}, or give another --name.")
     } else if ours {
         "Bake again with --replace-failed, which deregisters it first.".to_owned()
     } else {
-        format!("oven did not create it: deregister {id} yourself.")
+        format!("Deregister {id} yourself, because oven did not create it.")
     };
     ConflictResolution::Refuse(Kind::Cloud.failure(text).hint(hint).into())
 }

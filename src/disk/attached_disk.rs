@@ -104,7 +104,7 @@ impl<V: Volumes + 'static> DiskStrategy for AttachedDisks<V> {
     }
 
     async fn forget(&self, run: &RunId) -> Result<()> {
-        // Removes both even if one removal fails.
+        // The snapshots are removed even if a volume cannot be removed.
         let volumes = self.volumes.ensure_no_volumes(run).await;
         let snapshots = self.volumes.ensure_no_snapshots(run).await;
         volumes.and(snapshots).with_context(|| format!("removing the leftovers of run {run}"))
@@ -124,10 +124,10 @@ impl<V: Volumes + 'static> Disk for AttachedDisk<V> {
         let node = File::from(device.node.try_clone().context("duplicating a descriptor")?);
         crate::sys::tasks::run(move |_| Ok(node.sync_all()?))
             .await
-            .with_context(|| format!("writing {} ({volume}) to the disk", path.display()))?;
+            .with_context(|| format!("syncing {} ({volume})", path.display()))?;
         undo.owe(snapshots_debt(&volumes, &run));
-        // The device is released first. Then nobody can write to the volume, so a region need not copy it; and on EC2
-        // an open device would delay detaching.
+        // The device is closed before the snapshot is taken. Then nobody can write to the volume, so a local region
+        // need not copy it. On EC2, an open device would delay detaching.
         drop(device);
         let snapshot = volumes.snapshot(&volume, &run, &tags).await;
         let snapshot = snapshot.with_context(|| format!("taking a snapshot of {volume}"))?;

@@ -18,11 +18,12 @@ use async_trait::async_trait;
 pub struct DiskSpec {
     /// `None` means the size of the base.
     pub size_gib: Option<u64>,
-    /// The type of the volume, or the encryption of the snapshot.
+    /// The volume's type, and the encryption of the volume or the snapshot.
     pub kind: VolumeKind,
     /// The tags of the volume and the snapshot.
     pub tags: Tags,
-    /// Whether the snapshot is read back and compared. This applies only to snapshots that oven uploads.
+    /// Whether the snapshot is read back and compared with the uploaded blocks. This applies only to snapshots that
+    /// oven uploads.
     pub verify: bool,
     /// Whether the disk will be committed. If so, its snapshot may be started early.
     pub will_commit: bool,
@@ -41,7 +42,7 @@ impl DiskSpec {
     }
 }
 
-/// Adds the tags that name the owner of a resource, so that `oven sweep` can remove it.
+/// Adds the tags that name a resource's run and owner. `oven sweep` uses these tags to find leftovers.
 pub fn with_owner_tags(tags: &Tags, run: &RunId) -> Tags {
     let mut tags = tags.clone();
     tags.entry(tag::RUN.to_owned()).or_insert_with(|| run.0.clone());
@@ -49,16 +50,16 @@ pub fn with_owner_tags(tags: &Tags, run: &RunId) -> Tags {
     tags
 }
 
-/// A method to get a writable copy of a base image's disk.
+/// A strategy to create a writable copy of a base image's disk.
 #[async_trait(?Send)]
 pub trait DiskStrategy {
-    /// Queries the cloud for the facts that the run's checkout needs. Creates nothing and reports nothing.
+    /// Queries the facts from the cloud that `checkout` needs for this run. Creates nothing and reports nothing.
     async fn look(&self, _base: &Base, _spec: &DiskSpec, _run: &RunId) -> Result<()> {
         Ok(())
     }
 
-    /// Creates a copy of the base's root disk. Before that, registers the clean-up actions for it and for a snapshot
-    /// that is started early.
+    /// Creates a copy of the base's root disk. Before that, registers clean-up actions for the copy and, if a snapshot
+    /// is started early, for the snapshot.
     async fn checkout(&self, base: &Base, spec: &DiskSpec, run: &RunId, undo: &Undo)
     -> Result<Box<dyn Disk>>;
 
@@ -69,12 +70,13 @@ pub trait DiskStrategy {
     async fn forget(&self, run: &RunId) -> Result<()>;
 }
 
-/// A writable copy of a base's disk. A mounted root borrows it, so a mounted disk cannot be committed.
+/// A writable copy of a base's disk. A mounted root borrows the disk, so a mounted disk cannot be committed.
 #[async_trait(?Send)]
 pub trait Disk {
     fn device(&self) -> &Device;
 
-    /// Makes the snapshot and returns when it is complete. Registers a clean-up action for it first. `on_progress` gets
-    /// the number of bytes uploaded so far, if this process uploads them.
+    /// Creates a snapshot of the disk, and returns when the snapshot is complete. Its clean-up action is registered
+    /// before it is created. If this process uploads the blocks, `on_progress` gets the number of bytes uploaded so
+    /// far.
     async fn commit(self: Box<Self>, undo: &Undo, on_progress: &dyn Fn(u64)) -> Result<SnapshotId>;
 }

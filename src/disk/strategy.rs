@@ -1,15 +1,36 @@
-//! Selects the strategy for disks. Leftovers of a run are found whichever strategy the run used.
+//! Uses the selected strategy for new disks. Preserved disks and leftovers of a run are searched with both strategies.
 
 use super::direct::preserved_disk;
 use super::{Disk, DiskSpec, DiskStrategy};
-use crate::cloud::Base;
+use crate::cloud::{Base, Cloud, StaleRun};
 use crate::config::project::Strategy;
 use crate::ids::RunId;
 use crate::undo::Undo;
 use anyhow::Result;
 use async_trait::async_trait;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::Duration;
+
+/// Returns the runs with leftovers, in the cloud or on this machine, whose owner has ended. `state` is the state
+/// directory of this machine.
+pub async fn stale_runs(
+    cloud: &dyn Cloud,
+    state: &Path,
+    older_than: Option<Duration>,
+) -> Result<Vec<StaleRun>> {
+    let mut stale = cloud.stale_runs(older_than).await?;
+    for here in preserved_disk::list_runs(state)? {
+        match stale.iter_mut().find(|run| run.run == here.run) {
+            Some(run) => {
+                run.resources.extend(here.resources);
+                run.kept |= here.kept;
+            }
+            None => stale.push(here),
+        }
+    }
+    Ok(stale)
+}
 
 pub struct SelectedDisks {
     pub strategy: Strategy,
@@ -48,7 +69,7 @@ impl DiskStrategy for SelectedDisks {
     }
 
     async fn forget(&self, run: &RunId) -> Result<()> {
-        // Removes both even if one removal fails.
+        // Both strategies remove their resources, even if one of them fails.
         let (attached, direct) = (self.attached.forget(run).await, self.direct.forget(run).await);
         attached.and(direct)
     }

@@ -1,5 +1,6 @@
-//! Checks of what a bake needs from this machine. All missing parts are reported at once.
+//! Checks whether this machine has everything that a bake needs. All missing parts are reported together.
 
+use crate::config::project::{AWS, Settings, Strategy};
 use crate::disk::direct::server;
 use crate::error;
 use crate::error::Kind;
@@ -12,9 +13,9 @@ use std::fmt;
 use std::io::ErrorKind;
 use std::path::Path;
 
-/// Bytes. With less, a copy of a usual base image may not fit.
+/// The free space in bytes that a region should have. With less, a copy of a usual base image may not fit.
 const MIN_SPACE: u64 = 4 << 30;
-/// Bytes. With less, logs may not fit.
+/// The free space in bytes that the state directory should have. With less, logs may not fit.
 const MIN_STATE_SPACE: u64 = 64 << 20;
 
 /// The result of one check.
@@ -29,7 +30,7 @@ pub struct Check {
 #[serde(tag = "verdict", rename_all = "lowercase")]
 enum Verdict {
     Ok,
-    /// Missing, but a bake works without it.
+    /// The feature is missing, but a bake works without it.
     Note {
         note: String,
     },
@@ -44,7 +45,7 @@ impl Check {
         matches!(self.verdict, Verdict::Lacks { .. })
     }
 
-    /// The check of an attempt. `fix`: what to do, if the error has no hint.
+    /// Returns the check of something that was tried. `fix` says what to do; it is used only if the error has no hint.
     pub fn tried<T>(what: &str, tried: &Result<T>, fix: &str) -> Self {
         let (why, hint) = match tried {
             Ok(_) => return Self::new(what, true, "", ""),
@@ -77,7 +78,7 @@ impl fmt::Display for Check {
     }
 }
 
-/// Errors: [`Kind::Machine`], with everything that is missing.
+/// Fails with [`Kind::Machine`] if something is missing. The error lists everything that is missing.
 pub fn ensure_ready(needs: Needs) -> Result<()> {
     let lacks: Vec<_> =
         checks(needs).into_iter().filter(Check::lacks).map(|check| format!("\n  {check}")).collect();
@@ -87,19 +88,30 @@ pub fn ensure_ready(needs: Needs) -> Result<()> {
     Err(Kind::Machine.error(format!("this machine cannot bake:{}", lacks.concat())))
 }
 
-/// Needs of a disk strategy, in addition to what every bake needs.
+/// Needs of a cloud and a disk strategy, in addition to what every bake needs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Needs {
-    /// Loop devices.
+    /// Whether loop devices are needed.
     pub loops: bool,
-    /// Disks that this program serves by FUSE.
+    /// Whether FUSE is needed, because this program serves the disks.
     pub fuse: bool,
+    /// NVMe disks, which attached volumes are.
+    pub nvme: bool,
+    /// A role in the cloud: its permissions, and steps that cannot reach its credentials.
+    pub role: bool,
 }
 
-/// All checks that need no region and no attempt.
+impl Needs {
+    pub fn of(settings: &Settings) -> Self {
+        let (aws, fuse) = (settings.cloud == AWS, settings.disks() == Strategy::Direct);
+        Self { loops: fuse || !aws, fuse, nvme: aws && !fuse, role: aws }
+    }
+}
+
+/// Runs the checks that need no directory and run no step.
 pub fn checks(needs: Needs) -> Vec<Check> {
     let mut checks =
-        vec![Check::new("root", nix::unistd::geteuid().is_root(), "oven is not run as root", "Use sudo.")];
+        vec![Check::new("root", nix::unistd::geteuid().is_root(), "oven does not run as root", "Use sudo.")];
     if !checks[0].lacks() {
         checks.push(capabilities(held_capabilities()));
     }
@@ -120,7 +132,7 @@ pub fn checks(needs: Needs) -> Vec<Check> {
     }
     let without = [
         ("xfs", "file system xfs", "images with an xfs root cannot be baked here"),
-        ("vfat", "file system vfat", "an image's /boot/efi cannot be changed: a step that does so fails"),
+        ("vfat", "file system vfat", "a bake fails if a step changes the image's /boot/efi"),
         ("overlay", "file system overlay", "images with a [[test]] cannot be baked here"),
     ];
     for (name, what, note) in without {
@@ -141,12 +153,18 @@ pub fn checks(needs: Needs) -> Vec<Check> {
         rustix::fs::Mode::empty(),
         rustix::fs::ResolveFlags::IN_ROOT,
     );
-    checks.push(Check::new("openat2", openat2.is_ok(), "the kernel refuses it", "Use Linux 5.12 or newer."));
+    checks.push(Check::new(
+        "openat2",
+        openat2.is_ok(),
+        "the kernel does not support it",
+        "Use Linux 5.12 or newer.",
+    ));
     checks
 }
 
-/// Whether oven can block access from steps with the network to the builder's credentials. It is tried, as root.
-/// `required`: without it no step gets the network.
+/// Checks whether oven can block access from steps with the network to the builder's credentials. The check tries to
+/// block it, which needs root; without root, the result is `None`. `required` is true if no step may have the network
+/// without this.
 pub fn credential_blocking(required: bool) -> Option<Check> {
     const WHAT: &str = "cgroup v2 and BPF";
     if !nix::unistd::geteuid().is_root() {
@@ -157,49 +175,51 @@ pub fn credential_blocking(required: bool) -> Option<Check> {
         return Some(Check::tried(
             WHAT,
             &fence,
-            "Or allow a definition's steps to reach the credentials: imds = true.",
+            "Or set `imds = true` in image.toml, which lets the steps reach the credentials.",
         ));
     }
     let note = fence.as_ref().err().map(|error| format!("{error:#}")).unwrap_or_default();
     Some(Check::note(WHAT, fence.is_ok(), &note))
 }
 
-/// Whether the kernel waits long enough for a slow EBS volume. `sys` is `/sys`.
+/// Checks whether the kernel waits long enough for a slow EBS volume. `sys` is the path of `/sys`.
 pub fn nvme_timeout(sys: &Path) -> Option<Check> {
     let text = std::fs::read_to_string(sys.join("module/nvme_core/parameters/io_timeout")).ok()?;
     let seconds: u64 = text.trim().parse().ok()?;
     let note = format!(
-        "it is {seconds} s: a volume that answers later fails a bake. AWS recommends the kernel parameter \
+        "it is {seconds} s, and a bake fails if a volume takes longer to respond. AWS recommends the kernel parameter \
          nvme_core.io_timeout=4294967295"
     );
     // A day is as good as the highest value that the kernel accepts.
     Some(Check::note("NVMe timeout", seconds >= 24 * 60 * 60, &note))
 }
 
-/// Whether logs and locks can be written. A missing directory will be created.
+/// Checks whether logs and locks can be written. A missing directory will be created, so the check uses its nearest
+/// parent that exists.
 pub fn state_directory(dir: &Path) -> Check {
     let what = format!("directory {}", dir.display());
     let existing = dir.ancestors().find(|dir| dir.exists()).unwrap_or(dir);
     if let Err(errno) = nix::unistd::access(existing, nix::unistd::AccessFlags::W_OK) {
-        return Check::new(&what, false, format!("it cannot be written: {}", errno.desc()), "Use sudo.");
+        return Check::new(&what, false, format!("oven cannot write to it: {}", errno.desc()), "Use sudo.");
     }
     let free = free_space(existing).unwrap_or_default();
     Check::note(&what, free >= MIN_STATE_SPACE, &format!("only {} MiB are free", free >> 20))
 }
 
-/// Whether the region is usable and has free space.
+/// Checks whether the region's directory can be written and has enough free space.
 pub fn region(dir: &Path) -> Check {
     let what = format!("region {}", dir.display());
     if let Err(errno) = nix::unistd::access(dir, nix::unistd::AccessFlags::W_OK) {
-        let why = format!("it cannot be written: {}", errno.desc());
+        let why = format!("oven cannot write to it: {}", errno.desc());
         return Check::new(&what, false, why, "Choose another --region-dir.");
     }
     let free = free_space(dir).unwrap_or_default();
     Check::note(&what, free >= MIN_SPACE, &format!("only {} MiB are free", free >> 20))
 }
 
-/// Whether disks can be served by FUSE (`disks = "direct"`). It is tried, as root, as a container may lack the device
-/// node. `required`: the settings ask for such disks.
+/// Checks whether disks can be served by FUSE (`disks = "direct"`). The check tries it, because a container may lack
+/// the device node. That needs root; without root, the result is `None`. `required` is true if the settings request
+/// such disks.
 fn fuse(required: bool) -> Option<Check> {
     const WHAT: &str = "FUSE";
     if !nix::unistd::geteuid().is_root() {
@@ -213,8 +233,8 @@ fn fuse(required: bool) -> Option<Check> {
     Some(Check::note(WHAT, tried.is_ok(), &why.unwrap_or_default()))
 }
 
-/// Capabilities that every bake needs: for mounts and namespaces, a step's private `/dev` and its `lo`, and for what
-/// package managers do as root.
+/// The capabilities that every bake needs: for mounts and namespaces, for a step's private `/dev` and `lo`, and for the
+/// work of package managers as root.
 const NEEDED: CapabilitySet = CapabilitySet::SYS_ADMIN
     .union(CapabilitySet::MKNOD)
     .union(CapabilitySet::NET_ADMIN)
@@ -236,12 +256,13 @@ fn held_capabilities() -> CapabilitySet {
 fn capabilities(held: CapabilitySet) -> Check {
     let missing = NEEDED.difference(held);
     let names: Vec<_> = missing.iter_names().map(|(name, _)| name).collect();
-    let fix = "In a container: run it privileged.";
-    Check::new("capabilities", missing.is_empty(), format!("{} missing", names.join(", ")), fix)
+    let verb = if names.len() == 1 { "is" } else { "are" };
+    let fix = "If oven runs in a container, make the container privileged.";
+    Check::new("capabilities", missing.is_empty(), format!("{} {verb} missing", names.join(", ")), fix)
 }
 
-/// Whether disks can be grown. Without CAP_SYS_RESOURCE the kernel cannot grow a mounted ext4; then e2fsprogs grow it
-/// before it is mounted.
+/// Checks whether disks can be grown. Without CAP_SYS_RESOURCE, the kernel refuses to grow a mounted ext4. In that
+/// case, e2fsprogs grows it before it is mounted.
 pub fn disk_growth() -> Check {
     let is_capable = held_capabilities().contains(CapabilitySet::SYS_RESOURCE);
     let tools = ["e2fsck", "resize2fs"];
@@ -256,16 +277,17 @@ fn loop_devices() -> Check {
     let control = std::fs::File::options().read(true).write(true).open("/dev/loop-control");
     let why = match control {
         Ok(_) => String::new(),
-        // Not root: another check reports that. No node: oven creates its own, if the kernel has the device.
+        // If access is denied, oven does not run as root, which another check reports. If only the node is missing,
+        // oven creates its own node.
         Err(e) if e.kind() == ErrorKind::PermissionDenied => String::new(),
         Err(_) if Path::new("/sys/class/misc/loop-control").exists() => String::new(),
-        Err(e) => format!("/dev/loop-control: {e}"),
+        Err(e) => format!("cannot open /dev/loop-control: {e}"),
     };
     let fix = "Load the module (`modprobe loop`), or run the container privileged.";
     Check::new("loop devices", why.is_empty(), why.clone(), fix)
 }
 
-/// Whether the running kernel can load a file system on demand.
+/// Returns whether the running kernel can load the module of a file system.
 fn has_module(name: &str) -> bool {
     let Ok(uname) = nix::sys::utsname::uname() else { return false };
     let index = Path::new("/lib/modules").join(uname.release()).join("modules.dep");
@@ -281,7 +303,7 @@ mod tests {
     fn what_is_missing_is_named() {
         let check = capabilities(NEEDED.difference(CapabilitySet::MKNOD | CapabilitySet::CHOWN));
         assert!(check.lacks());
-        assert!(check.to_string().contains("CHOWN, MKNOD missing"), "{check}");
+        assert!(check.to_string().contains("CHOWN, MKNOD are missing"), "{check}");
         assert!(!capabilities(CapabilitySet::all()).lacks());
     }
 }

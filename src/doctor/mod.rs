@@ -1,4 +1,4 @@
-//! Whether this machine can bake: `oven doctor`.
+//! Checks whether this machine can bake (`oven doctor`).
 
 pub mod checks;
 pub mod probes;

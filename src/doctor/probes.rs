@@ -1,5 +1,5 @@
-//! Tries the parts of a bake on empty disks and images: this is the only way to find out what a container or a
-//! hardened kernel forbids.
+//! Tries the parts of a bake on empty disks and images. This is the only way to find out what a container or a hardened
+//! kernel forbids.
 
 use super::checks::Check;
 use crate::cloud::block_api::{SnapshotContents, SnapshotReader};
@@ -22,29 +22,29 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Bytes of the disk: small, but a valid disk.
+/// The size of the disk in bytes. The disk is small, but valid.
 const DISK: u64 = 1 << 20;
-/// For a step that does nothing, which takes milliseconds.
+/// The time limit of a step that does nothing. Such a step takes milliseconds.
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// A program that does not exist in the empty image.
 const PROGRAM: &str = "/oven-doctor";
-const PRIVILEGED: &str = "In a container: run it privileged.";
+const PRIVILEGED: &str = "If oven runs in a container, make the container privileged.";
 
-/// What is tried, and where.
+/// Describes what to try.
 pub struct Probe<'a> {
-    /// The program that steps are run by.
+    /// The path of this program, which runs steps.
     pub helper: &'a Path,
     /// The state directory.
     pub state: &'a Path,
-    /// Volumes are loop devices of a local region.
+    /// Whether volumes are loop devices of a local region.
     pub in_region: bool,
-    /// Disks are served by this program.
+    /// Whether this program serves the disks.
     pub direct: bool,
     pub egress: EgressGuard,
 }
 
-/// Attaches an empty disk in a local region, and runs contained steps in an empty image. Nothing of it stays; the
-/// mounts are this process's own.
+/// Attaches an empty disk, and runs isolated steps in an empty image. Nothing remains afterwards, because the mounts
+/// are private to this process.
 pub async fn run(probe: &Probe<'_>) -> Vec<Check> {
     let mut checks = Vec::new();
     if probe.in_region {
@@ -91,8 +91,8 @@ async fn serve_disk(probe: &Probe<'_>) -> Result<()> {
         marks: written.marks(),
         place: dir.path(),
     };
-    let export = DiskServer::start(&spec, &Arc::new(lower))?;
-    let device = loop_device::attach(&export.file, "doctor")?;
+    let server = DiskServer::start(&spec, &Arc::new(lower))?;
+    let device = loop_device::attach(&server.file, "doctor")?;
     loop_device::release(device).await
 }
 
@@ -135,7 +135,7 @@ async fn run_step(probe: &Probe<'_>, root: &Path, network: bool, throwaway: bool
     let mut output = Vec::new();
     let exit = sandbox::run(probe.helper, &spec, TIMEOUT, &mut |line| output.push(line.to_owned())).await?;
     match exit.status {
-        // The step was set up, and its program does not exist: success.
+        // If the program was not found, the step was set up, which is the success of this probe.
         ExitStatus::Exited(127) => Ok(()),
         other => bail!("{other}: {}", output.join(" ")),
     }

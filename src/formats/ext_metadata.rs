@@ -1,5 +1,5 @@
-//! Finds the metadata of a disk's file systems: partition tables, ext's group descriptors, bitmaps and inode tables. It
-//! is a hint for what to prefetch: what cannot be parsed is skipped.
+//! Finds the metadata of a disk's file systems: partition tables, ext's group descriptors, bitmaps and inode tables.
+//! The result is only a hint for prefetching, so metadata that cannot be parsed are skipped.
 
 use crate::formats::partition;
 use crate::formats::partition::{ReadAt, TableScheme};
@@ -7,14 +7,14 @@ use crate::ids::BLOCK;
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-/// More block groups than a file system of 16 TiB has with blocks of 4 KiB.
+/// The maximum number of block groups. A file system of 16 TiB with blocks of 4 KiB has this number.
 const GROUPS_MAX: u64 = 1 << 17;
 /// The largest descriptor that the kernel supports, in bytes.
 const DESCRIPTOR_MAX: u64 = 1024;
-/// Descriptors are read in pieces: an image may claim to have any number of them.
+/// Descriptors are read in pieces of this size in bytes, because an image may claim to have any number of descriptors.
 const PIECE: u64 = 64 << 10;
 
-/// The indexes of blocks with metadata, ascending.
+/// Returns the indexes of blocks with metadata.
 pub fn blocks(disk: &(impl ReadAt + ?Sized)) -> BTreeSet<u32> {
     let mut found = BTreeSet::from([0]);
     let Ok(table) = partition::read(disk, 512) else { return found };
@@ -25,7 +25,7 @@ pub fn blocks(disk: &(impl ReadAt + ?Sized)) -> BTreeSet<u32> {
     for start in starts {
         let mut ranges = ext(disk, start).unwrap_or_default();
         ranges.sort_by_key(|range| range.start);
-        // The ranges may overlap: no block is added twice.
+        // The ranges may overlap. `next` prevents that a block is added twice.
         let mut next = 0;
         for range in ranges {
             let first = next.max(range.start / BLOCK as u64);
@@ -44,14 +44,14 @@ fn le16(bytes: &[u8], at: usize) -> u64 {
     le32(bytes, at) & 0xffff
 }
 
-/// The byte ranges of ext's metadata. (The kernel's documentation of ext4, "Super Block" and "Block Group
-/// Descriptors".)
+/// Returns the byte ranges of an ext file system's metadata. (See the kernel's documentation of ext4, "Super Block" and
+/// "Block Group Descriptors".)
 fn ext(disk: &(impl ReadAt + ?Sized), start: u64) -> Option<Vec<Range<u64>>> {
     let sb = disk.bytes(start.checked_add(1024)?, 1024).ok().filter(|sb| le16(sb, 56) == 0xef53)?;
     let (log, first, per_group) = (le32(&sb, 24), le32(&sb, 20), le32(&sb, 32));
     let (inodes, inode_size) = (le32(&sb, 40), le16(&sb, 88).max(128));
     let wide = le32(&sb, 96) & 0x80 != 0;
-    // meta_bg scatters the descriptors, which is not supported here.
+    // The feature meta_bg scatters the descriptors, which is not supported here.
     if log > 6 || per_group == 0 || le32(&sb, 96) & 0x10 != 0 {
         return None;
     }
@@ -64,7 +64,7 @@ fn ext(disk: &(impl ReadAt + ?Sized), start: u64) -> Option<Vec<Range<u64>>> {
     }
     let at = start.checked_add((first + 1) * block)?;
     let end = at.checked_add(groups * size).filter(|end| *end <= disk.size())?;
-    // The ranges that a group's descriptor names.
+    // Returns the ranges that a group's descriptor names.
     let of_group = |descriptor: &[u8]| {
         let offset_of = |low: usize, high: usize| {
             let high = if size >= 64 { le32(descriptor, high) << 32 } else { 0 };
@@ -74,7 +74,8 @@ fn ext(disk: &(impl ReadAt + ?Sized), start: u64) -> Option<Vec<Range<u64>>> {
         let flags = le16(descriptor, 18);
         let unused = le16(descriptor, 28) | if size >= 64 { le16(descriptor, 50) << 16 } else { 0 };
         let mut found = [None, None, None];
-        // With BLOCK_UNINIT or INODE_UNINIT there is nothing to read.
+        // With the flag BLOCK_UNINIT or INODE_UNINIT, the bitmap or the table was never written, so it need not be
+        // read.
         if let (Some(at), 0) = (offset_of(0, 32), flags & 2) {
             found[0] = range(at, block);
         }
@@ -98,7 +99,8 @@ fn ext(disk: &(impl ReadAt + ?Sized), start: u64) -> Option<Vec<Range<u64>>> {
 mod tests {
     use super::*;
 
-    /// A file system of two groups of 8192 blocks of 4 KiB, with the inode tables of both at the start of the first.
+    /// Returns a disk with a file system of two groups, each with 8192 blocks of 4 KiB. The inode tables of both groups
+    /// are in the first group.
     fn disk() -> Vec<u8> {
         let mut disk = vec![0; 64 << 20];
         let mut put = |at: usize, value: u32| disk[at..at + 4].copy_from_slice(&value.to_le_bytes());
@@ -118,7 +120,8 @@ mod tests {
 
     #[test]
     fn tables_and_bitmaps_are_found_as_far_as_they_are_used() {
-        // Bitmaps are in blocks 200 and 300 of 4 KiB; 1024 inodes of 256 bytes take 64 of these, 24 take two.
+        // The bitmaps begin at the file system's blocks 200 and 300. A table of 1024 inodes of 256 bytes has 64 blocks,
+        // and a table of 24 inodes has two.
         let expected = [200 / 128, 300 / 128, 1000 / 128, 1063 / 128, 6000 / 128].map(|block| block as u32);
         assert_eq!(blocks(&disk()[..]), BTreeSet::from_iter(expected.into_iter().chain([0])));
     }
@@ -137,7 +140,7 @@ mod tests {
         assert_eq!(blocks(&[0u8; 4096][..]), BTreeSet::from([0]));
     }
 
-    /// A disk of 1 TiB that repeats one byte after its start; records the largest read.
+    /// A disk of 1 TiB that repeats one byte after its start. It records the size of the largest read.
     struct RepeatingDisk {
         start: Vec<u8>,
         rest: u8,
@@ -168,7 +171,8 @@ mod tests {
             start[1024 + 254..1024 + 256].copy_from_slice(&size.to_le_bytes());
             RepeatingDisk { start, rest, largest_read: Default::default() }
         };
-        // 64 bit, a huge number of groups, each with an inode table that covers most of the disk.
+        // The file system is 64-bit, and has a huge number of groups. Each group has an inode table that covers most of
+        // the disk.
         let groups = [(96, 0x80), (336, 1), (32, 1), (40, u32::MAX)];
         for (rest, size) in [(0, 64), (0x10, 32), (0xff, 64), (1, 1024)] {
             let disk = with(rest, size, &groups);

@@ -1,43 +1,44 @@
-//! The image's fstab: which partitions of its disk are mounted below the root. Pure.
+//! Parses an image's fstab, and selects the partitions of the image's disk to mount below the root. Mounts nothing.
 
 use crate::error::Kind;
 use anyhow::Result;
 
-/// No image has this many file systems on its disk, and one that claims to must not fill the mount table.
+/// The maximum number of mounts. No image has this many file systems on its disk, and a malicious image must not fill
+/// the mount table.
 const PLANNED_MAX: usize = 64;
 
 /// A line of fstab(5), unescaped.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FstabEntry {
-    /// Counted from 1.
+    /// The number of the line, counted from 1.
     pub line: usize,
     pub spec: FstabSource,
-    /// Absolute and normalized: no `.`, no empty component; `/` for the root.
+    /// The mount point: an absolute path without `.` and empty components, or `/` for the root.
     pub target: String,
     pub kind: String,
     pub options: Vec<String>,
 }
 
-/// What a line mounts.
+/// The source of an entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FstabSource {
     Uuid(String),
     Label(String),
     PartUuid(String),
     PartLabel(String),
-    /// A device by a name that depends on the machine: `/dev/sda2`, `/dev/mapper/…`.
+    /// The name of a device, which depends on the machine: `/dev/sda2`, `/dev/mapper/…`.
     Device(String),
-    /// No block device: a network share, `tmpfs`, a directory.
+    /// Not a block device, but a network share, `tmpfs` or a directory.
     Other(String),
 }
 
 impl FstabSource {
     pub(crate) fn parse(text: &str) -> Self {
-        let by = |name: &str| {
+        let by_link = |name: &str| {
             text.strip_prefix("/dev/disk/by-").and_then(|t| t.strip_prefix(name)?.strip_prefix('/'))
         };
         let tag = |name: &str| Some(text.strip_prefix(name)?.strip_prefix('=')?.trim_matches('"').to_owned());
-        let either = |upper: &str, lower: &str| tag(upper).or_else(|| by(lower).map(unhex));
+        let either = |upper: &str, lower: &str| tag(upper).or_else(|| by_link(lower).map(unhex));
         if let Some(id) = either("UUID", "uuid") {
             Self::Uuid(id)
         } else if let Some(id) = either("PARTUUID", "partuuid") {
@@ -53,7 +54,8 @@ impl FstabSource {
         }
     }
 
-    /// Whether this partition is meant. A device's name on another machine never matches.
+    /// Returns whether this source is the partition. The name of a device never matches, because it depends on the
+    /// machine.
     pub fn names(&self, ids: &PartitionIds<'_>) -> bool {
         match self {
             Self::Uuid(id) => !id.is_empty() && id.eq_ignore_ascii_case(ids.uuid),
@@ -92,16 +94,16 @@ pub struct PlannedMount {
     pub what: MountSource,
 }
 
-/// What is mounted.
+/// The source of a planned mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MountSource {
     /// The partition with this index.
     Partition(usize),
-    /// A directory of the image, absolute. `true`: with the mounts below it.
+    /// A directory of the image, as an absolute path. The flag is true if the mounts below the directory are included.
     Bind(String, bool),
 }
 
-/// All entries. Fields after the sixth are ignored, and lines with fewer than three are no entries.
+/// Returns all entries. Fields after the sixth are ignored. A line with fewer than three fields is not an entry.
 pub fn parse(text: &str) -> Vec<FstabEntry> {
     let entry = |(index, line): (usize, &str)| {
         let mut fields = line.split_ascii_whitespace();
@@ -122,8 +124,8 @@ pub fn parse(text: &str) -> Vec<FstabEntry> {
     text.lines().enumerate().filter_map(entry).collect()
 }
 
-/// The mounts below the root, parents first. Network shares, file systems in memory and `noauto` entries are skipped. A
-/// line that names another disk is an error unless it is `nofail`.
+/// Returns the mounts below the root, parents first. Network shares, file systems in memory and `noauto` entries are
+/// skipped. A line that names another disk is an error unless it has `nofail`.
 pub fn plan(
     entries: &[FstabEntry],
     root: usize,
@@ -132,7 +134,7 @@ pub fn plan(
     let mut planned = Vec::new();
     for entry in entries.iter().filter(|entry| entry.target != "/") {
         let has = |option: &str| entry.options.iter().any(|o| o == option);
-        // An automount is mounted by the first access.
+        // An automount is mounted by the first access, so it is not skipped even if it has `noauto`.
         if entry.kind == "swap" || (has("noauto") && !has("x-systemd.automount")) {
             continue;
         }
@@ -140,11 +142,14 @@ pub fn plan(
             let what = format!("line {} of the image's /etc/fstab", entry.line);
             let failure =
                 Kind::Definition.failure(format!("{what} mounts {} on {}: {why}", entry.spec, entry.target));
-            failure.hint("Bake on an image whose file systems are all on its root disk, or add the option nofail to the line.")
+            let hint = "Bake on an image whose file systems are all on its root disk, or add the option `nofail` to the \
+                        line.";
+            failure.hint(hint)
         };
         let what = match &entry.spec {
             FstabSource::Other(from) if has("bind") || has("rbind") => {
-                let from = target_of(from).ok_or_else(|| invalid("its source is not a path"))?;
+                let from = target_of(from)
+                    .ok_or_else(|| invalid("the source of a bind mount has to be an absolute path"))?;
                 MountSource::Bind(from, has("rbind"))
             }
             FstabSource::Other(_) => continue,
@@ -155,8 +160,7 @@ pub fn plan(
             FstabSource::Device(_) if has("nofail") => continue,
             FstabSource::Device(_) => {
                 return Err(invalid(
-                    "this name depends on the machine; only /dev/disk/by-uuid, by-label, \
-                                   by-partuuid and by-partlabel name a partition",
+                    "this device name depends on the machine; use UUID=, LABEL=, PARTUUID= or PARTLABEL= instead",
                 )
                 .into());
             }
@@ -164,7 +168,7 @@ pub fn plan(
                 let mut found = (0..partitions.len()).filter(|&index| spec.names(&partitions[index]));
                 match (found.next(), found.next()) {
                     (Some(one), None) if one == root => {
-                        return Err(invalid("that is the root itself").into());
+                        return Err(invalid("this is the root partition itself").into());
                     }
                     (Some(one), None) => MountSource::Partition(one),
                     (Some(_), Some(_)) => {
@@ -179,18 +183,18 @@ pub fn plan(
             return Err(invalid("the mount point contains `..`").into());
         }
         if planned.len() == PLANNED_MAX {
-            return Err(invalid("there are too many lines before it").into());
+            return Err(invalid(&format!("the fstab has more than {PLANNED_MAX} such mounts")).into());
         }
         planned.push(PlannedMount { target: entry.target.clone(), what });
     }
-    // Parents first. Of several lines with one target, the last one is mounted on top, as at boot. Binds come after
-    // what they may show.
+    // Parents come first. If several lines have the same target, the last one is mounted on top, as at boot. Binds come
+    // last, because they may show other mounts.
     planned.sort_by_key(|p| (matches!(p.what, MountSource::Bind(..)), depth(&p.target)));
     Ok(planned)
 }
 
-/// Whether the fstab's own line for `/` names this partition. `None` if there is no such line, or it has a device's
-/// name.
+/// Returns whether the fstab's own line for `/` names this partition. Returns `None` if there is no such line, or if
+/// its source is the name of a device.
 pub fn is_root_by_fstab(entries: &[FstabEntry], ids: &PartitionIds<'_>) -> Option<bool> {
     let root = entries.iter().find(|entry| entry.target == "/")?;
     match root.spec {
@@ -203,7 +207,7 @@ fn depth(target: &str) -> usize {
     target.matches('/').count()
 }
 
-/// A normalized mount point; `None` for `none` and for paths that are not absolute.
+/// Returns a normalized mount point, or `None` if the text is not an absolute path (for example, `none`).
 fn target_of(text: &str) -> Option<String> {
     let parts: Vec<_> =
         text.strip_prefix('/')?.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
@@ -330,9 +334,9 @@ mod tests {
         );
         assert!(refused("/dev/mapper/vg-var /var ext4").contains("/dev/mapper/vg-var on /var"));
         assert!(refused("/dev/xvda15 /boot/efi vfat").contains("depends on the machine"));
-        assert!(refused("UUID=root-id /again ext4").contains("the root itself"));
+        assert!(refused("UUID=root-id /again ext4").contains("the root partition itself"));
         assert!(refused("UUID=var-id /a/../../b ext4").contains(".."));
-        assert!(refused(&"UUID=var-id /v ext4\n".repeat(65)).contains("too many lines"));
+        assert!(refused(&"UUID=var-id /v ext4\n".repeat(65)).contains("more than 64 such mounts"));
         let twice = [DISK[0], DISK[3], DISK[3]];
         assert!(
             plan(&parse("LABEL=same /s ext4"), 0, &twice)

@@ -1,4 +1,5 @@
-//! Formats of other people, read from bytes that lie: partition tables, file systems, packages. Nothing here mounts, asks the machine or changes anything.
+//! Parsers for foreign formats: partition tables, file systems, packages. Their input is not trusted. They mount
+//! nothing, ask the kernel nothing, and change nothing.
 
 pub mod ext_metadata;
 pub mod fstab;

@@ -1,9 +1,9 @@
-//! Recognizes what is on a partition by its superblock. Pure: nothing is mounted, and the host is not asked.
+//! Recognizes the content of a partition by its superblock. Nothing is mounted, and the kernel is not asked.
 
 use super::partition::{ReadAt, le16, le32};
 use std::fmt;
 
-/// What was recognized. Only some of these can be a root; error messages name the others.
+/// The type of a partition's content. Only some types can be a root. Error messages name the other types.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileSystemType {
     Ext2,
@@ -20,7 +20,7 @@ pub enum FileSystemType {
 }
 
 impl FileSystemType {
-    /// The kernel's name for a file system; for other content, its common name.
+    /// Returns the kernel's name of a file system, or the common name of other content.
     pub fn name(self) -> &'static str {
         match self {
             Self::Ext2 => "ext2",
@@ -46,18 +46,18 @@ impl fmt::Display for FileSystemType {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileSystem {
     pub kind: FileSystemType,
-    /// As `/dev/disk/by-uuid` spells it; empty if there is none.
+    /// The UUID, as `/dev/disk/by-uuid` spells it. Empty if there is none.
     pub uuid: String,
-    /// Without control characters; empty if there is none.
+    /// The label, without control characters. Empty if there is none.
     pub label: String,
     /// In bytes; 0 if it is unknown.
     pub block_size: u64,
     pub blocks: u64,
-    /// ext: the journal has to be replayed. XFS does not record this in its superblock.
+    /// ext: whether the journal has to be replayed. XFS does not record this in its superblock.
     pub dirty: bool,
-    /// ext: errors that the kernel has recorded since the last check.
+    /// ext: the number of errors that the kernel has recorded since the last check.
     pub errors: u32,
-    /// XFS: how many percent of the space inodes may take.
+    /// XFS: the percentage of the space that inodes may take.
     pub inode_percent: u32,
 }
 
@@ -67,7 +67,7 @@ impl FileSystem {
         Self { kind, uuid, label, block_size: 0, blocks: 0, dirty: false, errors: 0, inode_percent: 0 }
     }
 
-    /// In bytes, according to the superblock; 0 if it is unknown.
+    /// Returns the size in bytes according to the superblock, or 0 if it is unknown.
     pub fn size(&self) -> u64 {
         self.blocks.saturating_mul(self.block_size)
     }
@@ -81,7 +81,8 @@ struct Window<'a, D: ReadAt + ?Sized> {
 }
 
 impl<D: ReadAt + ?Sized> Window<'_, D> {
-    /// `None` if the range exceeds the window or cannot be read: then nothing is recognized there.
+    /// Reads bytes of the range. Returns `None` if they exceed the range or cannot be read. Nothing is recognized in
+    /// that case.
     fn get(&self, offset: u64, length: usize) -> Option<Vec<u8>> {
         let end = offset.checked_add(length as u64)?;
         if end > self.size {
@@ -95,8 +96,8 @@ impl<D: ReadAt + ?Sized> Window<'_, D> {
     }
 }
 
-/// Recognizes what is in `size` bytes from `start`. Containers are tried first: a member of a RAID may look like a file
-/// system, too.
+/// Recognizes the content of the `size` bytes from `start`. Containers are tried first, because a member of a RAID may
+/// also look like a file system.
 pub fn probe(disk: &(impl ReadAt + ?Sized), start: u64, size: u64) -> Option<FileSystem> {
     let w = Window { disk, start, size };
     raid(&w)
@@ -115,8 +116,8 @@ fn ext(w: &Window<'_, impl ReadAt + ?Sized>) -> Option<FileSystem> {
     let (compat, incompat, ro_compat) = (le32(&sb, 92), le32(&sb, 96), le32(&sb, 100));
     let kind = match () {
         () if incompat & 0x8 != 0 => return Some(FileSystem::of(FileSystemType::Other("an ext4 journal"))),
-        // Features that ext3 does not have: all but filetype, recover and meta_bg; sparse_super, large_file and
-        // btree_dir.
+        // The features that ext3 can have are filetype, recover and meta_bg, and sparse_super, large_file and
+        // btree_dir. With any other feature, the file system is ext4.
         () if incompat & !0x16 != 0 || ro_compat & !0x7 != 0 => FileSystemType::Ext4,
         () if compat & 0x4 != 0 => FileSystemType::Ext3,
         () => FileSystemType::Ext2,
@@ -153,7 +154,7 @@ fn vfat(w: &Window<'_, impl ReadAt + ?Sized>) -> Option<FileSystem> {
     if !matches!(sector, 512 | 1024 | 2048 | 4096) || !cluster.is_power_of_two() {
         return None;
     }
-    // FAT32 has its number and label elsewhere.
+    // FAT32 has its volume id and label at another place than FAT12 and FAT16.
     let at = match () {
         () if &boot[82..87] == b"FAT32" => 67,
         () if &boot[54..57] == b"FAT" => 39,
@@ -178,7 +179,7 @@ fn btrfs(w: &Window<'_, impl ReadAt + ?Sized>) -> Option<FileSystem> {
 }
 
 fn swap(w: &Window<'_, impl ReadAt + ?Sized>) -> Option<FileSystem> {
-    // The signature ends the first page, whose size is that of the machine that made it.
+    // The signature is at the end of the first page. The page size is that of the machine that created the swap space.
     let found = [4096, 8192, 16384, 65536].into_iter().any(|page| {
         let sign = w.get(page - 10, 10);
         sign.is_some_and(|sign| &sign == b"SWAPSPACE2" || &sign == b"SWAP-SPACE")
@@ -202,7 +203,7 @@ fn luks(w: &Window<'_, impl ReadAt + ?Sized>) -> Option<FileSystem> {
 }
 
 fn raid(w: &Window<'_, impl ReadAt + ?Sized>) -> Option<FileSystem> {
-    // Versions 1.1, 1.2, 1.0 and 0.90 differ in where they are.
+    // The superblock's place depends on the version. The places below are of the versions 1.1, 1.2, 1.0 and 0.90.
     let old = (w.size & !0xffff).checked_sub(0x10000);
     let end = w.size.checked_sub(8192).map(|end| end & !4095);
     let magic = 0xa92b_4efc_u32.to_le_bytes();
@@ -219,14 +220,14 @@ fn others(w: &Window<'_, impl ReadAt + ?Sized>) -> Option<FileSystem> {
         (1024, &[0xe2, 0xe1, 0xf5, 0xe0], "EROFS"),
         (1024, &[0x10, 0x20, 0xf5, 0xf2], "F2FS"),
         (0x8001, b"CD001", "ISO 9660"),
-        // The first uberblock of a ZFS label that was written on a machine like ours.
+        // This is the first uberblock of a ZFS label that was written on a little-endian machine.
         (0x20000, &[0x0c, 0xb1, 0xba, 0], "ZFS"),
     ];
     let found = known.into_iter().find(|(at, magic, _)| w.has(*at, magic));
     found.map(|(_, _, name)| FileSystem::of(FileSystemType::Other(name)))
 }
 
-/// Sixteen bytes as `/dev/disk/by-uuid` spells them; empty for zeros.
+/// Formats 16 bytes as `/dev/disk/by-uuid` spells them. Returns an empty string if all bytes are zero.
 fn uuid(b: &[u8]) -> String {
     if b.iter().all(|&b| b == 0) {
         return String::new();
@@ -235,7 +236,7 @@ fn uuid(b: &[u8]) -> String {
     [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
 }
 
-/// A label up to its NUL, without padding.
+/// Returns a label up to its NUL byte, without padding.
 fn text(bytes: &[u8]) -> String {
     let bytes = bytes.split(|&b| b == 0).next().unwrap_or_default();
     let text = String::from_utf8_lossy(bytes).replace(|c: char| c.is_control(), "\u{fffd}");
@@ -282,7 +283,8 @@ mod tests {
         ] {
             let disk = with(size, &pieces);
             assert_eq!(kind(&disk), Some(want));
-            // After another partition, and cut off before the signature.
+            // The content is also recognized after another partition. It is not recognized if it is cut off before the
+            // signature.
             let mut shifted = vec![0xff; 4096];
             shifted.extend_from_slice(&disk);
             assert_eq!(probe(&shifted[..], 4096, size as u64).map(|fs| fs.kind), Some(want));

@@ -3,7 +3,7 @@
 use super::tree::ImageTree;
 use anyhow::Result;
 
-/// The image's accounts, from its own /etc/passwd and /etc/group. This machine's accounts are different.
+/// The image's accounts, from /etc/passwd and /etc/group in the image. This machine's accounts are different.
 pub struct Accounts {
     passwd: String,
     group: String,
@@ -20,7 +20,7 @@ impl Accounts {
         Ok(Self { passwd: text("/etc/passwd")?, group: text("/etc/group")? })
     }
 
-    /// `root` is known without the file.
+    /// Returns the id of a user. `root` is known even if the file does not list it.
     pub fn user(&self, name: &str) -> Option<u32> {
         id(&self.passwd, name)
     }
@@ -29,7 +29,7 @@ impl Accounts {
         id(&self.group, name)
     }
 
-    /// The home directories of all accounts, each once, up to a limit.
+    /// Returns the home directories of all accounts, each once, up to a limit.
     pub fn homes(&self) -> Vec<String> {
         let fields = self.passwd.lines().filter_map(|line| line.split(':').nth(5));
         let mut homes: Vec<_> = fields.filter(|home| home.starts_with('/')).map(str::to_owned).collect();
@@ -40,7 +40,7 @@ impl Accounts {
     }
 }
 
-/// The third field of the line that begins with `name`; a number stands for itself.
+/// Returns the third field of the line that begins with `name`. If `name` is a number, returns this number.
 fn id(table: &str, name: &str) -> Option<u32> {
     if let Ok(number) = name.parse() {
         return Some(number);
@@ -52,5 +52,5 @@ fn id(table: &str, name: &str) -> Option<u32> {
     }
 }
 
-/// Upper bound for home directories: examining one takes some 50 us, and oven cannot be stopped meanwhile.
+/// The maximum number of home directories. Examining one takes some 50 us, and oven cannot be stopped during that time.
 pub(crate) const HOMES_MAX: usize = 10_000;

@@ -1,4 +1,4 @@
-//! SELinux labels: extended attributes of the objects themselves.
+//! Reads and writes SELinux labels, which are extended attributes.
 
 use super::tree::ImageTree;
 use anyhow::{Context, Result};
@@ -8,15 +8,15 @@ use rustix::io::Errno;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 const ATTRIBUTE: &str = "security.selinux";
-/// The kernel's own limit is a page.
+/// The maximum size of a label in bytes. The kernel's own limit is a page.
 const MAX: usize = 4096;
 
 impl ImageTree {
-    /// Labels an object itself; a symlink is not followed. `false`: it does not exist.
+    /// Labels an object itself. A symlink is not followed. Returns false if the object does not exist.
     pub fn set_label(&self, path: &str, label: &str) -> Result<bool> {
         let doing = || format!("labelling {path} in the image");
         let Some((_held, place)) = self.pinned_path(path).with_context(doing)? else { return Ok(false) };
-        // With the terminating zero byte, as libselinux writes it.
+        // The value ends with a zero byte, as libselinux writes it.
         let value = [label.as_bytes(), b"\0"].concat();
         match rustix::fs::lsetxattr(&place, ATTRIBUTE, &value, XattrFlags::empty()) {
             Err(Errno::NOENT) => Ok(false),
@@ -24,7 +24,7 @@ impl ImageTree {
         }
     }
 
-    /// An object's label, if it has one.
+    /// Returns an object's label, if it has one.
     pub fn label(&self, path: &str) -> Result<Option<String>> {
         let doing = || format!("reading the label of {path} in the image");
         let Some((_held, place)) = self.pinned_path(path).with_context(doing)? else { return Ok(None) };
@@ -38,14 +38,15 @@ impl ImageTree {
         }
     }
 
-    /// Whether an object's content, owner, mode or attributes changed since then.
+    /// Returns whether an object's content, owner, mode or attributes changed since `then`.
     pub fn changed_since(&self, path: &str, then: SystemTime) -> Result<bool> {
         let Some(stat) = self.metadata(path)? else { return Ok(false) };
         let then = then.duration_since(UNIX_EPOCH).unwrap_or_default();
         Ok(i128::from(stat.st_ctime) >= i128::from(then.as_secs()))
     }
 
-    /// A path of an object that no symlink can redirect: its directory is held open, and only one component follows.
+    /// Returns a path of an object that no symlink can redirect, and the descriptor of the object's directory. The path
+    /// is the open directory with only one more component.
     fn pinned_path(&self, path: &str) -> Result<Option<(OwnedFd, String)>> {
         let (parent, name) = path.trim_end_matches('/').rsplit_once('/').unwrap_or(("", ""));
         let flags = OFlags::PATH | OFlags::DIRECTORY;
@@ -64,7 +65,8 @@ impl ImageTree {
 mod tests {
     use crate::image::test::Tree;
 
-    /// Setting labels needs root; without root, the kernel's error is returned. Either way nothing else is touched.
+    /// Setting labels needs root. Without root, the kernel's error is returned. In both cases, no other object is
+    /// changed.
     #[test]
     fn a_label_is_the_objects_own() {
         let tree = Tree::new();

@@ -1,4 +1,4 @@
-//! What an image is: its os-release, and the architecture of its programs.
+//! Reads what kind of system an image has: its os-release, and the architecture of its programs.
 
 use super::tree::ImageTree;
 use crate::error::Kind;
@@ -6,7 +6,7 @@ use crate::ids::Architecture;
 use anyhow::{Context, Result};
 use oven_distro::OsRelease;
 
-/// Where os-release(5) looks for it, in this order.
+/// The paths of os-release, in the order of os-release(5).
 const OS_RELEASE: [&str; 2] = ["/etc/os-release", "/usr/lib/os-release"];
 
 pub fn os_release(inside: &ImageTree) -> Result<OsRelease> {
@@ -19,7 +19,7 @@ pub fn os_release(inside: &ImageTree) -> Result<OsRelease> {
     Err(failure.hint("Check that the base image contains a Linux system.").into())
 }
 
-/// The architecture of `/bin/sh`, which every step needs.
+/// Returns the architecture of `/bin/sh`, which every step needs.
 pub fn architecture(inside: &ImageTree) -> Result<Architecture> {
     let head = inside.read_start("/bin/sh", 20).context("reading the image's /bin/sh")?.ok_or_else(|| {
         let failure = Kind::Definition.failure("the image has no /bin/sh");
@@ -29,7 +29,7 @@ pub fn architecture(inside: &ImageTree) -> Result<Architecture> {
     elf_architecture(&head).map_err(|what| Kind::Definition.error(format!("the image's /bin/sh is {what}")))
 }
 
-/// The architecture in the first 20 bytes of a program.
+/// Reads the architecture from the first 20 bytes of a program.
 fn elf_architecture(head: &[u8]) -> Result<Architecture, String> {
     let [0x7f, b'E', b'L', b'F', class, order, ..] = *head else { return Err("not an ELF program".into()) };
     if head.len() < 20 {
@@ -69,7 +69,7 @@ mod tests {
             std::fs::create_dir_all(dir.path().join("usr/bin")).unwrap();
             symlink("usr/bin", dir.path().join("bin")).unwrap();
             std::fs::write(dir.path().join("usr/bin").join(shell), program(class, machine)).unwrap();
-            // Absolute, as alternatives are: resolved inside the image.
+            // The link is absolute, like those of alternatives. It must be resolved inside the image.
             symlink(format!("/usr/bin/{shell}"), dir.path().join("bin/sh")).unwrap();
             let found = architecture(&ImageTree::open_dir(dir.path()).unwrap());
             match want {

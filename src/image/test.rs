@@ -1,4 +1,4 @@
-//! A directory tree that stands for an image, for tests.
+//! A directory tree that tests use as an image.
 
 use super::tree::ImageTree;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -47,7 +47,7 @@ impl Tree {
     pub fn remove(&self, path: &str) {
         let path = self.path(path);
         match path.symlink_metadata() {
-            // A directory of this test's own, below a temporary one.
+            // The directory belongs to this test and is in a temporary directory.
             #[allow(clippy::disallowed_methods)]
             Ok(found) if found.is_dir() => std::fs::remove_dir_all(path).unwrap(),
             Ok(_) => std::fs::remove_file(path).unwrap(),
@@ -71,7 +71,7 @@ impl Tree {
         Some(std::fs::read_link(self.path(path)).ok()?.to_str().unwrap().to_owned())
     }
 
-    /// The relative paths of everything in the tree.
+    /// Returns the relative paths of everything in the tree.
     pub fn listing(&self) -> Vec<String> {
         fn visit(dir: &Path, base: &Path, all: &mut Vec<String>) {
             for entry in std::fs::read_dir(dir).unwrap() {

@@ -7,23 +7,24 @@ use rustix::io::Errno;
 use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
 
-/// Each level needs a descriptor, of which a process has 1024. A deeper tree was made on purpose.
+/// The maximum depth of a tree. Each level needs a descriptor, and a process may have 1024 of them. A deeper tree was
+/// created on purpose.
 const DEPTH_MAX: usize = 200;
 
 /// Whether a walk enters an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Walk {
-    /// It does if the object is a directory.
+    /// The walk enters the object if it is a directory.
     On,
-    /// It does not.
+    /// The walk does not enter the object.
     Past,
 }
 
 impl ImageTree {
-    /// Visits everything below a directory: each directory before its content, names in order. Symlinks are visited but
-    /// not followed (`path` itself may lead through some), and what is mounted below is not entered. The visitor gets
-    /// each object's path, which begins with `path` as it was given, and the object's own metadata. If nothing is at
-    /// `path`, nothing is visited.
+    /// Visits everything below a directory. Each directory is visited before its content, and names are visited in
+    /// order. Symlinks are visited but not followed, except in `path` itself. Other mounts below the directory are not
+    /// entered. The visitor gets each object's path, which begins with `path` as it was given, and the object's own
+    /// metadata. If there is no directory at `path`, nothing is visited.
     pub fn walk(&self, path: &str, visit: &mut dyn FnMut(&str, &Stat) -> Result<Walk>) -> Result<()> {
         let doing = || format!("reading the directory {path} in the image");
         let Some(top) = absent(self.open(path, OFlags::RDONLY | OFlags::DIRECTORY)).with_context(doing)?
@@ -33,9 +34,10 @@ impl ImageTree {
         walk(&top, path.trim_end_matches('/'), 0, visit)
     }
 
-    /// Empties a directory, and returns how many objects were removed. `keep` gets each path, which begins with `path`
-    /// as it was given; what it accepts stays with its content. Nothing is followed, and nothing else that is mounted
-    /// is entered. If `path` itself is a symlink or not a directory, nothing is done.
+    /// Empties a directory, and returns the number of removed objects. `keep` gets each object's path, which begins
+    /// with `path` as it was given. If `keep` returns true, the object and its content are not removed. Symlinks are
+    /// not followed, and other mounts are not entered. If `path` itself is a symlink or not a directory, nothing is
+    /// done.
     pub fn remove_tree_content(&self, path: &str, keep: &dyn Fn(&str) -> bool) -> Result<u64> {
         let doing = || format!("emptying the directory {path} in the image");
         let path = path.trim_end_matches('/');
@@ -49,11 +51,11 @@ impl ImageTree {
     }
 }
 
-/// Opens a directory in a directory: not through a symlink, and not if something is mounted there.
+/// Opens a directory in a directory. Returns `None` if it is a symlink, or if something is mounted on it.
 fn descend(dir: &OwnedFd, name: &CStr) -> rustix::io::Result<Option<OwnedFd>> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
     match open_in(dir.as_fd(), name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW, resolve) {
-        // Something is mounted there, or it was replaced meanwhile.
+        // Something is mounted on the directory, or the directory was replaced meanwhile.
         Err(Errno::XDEV | Errno::NOTDIR | Errno::LOOP | Errno::NOENT) => Ok(None),
         other => other.map(Some),
     }
@@ -108,7 +110,7 @@ fn empty(
             is_emptied = false;
             continue;
         }
-        let gone = match rustix::fs::unlinkat(dir, &name, AtFlags::empty()) {
+        let removal = match rustix::fs::unlinkat(dir, &name, AtFlags::empty()) {
             Err(Errno::ISDIR) => match descend(dir, &name).with_context(|| format!("opening {below}"))? {
                 Some(inner) if empty(&inner, &below, depth, keep, removed)? => {
                     drop(inner);
@@ -120,9 +122,9 @@ fn empty(
                 }
             },
             Err(Errno::NOENT) => continue,
-            gone => gone,
+            removal => removal,
         };
-        gone.with_context(|| format!("removing {below}"))?;
+        removal.with_context(|| format!("removing {below}"))?;
         *removed += 1;
     }
     Ok(is_emptied)

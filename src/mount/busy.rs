@@ -23,7 +23,8 @@ pub fn find_holders(devices: &[u64]) -> Vec<String> {
                 for line in table::parse(&table).iter().filter(|line| devices.contains(&line.rdev)) {
                     let space = namespace.to_string_lossy().replace("mnt:", "");
                     let (who, path) = (name(process), line.path.display());
-                    found.push(format!("{who} has it mounted on {path} in the mount namespace {space}"));
+                    found
+                        .push(format!("{who} has mounted it on {path} in another mount namespace ({space})"));
                 }
             }
         }
@@ -36,44 +37,44 @@ pub fn find_holders(devices: &[u64]) -> Vec<String> {
     found
 }
 
-/// Returns the users as the end of a sentence: `: …`, or a note that none was found.
+/// Returns the users as the end of a sentence: `: …`, or a note that no user was found.
 pub fn holders_clause(devices: &[u64]) -> String {
     let found = find_holders(devices);
     if found.is_empty() {
-        "; no process was found that uses it".into()
+        "; oven found no process that uses it".into()
     } else {
         format!(": {}", found.join("; "))
     }
 }
 
-/// Describes a file that a process has open on the devices. oven's own descriptors of the device itself are not
+/// Describes a file that a process has open on one of the devices. A device node that oven itself has open is not
 /// reported.
 fn open_file(process: u32, devices: &[u64]) -> Option<String> {
     let dir = format!("/proc/{process}");
-    let ours = process == std::process::id();
+    let is_own = process == std::process::id();
     let descriptors = numbered(format!("{dir}/fd")).into_iter().map(|fd| format!("fd/{fd}"));
     let mut places = ["cwd", "root", "exe"].map(str::to_owned).into_iter().chain(descriptors);
     places.find_map(|place| {
         let path = format!("{dir}/{place}");
-        // The object may be on a network share that does not respond, so no synchronisation is requested.
+        // The file may be on a network share that does not respond, so the call must not ask the server.
         let flags = AtFlags::STATX_DONT_SYNC;
         let stat = rustix::fs::statx(CWD, &*path, flags, rustix::fs::StatxFlags::TYPE).ok()?;
-        let on = devices.contains(&rustix::fs::makedev(stat.stx_dev_major, stat.stx_dev_minor));
-        let block = FileType::from_raw_mode(stat.stx_mode.into()) == FileType::BlockDevice;
-        let device = devices.contains(&rustix::fs::makedev(stat.stx_rdev_major, stat.stx_rdev_minor));
+        let is_on_device = devices.contains(&rustix::fs::makedev(stat.stx_dev_major, stat.stx_dev_minor));
+        let is_block_device = FileType::from_raw_mode(stat.stx_mode.into()) == FileType::BlockDevice;
+        let is_the_device = devices.contains(&rustix::fs::makedev(stat.stx_rdev_major, stat.stx_rdev_minor));
         let what = std::fs::read_link(&path).unwrap_or_default();
-        (on || (block && device && !ours))
+        (is_on_device || (is_block_device && is_the_device && !is_own))
             .then(|| format!("{} has {} open as {place}", name(process), what.display()))
     })
 }
 
-/// Returns device-mapper and MD devices on the devices, and swap.
+/// Describes the device-mapper and MD devices that use these devices, and swap on them.
 fn stacked(devices: &[u64]) -> Vec<String> {
     let mut found = Vec::new();
     for &rdev in devices {
         let dir = format!("/sys/dev/block/{}:{}/holders", rustix::fs::major(rdev), rustix::fs::minor(rdev));
         let holders = std::fs::read_dir(dir).into_iter().flatten().flatten();
-        found.extend(holders.map(|h| format!("{} is stacked on it", h.file_name().display())));
+        found.extend(holders.map(|h| format!("the device {} uses it", h.file_name().display())));
         let name = super::partitions::name_of(rdev).unwrap_or_default();
         let swaps = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
         let path = format!("/dev/{name}");

@@ -13,12 +13,12 @@ use anyhow::{Context, Result};
 /// The facts about a file system that decide whether it is the root.
 #[derive(Debug, Clone, Default)]
 pub struct CandidateContent {
-    /// Whether it has an fstab or an os-release.
+    /// Whether the file system has an fstab or an os-release.
     pub system: bool,
     pub fstab: Vec<FstabEntry>,
 }
 
-/// The result of a choice that mounts nothing.
+/// The result of [`choose_by_table`], which mounts nothing.
 #[derive(Debug, PartialEq, Eq)]
 pub enum RootChoice {
     Chosen(usize),
@@ -26,7 +26,7 @@ pub enum RootChoice {
     Candidates(Vec<usize>),
 }
 
-/// Returns the type of a root partition for an architecture (UAPI.2, discoverable partitions).
+/// Returns the GPT type of a root partition for an architecture (UAPI.2, discoverable partitions).
 fn root_type(architecture: Architecture) -> &'static str {
     match architecture {
         Architecture::X86_64 => "4f68bce3-e8cd-4db1-96e7-fbcaf984b709",
@@ -76,27 +76,30 @@ pub fn choose_by_table(parts: &[DiskPart]) -> Result<RootChoice> {
         };
     }
     let candidates: Vec<_> = (0..parts.len()).filter(|&index| is_mountable(&parts[index])).collect();
-    let foreign: Vec<_> =
+    let unsupported: Vec<_> =
         (0..parts.len()).filter(|&index| may_hold_unsupported_root(&parts[index])).collect();
-    match (&candidates[..], &foreign[..]) {
+    match (&candidates[..], &unsupported[..]) {
         ([], []) => Err(no_single_root("the disk has no ext4 or xfs file system", parts)),
-        ([], _) => Err(unsupported_root(parts, &foreign)),
+        ([], _) => Err(unsupported_root(parts, &unsupported)),
         ([one], []) => Ok(RootChoice::Chosen(*one)),
         _ => Ok(RootChoice::Candidates(candidates)),
     }
 }
 
-/// Chooses by the content of the candidates. Errors: none of them is the root, or several may be.
-pub fn choose_by_content(parts: &[DiskPart], looks: &[(usize, CandidateContent)]) -> Result<usize> {
-    let root_of = |look: &CandidateContent| -> Option<usize> {
+/// Chooses by the content of the candidates. Errors: none of the candidates is the root, or several may be.
+pub fn choose_by_content(parts: &[DiskPart], contents: &[(usize, CandidateContent)]) -> Result<usize> {
+    let root_of = |content: &CandidateContent| -> Option<usize> {
         let mut named = (0..parts.len())
-            .filter(|&index| fstab::is_root_by_fstab(&look.fstab, &parts[index].ids()) == Some(true));
+            .filter(|&index| fstab::is_root_by_fstab(&content.fstab, &parts[index].ids()) == Some(true));
         let one = named.next();
         one.filter(|_| named.next().is_none())
     };
     // A system whose fstab names another partition as the root is not the root itself.
-    let systems: Vec<_> =
-        looks.iter().filter(|(_, look)| look.system).map(|(index, look)| (*index, root_of(look))).collect();
+    let systems: Vec<_> = contents
+        .iter()
+        .filter(|(_, content)| content.system)
+        .map(|(index, content)| (*index, root_of(content)))
+        .collect();
     let eligible: Vec<_> =
         systems.iter().filter(|(index, root)| root.is_none_or(|root| root == *index)).collect();
     if let [(one, _)] = eligible[..] {
@@ -107,13 +110,13 @@ pub fn choose_by_content(parts: &[DiskPart], looks: &[(usize, CandidateContent)]
         return Ok(*one);
     }
     if eligible.is_empty() {
-        let foreign: Vec<_> =
+        let unsupported: Vec<_> =
             (0..parts.len()).filter(|&index| may_hold_unsupported_root(&parts[index])).collect();
-        if !foreign.is_empty() {
-            return Err(unsupported_root(parts, &foreign));
+        if !unsupported.is_empty() {
+            return Err(unsupported_root(parts, &unsupported));
         }
         return Err(no_single_root(
-            "no file system of the disk holds a system (an fstab or an os-release)",
+            "no file system of the disk has an fstab or an os-release, so none can be its root",
             parts,
         ));
     }
@@ -134,9 +137,8 @@ fn describe_all(parts: &[DiskPart]) -> String {
 }
 
 fn no_single_root(why: &str, parts: &[DiskPart]) -> anyhow::Error {
-    let failure = Kind::Definition.failure(format!("{why}: {}", describe_all(parts)));
-    let hint =
-        "Bake on an image with one root partition, or give its root the type of a root partition in the GPT.";
+    let failure = Kind::Definition.failure(format!("{why}. These were found: {}", describe_all(parts)));
+    let hint = "Bake on an image with one root partition, or give that partition the GPT type `Linux root`.";
     failure.hint(hint).into()
 }
 

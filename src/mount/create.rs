@@ -1,4 +1,4 @@
-//! Mounts through descriptors: a mount is created, verified, and only then attached. It is unmounted by its id.
+//! Mounts through descriptors: a mount is created, verified, and only then attached. Mounts are unmounted by their ids.
 
 use super::busy;
 use crate::error::Kind;
@@ -14,8 +14,8 @@ use rustix::mount::{
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-/// The pauses, in milliseconds, between attempts while a device or mount is busy: a killed process needs a moment to
-/// release it. Their sum is 2 s.
+/// The pauses, in milliseconds, between attempts while a device or mount is busy. A killed process needs a moment to
+/// release the device. The sum of the pauses is about 2 s.
 const PAUSES: [u64; 24] = [
     5, 10, 25, 60, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100,
     100, 100,
@@ -40,78 +40,80 @@ pub struct MountRequest {
 pub struct UnknownFileSystem;
 impl std::fmt::Display for UnknownFileSystem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("this kernel has no such file system")
+        f.write_str("this kernel does not support the file system")
     }
 }
 impl std::error::Error for UnknownFileSystem {}
 
-/// Creates a mount that is not attached anywhere, and verifies that it is of the right device. It disappears when its
-/// descriptor is closed. Call this on a separate thread, because it makes the tmpfs the thread's root directory. Then
-/// the source in mount tables is `/dev/NAME`, as `grub-probe` and `df` need it, and the path can only lead to oven's
-/// own node.
-pub fn create_mount(wanted: &MountRequest) -> Result<OwnedFd> {
-    let doing = || format!("mounting /dev/{} as {}", wanted.name, wanted.kind);
-    // This precedes the change of the root directory, because the kernel may have to load a module.
-    if let Err(Errno::NODEV) = fsopen(wanted.kind, FsOpenFlags::FSOPEN_CLOEXEC) {
+/// Creates a mount that is not attached anywhere, and verifies that it is of the right device. The mount disappears
+/// when its descriptor is closed. Call this on a separate thread, because it makes the tmpfs the root directory of the
+/// thread. With this root directory, the source in mount tables is `/dev/NAME`, which `grub-probe` and `df` need, and
+/// this path can only lead to oven's own node.
+pub fn create_mount(request: &MountRequest) -> Result<OwnedFd> {
+    let doing = || format!("mounting /dev/{} as {}", request.name, request.kind);
+    // This is done before the root directory changes, because the kernel may have to load a module.
+    if let Err(Errno::NODEV) = fsopen(request.kind, FsOpenFlags::FSOPEN_CLOEXEC) {
         return Err(anyhow::Error::new(UnknownFileSystem).context(doing()));
     }
-    enter(&wanted.tmpfs).context("entering the private tmpfs")?;
+    enter(&request.tmpfs).context("entering the private tmpfs")?;
     // A child that is being started has copies of our descriptors for a moment, even of those that were just closed. So
     // the device may be busy for a moment.
-    let mut said = String::new();
-    let fs = retry_while_busy(|| superblock(wanted, &mut said));
-    let fs = fs.map_err(|error| refused(error, &said, wanted)).with_context(doing)?;
+    let mut messages = String::new();
+    let fs = retry_while_busy(|| superblock(request, &mut messages));
+    let fs = fs.map_err(|error| refusal_error(error, &messages, request)).with_context(doing)?;
     let mut attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
     // Reading a file must not write an access time to the disk.
     attributes |= MountAttrFlags::MOUNT_ATTR_NOATIME;
-    if wanted.read_only {
+    if request.read_only {
         attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY;
     }
     let mount = fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes).with_context(doing)?;
-    if rustix::fs::fstat(&mount).with_context(doing)?.st_dev != wanted.rdev {
-        return Err(Kind::Machine.error("another device was mounted than the one that was verified"))
+    if rustix::fs::fstat(&mount).with_context(doing)?.st_dev != request.rdev {
+        return Err(Kind::Machine.error("the mounted device is not the one that was verified"))
             .with_context(doing);
     }
     Ok(mount)
 }
 
-/// Creates a file system that is not mounted yet. `said` gets the kernel's messages about a failure.
-fn superblock(wanted: &MountRequest, said: &mut String) -> rustix::io::Result<OwnedFd> {
-    let fs = fsopen(wanted.kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
-    fsconfig_set_string(&fs, "source", format!("/dev/{}", wanted.name))?;
-    for (key, value) in options(wanted) {
+/// Creates the kernel's superblock for the file system, without a mount. If it fails, `messages` gets the kernel's
+/// messages.
+fn superblock(request: &MountRequest, messages: &mut String) -> rustix::io::Result<OwnedFd> {
+    let fs = fsopen(request.kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(&fs, "source", format!("/dev/{}", request.name))?;
+    for (key, value) in options(request) {
         if value.is_empty() { fsconfig_set_flag(&fs, *key) } else { fsconfig_set_string(&fs, *key, *value) }?;
     }
-    if wanted.read_only {
+    if request.read_only {
         fsconfig_set_flag(&fs, "ro")?;
     }
     let made = match fsconfig_create_exclusive(&fs) {
-        // Linux before 6.6 does not support this. Then only the proof of release shows whether another process has
-        // mounted the device, too.
+        // Linux before 6.6 does not support this. Without it, only the proof of release shows whether another process
+        // has mounted the device, too.
         Err(Errno::OPNOTSUPP) => fsconfig_create(&fs),
         made => made,
     };
     if made.is_err() {
         let mut message = [0; 512];
-        said.clear();
-        // Reads the kernel's messages for the caller.
+        messages.clear();
+        // A read from the descriptor returns a message of the kernel.
         while let Ok(length @ 1..) = rustix::io::read(&fs, &mut message[..]) {
-            *said += &format!("; {}", String::from_utf8_lossy(&message[..length]).trim());
+            *messages += &format!("; {}", String::from_utf8_lossy(&message[..length]).trim());
         }
     }
     made.map(|()| fs)
 }
 
-fn options(wanted: &MountRequest) -> &'static [(&'static str, &'static str)] {
-    match (wanted.kind, wanted.read_only) {
-        // A copy of a disk has the UUID of the disk, which may be mounted, too.
+fn options(request: &MountRequest) -> &'static [(&'static str, &'static str)] {
+    match (request.kind, request.read_only) {
+        // xfs refuses to mount two file systems with the same UUID. A copy of a disk has the UUID of the original,
+        // which may be mounted, too.
         ("xfs", false) => &[("nouuid", "")],
         ("xfs", true) => &[("nouuid", ""), ("norecovery", "")],
         ("ext4" | "ext3" | "ext2", true) => &[("noload", "")],
         // Damage ends the bake, because later writes cannot be trusted. The device's cache is not flushed at each
-        // fsync: if this machine stops, the disk is discarded, and the proof of release ends with a flush. Inode tables
-        // are not zeroed in the background: an instance of the image does that later, and here it would run
-        // concurrently with the discard of free space.
+        // fsync: if this machine stops, the disk is discarded anyway, and the proof of release flushes the cache. Inode
+        // tables are not zeroed in the background, because that would run concurrently with the discard of free space.
+        // An instance of the image zeroes them later.
         ("ext4" | "ext3" | "ext2", false) => {
             &[("errors", "remount-ro"), ("nobarrier", ""), ("noinit_itable", "")]
         }
@@ -119,21 +121,21 @@ fn options(wanted: &MountRequest) -> &'static [(&'static str, &'static str)] {
     }
 }
 
-fn refused(error: Errno, said: &str, wanted: &MountRequest) -> anyhow::Error {
+fn refusal_error(error: Errno, messages: &str, request: &MountRequest) -> anyhow::Error {
     match error {
         Errno::BUSY => Kind::Machine.error(format!(
-            "{} is in use{said}{}",
-            wanted.name,
-            busy::holders_clause(&[wanted.rdev])
+            "{} is in use{messages}{}",
+            request.name,
+            busy::holders_clause(&[request.rdev])
         )),
         Errno::INVAL | Errno::UCLEAN | Errno::IO | Errno::BADMSG => {
             let what = format!(
-                "the {} on {} is damaged, or too new for this kernel ({error}{said})",
-                wanted.kind, wanted.name
+                "the {} file system on {} is damaged, or this kernel is too old for it ({error}{messages})",
+                request.kind, request.name
             );
             Kind::Definition.failure(what).hint("The kernel's log (dmesg) may say more.").into()
         }
-        _ => anyhow::Error::new(error).context(format!("the kernel refused{said}")),
+        _ => anyhow::Error::new(error).context(format!("the kernel rejected the mount{messages}")),
     }
 }
 
@@ -150,7 +152,7 @@ pub fn attach(mount: &OwnedFd, target: &OwnedFd) -> rustix::io::Result<()> {
     move_mount(mount, c"", target, c"", flags)
 }
 
-/// Returns the id in mount tables of the mount that a descriptor belongs to.
+/// Returns the id of the mount to which a descriptor belongs, as in mount tables.
 pub fn mount_id(fd: impl AsFd) -> Result<u64> {
     let found = rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)
         .context("reading a mount's id")?;
@@ -169,17 +171,21 @@ pub fn ensure_private(dir: &OwnedFd) -> Result<()> {
     match table::of_this_thread()?.iter().find(|line| line.id == id) {
         Some(line) if !line.shared => Ok(()),
         Some(line) => {
-            bail!(Kind::Machine.failure(format!(
-                "mounts in {} would be visible outside of this process",
-                line.path.display()
-            )))
+            bail!(
+                Kind::Machine.failure(format!(
+                    "mounts in {} would be visible to other processes",
+                    line.path.display()
+                ))
+            )
         }
-        None => bail!(Kind::Machine.failure("the directory for mounts is not in a mount of this namespace")),
+        None => {
+            bail!(Kind::Machine.failure("the directory for mounts is outside this process's mount namespace"))
+        }
     }
 }
 
-/// Unmounts by id, even if the mount was moved; never lazily. It succeeds if the mount no longer exists. If `patient`,
-/// retries for up to 2 s while it is busy; after that the error is EBUSY.
+/// Unmounts by id, which works even if the mount was moved. Never unmounts lazily. Succeeds if the mount no longer
+/// exists. If `patient` is true, retries for about 2 s while the mount is busy. After that, the error is EBUSY.
 pub fn unmount(id: u64, patient: bool) -> Result<()> {
     let mut pauses = PAUSES[..if patient { PAUSES.len() } else { 0 }].iter();
     loop {

@@ -22,15 +22,15 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::process::Stdio;
 use std::time::Duration;
 
-/// If less unused space than this follows the partition, it is not extended. Alignment leaves some space at the end of
-/// every disk.
+/// If less unused space than this follows the file system, the file system is not extended. Alignment leaves some
+/// unused space at the end of every disk.
 const SLACK: u64 = 1 << 20;
 /// The number of attempts to lock the disk. udev holds the lock only for moments. If it is held for longer, another
 /// program is changing the disk.
 const LOCK_TRIES: u32 = 100;
 
-/// How often e2fsck is started while the device is busy. The total time equals the time that oven waits for other busy
-/// devices.
+/// How often e2fsck is retried while the device is busy. The pauses take as long in total as oven waits for any busy
+/// device.
 const CHECK_TRIES: u32 = 20;
 
 /// The whole disk, locked against udev and other programs that respect this lock.
@@ -54,7 +54,7 @@ async fn lock(device: &Device) -> Result<Locked<'_>> {
 }
 
 /// Extends the root partition to the end of the disk, in the table and in the kernel, if the disk is larger than the
-/// table says. Returns whether the root's device may be larger than before. Without a table this is always true.
+/// table says. Returns whether the root's device may be larger than before. Returns true if there is no table.
 pub async fn grow_partition(device: &Device, nodes: &mut DiskNodes, root: usize) -> Result<bool> {
     let Some(old) = nodes.parts[root].partition.clone() else { return Ok(true) };
     let number = old.number;
@@ -67,7 +67,7 @@ pub async fn grow_partition(device: &Device, nodes: &mut DiskNodes, root: usize)
         TableScheme::None => return Ok(true),
     };
     let growth = growth.map_err(|why| {
-        let failure = Kind::Definition.failure(format!("the disk cannot be larger than its base's: {why}"));
+        let failure = Kind::Definition.failure(format!("the disk is larger than its base's, but {why}"));
         failure.hint("Leave `size_gib` out, or bake on an image whose root partition is the last one.")
     })?;
     let Some(growth) = growth else { return Ok(false) };
@@ -86,7 +86,7 @@ pub async fn grow_partition(device: &Device, nodes: &mut DiskNodes, root: usize)
     let part = &mut nodes.parts[root];
     let real = block_ioctls::device_size(part.node.as_fd()).with_context(doing)?;
     if real != growth.size {
-        let what = format!("its size is {real} bytes in the kernel, but {} in the table", growth.size);
+        let what = format!("it has {real} bytes in the kernel, but {} bytes in the table", growth.size);
         return Err(Kind::Machine.error(what)).with_context(doing);
     }
     part.size = growth.size;
@@ -107,8 +107,8 @@ fn write(node: &OwnedFd, writes: &[DiskWrite]) -> Result<()> {
     rustix::fs::fsync(node).context("syncing the partition table")
 }
 
-/// Extends a mounted file system to the size of its device. Returns its sizes before and after in bytes, or `None` if
-/// it had that size already.
+/// Extends a mounted file system to the size of its device. Returns the file system's sizes before and after in bytes,
+/// or `None` if the file system had that size already.
 pub async fn grow_file_system(mount: &OwnedFd, part: &DiskPart) -> Result<Option<(u64, u64)>> {
     let Some(fs) = growable(part) else { return Ok(None) };
     let doing = format!("growing the {} on {}", fs.kind, part.name);
@@ -127,7 +127,7 @@ pub async fn grow_file_system(mount: &OwnedFd, part: &DiskPart) -> Result<Option
         // inodes.
         if after.saturating_sub(before) < expected / 2 {
             let sizes = (human_size(before), human_size(after));
-            return Err(Kind::Machine.error(format!("its size was {}, and is {} now", sizes.0, sizes.1)));
+            return Err(Kind::Machine.error(format!("it grew only from {} to {}", sizes.0, sizes.1)));
         }
         Ok(Some((before, after)))
     })
@@ -135,26 +135,27 @@ pub async fn grow_file_system(mount: &OwnedFd, part: &DiskPart) -> Result<Option
     .context(doing)
 }
 
-/// Returns the file system of a partition if enough space follows it to extend it.
+/// Returns the file system of a partition if there is enough unused space to extend the file system.
 fn growable(part: &DiskPart) -> Option<&FileSystem> {
     part.fs.as_ref().filter(|fs| fs.block_size > 0 && fs.size() + SLACK <= part.size)
 }
 
-/// ext4 can be extended while it is mounted, but only with CAP_SYS_RESOURCE. Containers and hardened machines lack this
-/// capability. In that case e2fsprogs extends it before it is mounted. Returns the sizes before and after, or `None` if
-/// nothing was done.
+/// Extends an ext4 file system with e2fsprogs before it is mounted. This is done only if this process lacks
+/// CAP_SYS_RESOURCE, as in containers and on hardened machines, because the kernel then refuses to extend a mounted
+/// ext4. Returns the sizes before and after, or `None` if nothing was done.
 pub async fn grow_unmounted(part: &mut DiskPart) -> Result<Option<(u64, u64)>> {
     let Some(fs) = growable(part).filter(|fs| fs.kind == FileSystemType::Ext4) else { return Ok(None) };
     let effective =
-        rustix::thread::capabilities(None).context("asking for this process's capabilities")?.effective;
+        rustix::thread::capabilities(None).context("reading this process's capabilities")?.effective;
     if effective.contains(CapabilitySet::SYS_RESOURCE) {
         return Ok(None);
     }
     let (before, doing) = (fs.size(), format!("growing the ext4 on {}", part.name));
     // The path leads to the descriptor of the verified device, which the tools inherit.
     let path = format!("/proc/self/fd/{}", part.node.as_raw_fd());
-    // resize2fs accepts only a file system that was checked. Exit code 1 means that a small error was repaired. A
-    // descriptor that was just closed may still be open for a moment in a child that is being started.
+    // resize2fs accepts only a file system that was checked. With exit code 1, e2fsck reports that it repaired a small
+    // error. A child that is being started may have a copy of a descriptor that was just closed, so the device may be
+    // busy for a moment.
     let arguments = ["-f", "-p", &path];
     let check = || run_tool("e2fsck", &arguments, &part.node, &[0, 1]);
     let mut checked = check().await;
@@ -172,7 +173,7 @@ pub async fn grow_unmounted(part: &mut DiskPart) -> Result<Option<(u64, u64)>> {
     match growable(part) {
         None => Ok(Some((before, part.fs.as_ref().map_or(0, FileSystem::size)))),
         Some(fs) => {
-            let what = format!("its size was {}, and is {} now", human_size(before), human_size(fs.size()));
+            let what = format!("it grew only from {} to {}", human_size(before), human_size(fs.size()));
             Err(Kind::Machine.error(what)).context(doing)
         }
     }
@@ -197,8 +198,8 @@ async fn run_tool(name: &str, arguments: &[&str], device: &OwnedFd, good: &[i32]
         filter.install().map_err(failed)
     };
     // SAFETY: between fork and exec the child makes only system calls. It allocates memory only for the text of an
-    // error. If another thread, which can only be one for blocking work, holds the allocator's lock then, that is safe
-    // too, because glibc lets a forked child allocate.
+    // error. Another thread may hold the allocator's lock at the fork. That is safe, too, because glibc lets a forked
+    // child allocate.
     unsafe { command.pre_exec(contain) };
     command
         .args(arguments)
@@ -226,7 +227,7 @@ async fn run_tool(name: &str, arguments: &[&str], device: &OwnedFd, good: &[i32]
 mod tests {
     use super::*;
 
-    /// Does what an image could do after it took control of the program that checks it.
+    /// Does what an image could do if it took control of the tool.
     #[tokio::test]
     async fn a_tool_can_write_only_to_the_device() {
         if !rustix::process::geteuid().is_root() {

@@ -17,7 +17,7 @@ use crate::ids::Architecture;
 use crate::image::tree::ImageTree;
 use crate::report::Report;
 use crate::sys::tasks::run_to_end;
-use crate::text::human_size;
+use crate::text::{count, human_size};
 use anyhow::{Context, Result};
 use create::{MountRequest, UnknownFileSystem};
 use mounts::ImageMounts;
@@ -34,13 +34,13 @@ use unmountable::UnmountableDir;
 /// How a root is mounted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct MountOptions {
-    /// Whether the root is extended to the end of the disk if the disk is larger than its partition table says (or,
-    /// without a table, than the file system). `false`: the new space stays unused.
+    /// Whether the root is extended if the disk has unused space at its end. If false, that space stays unused.
     pub grow: bool,
 }
 
-/// An image's file systems, mounted in the private mount namespace of this process. It borrows the disk, so a mounted
-/// disk cannot be committed. [`Root::close`] proves that the disk is released; dropping it only unmounts.
+/// An image's file systems, mounted in the private mount namespace of this process. The value borrows the disk, so a
+/// mounted disk cannot be committed. [`Root::close`] proves that the disk is released; dropping the value only
+/// unmounts.
 ///
 /// ```no_run
 /// # use oven::{disk::Disk, report::Report, mount::{MountOptions, Root}, undo::Undo};
@@ -64,9 +64,9 @@ pub struct Root<'d> {
     inside: ImageTree,
     mounts: ImageMounts,
     disk: DiskNodes,
-    steps: Vec<crate::device::DeviceNode>,
-    unmounted: Vec<UnmountableDir>,
-    targets: Vec<PathBuf>,
+    step_nodes: Vec<crate::device::DeviceNode>,
+    unmountable: Vec<UnmountableDir>,
+    unmountable_targets: Vec<PathBuf>,
     report: Report,
     device: &'d Device,
 }
@@ -85,18 +85,18 @@ impl<'d> Root<'d> {
     ) -> Result<Root<'d>> {
         let node = device.node.try_clone().context("duplicating the disk's descriptor")?;
         let (path, serial) = (device.path.clone(), device.serial.clone());
-        let again = Device { node, path, rdev: device.rdev, serial, trimming: None };
-        let mut disk = run_to_end(move || partitions::open_disk(&again)).await?;
+        let duplicate = Device { node, path, rdev: device.rdev, serial, trimming: None };
+        let mut disk = run_to_end(move || partitions::open_disk(&duplicate)).await?;
         disk.table.warnings.iter().for_each(|warning| report.warn(warning));
         let root = choose(&disk).await?;
         let grown = options.grow && grow::grow_partition(device, &mut disk, root).await?;
-        tell_of_state(&disk.parts[root], report);
+        report_state(&disk.parts[root], report);
         let mut sizes = if grown { grow::grow_unmounted(&mut disk.parts[root]).await? } else { None };
 
         let mut mounts = ImageMounts::new(scratch, report)?;
         let part = &disk.parts[root];
         report.detail(format!("the root is {} {}", part.name, part.describe()));
-        let mount = make(&disk, part, false).await.context("mounting the root")?;
+        let mount = create_mount(&disk, part, false).await.context("mounting the root")?;
         if grown && sizes.is_none() {
             sizes = grow::grow_file_system(&mount, part).await?;
         }
@@ -105,18 +105,18 @@ impl<'d> Root<'d> {
         }
         let inside = ImageTree::new(mount.try_clone().context("duplicating the root's descriptor")?);
         mounts.attach_root(mount, part)?;
-        let mut found = Root {
+        let mut mounted = Root {
             inside,
             mounts,
-            steps: partitions::step_nodes(&disk, root),
+            step_nodes: partitions::step_nodes(&disk, root),
             disk,
-            unmounted: Vec::new(),
-            targets: Vec::new(),
+            unmountable: Vec::new(),
+            unmountable_targets: Vec::new(),
             report: report.clone(),
             device,
         };
-        found.mount_rest(root).await?;
-        Ok(found)
+        mounted.mount_rest(root).await?;
+        Ok(mounted)
     }
 
     /// Mounts the other file systems of this disk that the image's fstab lists.
@@ -144,21 +144,24 @@ impl<'d> Root<'d> {
         let part = &self.disk.parts[index];
         if kernel_type(part).is_none() {
             let failure = Kind::Definition.failure(format!("oven cannot mount {}", part.describe()));
-            return Err(failure.hint("ext4, ext3, ext2, xfs and vfat can be mounted below a root.").into());
+            let hint =
+                "oven mounts ext4, ext3, ext2, xfs and vfat. Bake on an image whose fstab lists no others.";
+            return Err(failure.hint(hint).into());
         }
-        tell_of_state(part, &self.report);
-        if let Some(mount) = self.mounts.again(part.rdev) {
+        report_state(part, &self.report);
+        if let Some(mount) = self.mounts.clone_mount(part.rdev) {
             let point = self.mount_point(target)?;
             return self.mounts.attach(mount.context("mounting it twice")?, &point, target, None);
         }
-        let mount = match make(&self.disk, part, false).await {
+        let mount = match create_mount(&self.disk, part, false).await {
             Err(error) if error.is::<UnknownFileSystem>() => {
                 let kind = choose_root::file_system_type(part).map_or("", FileSystemType::name);
                 self.report.note(format!(
-                    "this kernel has no {kind}: {target} stays as it is, and no step may change it"
+                    "this kernel has no driver for {kind}, so {target} is not mounted. The bake fails if a step \
+                     changes it"
                 ));
-                self.unmounted.push(UnmountableDir::new(&self.inside, target, kind)?);
-                self.targets.push(target.into());
+                self.unmountable.push(UnmountableDir::new(&self.inside, target, kind)?);
+                self.unmountable_targets.push(target.into());
                 return Ok(());
             }
             mount => mount?,
@@ -188,12 +191,13 @@ impl<'d> Root<'d> {
         let place = |fd: &OwnedFd| rustix::fs::fstat(fd).map(|stat| (stat.st_dev, stat.st_ino));
         let root = rustix::fs::fstat(self.inside.dir()).map(|stat| (stat.st_dev, stat.st_ino));
         if place(&point)? == root? {
-            return Err(Kind::Definition.error(format!("{target} leads to the root itself")));
+            return Err(Kind::Definition.error(format!("{target} resolves to the root directory")));
         }
         Ok(point)
     }
 
-    /// Returns the mount point, a path in this process's private mount namespace. Only the step helper may use it.
+    /// Returns the mount point, a path in this process's private mount namespace. Only the step helper may use this
+    /// path.
     pub fn path(&self) -> &Path {
         self.mounts.path()
     }
@@ -215,23 +219,23 @@ impl<'d> Root<'d> {
 
     /// Returns the nodes of the disk and its partitions, and the links to them, for the private `/dev` of a step.
     pub fn nodes(&self) -> &[crate::device::DeviceNode] {
-        &self.steps
+        &self.step_nodes
     }
 
-    /// Returns the directories, as fstab spells them, of file systems that this kernel cannot mount. No step may change
-    /// these directories; [`Root::close`] checks that.
+    /// Returns the mount points, as in fstab, of file systems that this kernel cannot mount. No step may change these
+    /// directories; [`Root::close`] checks that.
     pub fn unmounted(&self) -> &[PathBuf] {
-        &self.targets
+        &self.unmountable_targets
     }
 
-    /// Unmounts everything, and proves that the disk is released: it opens the whole disk and each partition that was
-    /// mounted exclusively, and syncs them. Fails if a file system was damaged, or if a step wrote to a directory whose
-    /// file system could not be mounted.
+    /// Unmounts everything. Then proves that the disk is released: opens, with `O_EXCL`, the whole disk and each
+    /// partition that was mounted, and syncs them. Fails if a file system was damaged, or if a step wrote to a directory
+    /// whose file system could not be mounted.
     pub async fn close(self) -> Result<()> {
-        let Self { inside, mounts, disk, unmounted, report, device, .. } = self;
-        let unchanged = unmounted.iter().try_for_each(|one| one.check(&inside));
+        let Self { inside, mounts, disk, unmountable, report, device, .. } = self;
+        let unmountable_unchanged = unmountable.iter().try_for_each(|dir| dir.check(&inside));
         drop(inside);
-        release::close(mounts, &disk, device, &report, unchanged).await
+        release::close(mounts, &disk, device, &report, unmountable_unchanged).await
     }
 }
 
@@ -241,15 +245,15 @@ async fn choose(disk: &DiskNodes) -> Result<usize> {
         choose_root::RootChoice::Chosen(one) => return Ok(one),
         choose_root::RootChoice::Candidates(candidates) => candidates,
     };
-    let mut looks = Vec::new();
+    let mut contents = Vec::new();
     for index in candidates {
         let part = &disk.parts[index];
-        let mount = make(disk, part, true).await.context("finding the root partition")?;
-        let look =
+        let mount = create_mount(disk, part, true).await.context("finding the root partition")?;
+        let content =
             choose_root::examine(&ImageTree::new(mount)).with_context(|| format!("reading {}", part.name))?;
-        looks.push((index, look));
+        contents.push((index, content));
     }
-    choose_root::choose_by_content(&disk.parts, &looks).context("finding the root partition")
+    choose_root::choose_by_content(&disk.parts, &contents).context("finding the root partition")
 }
 
 /// Returns the kernel's driver for the file system of a partition. The driver of ext4 also serves ext2 and ext3.
@@ -263,15 +267,15 @@ fn kernel_type(part: &DiskPart) -> Option<&'static str> {
 }
 
 /// Creates the mount of a partition. It is not attached anywhere yet.
-async fn make(disk: &DiskNodes, part: &DiskPart, read_only: bool) -> Result<OwnedFd> {
-    let kind = kernel_type(part).with_context(|| format!("{} cannot be mounted", part.describe()))?;
+async fn create_mount(disk: &DiskNodes, part: &DiskPart, read_only: bool) -> Result<OwnedFd> {
+    let kind = kernel_type(part).with_context(|| format!("oven cannot mount {}", part.describe()))?;
     let tmpfs = disk.tmpfs.try_clone().context("duplicating a descriptor")?;
     let wanted = MountRequest { tmpfs, name: part.name.clone(), rdev: part.rdev, kind, read_only };
     run_to_end(move || create::create_mount(&wanted)).await.map_err(|error| {
         match (error.is::<UnknownFileSystem>(), kind) {
             // Every kernel must have ext4 and xfs; only vfat may be missing.
             (true, "ext4" | "xfs") => {
-                let failure = Kind::Machine.failure(format!("this kernel has no {kind}"));
+                let failure = Kind::Machine.failure(format!("this kernel has no driver for {kind}"));
                 failure.hint(format!("Load its module: `modprobe {kind}`.")).into()
             }
             _ => error,
@@ -280,13 +284,17 @@ async fn make(disk: &DiskNodes, part: &DiskPart, read_only: bool) -> Result<Owne
 }
 
 /// Reports facts that the user should know about a file system before it is mounted.
-fn tell_of_state(part: &DiskPart, report: &Report) {
+fn report_state(part: &DiskPart, report: &Report) {
     let Some(fs) = &part.fs else { return };
     if fs.dirty {
-        report.note(format!("{} was not unmounted cleanly: its journal is replayed", part.name));
+        report.note(format!("{} was not unmounted cleanly, so its journal is replayed", part.name));
     }
     if fs.errors > 0 {
-        report.warn(format!("{} has {} errors on record from before the bake", part.name, fs.errors));
+        report.warn(format!(
+            "the superblock of {} records {} from before the bake",
+            part.name,
+            count(fs.errors as usize, "error")
+        ));
     }
 }
 

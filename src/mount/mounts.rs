@@ -1,4 +1,4 @@
-//! The mounts of a root. At the end they are checked, synced and unmounted, and the release of the disk is proved.
+//! The mounts of a root. At the end, they are checked, synced and unmounted.
 
 use super::create;
 use super::create::DIR;
@@ -29,7 +29,7 @@ const MOUNTS_MAX: usize = 256;
 /// A mount.
 pub struct ImageMount {
     id: u64,
-    /// A descriptor of the mount. It is `None` from just before the unmount on, because it would keep the mount busy.
+    /// A descriptor of the mount. It is closed before the unmount, because it would keep the mount busy.
     fd: Option<OwnedFd>,
     /// The directory in the image on which it is mounted.
     target: String,
@@ -44,7 +44,7 @@ pub struct ImageMounts {
     pub(crate) list: Vec<ImageMount>,
     point: PathBuf,
     report: Report,
-    /// Whether a mount was still busy at the end of the waiting time.
+    /// Whether a mount was still busy after the longest wait. Then later unmounts do not wait.
     stuck: bool,
 }
 
@@ -85,14 +85,16 @@ impl ImageMounts {
         });
         let errors = part.filter(|_| is_ext).and_then(|part| errors_of(&part.name));
         self.list.push(ImageMount { id, fd: Some(mount), target: target.to_owned(), device, errors });
-        // A recursive bind would add mounts that keep this one busy.
+        // A recursive bind adds mounts below this one, which keep it busy. So these mounts are recorded and unmounted,
+        // too.
         let table = table::of_this_thread()?;
         for line in below(&table, id) {
             let target = format!("{target} ({})", line.path.display());
             self.list.push(ImageMount { id: line.id, fd: None, target, device: None, errors: None });
         }
         if self.list.len() > MOUNTS_MAX {
-            let failure = Kind::Definition.failure("its recursive binds create too many mounts");
+            let failure =
+                Kind::Definition.failure("the recursive binds of the image's fstab create too many mounts");
             return Err(failure
                 .hint("Remove binds from the image's fstab, or replace `rbind` by `bind`.")
                 .into());
@@ -100,8 +102,8 @@ impl ImageMounts {
         Ok(())
     }
 
-    /// Creates another mount of a device that is already mounted. It is not attached anywhere.
-    pub fn again(&self, rdev: u64) -> Option<rustix::io::Result<OwnedFd>> {
+    /// Creates another mount of a device that is already mounted. The new mount is not attached anywhere.
+    pub fn clone_mount(&self, rdev: u64) -> Option<rustix::io::Result<OwnedFd>> {
         let is = |mounted: &&ImageMount| mounted.device.as_ref().is_some_and(|(_, of)| *of == rdev);
         let fd = self.list.iter().find(is)?.fd.as_ref()?;
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
@@ -119,14 +121,15 @@ impl ImageMounts {
             let trimming = disk.trimming.clone();
             let trimmed = tasks::run_to_end(move || {
                 rustix::fs::syncfs(&dir).with_context(|| format!("syncing the file system of {target}"))?;
-                // All zeroed ranges were synced, and no step is running.
+                // All ranges that were zeroed before are synced, and no step is running. So a range that is zeroed from
+                // now on is free space.
                 let trim = trimming.map(Trim::begin).transpose();
                 let _trim = trim.context("preparing to discard free space")?;
                 Ok::<_, anyhow::Error>(block_ioctls::trim(dir.as_fd()))
             });
             match trimmed.await? {
                 Ok(bytes) => self.report.detail(format!("discarded {} on {device}", human_size(bytes))),
-                // Many devices cannot discard. The snapshot is then larger, but still correct.
+                // Many devices cannot discard. In that case, the snapshot is larger, but still correct.
                 Err(error) => self.report.detail(format!("did not discard free space on {device}: {error}")),
             }
             // The writes may have revealed damage, so the file system is checked again.
@@ -142,7 +145,7 @@ impl ImageMounts {
             let (id, target) = (last.id, last.target.clone());
             if let Err(error) = tasks::run_to_end(move || create::unmount(id, true)).await {
                 self.stuck = true;
-                return Err(held(error, &target, last));
+                return Err(add_users_if_busy(error, &target, last));
             }
             self.list.pop();
         }
@@ -157,17 +160,17 @@ impl ImageMounts {
 
 impl Drop for ImageMounts {
     fn drop(&mut self) {
-        // All descriptors are closed first, because a descriptor may belong to a mount below another one.
+        // All descriptors are closed first, because each descriptor keeps its mount and the mounts above it busy.
         self.list.iter_mut().for_each(|mounted| mounted.fd = None);
         while let Some(last) = self.list.pop() {
             if let Err(error) = create::unmount(last.id, !self.stuck) {
-                let error = held(error, &last.target, &last);
+                let error = add_users_if_busy(error, &last.target, &last);
                 self.report.warn(format!("{} stays mounted until oven exits: {error:#}", last.target));
             }
         }
         match self.remove_point() {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                self.report.warn(format!("the mount point {} is left: {error}", self.point.display()));
+                self.report.warn(format!("cannot remove the mount point {}: {error}", self.point.display()));
             }
             _ => {}
         }
@@ -178,7 +181,7 @@ impl ImageMount {
     fn check(&self) -> Result<()> {
         let Some(fd) = &self.fd else { return Ok(()) };
         let statistics = rustix::fs::fstatfs(fd).map_err(|error| match error {
-            Errno::IO => damaged("it was shut down by the kernel"),
+            Errno::IO => damaged("the kernel shut it down"),
             error => error.into(),
         })?;
         if statistics.f_flags as u64 & READ_ONLY != 0 {
@@ -210,7 +213,7 @@ fn below(table: &[MountEntry], id: u64) -> Vec<&MountEntry> {
 
 pub(crate) fn damaged(what: &str) -> anyhow::Error {
     let hint =
-        "The base image's file system or this machine's storage is damaged: see the kernel's log (dmesg).";
+        "The base image's file system or this machine's storage is damaged. See the kernel's log (dmesg).";
     Kind::Machine.failure(what).hint(hint).into()
 }
 
@@ -220,8 +223,8 @@ fn errors_of(name: &str) -> Option<u64> {
     text.trim().parse().ok()
 }
 
-/// Adds the users of a busy mount to its error.
-fn held(error: anyhow::Error, target: &str, mounted: &ImageMount) -> anyhow::Error {
+/// If the error says that the mount is busy, adds the users of the mount.
+fn add_users_if_busy(error: anyhow::Error, target: &str, mounted: &ImageMount) -> anyhow::Error {
     if !error.chain().any(|cause| cause.downcast_ref::<Errno>() == Some(&Errno::BUSY)) {
         return error;
     }
@@ -229,6 +232,6 @@ fn held(error: anyhow::Error, target: &str, mounted: &ImageMount) -> anyhow::Err
     let below = table::of_this_thread().unwrap_or_default();
     let below: Vec<_> = below.iter().filter(|line| line.parent == mounted.id).collect();
     let below: String =
-        below.iter().map(|line| format!("; {} is mounted in it", line.path.display())).collect();
+        below.iter().map(|line| format!("; {} is mounted below it", line.path.display())).collect();
     Kind::Machine.error(format!("{target} of the image is busy{}{below}", busy::holders_clause(&devices)))
 }

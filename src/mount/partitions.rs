@@ -1,9 +1,9 @@
 //! Finds a disk's partitions in the kernel, and creates private device nodes for them.
 //!
-//! Not every kernel reads partition tables. udev may be absent or late, or its links may lead to another disk. So oven
-//! reads the table itself, adds partitions that the kernel lacks with BLKPG
-//! ([`crate::sys::block_ioctls::update_partition`]), and takes device numbers from sysfs. The nodes are in a tmpfs that
-//! is not attached anywhere and disappears when its last descriptor is closed.
+//! oven reads the partition table itself, because not every kernel does. It uses BLKPG
+//! ([`crate::sys::block_ioctls::update_partition`]) to add partitions that the kernel lacks, and takes device numbers
+//! from sysfs. It does not use udev, which may be absent or late, or whose links may lead to another disk. The nodes
+//! are in a tmpfs that is not attached anywhere and disappears when its last descriptor is closed.
 
 use crate::device::Device;
 use crate::device::link_name;
@@ -36,7 +36,7 @@ impl ReadAt for DeviceBytes<'_> {
     }
 
     fn read_at(&self, mut offset: u64, mut buffer: &mut [u8]) -> io::Result<()> {
-        // The range is checked first. Devices return short reads, and a wrong table must not cause retries.
+        // A wrong table may lead beyond the end of the device, so the range is checked before anything is read.
         if offset.checked_add(buffer.len() as u64).is_none_or(|end| end > self.size) {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
@@ -55,7 +55,7 @@ impl ReadAt for DeviceBytes<'_> {
     }
 }
 
-/// A partition with its content and its device; the whole disk if there is no table.
+/// A partition with its content and its device, or the whole disk if there is no table.
 #[derive(Debug)]
 pub struct DiskPart {
     /// `None` means the whole disk.
@@ -66,7 +66,7 @@ pub struct DiskPart {
     pub rdev: u64,
     /// The size in bytes.
     pub size: u64,
-    /// The node is open for reading. While it is open, its device number remains this partition's.
+    /// The device node, open for reading. While it is open, the kernel gives its device number to no other device.
     pub node: OwnedFd,
 }
 
@@ -132,12 +132,12 @@ pub fn open_disk(device: &Device) -> Result<DiskNodes> {
 
     let mut parts = Vec::new();
     for partition in &table.partitions {
-        let (name, rdev) = known(device, partition)?;
+        let (name, rdev) = ensure_in_kernel(device, partition)?;
         let fs = superblock::probe(&bytes, partition.start, partition.size);
         let node = node(&tmpfs, &name, rdev)?;
         let real = block_ioctls::device_size(node.as_fd()).with_context(|| format!("examining {name}"))?;
         if real != partition.size {
-            return Err(other(&name, partition));
+            return Err(geometry_error(&name, partition));
         }
         parts.push(DiskPart {
             partition: Some(partition.clone()),
@@ -156,9 +156,9 @@ pub fn open_disk(device: &Device) -> Result<DiskNodes> {
     Ok(DiskNodes { tmpfs, name, rdev: device.rdev, size, sector, table, parts })
 }
 
-/// Returns the kernel's name and device number of a partition. Adds the partition if the kernel has none with its
-/// index.
-fn known(device: &Device, partition: &Partition) -> Result<(String, u64)> {
+/// Returns the kernel's name and device number of a partition. If the kernel has no partition with this number, adds
+/// it.
+fn ensure_in_kernel(device: &Device, partition: &Partition) -> Result<(String, u64)> {
     let number = partition.number;
     let doing = || format!("adding partition {number} of {}", device.path.display());
     if let Some(found) = lookup(device.rdev, partition)? {
@@ -172,20 +172,19 @@ fn known(device: &Device, partition: &Partition) -> Result<(String, u64)> {
         partition.size,
     );
     match added {
-        // Another program (udev, another reader) added a partition first. The code below checks that it is the same
-        // one.
+        // Another program, such as udev, added a partition first. The code below checks that it is the same partition.
         Ok(()) | Err(Errno::BUSY) => {}
         Err(error) => return Err(error).with_context(doing),
     }
     let found = lookup(device.rdev, partition)?;
     found
-        .ok_or_else(|| Kind::Machine.error("the kernel has another partition in its place"))
+        .ok_or_else(|| Kind::Machine.error("the kernel has another partition in this part of the disk"))
         .with_context(doing)
 }
 
-/// Finds a partition of a disk in sysfs by its number, and compares the geometry.
+/// Finds a partition of a disk in sysfs by its number. Fails if the kernel's partition has another start or size.
 fn lookup(disk: u64, partition: &Partition) -> Result<Option<(String, u64)>> {
-    let dir = sysfs(disk);
+    let dir = sysfs_dir(disk);
     let read = |path: PathBuf| std::fs::read_to_string(path).ok().map(|text| text.trim().to_owned());
     let entries = std::fs::read_dir(&dir).with_context(|| format!("listing {}", dir.display()))?;
     for entry in entries.flatten() {
@@ -197,7 +196,7 @@ fn lookup(disk: u64, partition: &Partition) -> Result<Option<(String, u64)>> {
         // sysfs counts in sectors of 512 bytes, even if the disk's sectors are larger.
         let bytes = |file: &str| read(path.join(file))?.parse::<u64>().ok()?.checked_mul(512);
         if (bytes("start"), bytes("size")) != (Some(partition.start), Some(partition.size)) {
-            return Err(other(&name, partition));
+            return Err(geometry_error(&name, partition));
         }
         let rdev = read(path.join("dev")).and_then(|text| {
             let (major, minor) = text.split_once(':')?;
@@ -209,24 +208,25 @@ fn lookup(disk: u64, partition: &Partition) -> Result<Option<(String, u64)>> {
     Ok(None)
 }
 
-fn other(name: &str, partition: &Partition) -> anyhow::Error {
+fn geometry_error(name: &str, partition: &Partition) -> anyhow::Error {
     let (number, start, size) = (partition.number, partition.start, partition.size);
     let what = format!(
-        "the kernel's {name} is not at the place of partition {number} in the table (from byte {start}, {size} bytes)"
+        "the kernel's {name} differs from partition {number} of the table, which begins at byte {start} and has \
+         {size} bytes"
     );
     Kind::Machine
         .failure(what)
-        .hint("The table was changed while the disk was attached: attach it again.")
+        .hint("The table was changed while the disk was attached. Attach the disk again.")
         .into()
 }
 
-fn sysfs(rdev: u64) -> PathBuf {
+fn sysfs_dir(rdev: u64) -> PathBuf {
     format!("/sys/dev/block/{}:{}", rustix::fs::major(rdev), rustix::fs::minor(rdev)).into()
 }
 
 /// Returns the kernel's name of a block device.
 pub fn name_of(rdev: u64) -> Result<String> {
-    let path = sysfs(rdev);
+    let path = sysfs_dir(rdev);
     let link = std::fs::read_link(&path).with_context(|| format!("reading {} in sysfs", path.display()))?;
     // A name in sysfs cannot contain a slash, so sysfs replaces it with `!`.
     Ok(link.file_name().unwrap_or_default().to_string_lossy().replace('!', "/"))
@@ -256,8 +256,8 @@ pub fn open_node(tmpfs: &OwnedFd, name: &str, flags: OFlags) -> Result<OwnedFd> 
     node.with_context(|| format!("opening {name}"))
 }
 
-/// Returns the nodes for the private `/dev` of a step. The root gets its links first. If another partition has the same
-/// identifier, it gets no link with that identifier.
+/// Returns the nodes for the private `/dev` of a step. If several partitions have the same identifier, only one of them
+/// gets the link with that identifier. The root takes precedence.
 pub fn step_nodes(nodes: &DiskNodes, root: usize) -> Vec<crate::device::DeviceNode> {
     let mut taken = std::collections::HashSet::new();
     let mut order: Vec<usize> = (0..nodes.parts.len()).collect();

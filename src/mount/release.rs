@@ -16,16 +16,17 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use std::os::fd::AsFd;
 
-/// Closes a root. `unchanged` is the result of the check of the directories that could not be mounted.
+/// Closes a root. `unmountable_unchanged` is an error if a step changed a directory whose file system could not be
+/// mounted.
 pub async fn close(
     mut mounts: ImageMounts,
     disk: &DiskNodes,
     device: &Device,
     report: &Report,
-    unchanged: Result<()>,
+    unmountable_unchanged: Result<()>,
 ) -> Result<()> {
     let path = device.path.display();
-    unchanged.context("checking the directories that could not be mounted")?;
+    unmountable_unchanged.context("checking the directories whose file systems were not mounted")?;
     mounts.check_and_sync(device).await?;
     let used: Vec<_> = mounts.list.iter().filter_map(|m| m.device.clone()).collect();
     mounts.unmount().await.with_context(|| format!("releasing {path}"))?;
@@ -40,8 +41,8 @@ pub async fn close(
     Ok(())
 }
 
-/// Opens each device that was mounted, and the whole disk, exclusively, and syncs it. The open would fail if any
-/// namespace had a mount of the device, or a loop device or swap used it. A successful `umount` shows nothing about
+/// Opens each device that was mounted, and the whole disk, exclusively, and syncs it. The open fails if any namespace
+/// still has a mount of the device, or if a loop device or swap uses it. A successful `umount` shows nothing about
 /// other namespaces.
 async fn prove_released(disk: &DiskNodes, used: &[(String, u64)]) -> Result<()> {
     let mut devices = used.to_vec();
@@ -59,7 +60,9 @@ async fn prove_released(disk: &DiskNodes, used: &[(String, u64)]) -> Result<()> 
                 Errno::BUSY => {
                     let failure = Kind::Machine
                         .failure(format!("{name} is still in use{}", busy::holders_clause(&all)));
-                    failure.hint("No snapshot was taken. End that process, and bake again.").into()
+                    failure
+                        .hint("oven took no snapshot. End the programs that use the disk, and bake again.")
+                        .into()
                 }
                 error => anyhow::Error::new(error).context(format!("opening {name}")),
             })?;
@@ -74,31 +77,33 @@ async fn prove_released(disk: &DiskNodes, used: &[(String, u64)]) -> Result<()> 
 /// But the table must still have the partitions that were mounted.
 fn check_partition_table(disk: &DiskNodes, device: &Device, used: &[(String, u64)]) -> Result<()> {
     let now = partition::read(&DeviceBytes { fd: device.node.as_fd(), size: disk.size }, disk.sector)?;
-    let changed =
-        |what: String| Kind::Step.failure(what).hint("Find the script that writes to the disk itself.");
+    let changed = |what: String| {
+        Kind::Step.failure(what).hint("Find the script that writes to the block device instead of to files.")
+    };
     if let Some(warning) = now.warnings.iter().find(|warning| !disk.table.warnings.contains(warning)) {
-        return Err(changed(format!("a step damaged it: {warning}")).into());
+        return Err(changed(format!("a step damaged the partition table: {warning}")).into());
     }
     let is_used = |part: &&DiskPart| used.iter().any(|(name, _)| *name == part.name);
     for wanted in disk.parts.iter().filter(is_used).filter_map(|part| part.partition.as_ref()) {
         let place = |p: &Partition| (p.number, p.start, p.size);
         if !now.partitions.iter().any(|p| place(p) == place(wanted)) {
-            let what = format!("a step changed it: partition {} is no longer where it was", wanted.number);
+            let what = format!("a step changed the position or size of partition {}", wanted.number);
             return Err(changed(what).into());
         }
     }
     Ok(())
 }
 
-/// Checks whether the bake damaged an ext file system, by its superblock. The file system is unmounted.
+/// Compares the superblock of an unmounted file system with its superblock before the bake. Fails if the bake damaged
+/// the file system.
 fn check_superblock(part: &DiskPart) -> Result<()> {
     let Some(before) = &part.fs else { return Ok(()) };
     let bytes = DeviceBytes { fd: part.node.as_fd(), size: part.size };
     let Some(after) = superblock::probe(&bytes, 0, part.size) else {
-        return Err(damaged("its superblock is gone"));
+        return Err(damaged("it no longer has a valid superblock"));
     };
     if after.kind != before.kind || after.errors > before.errors || after.dirty {
-        return Err(damaged("its superblock has new errors on record"));
+        return Err(damaged("its superblock records new errors"));
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! A directory of the image whose file system this kernel cannot mount. Files that a step wrote to it would be hidden
-//! at boot, so nothing in it may change.
+//! A directory of the image whose file system this kernel cannot mount. At boot, the file system would hide all files
+//! that a step wrote to the directory, so nothing in the directory may change.
 
 use crate::error::Kind;
 use crate::image::tree::ImageTree;
@@ -11,8 +11,8 @@ use std::collections::BTreeMap;
 /// The maximum number of paths that an error message names.
 const NAMES_MAX: usize = 5;
 
-/// Identifies the state of an object: its type, mode and owner, and also size and time of change if it is not a
-/// directory.
+/// The state of a file: its type and mode, user, group, size, and modification time (seconds and nanoseconds). The size
+/// and the time of a directory are 0.
 type State = (u32, u32, u32, i64, i64, i64);
 
 /// The directory, and its content before the steps.
@@ -41,11 +41,11 @@ impl UnmountableDir {
         }
         let (target, kind) = (&self.target, &self.kind);
         let what = format!(
-            "a step changed {target}, whose {kind} file system this kernel cannot mount: {}",
+            "a step changed {target}, but this kernel cannot mount its {kind} file system; the changed paths are: {}",
             changed.join(", ")
         );
         let hint = format!(
-            "What it wrote would be hidden at boot. Bake on a machine whose kernel has {kind} (`modprobe {kind}`)."
+            "The changes would be hidden at boot. Bake on a machine whose kernel has {kind} (`modprobe {kind}`)."
         );
         Err(Kind::Machine.failure(what).hint(hint).into())
     }
@@ -56,7 +56,8 @@ fn read_states(inside: &ImageTree, target: &str) -> Result<BTreeMap<String, Stat
     let walked = inside.walk(target, &mut |path, stat| {
         let mut state =
             (stat.st_mode, stat.st_uid, stat.st_gid, stat.st_size, stat.st_mtime, stat.st_mtime_nsec as i64);
-        // Creating a file and removing it again does not count as a change.
+        // A directory's size and time change even if a file is created and removed again, which does not count as a
+        // change.
         if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
             (state.3, state.4, state.5) = (0, 0, 0);
         }

@@ -32,15 +32,16 @@ impl BakeTools {
         }
         let place = format!("{}:{}", runner.work.image.dir.join(FILE).display(), script.line);
         let Some(tools) = &runner.work.plan.tools else {
-            let what = format!("{place}: `playbook` of [[ansible]]: the image has no {ANSIBLE}");
+            let what =
+                format!("{place}: `playbook` of [[ansible]] needs {ANSIBLE}, which the image does not have");
             let hint =
-                "This distribution's plugin does not install it for a bake: add Ansible to `packages`.";
+                "This distribution's plugin does not install it for a bake. Add Ansible to `packages`.";
             return Err(Kind::Definition.failure(what).hint(hint).into());
         };
         let before = list_packages(runner).await?;
         for step in &tools.steps {
             let done = plan_steps::run_step(runner, step).await;
-            done.with_context(|| format!("installing what the [[ansible]] of {place} needs"))?;
+            done.with_context(|| format!("installing Ansible for the [[ansible]] of {place}"))?;
         }
         let after = list_packages(runner).await?;
         packages::ensure_sound(&after, &runner.work.plan.expect, "packages are not installed correctly")?;
@@ -60,10 +61,10 @@ impl BakeTools {
                 .into());
         }
         let installed: Vec<_> = after.into_iter().filter(|package| !before.contains(package)).collect();
-        runner.work.report.note(format!(
-            "installed for this bake only: {}",
-            crate::text::count(installed.len(), "package")
-        ));
+        runner
+            .work
+            .report
+            .note(format!("installed {} for this bake only", crate::text::count(installed.len(), "package")));
         Ok(Some(Self { installed }))
     }
 
@@ -91,7 +92,8 @@ impl BakeTools {
         if !needed.is_empty() {
             let names: Vec<_> = needed.iter().map(|package| format!("`{}`", package.name)).collect();
             let text = format!(
-                "these came with Ansible and stay, because packages that were installed since need them: {}",
+                "these packages were installed with Ansible and remain, because packages that were installed later \
+                 need them: {}",
                 join_names(&names)
             );
             runner.work.report.note(text);
@@ -109,7 +111,7 @@ impl BakeTools {
         let expected: Vec<_> =
             before.into_iter().filter(|p| !removable.iter().any(|gone| is_same_package(gone, p))).collect();
         let mut wrong = missing_or_changed(&expected, &after);
-        wrong.extend(remaining.iter().map(|package| format!("`{}` is still there", package.name)));
+        wrong.extend(remaining.iter().map(|package| format!("`{}` is still installed", package.name)));
         wrong.extend(
             after
                 .iter()
@@ -121,10 +123,8 @@ impl BakeTools {
         if wrong.is_empty() {
             return Ok(());
         }
-        Err(Kind::Step.error(format!(
-            "removing what was installed for Ansible did not restore the image's packages: {}",
-            join_names(&wrong)
-        )))
+        Err(Kind::Step
+            .error(format!("removing Ansible did not restore the image's packages: {}", join_names(&wrong))))
     }
 }
 
@@ -149,7 +149,7 @@ fn missing_or_changed(before: &[InstalledPackage], after: &[InstalledPackage]) -
     changed
         .map(|was| match after.iter().find(|is| is_same_package(was, is)) {
             Some(is) => format!("`{}` ({} -> {})", was.name, was.version, is.version),
-            None => format!("`{}` is gone", was.name),
+            None => format!("`{}` is missing", was.name),
         })
         .collect()
 }
@@ -198,7 +198,7 @@ mod tests {
     fn lost_and_changed_packages_are_listed() {
         let (before, after) =
             (installed("a\t1\tx\nb\t1\tx\nc\t1\tx\n"), installed("a\t1\tx\nb\t2\tx\nd\t1\tx\n"));
-        assert_eq!(missing_or_changed(&before, &after), ["`b` (1 -> 2)", "`c` is gone"]);
+        assert_eq!(missing_or_changed(&before, &after), ["`b` (1 -> 2)", "`c` is missing"]);
         assert_eq!(missing_or_changed(&before, &before), Vec::<String>::new());
     }
 }

@@ -307,7 +307,8 @@ impl<'a> CommandRunner<'a> {
         if exit.left.is_empty() {
             return;
         }
-        let text = format!("{}: {} were still running and were killed", call.why, exit.left.join(", "));
+        let text =
+            format!("{} left processes running, and oven killed them: {}", call.why, exit.left.join(", "));
         // This is normal for a test, because it starts the services that it tests.
         if call.throwaway { self.work.report.detail(text) } else { self.work.report.warn(text) }
     }
@@ -345,7 +346,8 @@ impl<'a> CommandRunner<'a> {
                 }
                 None if call.is_good(status) => {
                     let code = if let ExitStatus::Exited(code) = status { code } else { 0 };
-                    let though = format!("though {} ended with {code}", call.name);
+                    let though =
+                        format!("{} exited with {code}, but its output shows the failure", call.name);
                     Kind::Step.failure(format!("{} failed: {means} ({though}){tail}", call.why))
                 }
                 None => Kind::Step.failure(format!("{} failed: {means} ({how}){tail}", call.why)),
@@ -365,21 +367,21 @@ impl<'a> CommandRunner<'a> {
         let failure = Kind::Step.failure(format!("{place}{how}{tail}"));
         match &call.key {
             _ if status == ExitStatus::TimedOut => match &call.key {
-                Some(DefinitionTable { table, .. }) => failure.hint(format!("Increase `timeout` of the [[{table}]], which is in seconds.")),
-                None => failure.hint("A package's script may wait for an answer, but there is nobody to give one."),
+                Some(DefinitionTable { table, .. }) => failure.hint(format!("Increase `timeout` (in seconds) of the [[{table}]].")),
+                None => failure.hint("Perhaps a package's script waits for input, but steps cannot ask the user."),
             },
             _ if heard.metadata && call.network && self.fenced() => failure.hint(
-                "No step reaches the builder's metadata service, which gives out the builder's credentials. If these steps may \
-                 have them, set `imds = true` at the top of image.toml.",
+                "oven blocks access to the builder's metadata service, because it supplies the builder's credentials. If \
+                 these steps may have them, set `imds = true` at the top of image.toml.",
             ),
             Some(DefinitionTable { table, .. }) if heard.no_network && !call.network => failure.hint(format!(
-                "It has no network. If it needs one, set `network = true` in its [[{table}]]."
+                "It runs without the network. If it needs the network, set `network = true` in its [[{table}]]."
             )),
             None if heard.no_network && !call.network => failure.hint(
                 "Packages are installed without the network. If a package's script has to download something, set \
                  `network = true` at the top of image.toml.",
             ),
-            Some(DefinitionTable { table: "test", .. }) => failure.hint("No image is made if a test fails."),
+            Some(DefinitionTable { table: "test", .. }) => failure.hint("oven makes no image if a test fails."),
             _ => failure,
         }
     }

@@ -35,18 +35,22 @@ fn place_one(
     };
     let target = &file.target;
     if let Some(dir) = unmounted.iter().find(|dir| std::path::Path::new(target).starts_with(dir)) {
-        let why = format!("{target}: this kernel cannot mount the file system of {}", dir.as_ref().display());
+        let why = format!(
+            "{target} cannot be written, because this kernel cannot mount the file system of {}",
+            dir.as_ref().display()
+        );
         return Err(invalid("target", target, why).into());
     }
     // If the target is a symlink, it is replaced and not followed. So the file has exactly the path in image.toml.
     if kind(inside, target)? == Some(FileType::Directory) {
         let why = format!("{target} is a directory in the image");
-        let hint = "Add the file's name: the target is the path of the file, not of a directory.";
+        let hint = "Add the file's name to `target`, which is the path of the file and not of its directory.";
         return Err(invalid("target", target, why).hint(hint).into());
     }
     let unknown = |key: &str, name: &str| {
-        invalid(key, name, format!("the image has no {key} `{name}`"))
-            .hint("An account of a package exists once the package is installed; a number needs no account.")
+        let account = if key == "owner" { "user" } else { "group" };
+        invalid(key, name, format!("the image has no {account} `{name}`"))
+            .hint("Add the package that creates it to `packages`, or use a number.")
     };
     let uid = accounts.user(&file.owner).ok_or_else(|| unknown("owner", &file.owner))?;
     let gid = accounts.group(&file.group).ok_or_else(|| unknown("group", &file.group))?;
@@ -144,7 +148,7 @@ mod tests {
         for (target, owner, word) in [
             ("/etc/motd.d", "0", "is a directory"),
             ("/boot/efi/motd", "0", "cannot mount"),
-            ("/etc/motd", "nobody-here", "no owner `nobody-here`"),
+            ("/etc/motd", "nobody-here", "no user `nobody-here`"),
         ] {
             let error = place_files(&inside, &image(temp.path(), target, owner), &unmounted).unwrap_err();
             assert_eq!(Kind::of(&error), Kind::Definition);

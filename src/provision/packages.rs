@@ -75,7 +75,8 @@ pub fn ensure_not_held(
     if held.is_empty() {
         return Ok(());
     }
-    work.report.note(format!("held in the base image, so not upgraded: {}", join_names(held)));
+    work.report
+        .note(format!("the base image holds these packages, so they are not upgraded: {}", join_names(held)));
     for wanted in &work.plan.expect.packages {
         let Some(version) = &wanted.version else { continue };
         // dpkg adds the architecture to some names.
@@ -87,10 +88,11 @@ pub fn ensure_not_held(
         if !matches_version(version, &has.version) {
             let place = work.image.place_of_package(Some(&wanted.name));
             let what = format!(
-                "{place} asks for `{}={version}`, but the base image holds it at {}",
+                "{place} requests `{}={version}`, but the base image holds the package at {}",
                 wanted.name, has.version
             );
-            let hint = "Release it in the base image, or remove it from `packages`: a held package stays at its version.";
+            let hint = "Release it in the base image, or remove it from `packages`, because a held package keeps its \
+                        version.";
             return Err(Kind::Definition.failure(what).hint(hint).into());
         }
     }
@@ -104,7 +106,7 @@ pub fn ensure_installed(packages: &[InstalledPackage], expect: &Expect) -> Resul
         return Ok(());
     }
     Err(Kind::Step
-        .error(format!("not everything that image.toml asks for is installed: {}", join_names(&missing))))
+        .error(format!("image.toml requests packages that are not installed: {}", join_names(&missing))))
 }
 
 fn lacks(packages: &[InstalledPackage], wanted: &Wanted) -> Option<String> {
@@ -123,7 +125,7 @@ fn lacks(packages: &[InstalledPackage], wanted: &Wanted) -> Option<String> {
     if named.iter().any(|p| matches_version(version, &p.version)) {
         return None;
     }
-    let have = named.first().map(|p| format!(" (it is at {})", p.version)).unwrap_or_default();
+    let have = named.first().map(|p| format!(" ({} is installed)", p.version)).unwrap_or_default();
     Some(format!("{}{have}", spelt(&format!("={version}"))))
 }
 
@@ -186,7 +188,7 @@ mod tests {
         );
         assert!(there(&[("redis-server", Some("amd64"), Some("5:7.0.15-1"))]).is_ok());
         let error = there(&[("redis-server", None, Some("5:6.*")), ("gone", None, None)]).unwrap_err();
-        assert!(error.contains("`redis-server=5:6.*` (it is at 5:7.0.15-1), `gone`"), "{error}");
+        assert!(error.contains("`redis-server=5:6.*` (5:7.0.15-1 is installed), `gone`"), "{error}");
         assert!(there(&[("redis-server", Some("arm64"), None)]).is_err());
         assert!(there(&[("awk", None, Some("1*"))]).is_err(), "what is provided has no version");
     }

@@ -28,7 +28,7 @@ pub fn place_plan_files(place: &MountedImage<'_>, work: &ProvisionContext<'_>) -
     for file in files {
         check(file, place.unmounted).map_err(|what| {
             let what = format!("the plan puts a file at {:?}, which {what}", file.path);
-            Kind::Step.failure(what).hint("That is a fault of the distribution's plugin.")
+            Kind::Step.failure(what).hint("This is a bug in the distribution's plugin.")
         })?;
         write_file(place.inside, file, work).with_context(|| format!("placing {} of the plan", file.path))?;
     }
@@ -50,7 +50,7 @@ fn write_file(inside: &ImageTree, file: &Shim, work: &ProvisionContext<'_>) -> R
         Some(FileType::RegularFile) | None => {}
         Some(_) => work
             .report
-            .warn(format!("{} of the base image is replaced: it was not a regular file", file.path)),
+            .warn(format!("{} of the base image is replaced, because it was not a regular file", file.path)),
     }
     work.report.detail(format!("{} ({:04o})", file.path, file.mode));
     let write = || inside.write(&file.path, file.content.as_bytes(), file.mode, 0, 0);
@@ -79,7 +79,7 @@ fn check(file: &Shim, unmounted: &[impl AsRef<Path>]) -> Result<(), String> {
         ));
     }
     if file.mode & !0o755 != 0 {
-        return Err(format!("has the mode {:04o}: at most 0755 is allowed", file.mode));
+        return Err(format!("has the mode {:04o}, but at most 0755 is allowed", file.mode));
     }
     if file.content.len() > MAX_BYTES {
         return Err(format!("is larger than {} MiB", MAX_BYTES >> 20));

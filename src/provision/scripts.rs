@@ -57,7 +57,7 @@ pub async fn test(runner: &CommandRunner<'_>) -> Result<()> {
     {
         let place = format!("{}:{}", image.dir.join(FILE).display(), test.line);
         return Err(Kind::Definition
-            .failure(format!("{place}: `bats` of [[test]]: the image has no bats, and oven does not install it"))
+            .failure(format!("{place}: `bats` of [[test]] needs bats, but the image does not have it"))
             .hint("Add it to `packages` (on most distributions its name is `bats`), or install it in a [[run]].")
             .into());
     }

@@ -6,7 +6,7 @@ use rustix::io::Errno;
 use std::path::Path;
 
 /// The hint for a full disk.
-pub const LARGER_DISK_HINT: &str = "Give it a larger one: `size_gib` of `[disk]` in image.toml.";
+pub const LARGER_DISK_HINT: &str = "Use a larger disk: set `size_gib` of `[disk]` in image.toml.";
 
 /// If less than one part in this number is free, the disk counts as full: a write may have failed without an error
 /// message.
@@ -52,7 +52,7 @@ impl DiskSpace {
             if now.blocks.0 <= now.blocks.1 / MIN_FREE_SHARE { "space" } else { "room for files (inodes)" };
         Err(Kind::Step
             .failure(format!(
-                "no {what} is left on the image's disk, so a step may not have written all that it should"
+                "no {what} is left on the image's disk, so a step may not have written all of its files"
             ))
             .hint(LARGER_DISK_HINT)
             .into())
@@ -73,7 +73,7 @@ pub fn explain_full_disk(error: Error) -> Error {
         // broken.
         Some(Errno::ROFS) => Kind::Step
             .failure(format!("the image's file system became read-only: {error:#}"))
-            .hint("It is damaged: the kernel's log (dmesg) says where.")
+            .hint("The file system is damaged. The kernel's log (dmesg) says where.")
             .into(),
         _ => error,
     }

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use rustix::mount::MountAttrFlags;
 use std::path::{Component, Path};
 
-/// Name, major and minor number: the same in every kernel.
+/// The name, major and minor number of each node. They are the same in every kernel.
 const NODES: [(&str, u32, u32); 6] =
     [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
 const LINKS: [(&str, &str); 5] = [
@@ -20,9 +20,9 @@ const LINKS: [(&str, &str); 5] = [
     ("stderr", "/proc/self/fd/2"),
     ("ptmx", "pts/ptmx"),
 ];
-/// The group `disk` in every distribution.
+/// The id of the group `disk` in every distribution.
 const DISK: u32 = 6;
-/// The size limit. The file system holds only nodes and links, so a stray `dd of=/dev/…` fills little memory.
+/// The size limit of `/dev`. Nodes and links need little space, and a stray `dd of=/dev/…` must not fill the memory.
 const SIZE: &str = "4m";
 
 /// Mounts the step's `/dev`, and returns the mount.
@@ -70,15 +70,15 @@ fn disk_node(dev: BorrowedFd<'_>, node: &DeviceNode) -> Result<()> {
     Ok(())
 }
 
-/// Returns the directory of `path` below `/dev`, created if necessary, the last name, and the depth. Labels come from
-/// the image, so a name with `..` is an error.
+/// Splits a path below `/dev`. Returns its directory, which is created if necessary, its last name, and the depth of
+/// the directory. Labels come from the image, so a name with `..` is an error.
 fn parent(dev: BorrowedFd<'_>, path: &str) -> Result<(OwnedFd, String, usize)> {
     let names = Path::new(path).components().map(|part| match part {
         Component::Normal(name) => Ok(name.to_string_lossy().into_owned()),
         _ => bail!("\"{path}\" is not a name below /dev"),
     });
     let mut names = names.collect::<Result<Vec<_>>>()?;
-    let Some(last) = names.pop() else { bail!("a node without a name") };
+    let Some(last) = names.pop() else { bail!("a device node has no name") };
     let mut dir = dev.try_clone_to_owned()?;
     for name in &names {
         match rustix::fs::mkdirat(&dir, name, Mode::from_raw_mode(0o755)) {

@@ -1,8 +1,9 @@
 //! `oven __step`, the first process of a step. It creates the step's namespaces, starts the step's program, and reaps
-//! its processes.
+//! the step's processes.
 //!
-//! It is process 1 of a new PID namespace from its first instruction, and a direct child of oven. So when it ends, for
-//! any reason, the kernel kills all processes of the step, and after oven has reaped it, none of them exists.
+//! The helper is process 1 of a new PID namespace from its first instruction. So when the helper ends, for any reason,
+//! the kernel kills all processes of the step. The helper is a direct child of oven. When oven has reaped it, no
+//! process of the step exists any more.
 
 use super::protocol::HelperMessage;
 use super::spec::StepSpec;
@@ -25,11 +26,11 @@ use std::process::ExitCode;
 pub const SPEC: i32 = 3;
 pub const CONTROL: i32 = 4;
 
-/// The host name in a step. Every `/etc/hosts` has it, and packages that write the host name into a configuration file
-/// do not write the builder's.
+/// The host name in a step. Every `/etc/hosts` has this name. A package that writes the host name into a configuration
+/// file writes this name and not the builder's.
 const HOST_NAME: &str = "localhost";
-/// The maximum number of processes and threads of a step. It makes a fork bomb fail before the builder runs out of
-/// processes.
+/// The maximum number of processes and threads of a step. Because of this limit, a fork bomb fails before the builder
+/// runs out of processes.
 const MAX_PROCESSES: &str = "4096";
 /// Since this version of Linux, `pid_max` belongs to a PID namespace. In earlier versions it belongs to the machine, so
 /// oven must not set it.
@@ -69,11 +70,12 @@ fn take_descriptors() -> Option<(File, OwnedFd)> {
 
 fn serve(mut spec: File, control: &OwnedFd) -> Result<HelperMessage> {
     close_from(CONTROL + 1)?;
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context("tying the step to oven")?;
-    // If oven died before that call, its end of the socket is closed. The socket is watched later, too.
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        .context("setting the parent-death signal")?;
+    // If oven died before that call, the kernel does not kill this process. But then oven's end of the socket is // closed. This is checked here, and again while the step runs.
     let mut hung_up = [PollFd::new(control, PollFlags::empty())];
     poll(&mut hung_up, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).context("checking that oven is running")?;
-    anyhow::ensure!(!hung_up[0].revents().contains(PollFlags::HUP), "oven is gone");
+    anyhow::ensure!(!hung_up[0].revents().contains(PollFlags::HUP), "oven has ended");
 
     let mut text = Vec::new();
     spec.read_to_end(&mut text).context("reading the step's spec")?;
@@ -82,9 +84,9 @@ fn serve(mut spec: File, control: &OwnedFd) -> Result<HelperMessage> {
     rustix::process::umask(Mode::empty());
     if spec.interactive {
         // The process remains in the terminal's session, in a separate process group.
-        rustix::process::setpgid(None, None).context("leaving oven's process group")?;
+        rustix::process::setpgid(None, None).context("starting a process group")?;
     } else {
-        rustix::process::setsid().context("leaving oven's session")?;
+        rustix::process::setsid().context("starting a session")?;
     }
     create_namespaces(&spec)?;
     if spec.network && spec.fenced {
@@ -103,7 +105,8 @@ fn serve(mut spec: File, control: &OwnedFd) -> Result<HelperMessage> {
         landlock::hide_abstract_sockets();
     }
     // After this, even root in the step cannot access this process's memory, descriptors and program.
-    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("hiding the reaper")?;
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .context("protecting the step's helper")?;
     let mut filter = SyscallFilter::new(spec.interactive);
     let (status, left) = init::run(&spec, &mut filter, control.as_fd())?;
     Ok(HelperMessage::Ended { status, left })
@@ -116,19 +119,19 @@ fn create_namespaces(spec: &StepSpec) -> Result<()> {
     if !spec.network {
         flags |= UnshareFlags::NEWNET;
     }
-    // SAFETY: this process has one thread, and the flags share nothing of its memory or descriptors.
+    // SAFETY: this process has one thread, and the flags unshare neither memory nor descriptors.
     let unshared = unsafe { rustix::thread::unshare_unsafe(flags) };
     unshared.map_err(|error| {
         Kind::Machine
-            .failure(format!("the kernel does not create namespaces ({error})"))
+            .failure(format!("the kernel refuses to create namespaces ({error})"))
             .hint("oven needs root with all its capabilities; `oven doctor` shows what is missing.")
     })?;
-    // This namespace hides only a name, and not every kernel supports it, so a failure is ignored.
+    // The cgroup namespace hides only the name of a cgroup, and not every kernel supports it, so a failure is ignored.
     // SAFETY: as above.
     let _ = unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWCGROUP) };
-    nix::unistd::sethostname(HOST_NAME).context("naming the step's machine")?;
+    nix::unistd::sethostname(HOST_NAME).context("setting the step's host name")?;
     if !spec.network {
-        raise_loopback().context("raising the loopback interface")?;
+        raise_loopback().context("bringing up the loopback interface")?;
     }
     Ok(())
 }
@@ -150,8 +153,8 @@ fn raise_loopback() -> Result<()> {
     Ok(())
 }
 
-/// Limits the number of processes of this PID namespace, if the kernel has a limit for each namespace. The host's
-/// `/proc` can be used: the kernel sets the limit of the writing process's namespace.
+/// Limits the number of processes in this PID namespace, if the kernel has a limit for each namespace. The host's
+/// `/proc` can be used for this, because the kernel sets the limit of the namespace of the process that writes.
 fn limit_processes() -> Result<()> {
     let release = rustix::system::uname();
     let release = release.release().to_string_lossy();
@@ -162,7 +165,8 @@ fn limit_processes() -> Result<()> {
     std::fs::write("/proc/sys/kernel/pid_max", MAX_PROCESSES).context("limiting the step's processes")
 }
 
-/// Creates private key rings for the step. A kernel without key rings has nothing to hide.
+/// Gives the step a new, empty session keyring. An error is ignored, because a kernel without keyrings has nothing to
+/// hide.
 #[allow(unsafe_code)]
 fn forget_keys() {
     const JOIN_SESSION_KEYRING: libc::c_int = 1;

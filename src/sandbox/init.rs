@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 const GRACE: Duration = Duration::from_millis(100);
 /// The maximum number of reported names.
 const MAX_NAMES: usize = 32;
-/// The OOM score. When memory runs out, the kernel kills the step before the builder's other processes.
+/// The value for `oom_score_adj`. When memory runs out, the kernel kills the step before the builder's other processes.
 const OOM_SCORE: &str = "800";
 /// Exit codes as shells use them.
 const NOT_FOUND: i32 = 127;
@@ -35,7 +35,7 @@ pub fn run(
     filter: &mut SyscallFilter,
     control: BorrowedFd<'_>,
 ) -> Result<(ExitStatus, Vec<String>)> {
-    let children = child_signals().context("watching for ended processes")?;
+    let children = child_signals().context("watching for processes that end")?;
     let main = start(spec, filter).context("starting the step's program")?;
     let status = loop {
         let mut fds = [PollFd::new(&children, PollFlags::IN), PollFd::new(&control, PollFlags::IN)];
@@ -46,7 +46,7 @@ pub fn run(
         if !fds[1].revents().is_empty() {
             let mut buffer = [0_u8; 32];
             match rustix::net::recv(control, &mut buffer, rustix::net::RecvFlags::DONTWAIT) {
-                Ok((0, _)) | Err(rustix::io::Errno::CONNRESET) => anyhow::bail!("oven is gone"),
+                Ok((0, _)) | Err(rustix::io::Errno::CONNRESET) => anyhow::bail!("oven has ended"),
                 Ok((len, _)) if buffer.get(..len) == Some(TERMINATE) => {
                     let _ = rustix::process::kill_process(main, Signal::TERM);
                 }
@@ -110,8 +110,8 @@ fn remaining(children: &OwnedFd) -> Result<Vec<String>> {
         if left.is_empty() || now >= deadline {
             return Ok(left.into_values().take(MAX_NAMES).collect());
         }
-        // Orphans become children of this process, so their end wakes it. The end of a grandchild may not wake it, so
-        // the wait is short.
+        // The end of an orphan wakes this process, because orphans become its children. The end of another descendant
+        // may not wake it, so each wait is short.
         let pause = (deadline - now).min(Duration::from_millis(10));
         let pause = Timespec { tv_sec: 0, tv_nsec: pause.as_nanos() as i64 };
         match poll(&mut [PollFd::new(children, PollFlags::IN)], Some(&pause)) {
@@ -154,10 +154,11 @@ fn start(spec: &StepSpec, filter: &mut SyscallFilter) -> Result<Pid> {
                     failure.1
                 }
             };
-            // SAFETY: ends only this process. It is a copy of its parent, in which nothing has to be unwound.
+            // SAFETY: this ends only this process. The process is a copy of its parent, and nothing in it has to be
+            // unwound.
             unsafe { libc::_exit(code) }
         }
-        child => Pid::from_raw(child).context("a process without a number"),
+        child => Pid::from_raw(child).context("the process has no number"),
     }
 }
 
@@ -177,7 +178,7 @@ fn execute(spec: &StepSpec, filter: &mut SyscallFilter) -> Result<Infallible, No
         if rustix::termios::isatty(standard_input) {
             // SIGTTOU is still ignored and blocked. Otherwise it would stop this background process.
             rustix::termios::tcsetpgrp(standard_input, rustix::process::getpid())
-                .context("taking the terminal")?;
+                .context("giving the terminal to the step")?;
         }
     } else {
         rustix::process::setsid().context("making a session")?;
@@ -199,25 +200,30 @@ fn execute(spec: &StepSpec, filter: &mut SyscallFilter) -> Result<Infallible, No
 }
 
 fn c_strings(texts: impl Iterator<Item = String>) -> Result<Vec<CString>> {
-    texts.map(|text| CString::new(text).context("an argument with a zero byte")).collect()
+    texts.map(|text| CString::new(text).context("an argument contains a zero byte")).collect()
 }
 
 /// Returns the paths at which the program may be.
 fn candidates(argv: &[String], path: &str) -> Result<Vec<CString>> {
-    let program = argv.first().context("a step without a program")?;
+    let program = argv.first().context("the step has no program")?;
     let paths: Vec<PathBuf> = if program.contains('/') {
         vec![PathBuf::from(program)]
     } else {
         path.split(':').filter(|dir| !dir.is_empty()).map(|dir| Path::new(dir).join(program)).collect()
     };
-    paths.iter().map(|path| CString::new(path.as_os_str().as_bytes()).context("a zero byte")).collect()
+    paths
+        .iter()
+        .map(|path| {
+            CString::new(path.as_os_str().as_bytes()).context("the program's path contains a zero byte")
+        })
+        .collect()
 }
 
 /// Makes sure that no signal is blocked or ignored.
 #[allow(unsafe_code)]
 fn default_signals() {
-    // SAFETY: the set is initialised before use. SIG_DFL is valid for every signal; if setting it fails, nothing
-    // happens.
+    // SAFETY: the set is initialised before use. SIG_DFL is valid for every signal, and a call that fails has no
+    // effect.
     unsafe {
         for signal in 1..=libc::SIGRTMAX() {
             libc::signal(signal, libc::SIG_DFL);
@@ -240,8 +246,9 @@ fn exec(name: &str, programs: &[CString], arguments: &[CString], environment: &[
         unsafe { libc::execve(program.as_ptr(), arguments.as_ptr(), environment.as_ptr()) };
         let error = io::Error::last_os_error();
         let missing = matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR));
-        let is_there = missing && Path::new(std::ffi::OsStr::from_bytes(program.to_bytes())).is_file();
-        if is_there {
+        let lacks_interpreter =
+            missing && Path::new(std::ffi::OsStr::from_bytes(program.to_bytes())).is_file();
+        if lacks_interpreter {
             denied = Some(anyhow::anyhow!(
                 "{}: the interpreter it names is not in the image",
                 program.to_string_lossy()
@@ -252,6 +259,6 @@ fn exec(name: &str, programs: &[CString], arguments: &[CString], environment: &[
     }
     match denied {
         Some(error) => NotStarted(error, NOT_EXECUTABLE),
-        None => NotStarted(anyhow::anyhow!("{name}: the image has no such program"), NOT_FOUND),
+        None => NotStarted(anyhow::anyhow!("{name}: the program was not found in the image"), NOT_FOUND),
     }
 }

@@ -26,11 +26,11 @@ const MASKED_IN_PROC: [&str; 13] = [
     "timer_stats",
     "vmcore",
 ];
-/// The same for `/sys`. Without `firmware`, a boot loader's scripts do not see how the builder was booted.
+/// The masked entries of `/sys`. Without `firmware`, a boot loader's scripts do not see how the builder was booted.
 const MASKED_IN_SYS: [&str; 3] = ["firmware", "devices/virtual/powercap", "kernel/debug"];
 
-/// Mounts a `/proc` that shows the step's processes. All other entries belong to the host, so all directories and
-/// writable files among them are made read-only, whatever entries this kernel has.
+/// Mounts a `/proc` that shows the step's processes. All other entries belong to the host. So every directory and every
+/// writable file among them is made read-only, even if oven does not know its name.
 pub fn mount_proc(root: BorrowedFd<'_>, dev: BorrowedFd<'_>) -> Result<()> {
     let proc = new_file_system("proc", &[], PLAIN | MountAttrFlags::MOUNT_ATTR_NOEXEC)?;
     attach(&proc, api_directory(root, "proc")?).context("mounting /proc")?;
@@ -46,14 +46,14 @@ pub fn mount_proc(root: BorrowedFd<'_>, dev: BorrowedFd<'_>) -> Result<()> {
             Err(Errno::NOENT) => continue,
             stat => stat.with_context(|| format!("examining /proc/{name}"))?,
         };
-        let directory = match FileType::from_raw_mode(stat.st_mode) {
+        let is_directory = match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => true,
             FileType::RegularFile => false,
             _ => continue, // links to the process's own entries
         };
         let result = if MASKED_IN_PROC.contains(&name) {
-            mask(proc.as_fd(), name, directory, dev)
-        } else if directory || stat.st_mode & 0o222 != 0 {
+            mask(proc.as_fd(), name, is_directory, dev)
+        } else if is_directory || stat.st_mode & 0o222 != 0 {
             freeze(proc.as_fd(), name)
         } else {
             continue;
@@ -85,9 +85,9 @@ fn freeze(dir: BorrowedFd<'_>, name: &str) -> io::Result<()> {
 }
 
 /// Hides an entry under an empty directory or `/dev/null`.
-fn mask(dir: BorrowedFd<'_>, name: &str, directory: bool, dev: BorrowedFd<'_>) -> io::Result<()> {
+fn mask(dir: BorrowedFd<'_>, name: &str, is_directory: bool, dev: BorrowedFd<'_>) -> io::Result<()> {
     let on = open_plain(dir, name)?;
-    if directory {
+    if is_directory {
         let empty = new_file_system("tmpfs", &[("mode", "0555"), ("nr_inodes", "2")], READ_ONLY)
             .map_err(io::Error::other)?;
         return attach(empty, on);

@@ -1,7 +1,7 @@
-//! Runs one command, isolated, in a mounted root. All its processes are killed when it ends.
+//! Runs one command, isolated, in a mounted root. When the command ends, all its processes are killed.
 //!
-//! oven starts itself as `oven __step` ([`helper_main`]), as process 1 of a new PID namespace. That process creates the
-//! other namespaces and the step's mount tree, enters it, drops its privileges, starts the command, and reaps
+//! oven starts itself as `oven __step` ([`helper_main`]), as process 1 of a new PID namespace. This process creates the
+//! other namespaces and the step's mount tree, enters the tree, drops its privileges, starts the command, and reaps
 //! processes. When the command or oven ends, all processes of the step are killed.
 
 mod dev;
@@ -68,7 +68,8 @@ impl StepSpec {
     }
 }
 
-/// Runs `oven __step`. `main` calls it first: the process has one thread then, and is process 1 of its namespace.
+/// Runs `oven __step`. `main` calls this function first, while the process has only one thread. The process is process
+/// 1 of its namespace.
 pub fn helper_main() -> ExitCode {
     helper::main()
 }
@@ -80,7 +81,7 @@ pub fn private_mounts() -> Result<()> {
     // SAFETY: the flag unshares neither memory nor descriptors of this process.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }.map_err(|error| {
         Kind::Machine
-            .failure(format!("this process cannot have mounts of its own ({error})"))
+            .failure(format!("this process cannot create a private mount namespace ({error})"))
             .hint("Run oven as root.")
     })?;
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
@@ -112,20 +113,23 @@ pub async fn run_with(
     timeout: Duration,
     on_line: &mut dyn FnMut(&str),
 ) -> Result<StepExit> {
-    // These are dropped in reverse order: the processes, then the terminal, then the files that were created for them
-    // in the image and on this machine.
+    // These values outlive the processes of the step. If this future is dropped, first the processes are killed, then
+    // the terminal is restored, and then the files in the image and the cgroup are removed.
     let fence = if spec.network && spec.fenced { Some(EgressFence::make()?) } else { None };
     let placeholders = placeholders(spec).context("preparing the image for a step")?;
     let terminal = if spec.interactive { TerminalState::note() } else { None };
-    let exit = supervise(helper, spec, fence.as_ref(), secrets, timeout, on_line).await;
+    let exit = match start(helper, spec, fence.as_ref()) {
+        Ok(running) => supervise(running, helper, secrets, timeout, on_line).await,
+        Err(error) => Err(error),
+    };
     drop(terminal);
     drop(fence);
     let removed = placeholders.map_or(Ok(()), Placeholders::remove);
     let exit = exit?;
-    // A failed step does not become an image. Its own failure (a full disk, for example) explains more than later
-    // failures.
+    // If the step failed, an error of the removal is ignored. The disk does not become an image then, and the step's
+    // own failure (such as a full disk) explains more.
     if exit.status.success() {
-        removed.context("clearing the image after a step")?;
+        removed.context("removing the step's temporary files from the image")?;
     }
     Ok(exit)
 }
@@ -140,22 +144,26 @@ fn placeholders(spec: &StepSpec) -> Result<Option<Placeholders>> {
     Placeholders::make(root.as_fd(), spec).map(Some)
 }
 
+/// Starts the step's helper. An interactive step gets the type of this process's terminal.
+fn start(helper: &Path, spec: &StepSpec, fence: Option<&EgressFence>) -> Result<StepProcess> {
+    match std::env::var("TERM") {
+        Ok(term) if spec.interactive && !spec.env.contains_key("TERM") => {
+            let mut spec = spec.clone();
+            spec.env.insert("TERM".into(), term);
+            StepProcess::start(helper, &spec, fence)
+        }
+        _ => StepProcess::start(helper, spec, fence),
+    }
+}
+
+/// Waits until the step ends, and ends it when its time is over. `helper` is named in messages.
 async fn supervise(
+    mut running: StepProcess,
     helper: &Path,
-    spec: &StepSpec,
-    fence: Option<&EgressFence>,
     secrets: &Secrets,
     timeout: Duration,
     on_line: &mut dyn FnMut(&str),
 ) -> Result<StepExit> {
-    let mut running = match std::env::var("TERM") {
-        Ok(term) if spec.interactive && !spec.env.contains_key("TERM") => {
-            let mut spec = spec.clone();
-            spec.env.insert("TERM".into(), term);
-            StepProcess::start(helper, &spec, fence)?
-        }
-        _ => StepProcess::start(helper, spec, fence)?,
-    };
     let mut lines = OutputLines::without(secrets);
     let mut output = match running.output.take() {
         Some(output) => Some(watch(output)?),
@@ -178,7 +186,7 @@ async fn supervise(
                 () = sleep_until(deadline) => {
                     if timed_out {
                         running.kill();
-                        // The step is already being killed. The kernel ends it when it can.
+                        // The processes are being killed. Nothing more can be done until the kernel has ended them.
                         deadline += Duration::from_secs(3600);
                     } else {
                         timed_out = true;
@@ -198,13 +206,13 @@ async fn supervise(
     }
     lines.finish(on_line);
     let signal = running.reap()?;
-    let told = HelperMessage::receive(&running.control)?;
-    match (timed_out, told, signal) {
+    let message = HelperMessage::receive(&running.control)?;
+    match (timed_out, message, signal) {
         (_, Some(HelperMessage::Failed { kind, message, hint }), _) => {
             Err(HelperMessage::failure(kind, &message, hint)).context("starting a contained step")
         }
-        (true, told, _) => {
-            let left = if let Some(HelperMessage::Ended { left, .. }) = told { left } else { Vec::new() };
+        (true, message, _) => {
+            let left = if let Some(HelperMessage::Ended { left, .. }) = message { left } else { Vec::new() };
             Ok(StepExit { status: ExitStatus::TimedOut, left })
         }
         (false, Some(HelperMessage::Ended { status, left }), _) => Ok(StepExit { status, left }),
@@ -217,7 +225,7 @@ async fn supervise(
     }
 }
 
-/// Reads a part of the step's output; returns 0 at its end. Waits for ever if there is no output.
+/// Reads a part of the step's output, and returns 0 at the end of the output. Waits for ever if `output` is `None`.
 async fn read(output: Option<&AsyncFd<OwnedFd>>, buffer: &mut [u8]) -> Result<usize> {
     let Some(output) = output else { return std::future::pending().await };
     let read = output.async_io(Interest::READABLE, |fd| Ok(rustix::io::read(fd, &mut *buffer)?));

@@ -21,10 +21,12 @@ use std::path::Path;
 
 pub(crate) const RESOLV_CONF: &str = "/etc/resolv.conf";
 
-/// The first index of the directories for writes to caches. The smaller indexes are for the image's mounts.
+/// The directories for discarded writes have indexes. Those of caches begin with this index. Those of the image's
+/// mounts are smaller.
 const FIRST_CACHE_INDEX: usize = 1000;
 
-/// Mounts the step's complete file tree, and makes it the root of this process, which has a private mount namespace.
+/// Mounts the step's complete file tree, and makes the tree the root of this process, which has a private mount
+/// namespace.
 pub fn enter_mount_tree(spec: &StepSpec) -> Result<()> {
     // Mounts are propagated neither to other namespaces nor from them.
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
@@ -54,20 +56,23 @@ pub fn enter_mount_tree(spec: &StepSpec) -> Result<()> {
     if let Some(content) = resolv_conf {
         shims.put(RESOLV_CONF, &content, 0o644).with_context(|| format!("binding {RESOLV_CONF}"))?;
     }
-    // These follow the shims. Otherwise a shim's path could lead through a link into `/proc` or `/sys`.
+    // `/proc` and `/sys` are mounted after the shims. Otherwise a shim's path could lead through a link into one of
+    // them.
     masks::mount_proc(root.as_fd(), dev.as_fd())?;
     masks::mount_sys(root.as_fd(), dev.as_fd())?;
     pivot(root.as_fd())
 }
 
-/// Mounts a cache over the image's directory. `throwaway`: writes to it are discarded with the step. Package managers
-/// write locks and similar files even if they only read.
+/// Mounts a cache over the image's directory. If `throwaway` is given, the step can write to the cache, but the writes
+/// are discarded with the step. This is needed because package managers write locks and similar files even if they only
+/// read.
 fn mount_cache(
     cache: &CacheMount,
     root: BorrowedFd<'_>,
     throwaway: Option<(BorrowedFd<'_>, usize)>,
 ) -> Result<()> {
-    // A package may have replaced the directory with another object. Then steps see that object.
+    // A package may have replaced the directory with another object. In that case the cache is not mounted, and steps
+    // see that object.
     let open = || {
         let place = resolve(root, Path::new(&cache.target), true).ok();
         place.filter(|place| place.rest.is_empty()).map(|place| place.dir)
@@ -75,7 +80,7 @@ fn mount_cache(
     let Some(on) = open() else { return Ok(()) };
     attach(cache.make()?, on)?;
     if let Some((scratch, index)) = throwaway {
-        // The directory with this name is now the cache.
+        // The cache is mounted on the directory now, so `open` returns the cache.
         let mounted = open().context("it no longer exists")?;
         let covered = self::throwaway(scratch, FIRST_CACHE_INDEX + index, mounted.as_fd())?;
         attach(covered, open().context("it no longer exists")?)?;
@@ -98,8 +103,8 @@ fn resolv_conf(spec: &StepSpec) -> Result<Option<Vec<u8>>> {
     }
 }
 
-/// Mounts the image's root, with the mounts below it, inside a file system for this step's files, which the image
-/// cannot access. Returns the root and that file system.
+/// Mounts the image's root, with the mounts below it, inside a new file system. This file system is for files of the
+/// step, and programs of the image cannot access it. Returns the root and this file system.
 fn root(spec: &StepSpec) -> Result<(OwnedFd, OwnedFd)> {
     let place = open(&spec.root)?;
     let lower = if spec.throwaway { lower(&spec.root)? } else { Vec::new() };
@@ -175,21 +180,21 @@ fn mount_run(root: BorrowedFd<'_>) -> Result<()> {
     attach(run, api_directory(root, "run")?).context("mounting /run")
 }
 
-/// Makes `root` the root of this process and detaches the old one. The detaching is lazy, but only within this
-/// namespace, in which nothing else uses the old root.
+/// Makes `root` the root of this process, and detaches the old root. The unmount is lazy, but only in this namespace,
+/// in which nothing else uses the old root.
 fn pivot(root: BorrowedFd<'_>) -> Result<()> {
     rustix::process::fchdir(root).context("entering the step's root")?;
     rustix::process::pivot_root(".", ".").map_err(|error| {
         Kind::Machine
             .failure(format!("pivot_root cannot leave this machine's root ({error})"))
-            .hint("oven cannot run from an initial RAM disk: start it from a system on a disk.")
+            .hint("oven cannot run from an initial RAM disk. Start it from a system on a disk.")
     })?;
-    unmount(".", UnmountFlags::DETACH).context("leaving this machine's root")?;
+    unmount(".", UnmountFlags::DETACH).context("detaching this machine's root")?;
     rustix::process::chdir("/").context("entering the step's root")
 }
 
 impl CacheMount {
-    /// Creates the mount. It is not attached anywhere yet; the helper calls this for its step.
+    /// Creates a mount that is not attached anywhere yet. The helper calls this function for its step.
     pub(crate) fn make(&self) -> Result<OwnedFd> {
         let upper = open_directory(&self.upper)?;
         let mount = match &self.lower {

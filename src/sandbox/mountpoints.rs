@@ -1,9 +1,10 @@
 //! Before a step, creates the files and directories that the step needs and the image lacks. After the step, removes
 //! them with the directories that were created for them. If the machine fails in between, the disk is discarded anyway.
 //!
-//! A shim's file has another name, and a symlink leads to it. So the step may replace the link with its own file, which
-//! then remains: a package may ship a `/usr/sbin/policy-rc.d`, alternatives may link to it (they replace only links),
-//! and a script may write and remove one. A file with a bind mount on it can be neither replaced nor removed.
+//! The content of a shim is in a file with another name, and a symlink leads to that file. So a step can replace the
+//! link with its own file, which remains after the step. For example, a package may ship a `/usr/sbin/policy-rc.d`, a
+//! script may write and remove one, and alternatives replace only links. With a bind mount instead of a link, the step
+//! could neither replace nor remove the file.
 
 use super::paths::{ResolvedPath, has_content, keep_directory_times, resolve, write_new};
 use crate::sandbox::RESOLV_CONF;
@@ -20,8 +21,8 @@ use std::path::Path;
 /// The directories directly below the root over which a step mounts new file systems.
 const API_DIRECTORIES: [&str; 4] = ["dev", "proc", "run", "sys"];
 
-/// The objects that were created in an image for a step. Dropping this removes them, too, but only prints failures on
-/// standard error; [`Placeholders::remove`] returns them.
+/// The objects that were created in an image for a step. Dropping this value removes the objects and prints failures on
+/// standard error. [`Placeholders::remove`] returns the failures instead.
 pub(crate) struct Placeholders(Vec<Placeholder>);
 
 struct Placeholder {
@@ -61,7 +62,8 @@ impl Placeholders {
         Ok(made)
     }
 
-    /// Does not remove anything, because the image is an overlay that is discarded as a whole.
+    /// Drops the value without removing the objects. This is for an image that is an overlay, which is discarded as a
+    /// whole.
     pub fn forget(mut self) {
         self.0.clear();
     }
@@ -112,7 +114,8 @@ impl Placeholders {
         let mut result = Ok(());
         while let Some(placeholder) = self.0.pop() {
             let removed = placeholder.remove();
-            let removed = removed.with_context(|| format!("removing a step's own {:?}", placeholder.name));
+            let removed =
+                removed.with_context(|| format!("removing the step's temporary file {:?}", placeholder.name));
             result = result.and(removed);
         }
         result
@@ -129,7 +132,9 @@ impl Placeholder {
                     result => Ok(result?),
                 }
             }
-            PlaceholderKind::Empty if self.is_unchanged(&self.name)? && self.holds(&self.name, b"")? => {
+            PlaceholderKind::Empty
+                if self.is_unchanged(&self.name)? && self.file_has_content(&self.name, b"")? =>
+            {
                 Ok(rustix::fs::unlinkat(&self.dir, &*self.name, AtFlags::empty())?)
             }
             PlaceholderKind::Directory | PlaceholderKind::Empty => Ok(()),
@@ -140,11 +145,11 @@ impl Placeholder {
     }
 
     fn remove_shim(&self, hidden: &OsStr, content: &[u8]) -> Result<()> {
-        // The step wrote to the shim through the link, so it wants to have the file.
-        let is_written = self.leads_to(&self.name, hidden)? && !self.holds(hidden, content)?;
+        // If the step wrote to the shim through the link, the file is the step's own now and remains.
+        let is_written = self.links_to(&self.name, hidden)? && !self.file_has_content(hidden, content)?;
         // The link may have another name by now: `dpkg-divert` renames files with a diverted name.
         for name in std::iter::once(self.name.clone()).chain(self.links()?) {
-            if self.leads_to(&name, hidden)? {
+            if self.links_to(&name, hidden)? {
                 rustix::fs::unlinkat(&self.dir, &*name, AtFlags::empty())?;
             }
         }
@@ -167,19 +172,20 @@ impl Placeholder {
         }
     }
 
-    /// Returns whether a link leads to `target`. A new link may reuse the inode of an old one, so its text is compared.
-    fn leads_to(&self, name: &OsStr, target: &OsStr) -> Result<bool> {
+    /// Returns whether a link leads to `target`. The text of the link is compared, because a new link may reuse the
+    /// inode of an old one.
+    fn links_to(&self, name: &OsStr, target: &OsStr) -> Result<bool> {
         match rustix::fs::readlinkat(&self.dir, name, Vec::new()) {
             Err(Errno::NOENT | Errno::INVAL) => Ok(false),
             found => Ok(found?.as_bytes() == target.as_bytes()),
         }
     }
 
-    fn holds(&self, name: &OsStr, content: &[u8]) -> Result<bool> {
+    fn file_has_content(&self, name: &OsStr, content: &[u8]) -> Result<bool> {
         has_content(self.dir.as_fd(), name, content)
     }
 
-    /// Returns the symlinks in its directory.
+    /// Returns the symlinks in the object's directory.
     fn links(&self) -> Result<Vec<OsString>> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let mut names = Vec::new();

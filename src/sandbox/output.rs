@@ -4,7 +4,8 @@ use crate::secrets::Secrets;
 
 /// The maximum length of a line. A longer line is split.
 const LINE_MAX: usize = 16 << 10;
-/// The maximum output. More is discarded, because output is for a log and not for data.
+/// The maximum output of a step in bytes. Further output is discarded, because the output is for a log and not for
+/// data.
 const OUTPUT_MAX: usize = 64 << 20;
 
 /// Splits bytes into lines, without control characters and without secrets.
@@ -30,7 +31,8 @@ impl OutputLines {
                 self.flush(on_line);
             } else {
                 self.rest.push(*byte);
-                // A secret that begins before the cut must be in the buffer completely.
+                // A secret that begins before the cut must be in the buffer completely, so the buffer is longer than a
+                // line.
                 if self.rest.len() >= LINE_MAX + self.secrets.longest() {
                     self.flush_long(on_line);
                 }
@@ -40,7 +42,7 @@ impl OutputLines {
             let beginnings = self.secrets.longest().saturating_sub(1);
             self.rest.truncate(self.rest.len().saturating_sub(beginnings));
             self.finish(on_line);
-            on_line(&format!("(output cut: more than {} MiB)", OUTPUT_MAX >> 20));
+            on_line(&format!("(the output is longer than {} MiB and is cut off)", OUTPUT_MAX >> 20));
         }
     }
 
@@ -152,6 +154,6 @@ mod tests {
             });
         }
         assert!(bytes <= OUTPUT_MAX + 64, "{bytes}");
-        assert_eq!(last, "(output cut: more than 64 MiB)");
+        assert_eq!(last, "(the output is longer than 64 MiB and is cut off)");
     }
 }

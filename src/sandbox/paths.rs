@@ -16,7 +16,7 @@ use std::time::SystemTime;
 /// The maximum number of links in a path. The kernel has the same limit.
 const MAX_LINKS: usize = 40;
 
-/// `/run` is mounted for each step, so a target below it is created in that mount.
+/// The name of `/run`, which is a new mount in each step. A target below `/run` is created in that mount.
 pub(crate) const RUN: &str = "run";
 
 /// The result of resolving a path inside an image.
@@ -25,8 +25,8 @@ pub(crate) struct ResolvedPath {
     pub dir: OwnedFd,
     /// The names of the directories from the root to `dir`, without links.
     pub real: Vec<OsString>,
-    /// The names after `dir`. It is empty if the path is a directory, and has only the last name if that name's
-    /// directory exists.
+    /// The names after `dir`. The list is empty if the path leads to a directory. It has only the last name if
+    /// everything before that name exists.
     pub rest: Vec<OsString>,
     /// The metadata of the last name, if it exists and is not a directory.
     pub found: Option<Stat>,
@@ -44,8 +44,8 @@ impl ResolvedPath {
     }
 }
 
-/// Resolves a path inside `root`, one name at a time, as the kernel would if `root` were `/`. With `follow`, a link
-/// that is the last name is followed, too.
+/// Resolves a path inside `root`, one name at a time, as the kernel would if `root` were `/`. If `follow` is true and
+/// the last name is a link, the link is followed, too.
 pub(crate) fn resolve(root: BorrowedFd<'_>, path: &Path, follow: bool) -> Result<ResolvedPath> {
     let mut dirs: Vec<(OwnedFd, OsString)> = Vec::new();
     let mut queue = names(path);
@@ -60,7 +60,7 @@ pub(crate) fn resolve(root: BorrowedFd<'_>, path: &Path, follow: bool) -> Result
             Ok(stat) => stat,
             Err(Errno::NOENT) => {
                 if queue.iter().any(|name| name == "..") {
-                    bail!("{} leads out of a directory that does not exist", path.display());
+                    bail!("{} contains `..` after a directory that does not exist", path.display());
                 }
                 return place(root, dirs, std::iter::once(name).chain(queue).collect(), None);
             }
@@ -70,7 +70,7 @@ pub(crate) fn resolve(root: BorrowedFd<'_>, path: &Path, follow: bool) -> Result
             FileType::Symlink if follow || !queue.is_empty() => {
                 links += 1;
                 if links > MAX_LINKS {
-                    bail!("{} has a loop of links", path.display());
+                    bail!("{} has a loop of symbolic links", path.display());
                 }
                 let target = rustix::fs::readlinkat(dir, &*name, Vec::new())
                     .with_context(|| format!("reading a link of {}", path.display()))?;
@@ -123,15 +123,15 @@ fn names(path: &Path) -> VecDeque<OsString> {
     path.components().filter_map(name).collect()
 }
 
-/// Calls `act` in a directory, and restores the directory's times afterwards. An object that is created for a step and
-/// removed with it does not count as a change, and package managers check such times.
+/// Calls `act`, which changes a directory, and restores the directory's times afterwards. Package managers check these
+/// times, and a file that exists only during a step must not count as a change.
 pub(crate) fn keep_directory_times<T>(dir: &OwnedFd, act: impl FnOnce() -> Result<T>) -> Result<T> {
     let stat = rustix::fs::fstat(dir)?;
     let result = act()?;
     let time = |tv_sec, tv_nsec: u64| Timespec { tv_sec, tv_nsec: tv_nsec as _ };
     let last_access = time(stat.st_atime, stat.st_atime_nsec as u64);
     let last_modification = time(stat.st_mtime, stat.st_mtime_nsec as u64);
-    // The descriptor may be an `O_PATH` one.
+    // `dir` may be an `O_PATH` descriptor, whose times cannot be set directly.
     rustix::fs::utimensat(dir, ".", &Timestamps { last_access, last_modification }, AtFlags::empty())?;
     Ok(result)
 }
@@ -145,8 +145,8 @@ pub(crate) fn write_new(dir: BorrowedFd<'_>, name: &OsStr, content: &[u8], mode:
     }
     written?;
     rustix::fs::fchmod(&file, Mode::from_raw_mode(mode & 0o777))?;
-    // The file gets the same time in every step. If a file is newer than data derived from it, package managers
-    // consider these outdated.
+    // The file gets the same time in every step. Package managers consider data outdated if they were derived from a
+    // file that is newer than the data.
     file.set_modified(SystemTime::UNIX_EPOCH)?;
     Ok(file.into())
 }

@@ -7,9 +7,10 @@ use rustix::fd::AsFd;
 use rustix::net::{RecvFlags, SendFlags};
 use serde::{Deserialize, Serialize};
 
-/// The largest datagram. It contains an error's text, or the names of processes that outlived the step's program.
+/// The maximum size of a datagram in bytes. A datagram has an error's text, or the names of processes that outlived the
+/// step's program.
 const MAX: usize = 64 << 10;
-/// From oven: terminates the step's program.
+/// The message from oven that terminates the step's program.
 pub const TERMINATE: &[u8] = b"terminate";
 
 /// Messages from the helper.

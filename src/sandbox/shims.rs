@@ -1,7 +1,7 @@
 //! Files that exist only while steps run.
 //!
-//! If the image has a file with that path, the step's file is bound over it, so that nothing is written into the image.
-//! If it does not, there is nothing to bind over, so a placeholder is created (`mountpoints`).
+//! If the image has a file with the same path, the step's file is bound over that file, so nothing is written into the
+//! image. Otherwise there is nothing to bind over, so a placeholder is created (`mountpoints`).
 
 use super::paths::{ResolvedPath, resolve, write_new};
 use super::spec::BindMount;
@@ -14,7 +14,7 @@ use rustix::fs::{FileType, Mode, OFlags, Stat};
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
-/// Places files in a step's view of an image; used in the step's mount namespace, after `/run` is mounted.
+/// Places files in a step's view of an image. It is used in the step's mount namespace, after `/run` is mounted.
 pub(crate) struct ShimMounter<'a> {
     pub root: BorrowedFd<'a>,
     /// A file system of this step that the image cannot access.
@@ -23,8 +23,9 @@ pub(crate) struct ShimMounter<'a> {
 }
 
 impl ShimMounter<'_> {
-    /// Places a file at `path`. If the path leads to the step's own `/run` (possibly through a link), it is created in
-    /// it. Otherwise it is bound over the last name itself, so that a link and its target do not change.
+    /// Places a file at `path`. If the path leads to the step's own `/run` (possibly through a link), the file is
+    /// created there. Otherwise it is bound over the last name of the path. If that name is a link, the link is covered
+    /// and its target does not change.
     pub fn put(&mut self, path: &str, content: &[u8], mode: u32) -> Result<()> {
         let place = resolve(self.root, Path::new(path), false)?;
         if place.in_run() {
@@ -32,17 +33,17 @@ impl ShimMounter<'_> {
         }
         if place.rest.is_empty() {
             return Err(Kind::Step
-                .failure(format!("the image's {path} is a directory, where a step needs a file"))
+                .failure(format!("the image's {path} is a directory, but steps need a file with this path"))
                 .hint("Make it a file in the base image.")
                 .into());
         }
-        let link = |stat: &Stat| FileType::from_raw_mode(stat.st_mode) == FileType::Symlink;
-        if place.found.as_ref().is_some_and(link) {
+        let is_link = |stat: &Stat| FileType::from_raw_mode(stat.st_mode) == FileType::Symlink;
+        if place.found.as_ref().is_some_and(is_link) {
             match resolve(self.root, Path::new(path), true) {
                 Ok(target) if target.in_run() && !target.rest.is_empty() => {
                     return write_in_run(&target, content, mode);
                 }
-                // The file was created for this step, or has the same content and mode.
+                // The target was created for this step, or it has the same content and mode.
                 Ok(target) if target.is_file(content, mode)? => return Ok(()),
                 _ => {} // wherever it leads, the link itself is covered
             }
@@ -63,30 +64,31 @@ impl ShimMounter<'_> {
             clone_mount(&opened, "", false).with_context(|| format!("opening {}", bind.source.display()))?;
         restrict(&source, READ_ONLY, false)?;
         let stat = rustix::fs::fstat(&source)?;
-        let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
         let place = resolve(self.root, Path::new(&bind.target), true)?;
         if !place.in_run() && place.found.is_none() && !place.rest.is_empty() {
-            bail!("the image has no {}", bind.target);
+            bail!("{} was not found in the image", bind.target);
         }
-        let on = if place.in_run() && place.found.is_none() && !place.rest.is_empty() {
-            make_in_run(&place, directory)?
+        let mount_point = if place.in_run() && place.found.is_none() && !place.rest.is_empty() {
+            make_in_run(&place, is_directory)?
         } else if place.rest.is_empty() {
             place.dir.try_clone()?
         } else {
             open_last(&place)?
         };
-        let target = FileType::from_raw_mode(rustix::fs::fstat(&on)?.st_mode) == FileType::Directory;
-        if target != directory {
-            let what = |directory| if directory { "a directory" } else { "a file" };
+        let is_target_directory =
+            FileType::from_raw_mode(rustix::fs::fstat(&mount_point)?.st_mode) == FileType::Directory;
+        if is_target_directory != is_directory {
+            let what = |is_directory| if is_directory { "a directory" } else { "a file" };
             bail!(
                 "{} is {}, but the image's {} is {}",
                 bind.source.display(),
-                what(directory),
+                what(is_directory),
                 bind.target,
-                what(target)
+                what(is_target_directory)
             );
         }
-        attach(source, on)?;
+        attach(source, mount_point)?;
         Ok(())
     }
 }
@@ -94,17 +96,17 @@ impl ShimMounter<'_> {
 fn open_last(place: &ResolvedPath) -> Result<OwnedFd> {
     let name = place.rest.first().context("a path without a name")?;
     if place.rest.len() > 1 || place.found.is_none() {
-        bail!("the image has no {name:?} there");
+        bail!("the directory in the image does not contain {name:?}");
     }
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(rustix::fs::openat(&place.dir, name.as_os_str(), flags, Mode::empty())?)
 }
 
 /// Creates a mount point in the step's own `/run`.
-fn make_in_run(place: &ResolvedPath, directory: bool) -> Result<OwnedFd> {
+fn make_in_run(place: &ResolvedPath, is_directory: bool) -> Result<OwnedFd> {
     let (last, parents) = place.rest.split_last().context("a path without a name")?;
     let dir = make_parents(&place.dir, parents)?;
-    if directory {
+    if is_directory {
         rustix::fs::mkdirat(&dir, last.as_os_str(), Mode::from_raw_mode(0o755))?;
     } else {
         write_new(dir.as_fd(), last, b"", 0o644)?;

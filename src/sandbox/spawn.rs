@@ -1,4 +1,4 @@
-//! Starts and ends a step's helper, on oven's side.
+//! Starts the process of a step's helper, and ends it. This code runs in oven, not in the helper.
 
 use super::egress::EgressFence;
 use super::helper::{CONTROL, SPEC};
@@ -17,19 +17,21 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// The time to wait for a killed process to end. A process that takes longer hangs in the kernel, on a disk that does
+/// How long to wait for a killed process to end. A process that takes longer hangs in the kernel, because a disk does
 /// not respond.
 const DEATH_TIMEOUT: Duration = Duration::from_secs(8);
-/// Descriptors are first duplicated to numbers from this one on, and then get the numbers that the helper expects.
+/// The lowest number for duplicates of descriptors. The helper expects its descriptors at lower numbers, which must be
+/// free until the child puts them there.
 const OUT_OF_THE_WAY: RawFd = 16;
-/// The size in bytes of a child's stack until it executes. The child makes only two calls with a few arguments each.
+/// The size in bytes of the child's stack before the child executes the helper. Until then, the child makes only a few
+/// system calls.
 const STACK: usize = 64 << 10;
-/// The flag of linux/sched.h, since Linux 5.7.
+/// The flag of linux/sched.h. It exists since Linux 5.7.
 const CLONE_INTO_CGROUP: u64 = 1 << 33;
 
-/// The processes of a step. Dropping it kills all of them and waits until they have ended.
+/// The processes of a step. Dropping the value kills all of them and waits until they have ended.
 pub struct StepProcess {
-    /// Process 1 of the step. It becomes readable when all processes of the step have ended.
+    /// The pidfd of the step's process 1. It becomes readable when all processes of the step have ended.
     pub process: OwnedFd,
     pub control: OwnedFd,
     /// Standard output and error of the step; `None` if the step has the terminal.
@@ -41,7 +43,8 @@ impl StepProcess {
     /// Starts `helper` for `spec`, in the fence's cgroup. The helper is killed when the calling thread ends.
     pub fn start(helper: &Path, spec: &StepSpec, fence: Option<&EgressFence>) -> Result<Self> {
         let program = open_read_only(helper).with_context(|| format!("opening {}", helper.display()))?;
-        // The program's descriptor may have one of the numbers that the helper expects.
+        // The program's descriptor may have one of the numbers that the helper expects, so it is duplicated to a higher
+        // number.
         let program = duplicate(&program)?;
         let spec_file = write_spec(spec).context("passing the spec to the step's helper")?;
         let (control, theirs) =
@@ -77,15 +80,15 @@ impl StepProcess {
         let _ = rustix::process::pidfd_send_signal(&self.process, Signal::KILL);
     }
 
-    /// Waits until all processes of the step have ended, and returns the signal that ended process 1, if one did. Fails
-    /// after some seconds if the kernel cannot end it.
+    /// Waits until all processes of the step have ended. Returns the signal that ended process 1, or `None` if process
+    /// 1 exited. Fails after some seconds if the kernel cannot end the processes.
     pub fn reap(&mut self) -> Result<Option<i32>> {
         let deadline = Instant::now() + DEATH_TIMEOUT;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
             match poll(&mut [PollFd::new(&self.process, PollFlags::IN)], Some(&left)) {
-                Ok(0) => anyhow::bail!("the step's processes do not end: the disk does not answer"),
+                Ok(0) => anyhow::bail!("the step's processes do not end; perhaps the disk does not respond"),
                 Err(rustix::io::Errno::INTR) => continue,
                 result => _ = result.context("waiting for the step")?,
             }
@@ -114,10 +117,10 @@ impl Drop for StepProcess {
     }
 }
 
-/// Opens the program on a separate read-only mount. A step can open the file of its processes through `/proc/self/exe`,
-/// and must not be able to write to it.
+/// Opens the program on a separate read-only mount. A step can open this file through `/proc/self/exe` of a process
+/// that still runs the helper, and must not be able to write to it.
 fn open_read_only(program: &Path) -> Result<OwnedFd> {
-    let kernel = |error: io::Error| {
+    let mount_error = |error: io::Error| {
         if error.kind() == io::ErrorKind::NotFound {
             return anyhow::Error::from(error);
         }
@@ -126,8 +129,8 @@ fn open_read_only(program: &Path) -> Result<OwnedFd> {
             .hint("oven needs root with all its capabilities, and Linux 5.12 or later.")
             .into()
     };
-    let file = clone_mount(CWD, program, false).map_err(kernel)?;
-    restrict(&file, READ_ONLY, false).map_err(kernel)?;
+    let file = clone_mount(CWD, program, false).map_err(mount_error)?;
+    restrict(&file, READ_ONLY, false).map_err(mount_error)?;
     Ok(file)
 }
 
@@ -149,20 +152,21 @@ fn borrowed(fd: RawFd) -> BorrowedFd<'static> {
     unsafe { BorrowedFd::borrow_raw(fd) }
 }
 
-/// The data that the child needs, in memory that it may share with its parent.
+/// The data that the child needs. The child may share the memory of its parent.
 struct Child {
     program: RawFd,
     inherited: [RawFd; 5],
     arguments: [*const libc::c_char; 3],
 }
 
-/// Executes the helper, with its descriptors as 0, 1, … and an empty environment. Returns an exit code if that fails.
-/// It runs in a new process that may share the memory of its parent, so it makes only system calls.
+/// Executes the helper, with the inherited descriptors as 0, 1, … and an empty environment. Returns an exit code if
+/// that fails. This function runs in a new process, which may share the memory of its parent, so the function makes
+/// only system calls.
 #[allow(unsafe_code)]
 extern "C" fn become_helper(child: *mut libc::c_void) -> libc::c_int {
     let environment = [std::ptr::null::<libc::c_char>()];
-    // SAFETY: only `spawn` calls this, with a `Child` that lives until the child executes or ends, and that has open
-    // descriptors and C strings.
+    // SAFETY: only `spawn` calls this function. The argument is a `Child` with open descriptors and C strings, which
+    // lives until this process executes the helper or ends.
     unsafe {
         let child = &*child.cast::<Child>();
         for (to, from) in child.inherited.iter().enumerate() {
@@ -181,7 +185,7 @@ extern "C" fn become_helper(child: *mut libc::c_void) -> libc::c_int {
 }
 
 /// Starts `program` as process 1 of a new PID namespace, with `inherited` as descriptors 0, 1, … and an empty
-/// environment. Returns its pidfd. With `cgroup`, the process is in that cgroup from its start.
+/// environment. Returns the pidfd. If there is a `cgroup`, the process is in it from its start.
 #[allow(unsafe_code)]
 fn spawn(program: &OwnedFd, inherited: &[OwnedFd; 5], cgroup: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
     const _: () = assert!(SPEC == 3 && CONTROL == 4);
@@ -193,12 +197,12 @@ fn spawn(program: &OwnedFd, inherited: &[OwnedFd; 5], cgroup: Option<BorrowedFd<
     };
     let child: *mut libc::c_void = (&raw mut child).cast();
     let mut pidfd: RawFd = -1;
-    // SAFETY: until it executes or ends, the child makes only system calls, with pointers to data that were created
-    // before. So it needs no lock or allocation of a thread that it does not have. No signal handler of this process
-    // runs in it, because all signals are blocked; they are unblocked below. The kernel writes `pidfd` when the call
-    // succeeds, and the descriptor has no other owner. If the child shares memory, it has a separate stack, and this
-    // thread continues only when the child no longer uses the memory (CLONE_VFORK). Otherwise the child has a copy of
-    // everything.
+    // SAFETY: before the child executes the helper or ends, it makes only system calls, with pointers to data that
+    // exist already. So it needs no allocation, and no lock that another thread may hold. No signal handler of this
+    // process runs in the child, because all signals are blocked during the call. The kernel writes `pidfd` when the
+    // call succeeds, and the descriptor has no other owner. If the child shares memory, it has a separate stack, and
+    // this thread continues only when the child no longer uses the memory (CLONE_VFORK). Otherwise the child has a copy
+    // of the memory.
     unsafe {
         let mut all = std::mem::zeroed::<libc::sigset_t>();
         let mut before = std::mem::zeroed::<libc::sigset_t>();
@@ -206,15 +210,16 @@ fn spawn(program: &OwnedFd, inherited: &[OwnedFd; 5], cgroup: Option<BorrowedFd<
         libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
         let flags = libc::CLONE_NEWPID | libc::CLONE_PIDFD;
         let pid = match cgroup {
-            // This is the older call, which every container permits. The memory is shared and not copied, because
-            // several bakes in one process use much memory, and each bake has many steps.
+            // `clone` is the older call, which every container permits. The child shares the memory, because a copy
+            // would be slow: several bakes in one process use much memory, and each bake has many steps.
             None => {
                 let flags = flags | libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
                 let mut stack = vec![0_u128; STACK / size_of::<u128>()];
                 let top = stack.as_mut_ptr_range().end.cast();
                 libc::c_long::from(libc::clone(become_helper, top, flags, child, &raw mut pidfd))
             }
-            // The C library has no function of this kind that takes a stack.
+            // The C library has no function for `clone3`. With the system call itself, the child continues in this
+            // code, so it needs a copy of the memory with the stack.
             Some(cgroup) => {
                 let mut arguments = std::mem::zeroed::<libc::clone_args>();
                 arguments.flags = flags as u64 | CLONE_INTO_CGROUP;
@@ -253,7 +258,8 @@ impl Drop for TerminalState {
     #[allow(unsafe_code)]
     fn drop(&mut self) {
         let stdin = rustix::stdio::stdin();
-        // This process is in the background now. Taking the terminal back must not stop it.
+        // This process is in the background now. SIGTTOU is blocked, because it would stop the process when it takes
+        // the terminal back.
         // SAFETY: the set is initialised before use, and lives until each call returns.
         unsafe {
             let mut set = std::mem::zeroed::<libc::sigset_t>();
@@ -262,8 +268,9 @@ impl Drop for TerminalState {
             libc::sigaddset(&raw mut set, libc::SIGTTOU);
             libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, &raw mut before);
             let _ = rustix::termios::tcsetpgrp(stdin, self.group);
-            // Output that a step stopped is resumed, because nothing may wait for it. Unread input is discarded: a
-            // terminal replies to queries of a program, and the next shell would take a reply for input of its user.
+            // A step may have stopped the terminal's output. The output is resumed, because the next program would wait
+            // for it. Unread input is discarded, because it may be the terminal's reply to a query of a program. The
+            // next shell would take such a reply for input of its user.
             let _ = rustix::termios::tcflow(stdin, rustix::termios::Action::OOn);
             let _ = rustix::termios::tcsetattr(stdin, rustix::termios::OptionalActions::Now, &self.modes);
             let _ = rustix::termios::tcflush(stdin, rustix::termios::QueueSelector::IFlush);

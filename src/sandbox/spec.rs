@@ -19,11 +19,11 @@ pub struct StepSpec {
     pub cwd: String,
     /// Whether the step has the network. Otherwise it has a private network namespace with only `lo`.
     pub network: bool,
-    /// Used with the network: if true, the step fails unless it can be kept from reaching the builder's credentials
-    /// ([`super::egress`]).
+    /// Whether a step with the network fails if oven cannot block its access to the builder's credentials
+    /// ([`super::egress`]). It has no meaning for a step without the network.
     #[serde(default)]
     pub fenced: bool,
-    /// Used with the network: the content of `/etc/resolv.conf`. `None` means this machine's.
+    /// The content of `/etc/resolv.conf` for a step with the network. `None` means the content of this machine's file.
     #[serde(default)]
     pub resolv_conf: Option<String>,
     /// Files that exist only while the step runs.
@@ -45,12 +45,12 @@ pub struct StepSpec {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BindMount {
     pub source: PathBuf,
-    /// An absolute path in the image. Below `/run` it is created. Elsewhere it must exist, and links are followed
-    /// inside the image.
+    /// An absolute path in the image. If the path is below `/run`, it is created. Otherwise it must exist, and links
+    /// are followed inside the image.
     pub target: String,
     /// The canonical path of a directory. When the source is bound, it must be inside this directory, even if links
-    /// have changed by then. The reason: the owner of a definition may exchange its directories, and oven follows links
-    /// as root.
+    /// have changed by then. This is checked because the owner of a definition may exchange its directories, and oven
+    /// follows links as root.
     #[serde(default)]
     pub within: Option<PathBuf>,
 }
@@ -59,18 +59,19 @@ pub struct BindMount {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StepExit {
     pub status: ExitStatus,
-    /// The names of processes that were still running when the command ended. They were killed.
+    /// The names of processes that were still running when the command ended. These processes were killed.
     pub left: Vec<String>,
 }
 
 /// How a step's command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ExitStatus {
-    /// It exited. 127: the image has no such program; 126: the program cannot be executed.
+    /// The command exited. Code 127 means that the image has no such program. Code 126 means that the program cannot be
+    /// executed.
     Exited(i32),
-    /// This signal killed it.
+    /// A signal with this number killed the command.
     Signaled(i32),
-    /// It exceeded its time limit.
+    /// The command exceeded its time limit.
     TimedOut,
 }
 
@@ -96,11 +97,11 @@ impl fmt::Display for ExitStatus {
 /// A cache to mount for a step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CacheMount {
-    /// The directory in the image over which it is mounted.
+    /// The directory in the image over which the cache is mounted.
     pub target: String,
-    /// The lower directory, if there is one. All bakes share it.
+    /// The lower directory of an overlay, if there is one. All bakes share this directory.
     pub lower: Option<PathBuf>,
-    /// This bake's private directory, over the lower one.
+    /// The upper directory, which is private to this bake.
     pub upper: PathBuf,
     pub work: PathBuf,
     /// Whether writes go to `upper`. Otherwise they are discarded with the step.

@@ -73,15 +73,15 @@ pub fn ensure_no_secrets(inside: &ImageTree, secrets: &Secrets, since: BakeStart
     let more = found.len().saturating_sub(NAMED_MAX);
     let lines = found.iter().take(NAMED_MAX);
     let mut list: String =
-        lines.map(|(path, name)| format!("\n    {path}: holds the secret {name}")).collect();
+        lines.map(|(path, name)| format!("\n    {path}: contains the secret {name}")).collect();
     if more > 0 {
         list += &format!("\n    and {more} more");
     }
     Err(Kind::Step
         .failure(format!("the image contains secrets:{list}"))
         .hint(
-            "Anyone who starts an instance could read them. Remove them in the script. A value that every instance may \
-             know is not a secret: use a variable or a file for it.",
+            "Anyone who starts an instance could read them. Remove them in the script. If every instance may know a \
+             value, it is not a secret. Use a variable or a file for it.",
         )
         .into())
 }
@@ -132,7 +132,7 @@ mod tests {
         tree.link("/x?token=hunter2-hunter2", "srv/link");
         let error = search(&tree, BakeStart::now()).unwrap_err();
         for path in ["/etc/conf", "/root/.netrc", "/srv/hunter2-hunter2.txt", "/srv/link"] {
-            assert!(error.contains(&format!("{path}: holds the secret TOKEN")), "{path}: {error}");
+            assert!(error.contains(&format!("{path}: contains the secret TOKEN")), "{path}: {error}");
         }
         assert!(!error.contains("/etc/fine"), "{error}");
     }

@@ -27,7 +27,7 @@ const SAMPLE: usize = 64;
 const VITAL: [&str; 4] = ["/etc/passwd", "/etc/shadow", "/usr/lib/os-release", "/usr/bin/sh"];
 /// The time limit for setfiles. A million files take seconds.
 const TIMEOUT: Duration = Duration::from_secs(15 * 60);
-const AUTORELABEL_HINT: &str = "Set `selinux = \"autorelabel\"` in image.toml: each instance then labels its files at \
+const AUTORELABEL_HINT: &str = "Set `selinux = \"autorelabel\"` in image.toml. Each instance then labels its files at \
     its first boot, and reboots.";
 
 /// A line of output of setfiles: the label that a file should have.
@@ -60,14 +60,14 @@ pub async fn label(
     let report = runner.work.report;
     if mode == Selinux::Autorelabel {
         inside.write(AUTORELABEL, b"", 0o644, 0, 0)?;
-        report.note(format!("added {AUTORELABEL}: each instance labels its files at its first boot"));
+        report.note(format!("added {AUTORELABEL}, so each instance labels its files at its first boot"));
         return Ok(());
     }
     let Some(setfiles) = find_setfiles(inside)? else {
-        let what = "the image enables SELinux, but has no setfiles, by which oven finds the labels";
+        let what = "the image enables SELinux, but does not have setfiles, with which oven finds the labels";
         return Err(Kind::Step
             .failure(what)
-            .hint(format!("Add policycoreutils to its packages. Or: {AUTORELABEL_HINT}"))
+            .hint(format!("Add policycoreutils to `packages`, or choose another mode. {AUTORELABEL_HINT}"))
             .into());
     };
     let step = report.step("label", "labelling files for SELinux");
@@ -86,7 +86,7 @@ pub async fn label(
     verify(runner, inside, setfiles, &policy, &labelled).await?;
     step.done();
     report.note(format!(
-        "SELinux: {} labelled by the image's own policy",
+        "labelled {} for SELinux by the image's own policy",
         crate::text::count(labelled.len(), "file")
     ));
     Ok(())

@@ -1,12 +1,9 @@
 //! A site in EC2, made from settings and, for some verbs, this instance.
 
-use super::{Clouds, Findings, Site, Use};
+use super::{Findings, Site, Use};
 use crate::cloud::aws::ebs::Ebs;
 use crate::cloud::aws::{ec2, imds, nvme};
 use crate::config::project::{Settings, Strategy};
-use crate::disk::attached_disk::AttachedDisks;
-use crate::disk::direct::DirectDisks;
-use crate::disk::strategy::SelectedDisks;
 use crate::error::Kind;
 use crate::ids::VolumeId;
 use crate::report::Report;
@@ -80,18 +77,9 @@ async fn connect(settings: Settings, report: Report, instance: Option<imds::Inst
         timeouts: ec2::Timeouts::default(),
     })
     .await?;
-    let strategy = settings.disks();
-    if strategy == Strategy::Direct {
+    if settings.disks() == Strategy::Direct {
         cloud = cloud.without_volumes();
     }
     let blocks = Rc::new(Ebs::new(cloud.clone()));
-    let direct = DirectDisks::new(blocks.clone(), &state, settings.cache_gib, &super::helper()?, &report);
-    let disks = Rc::new(SelectedDisks {
-        strategy,
-        attached: Rc::new(AttachedDisks::new(Rc::new(cloud.clone()))),
-        direct: Rc::new(direct),
-        state: state.clone(),
-    });
-    let clouds = Clouds { cloud: Rc::new(cloud), disks, blocks, region: None };
-    Site::with(clouds, state, settings, report)
+    Site::with(Rc::new(cloud), blocks, state, settings, report)
 }

@@ -2,23 +2,21 @@
 
 #[cfg(feature = "aws")]
 mod aws;
+mod local;
 
 use crate::cloud::block_api::BlockApi;
-use crate::cloud::local::Region;
-use crate::cloud::{Cloud, Image, StaleRun, Tags};
+use crate::cloud::{Cloud, Volumes};
 use crate::config::overrides::Overrides;
-use crate::config::project::{AWS, Settings, Strategy};
+use crate::config::project::{AWS, Settings};
 use crate::definition::Definition;
 use crate::disk::DiskStrategy;
 use crate::disk::attached_disk::AttachedDisks;
 use crate::disk::direct::DirectDisks;
-use crate::disk::direct::preserved_disk;
 use crate::disk::strategy::SelectedDisks;
 use crate::distros;
 use crate::distros::PluginRegistry;
-use crate::doctor::checks;
 use crate::error::Kind;
-use crate::ids::{Architecture, ImageId, RunId, SnapshotId};
+use crate::ids::RunId;
 use crate::provision::context::EgressGuard;
 use crate::report::Report;
 use crate::undo::UndoPolicy;
@@ -26,10 +24,6 @@ use anyhow::{Context, Result};
 use oven_distro::Distro;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::Duration;
-
-/// The default directory of the local region, in the system's state directory (file-hierarchy(7)).
-const REGION_DIR: &str = "/var/lib/oven/region";
 
 /// In bytes: with less free space than this a volume cannot grow.
 const FULL: u64 = 64 << 20;
@@ -48,8 +42,6 @@ pub struct Site {
     pub state: PathBuf,
     pub settings: Rc<Settings>,
     pub report: Report,
-    /// The local region, if the cloud is one: images are imported into it, and removed from it.
-    pub region: Option<Region>,
     /// The blocks of the cloud's snapshots, sent and read without a volume.
     pub blocks: Rc<dyn BlockApi>,
 }
@@ -68,14 +60,6 @@ pub enum Use {
     Looks,
 }
 
-/// What a cloud is for a site.
-struct Clouds {
-    cloud: Rc<dyn Cloud>,
-    disks: Rc<dyn DiskStrategy>,
-    blocks: Rc<dyn BlockApi>,
-    region: Option<Region>,
-}
-
 impl Site {
     /// The site that `settings` describe.
     pub async fn new(settings: Settings, report: Report, used: Use) -> Result<Self> {
@@ -89,35 +73,39 @@ impl Site {
                 .into());
         }
         _ = used;
-        let state = settings.region_dir.clone().unwrap_or_else(|| REGION_DIR.into());
-        let region = Region::open(&state)?;
-        let shared = Rc::new(region.clone());
-        let direct = DirectDisks::new(shared.clone(), &state, settings.cache_gib, &helper()?, &report);
-        let disks = Rc::new(SelectedDisks {
-            strategy: settings.disks(),
-            attached: Rc::new(AttachedDisks::new(shared)),
-            direct: Rc::new(direct),
-            state: state.clone(),
-        });
-        let cloud = Rc::new(region.clone());
-        let clouds = Clouds { cloud: cloud.clone(), disks, blocks: cloud, region: Some(region) };
-        Self::with(clouds, state, settings, report)
+        local::site(settings, report)
     }
 
-    fn with(clouds: Clouds, state: PathBuf, settings: Settings, report: Report) -> Result<Self> {
+    /// The site of a cloud. `state` is the state directory of this machine.
+    fn with<C, B>(
+        cloud: Rc<C>,
+        blocks: Rc<B>,
+        state: PathBuf,
+        settings: Settings,
+        report: Report,
+    ) -> Result<Self>
+    where
+        C: Cloud + Volumes + 'static,
+        B: BlockApi + 'static,
+    {
         let helper = helper()?;
-        let Clouds { cloud, disks, blocks, region } = clouds;
+        let direct = DirectDisks::new(blocks.clone(), &state, settings.cache_gib, &helper, &report);
+        let disks = SelectedDisks {
+            strategy: settings.disks(),
+            attached: Rc::new(AttachedDisks::new(cloud.clone())),
+            direct: Rc::new(direct),
+            state: state.clone(),
+        };
         Ok(Self {
             cloud,
-            disks,
-            blocks,
+            disks: Rc::new(disks),
             distros: Rc::new(plugins(&[], &helper)?),
             helper,
             scratch: crate::sys::private_tmpfs::DIR.into(),
             state,
             settings: Rc::new(settings),
             report,
-            region,
+            blocks,
         })
     }
 
@@ -130,9 +118,9 @@ impl Site {
     ) -> Result<Self> {
         let here = PathBuf::from(".");
         let mut dirs = definitions.iter().map(|d| &d.dir);
-        let first = Self::settings(overrides, dirs.next().unwrap_or(&here))?;
+        let first = Settings::resolve(dirs.next().unwrap_or(&here), overrides)?;
         for dir in dirs {
-            let other = Self::settings(overrides, dir)?;
+            let other = Settings::resolve(dir, overrides)?;
             let place = |s: &Settings| {
                 (
                     s.cloud.clone(),
@@ -153,12 +141,9 @@ impl Site {
             }
         }
         if first.cloud != AWS {
-            let dir = first.region_dir.as_deref().unwrap_or(Path::new(REGION_DIR));
+            let dir = local::region_dir(&first);
             refuse_inside(
-                "region",
-                dir,
-                "Choose another directory for the region: --region-dir DIR.",
-                definitions,
+                "region", dir, "Choose another directory for the region: --region-dir DIR.", definitions,
             )?;
         }
         let mut site = Self::new(first, report, used).await?;
@@ -173,69 +158,17 @@ impl Site {
 
     /// Findings about what a site needs, and the site itself if it can be made.
     pub async fn examine(overrides: &Overrides, report: &Report) -> (Findings, Result<Self>) {
-        match Self::settings(overrides, Path::new(".")) {
+        match Settings::resolve(Path::new("."), overrides) {
             #[cfg(feature = "aws")]
             Ok(settings) if settings.cloud == AWS => aws::examine(settings, report.clone()).await,
             _ => (Vec::new(), Self::of(overrides, &[], report.clone(), Use::Builds).await),
         }
     }
 
-    /// The needs of disks on this machine. Wrong settings are reported later.
-    pub fn needs(overrides: &Overrides, definition: Option<&PathBuf>) -> checks::Needs {
-        let here = PathBuf::from(".");
-        let settings = Self::settings(overrides, definition.unwrap_or(&here)).unwrap_or_default();
-        let fuse = settings.disks() == Strategy::Direct;
-        checks::Needs { loops: fuse || settings.cloud != AWS, fuse }
-    }
-
-    /// Whether the cloud is a directory. Wrong settings are reported later.
-    pub fn is_in_a_directory(overrides: &Overrides) -> bool {
-        Self::settings(overrides, Path::new(".")).map_or(true, |settings| settings.cloud != AWS)
-    }
-
-    fn settings(overrides: &Overrides, dir: &Path) -> Result<Settings> {
-        Settings::for_definition(dir)?.merge(overrides)
-    }
-
     /// The same site for one of several definitions, with its own settings and report.
     pub fn for_image(&self, overrides: &Overrides, image: &Definition, report: Report) -> Result<Self> {
-        Ok(Self { settings: Rc::new(Self::settings(overrides, &image.dir)?), report, ..self.clone() })
-    }
-
-    /// Imports a raw disk into a local region, which copies it: that is faster than sending its blocks.
-    pub async fn import(&self, raw: &Path, name: &str, architecture: Architecture) -> Result<Image> {
-        self.local("import")?.import(raw, name, architecture, &Tags::new(), &self.report).await
-    }
-
-    /// Removes an image, and its snapshot if no other one uses it.
-    pub async fn remove(&self, image: &ImageId, snapshot: &SnapshotId) -> Result<()> {
-        let region = self.local("images remove")?;
-        region.deregister(image).await.with_context(|| format!("deregistering {image}"))?;
-        let used = self.cloud.images(None).await?.iter().any(|other| other.snapshot == *snapshot);
-        if used { Ok(()) } else { region.delete_snapshot(snapshot).await }
-            .with_context(|| format!("deleting {snapshot}, the snapshot of {image}"))
-    }
-
-    /// Runs with leftovers, in the cloud or on this machine, whose owner has ended.
-    pub async fn stale_runs(&self, older_than: Option<Duration>) -> Result<Vec<StaleRun>> {
-        let mut stale = self.cloud.stale_runs(older_than).await?;
-        for here in preserved_disk::list_runs(&self.state)? {
-            match stale.iter_mut().find(|run| run.run == here.run) {
-                Some(run) => {
-                    run.resources.extend(here.resources);
-                    run.kept |= here.kept;
-                }
-                None => stale.push(here),
-            }
-        }
-        Ok(stale)
-    }
-
-    fn local(&self, verb: &str) -> Result<&Region> {
-        self.region.as_ref().ok_or_else(|| {
-            let failure = Kind::Usage.failure(format!("`oven {verb}` works only with a local region"));
-            failure.hint("In AWS, use AWS's own tools.").into()
-        })
+        let settings = Rc::new(Settings::resolve(&image.dir, overrides)?);
+        Ok(Self { settings, report, ..self.clone() })
     }
 
     pub fn log(&self, run: &RunId) -> PathBuf {
@@ -273,7 +206,7 @@ impl Site {
 
     /// The guard that keeps steps from the builder's credentials.
     pub fn egress_guard(&self) -> EgressGuard {
-        if self.settings.cloud == AWS { EgressGuard::Required } else { EgressGuard::Wanted }
+        if self.cloud.has_credentials() { EgressGuard::Required } else { EgressGuard::Wanted }
     }
 }
 
@@ -339,6 +272,7 @@ pub fn refuse_inside(what: &str, path: &Path, hint: &str, definitions: &[Definit
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::project::Strategy;
 
     #[test]
     fn a_command_says_where() {

@@ -27,8 +27,8 @@ pub(crate) fn open_within(path: &Path, within: Option<&Path>, flags: OFlags) -> 
     if !real.starts_with(within) {
         let (path, real, within) = (path.display(), real.display(), within.display());
         return Err(Kind::Definition
-            .failure(format!("{path} leads to {real}, out of the project {within}"))
-            .hint("It did not when the definition was read. Do not change it during the bake.")
+            .failure(format!("{path} resolves to {real}, which is outside the project {within}"))
+            .hint("It was inside the project when the definition was read. Do not change it during the bake.")
             .into());
     }
     Ok(fd)

@@ -110,16 +110,17 @@ fn status(node: BorrowedFd<'_>) -> std::io::Result<LoopInfo64> {
 /// its flock, until it is unbound. That happens when the [`Device`] is dropped and nobody else has the node open.
 pub fn attach(file: &File, serial: &str) -> Result<Device> {
     let control = open_node("loop-control", FileType::CharacterDevice, LOOP_CONTROL)
-        .map_err(|e| loop_error("/dev/loop-control cannot be opened", &e))?;
+        .map_err(|e| loop_error("cannot open /dev/loop-control", &e))?;
     for _ in 0..MAX_TRIES {
-        let number = get_free(control.as_fd()).map_err(|e| loop_error("no loop device is free", &e))?;
+        let number =
+            get_free(control.as_fd()).map_err(|e| loop_error("cannot get a free loop device", &e))?;
         let name = format!("loop{number}");
         let path = Path::new("/dev").join(&name);
         let node = match open_node(&name, FileType::BlockDevice, (LOOP_MAJOR, number)) {
             Ok(node) => node,
             // Another process removed the device meanwhile.
             Err(e) if e.raw_os_error() == Some(libc::ENXIO) => continue,
-            Err(e) => return Err(loop_error(&format!("{} cannot be opened", path.display()), &e)),
+            Err(e) => return Err(loop_error(&format!("cannot open {}", path.display()), &e)),
         };
         // udev ignores a locked disk. So no probe holds it open, and this machine activates no LVM or RAID of the
         // image. The lock may fail because a probe is running at the moment; the bake works without it.
@@ -139,7 +140,9 @@ pub fn attach(file: &File, serial: &str) -> Result<Device> {
             Err(e) => return Err(e).with_context(|| format!("configuring {}", path.display())),
         }
     }
-    Err(Kind::Machine.error("other processes took every free loop device first"))
+    let failure =
+        Kind::Machine.failure("cannot attach a loop device, because other processes took each free one");
+    Err(failure.hint("Try again.").into())
 }
 
 /// Returns the device if it is bound to exactly this file, with all properties set.
@@ -149,12 +152,12 @@ fn verify(node: OwnedFd, path: PathBuf, file: &File, serial: &str) -> Result<Dev
     let expected = file.metadata().with_context(context)?;
     let size = crate::sys::sparse_copy::length(&File::from(node.try_clone()?)).with_context(context)?;
     if (info.device, info.inode) != (expected.dev(), expected.ino()) {
-        let text = format!("{} is bound to a file other than that of {serial}", path.display());
+        let text = format!("{} is attached to another file than that of {serial}", path.display());
         return Err(Kind::Machine.error(text));
     }
     if info.flags & (AUTOCLEAR | PARTSCAN) != AUTOCLEAR | PARTSCAN || size != expected.len() {
         let text = format!(
-            "{} has flags {:#x} and {size} bytes; the file has {}",
+            "{} is attached wrongly: it has the flags {:#x} and {size} bytes, but the file has {} bytes",
             path.display(),
             info.flags,
             expected.len()
@@ -200,9 +203,9 @@ fn loop_error(what: &str, error: &Error) -> anyhow::Error {
     let hint = match error.kind() {
         ErrorKind::PermissionDenied if !rustix::process::geteuid().is_root() => "Run oven as root.",
         ErrorKind::PermissionDenied => {
-            "In a container: allow it loop devices (docker run --privileged does)."
+            "In a container, allow loop devices, for example by `docker run --privileged`."
         }
-        _ => "Load the kernel's loop module: modprobe loop.",
+        _ => "Load the kernel's loop module (`modprobe loop`).",
     };
     Kind::Machine.failure(format!("{what}: {error}")).hint(hint).into()
 }

@@ -52,7 +52,7 @@ pub fn listen(on_signal: impl Fn(Signal) + Send + 'static) -> Result<watch::Rece
         let mut next = async || {
             tokio::select! {
                 _ = interrupt.recv() => "interrupted",
-                _ = terminate.recv() => "asked to end",
+                _ = terminate.recv() => "received SIGTERM",
                 _ = hang_up.recv() => "the terminal was closed",
             }
         };

@@ -21,10 +21,11 @@ pub fn write_error(error: anyhow::Error, dir: &Path, needed: u64) -> anyhow::Err
 pub fn no_space(dir: &Path, needed: u64) -> anyhow::Error {
     let mib = |bytes: u64| bytes.div_ceil(1 << 20);
     let free = free_space(dir).map_or("an unknown amount".into(), |free| format!("{} MiB", free >> 20));
-    let text = format!("no space left in {}: {} MiB are needed, {free} is free", dir.display(), mib(needed));
+    let text =
+        format!("too little space in {}: {} MiB are needed, and {free} is free", dir.display(), mib(needed));
     Kind::Machine
         .failure(text)
-        .hint("Free space there, or move the region to another disk: --region-dir DIR.")
+        .hint("Free some space on that disk, or use a region on another disk (--region-dir DIR).")
         .into()
 }
 
@@ -46,7 +47,7 @@ mod tests {
         let error = no_space(Path::new("/"), 5 << 20);
         let text = format!("{error:#}");
         assert!(
-            text.starts_with("no space left in /: 5 MiB are needed, ") && text.ends_with(" is free"),
+            text.starts_with("too little space in /: 5 MiB are needed, and ") && text.ends_with(" is free"),
             "{text}"
         );
         assert_eq!(Kind::of(&error), Kind::Machine);

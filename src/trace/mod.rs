@@ -120,7 +120,7 @@ impl Trace {
         if !file.metadata().is_ok_and(|about| about.is_file()) {
             let failure = Kind::Usage.failure(format!("{} is not a regular file", path.display()));
             return Err(failure
-                .hint("A trace overwrites its own end, so it can only be written to a regular file.")
+                .hint("oven rewrites the end of the trace while it grows, so --trace needs a regular file.")
                 .into());
         }
         let about = json!({

@@ -17,8 +17,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// The number of concurrent reads. Each has a block in memory after its response arrived. The number equals the cloud's
-/// own limit, for which the reads wait.
+/// The number of concurrent reads. Each read has a block in memory after its response arrived. More reads would only
+/// wait, because the cloud has the same limit.
 const READERS: usize = 96;
 
 /// The interval of progress reports.
@@ -34,8 +34,8 @@ async fn for_each<T: Send + Sync + 'static>(
         let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
         run_in_threads(READERS.min(all.len()), || {
             while !dropped.load(Ordering::Relaxed) && !failed.load(Ordering::Relaxed) {
-                let Some(one) = all.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
-                work(one).inspect_err(|_| failed.store(true, Ordering::Relaxed))?;
+                let Some(item) = all.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
+                work(item).inspect_err(|_| failed.store(true, Ordering::Relaxed))?;
                 counter.add(1);
             }
             Ok(())
@@ -57,59 +57,60 @@ fn read(reader: &dyn SnapshotReader, snapshot: &SnapshotId, index: u32) -> Resul
 enum Expected {
     Uploaded(Digest),
     FromParent,
-    /// The block exists, and was not written.
+    /// The block was neither uploaded nor inherited, so it must be zeros.
     Zeros,
 }
 
-/// Reads a snapshot back. Fails if a block differs from the uploaded one or, for other blocks, from the parent's. The
-/// error names the block and the snapshot.
+/// Reads a snapshot back. Fails if an uploaded block differs from the uploaded data, or if another block differs from
+/// the parent's. The error names the block and the snapshot.
 pub async fn verify(
     blocks: &dyn BlockApi,
     snapshot: &SnapshotId,
     sent: &BTreeMap<u32, Digest>,
     parent: Option<&SnapshotId>,
 ) -> Result<()> {
-    let there = blocks.contents(snapshot).await?.blocks;
+    let existing = blocks.contents(snapshot).await?.blocks;
     let reader = blocks.reader(snapshot).await?;
     let mut expected: Vec<(u32, Expected)> =
         sent.iter().map(|(index, digest)| (*index, Expected::Uploaded(*digest))).collect();
     let mut parents = None;
     if let Some(parent) = parent {
-        let below = blocks.contents(parent).await?.blocks;
-        let others = below.iter().filter(|index| !sent.contains_key(index));
+        let parent_blocks = blocks.contents(parent).await?.blocks;
+        let others = parent_blocks.iter().filter(|index| !sent.contains_key(index));
         expected.extend(others.map(|index| (index, Expected::FromParent)));
-        parents = Some((parent.clone(), blocks.reader(parent).await?, below));
+        parents = Some((parent.clone(), blocks.reader(parent).await?, parent_blocks));
     }
-    let known = |index: &u32| {
-        sent.contains_key(index) || parents.as_ref().is_some_and(|(.., below)| below.contains(*index))
+    let is_expected = |index: &u32| {
+        sent.contains_key(index)
+            || parents.as_ref().is_some_and(|(.., parent_blocks)| parent_blocks.contains(*index))
     };
-    let others = there.iter().filter(|index| !known(index));
+    let others = existing.iter().filter(|index| !is_expected(index));
     expected.extend(others.map(|index| (index, Expected::Zeros)));
     let parents = parents.map(|(parent, reader, _)| (parent, reader));
     let (snapshot, zeros) = (snapshot.clone(), digest_of(&[0; BLOCK]));
     for_each(expected, move |(index, expected)| {
         let (expected, what) = match (expected, &parents) {
-            (Expected::Uploaded(digest), _) => (*digest, "what was uploaded".to_owned()),
+            (Expected::Uploaded(digest), _) => (*digest, "the uploaded block".to_owned()),
             (Expected::FromParent, Some((parent, reader))) => {
                 (read(&**reader, parent, *index)?.1, format!("the block of its parent {parent}"))
             }
             (Expected::FromParent, None) | (Expected::Zeros, _) => {
-                (zeros, "zeros, although it was never written".to_owned())
+                (zeros, "zeros, although oven never wrote it".to_owned())
             }
         };
-        // Missing blocks are zeros.
-        let actual = if there.contains(*index) { read(&*reader, &snapshot, *index)?.1 } else { zeros };
+        // A block that the snapshot does not have reads as zeros.
+        let actual = if existing.contains(*index) { read(&*reader, &snapshot, *index)?.1 } else { zeros };
         if actual == expected {
             return Ok(());
         }
-        let absent = if there.contains(*index) { "" } else { ": the block is missing" };
+        let absent = if existing.contains(*index) { "" } else { ", because it is missing" };
         Err(Kind::Cloud.error(format!("block {index} of {snapshot} differs from {what}{absent}")))
     })
     .await
 }
 
-/// Writes a snapshot to a file and replaces its content. The file is sparse: zeros of the snapshot become holes. Each
-/// block is verified against its digest.
+/// Writes a snapshot to a file, whose old content is replaced. The file is sparse: zeros of the snapshot become holes.
+/// Each block is verified against its digest.
 pub async fn download(blocks: &dyn BlockApi, snapshot: &SnapshotId, into: &File) -> Result<SnapshotContents> {
     download_with_progress(blocks, snapshot, into, &|_, _| ()).await
 }
@@ -125,7 +126,7 @@ pub async fn download_with_progress(
     let reader = blocks.reader(snapshot).await?;
     let size = contents.size_gib << 30;
     if contents.blocks.max().is_some_and(|last| (u64::from(last) + 1) * BLOCK as u64 > size) {
-        let text = format!("{snapshot} has blocks beyond its {} GiB", contents.size_gib);
+        let text = format!("{snapshot} has blocks beyond its size of {} GiB", contents.size_gib);
         return Err(Kind::Cloud.error(text));
     }
     // An empty file is not truncated, because ext4 writes a truncated file completely to the disk when it is closed.
@@ -159,9 +160,10 @@ pub async fn download_with_progress(
 
 fn write_error(error: std::io::Error) -> anyhow::Error {
     match error.raw_os_error() {
-        Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => {
-            Kind::Machine.failure(error).hint("Free space there, or choose another directory.").into()
-        }
+        Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => Kind::Machine
+            .failure(error)
+            .hint("Free some space on that disk, or choose another directory.")
+            .into(),
         _ => error.into(),
     }
 }

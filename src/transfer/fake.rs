@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-/// It is cheap to clone.
+/// The fake cloud. Clones share its state.
 #[derive(Clone, Default)]
 pub struct Fake(Arc<Mutex<State>>);
 
@@ -24,7 +24,7 @@ pub struct State {
     pub started: u32,
     /// The duration of each put and each read.
     pub delay: Duration,
-    /// The present number of concurrent puts, and its maximum.
+    /// The present number of concurrent puts. `most` is the maximum of this number.
     pub now: usize,
     pub most: usize,
     /// The same for concurrent reads.
@@ -32,7 +32,8 @@ pub struct State {
     pub most_reads: usize,
     /// Puts of this block fail.
     pub refused: Option<u32>,
-    /// The number of snapshots that expire: when they are completed, or when this block is put.
+    /// The number of snapshots that expire. A snapshot expires when it is completed, or when the block `expiring_at` is
+    /// put.
     pub expiring: u32,
     pub expiring_at: Option<u32>,
     /// Whether data are discarded after they were checked.
@@ -71,7 +72,7 @@ impl Fake {
         id
     }
 
-    /// Changes a byte of a block, as only a broken disk does.
+    /// Changes a byte of a block, as a broken disk would do.
     pub fn corrupt(&self, snapshot: &SnapshotId, index: u32) {
         let mut state = self.state();
         let (data, digest) = state.snapshots.get_mut(snapshot).unwrap().blocks.get_mut(&index).unwrap();
@@ -81,7 +82,7 @@ impl Fake {
     }
 }
 
-/// Counts concurrent calls, and is correct even if the future is dropped.
+/// Counts a concurrent call until the value is dropped. So the count is correct even if the future is dropped.
 struct Under(Fake);
 impl Drop for Under {
     fn drop(&mut self) {

@@ -21,9 +21,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// The resolution of file times. If a change is more recent than this, a later change may have the same time.
+/// The resolution of file times. If a file was changed within this time, another change may not change the file's
+/// times.
 const TIME_RESOLUTION: Duration = Duration::from_millis(100);
-/// The number of waits for a file that keeps changing. If it still changes after them, that is detected later.
+/// How often to wait for a file that keeps changing. If it still changes afterwards, `ensure_unchanged` detects that.
 const MAX_WAITS: u32 = 3;
 
 static ZEROS: [u8; BLOCK] = [0; BLOCK];
@@ -76,7 +77,7 @@ impl RawDisk {
     fn changed_error(&self) -> anyhow::Error {
         Kind::Usage
             .failure(format!("{} was changed while it was read", self.name.display()))
-            .hint("Try again when nothing writes to it.")
+            .hint("Try again when no program writes to it.")
             .into()
     }
 }
@@ -122,7 +123,7 @@ impl BlockSource for RawDisk {
     fn block(&self, index: u32) -> Result<Option<(Arc<[u8]>, Digest)>> {
         let start = u64::from(index) * BLOCK as u64;
         let want = self.length.saturating_sub(start).min(BLOCK as u64) as usize;
-        // Reading into a vector and converting it would need the memory twice.
+        // The data are read directly into the `Arc`. Converting a vector would need the memory twice.
         let mut data: Arc<[u8]> = Arc::from(&ZEROS[..]);
         let buffer = Arc::get_mut(&mut data).expect("the new Arc has one owner");
         self.file.read_exact_at(&mut buffer[..want], start).map_err(|e| match e.kind() {
@@ -136,7 +137,7 @@ impl BlockSource for RawDisk {
         Ok(Some((data, digest)))
     }
 
-    /// Checks a file by its times. A device has none, so it is read again.
+    /// Compares the times of a file. A device has no such times, so its blocks are read again.
     fn ensure_unchanged(&self, sent: &BTreeMap<u32, Digest>) -> Result<()> {
         if let Some(before) = &self.stamp {
             let after = stamp(&self.file)?;

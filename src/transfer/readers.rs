@@ -11,23 +11,24 @@ use std::thread;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 
-/// The source of an upload. Several threads read it concurrently; the runtime's thread is not one of them.
+/// The source of an upload. Several threads read it concurrently. The runtime's thread never reads it, so a read may
+/// block.
 pub trait BlockSource: Send + Sync + 'static {
     /// Returns the indexes of blocks that may have to be uploaded, ascending.
     fn indexes(&self) -> Vec<u32>;
 
-    /// Returns a complete block with its digest, or `None` if it is not to be uploaded.
+    /// Returns a complete block with its digest, or `None` if the block need not be uploaded.
     fn block(&self, index: u32) -> Result<Option<(Arc<[u8]>, Digest)>>;
 
-    /// Fails if the source differs from the uploaded data. It is called after the last block and before the snapshot is
-    /// sealed. If nobody else can write to the source, it has nothing to check.
+    /// Fails if the source changed after its blocks were read. It is called after the last block and before the
+    /// snapshot is sealed. A source to which nobody else can write needs no check.
     fn ensure_unchanged(&self, _sent: &BTreeMap<u32, Digest>) -> Result<()> {
         Ok(())
     }
 }
 
-/// The maximum number of threads. While one thread waits for the disk, another one hashes. More than four hash faster
-/// than EBS direct accepts blocks.
+/// The maximum number of threads. While one thread waits for the disk, another one hashes. More than four threads would
+/// hash faster than EBS direct accepts blocks.
 const MAX_READERS: usize = 4;
 
 /// A block that was read, and its room in memory.
@@ -157,7 +158,7 @@ pub fn run_in_threads(threads: usize, work: impl Fn() -> Result<()> + Sync) -> R
     })
 }
 
-/// Converts a panic to an error. Otherwise it would be mistaken for the end of the blocks.
+/// Converts a panic to an error. Without this, a panic would look like the end of the blocks.
 fn catch_panic<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(work))
         .unwrap_or_else(|_| Err(anyhow!("a thread that reads blocks panicked")))
@@ -179,7 +180,7 @@ pub async fn run_in_thread<T: Send + 'static>(
     receiver.await.context("waiting for a thread")?
 }
 
-/// Like [`run_in_thread`], for work that checks regularly whether the future was dropped.
+/// Like [`run_in_thread`], for work that checks a flag regularly. The flag becomes true when the future is dropped.
 pub async fn run_until_dropped<T: Send + 'static>(
     work: impl FnOnce(&AtomicBool) -> Result<T> + Send + 'static,
 ) -> Result<T> {

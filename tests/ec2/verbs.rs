@@ -179,7 +179,7 @@ fn doctor_tells_why_there_is_no_way_to_ec2() {
         (
             "another region",
             run(&world, &[("AWS_REGION", "eu-west-1")]),
-            ["is in us-east-1a, but AWS_REGION sets the region eu-west-1", "in its instance's own zone"],
+            ["is in us-east-1a, but AWS_REGION sets the region eu-west-1", "only volumes of its own zone"],
         ),
     ] {
         let told = lacks(&ended);

@@ -61,7 +61,7 @@ async fn run(args: &[String]) -> Result<u8> {
         region = region.with_write_timeout(Duration::from_millis(patience.parse()?));
     }
     let direct = std::env::var("OVEN_TEST_DIRECT").ok();
-    let faulty = Faulty::new(region.clone(), faults).whole(direct.as_deref() == Some("whole"));
+    let faulty = Faulty::new(region, faults).whole(direct.as_deref() == Some("whole"));
     let faulty = Rc::new(faulty);
     let overrides = Overrides { region_dir: Some(region_dir.clone()), ..Overrides::default() };
     let settings = Settings::for_definition(&dir)?.merge(&overrides)?;
@@ -80,7 +80,6 @@ async fn run(args: &[String]) -> Result<u8> {
         state,
         settings: Rc::new(settings),
         report,
-        region: Some(region),
         blocks: faulty.clone(),
     };
     let force = std::env::var_os("OVEN_TEST_FORCE").is_some();

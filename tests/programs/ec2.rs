@@ -141,7 +141,6 @@ async fn run(dir: &Path) -> Result<u8> {
         state,
         settings: Rc::new(settings),
         report: report.clone(),
-        region: None,
     };
     let order = BakeOrder::of(&[dir])?;
     let batch = Batch { site, overrides, order, options: BakeOptions::default(), jobs: 1 };

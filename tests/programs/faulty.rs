@@ -187,8 +187,17 @@ impl<T: Cloud> Cloud for Faulty<T> {
     async fn replace_failed(&self, name: &str) -> Result<Option<ImageId>> {
         self.around("replace_failed", self.inner.replace_failed(name)).await
     }
+    async fn remove(&self, id: &ImageId, snapshot: &SnapshotId) -> Result<()> {
+        self.around("remove", self.inner.remove(id, snapshot)).await
+    }
+    fn removal_command(&self, id: &ImageId) -> String {
+        self.inner.removal_command(id)
+    }
     async fn stale_runs(&self, older_than: Option<Duration>) -> Result<Vec<StaleRun>> {
         self.around("stale_runs", self.inner.stale_runs(older_than)).await
+    }
+    fn has_credentials(&self) -> bool {
+        self.inner.has_credentials()
     }
 }
 

@@ -3,6 +3,8 @@
 //! A room is a directory or a file directly in `src`. The sources are read as text: their `use` trees, and the paths
 //! in them that begin with `crate::` or `super::` or with a module of their own. Test code inside of `src` is held to
 //! the floors, too; only cycles are looked for without it.
+//!
+//! A function takes few parameters, too: in all of the repository's Rust.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -40,6 +42,9 @@ const FLOORS: &[&str] = &[
 
 /// More files side by side are hard to survey.
 const MAX_FILES: usize = 16;
+
+/// Besides `self`. Clippy counts `self`, so its threshold is higher (clippy.toml).
+const MAX_PARAMETERS: usize = 5;
 
 type ModulePath = Vec<String>;
 
@@ -122,6 +127,60 @@ fn directories_are_not_crowded() {
     }
     files.retain(|_, count| *count > MAX_FILES);
     assert!(files.is_empty(), "more than {MAX_FILES} files side by side: {files:?}");
+}
+
+/// Traits of other crates are implemented as they are declared.
+#[test]
+fn functions_take_few_parameters() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let files = ["src", "tests", "tools", "plugins"].into_iter().flat_map(|dir| rust_files(&root.join(dir)));
+    let read = |file: PathBuf| {
+        let code = without_comments_and_literals(&std::fs::read_to_string(&file).unwrap());
+        (file, code)
+    };
+    let sources: Vec<(PathBuf, String)> = files.map(read).collect();
+    let own: BTreeSet<&str> = sources.iter().flat_map(|(_, code)| traits(code)).collect();
+    let (mut count, mut wrong) = (0, Vec::new());
+    for (file, code) in &sources {
+        for function in functions(code) {
+            count += 1;
+            let is_own = function.of_trait.as_deref().is_none_or(|name| own.contains(name));
+            if function.parameters > MAX_PARAMETERS && is_own {
+                let file = file.strip_prefix(root).unwrap().display();
+                let Function { name, line, parameters, .. } = function;
+                wrong.push(format!("{file}:{line}: {name} has {parameters}"));
+            }
+        }
+    }
+    assert!(count > 3000, "only {count} functions were found");
+    assert!(wrong.is_empty(), "more than {MAX_PARAMETERS} parameters:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn parameters_are_counted() {
+    let code = "\
+        pub async fn six<'a, F: Fn(u8, u8) -> u8>(\n    a: &'a u8,\n    b: [u8; 2],\n    (c, d): (u8, u8),\n    \
+        e: BTreeMap<u8, Vec<u8>>,\n    f: impl Fn(u8, u8) -> u8,\n    g: F,\n) -> impl Fn(u8, u8) {\n}\n\
+        trait Own {\n    fn none();\n}\nimpl<T: From<u8>> Own for X<T> {\n    fn five(&'a mut self, \
+        a: u8, b: u8, c: u8, d: u8, e: u8) {\n        fn one(a: fn(u8, u8)) {}\n    }\n}\n\
+        impl other::Far<u8> for X {\n    fn two(self: Box<Self>, a: u8, b: u8) {\n        fn inner() {}\n    }\n}\n";
+    let found: Vec<_> = functions(code)
+        .into_iter()
+        .map(|function| (function.name, function.line, function.parameters, function.of_trait))
+        .collect();
+    let function = |name: &str, line, parameters, of_trait: Option<&str>| {
+        (name.to_owned(), line, parameters, of_trait.map(str::to_owned))
+    };
+    let expected = [
+        function("six", 1, 6, None),
+        function("none", 11, 0, None),
+        function("five", 14, 5, Some("Own")),
+        function("one", 15, 1, None),
+        function("two", 19, 2, Some("Far")),
+        function("inner", 20, 0, None),
+    ];
+    assert_eq!(found, expected);
+    assert_eq!(traits(code), ["Own"]);
 }
 
 /// The check itself, on sources that break the rule in each way that it reads.
@@ -326,36 +385,141 @@ fn literal_end(bytes: &[u8], at: usize) -> Option<usize> {
     None
 }
 
+/// A block in braces: a module, or the implementation of a trait.
 struct Block {
     name: String,
     start: usize,
     end: usize,
 }
 
+/// Where the brace at `start` is closed.
+fn closing_brace(code: &str, start: usize) -> usize {
+    let mut depth = 0;
+    let end = code[start..].char_indices().find_map(|(offset, c)| {
+        depth += match c {
+            '{' => 1,
+            '}' => -1,
+            _ => 0,
+        };
+        (depth == 0).then_some(start + offset)
+    });
+    end.unwrap_or(code.len())
+}
+
+/// Whether a word begins at `at`.
+fn begins_word(code: &str, at: usize) -> bool {
+    !code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_')
+}
+
+/// The name that a text begins with; empty if it does not begin with one.
+fn leading_name(text: &str) -> &str {
+    &text[..text.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(text.len())]
+}
+
 /// `mod name { … }`
 fn inline_modules(code: &str) -> Vec<Block> {
     let mut found = Vec::new();
     for (at, _) in code.match_indices("mod ") {
-        let word_before = code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_');
         let rest = &code[at + 4..];
-        let name: String = rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+        let name = leading_name(rest);
         let after = rest[name.len()..].trim_start();
-        if word_before || name.is_empty() || !after.starts_with('{') {
+        if !begins_word(code, at) || name.is_empty() || !after.starts_with('{') {
             continue;
         }
         let start = code.len() - after.len();
-        let mut depth = 0;
-        let end = code[start..].char_indices().find_map(|(offset, c)| {
-            depth += match c {
-                '{' => 1,
-                '}' => -1,
-                _ => 0,
-            };
-            (depth == 0).then_some(start + offset)
-        });
-        found.push(Block { name, start, end: end.unwrap_or(code.len()) });
+        found.push(Block { name: name.to_owned(), start, end: closing_brace(code, start) });
     }
     found
+}
+
+struct Function {
+    name: String,
+    line: usize,
+    /// Without `self`.
+    parameters: usize,
+    /// The trait that it implements.
+    of_trait: Option<String>,
+}
+
+/// All functions with a name.
+fn functions(code: &str) -> Vec<Function> {
+    let implementations = trait_implementations(code);
+    let mut found = Vec::new();
+    for (at, _) in code.match_indices("fn ").filter(|(at, _)| begins_word(code, *at)) {
+        let name = leading_name(&code[at + 3..]);
+        let mut rest = &code[at + 3 + name.len()..];
+        if let Some(generics) = rest.strip_prefix('<') {
+            rest = list_items(generics).1;
+        }
+        let (false, Some(list)) = (name.is_empty(), rest.strip_prefix('(')) else { continue };
+        let of_trait = implementations.iter().find(|block| {
+            let count = |brace| code[block.start..at].matches(brace).count();
+            block.start < at && at < block.end && count('{') == count('}') + 1
+        });
+        found.push(Function {
+            name: name.to_owned(),
+            line: code[..at].matches('\n').count() + 1,
+            parameters: list_items(list).0.into_iter().filter(|item| !is_receiver(item)).count(),
+            of_trait: of_trait.map(|block| block.name.clone()),
+        });
+    }
+    found
+}
+
+/// The names of the traits that the code declares.
+fn traits(code: &str) -> Vec<&str> {
+    let found = code.match_indices("trait ").filter(|(at, _)| begins_word(code, *at));
+    found.map(|(at, keyword)| leading_name(&code[at + keyword.len()..])).collect()
+}
+
+/// `impl name for … { … }`
+fn trait_implementations(code: &str) -> Vec<Block> {
+    let mut found = Vec::new();
+    for (at, _) in code.match_indices("impl") {
+        let (mut head, Some(open)) = (&code[at + 4..], code[at..].find('{')) else { continue };
+        let line_before = code[..at].rsplit('\n').next().unwrap_or_default();
+        let is_item = line_before.trim().is_empty() && head.starts_with([' ', '<']);
+        if let Some(generics) = head.strip_prefix('<') {
+            head = list_items(generics).1;
+        }
+        let start = at + open;
+        let head = &head[..head.len().saturating_sub(code.len() - start)];
+        let (true, Some((path, _))) = (is_item, head.split_once(" for ")) else { continue };
+        let path = path.split('<').next().unwrap_or_default().trim();
+        let name = path.rsplit("::").next().unwrap_or_default().to_owned();
+        found.push(Block { name, start, end: closing_brace(code, start) });
+    }
+    found
+}
+
+/// The items of a list, which begins after its bracket, and the text after the list.
+fn list_items(list: &str) -> (Vec<&str>, &str) {
+    let (mut items, mut depth, mut start, mut end) = (Vec::new(), 0, 0, list.len());
+    for (at, c) in list.char_indices() {
+        match c {
+            '(' | '[' | '{' | '<' => depth += 1,
+            '>' if list[..at].ends_with('-') => {} // an arrow
+            ')' | ']' | '}' | '>' if depth == 0 => {
+                end = at;
+                break;
+            }
+            ')' | ']' | '}' | '>' => depth -= 1,
+            ',' if depth == 0 => {
+                items.push(&list[start..at]);
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    items.push(&list[start..end]);
+    items.retain(|item| !item.trim().is_empty());
+    (items, list.get(end + 1..).unwrap_or_default())
+}
+
+/// `self`, `&mut self`, `self: Box<Self>`
+fn is_receiver(parameter: &str) -> bool {
+    let pattern = parameter.split(':').next().unwrap_or_default();
+    pattern.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == "self")
 }
 
 /// Each leaf of each `use` declaration, with the declaration's offset.

@@ -3,6 +3,7 @@
 use oven::bake::options::{BakeOptions, Compat};
 use oven::bake::target::{self, Target};
 use oven::bake::{Bake, preflight};
+use oven::cloud::local::Region;
 use oven::cloud::{Base, BaseRef, Cloud, Image, Tags, VolumeSpec, Volumes, tag};
 use oven::config::project::Settings;
 use oven::definition::{Definition, From};
@@ -21,6 +22,7 @@ const PLAIN: BakeOptions =
 
 struct PreflightFixture {
     dir: tempfile::TempDir,
+    region: Region,
     site: Site,
     image: Definition,
     base: Base,
@@ -38,13 +40,14 @@ impl PreflightFixture {
         std::fs::write(web.join("image.toml"), "name = \"web\"\nfrom = { name = \"base\" }\n").unwrap();
         let settings = Settings { region_dir: Some(dir.path().join("region")), ..Settings::default() };
         let site = Site::new(settings, Report::silent(), Use::Looks).await.unwrap();
-        site.import(&raw, "base", Architecture::HOST).await.unwrap();
+        let region = Region::open(&site.state).unwrap();
+        region.import(&raw, "base", Architecture::HOST, &Tags::new(), &site.report).await.unwrap();
         let image = Definition::load(&web).unwrap();
         let From::Image(from) = &image.from else { panic!("{:?}", image.from) };
         let base = target::base(&site, &image, from).await.unwrap();
         let inputs = target::inputs(&site, &image, &base).unwrap();
         let (from, run) = (from.clone(), RunId::new());
-        Self { dir, site, image, base, inputs, from, run }
+        Self { dir, region, site, image, base, inputs, from, run }
     }
 
     fn bake<'a>(&'a self, options: &'a BakeOptions, run: &'a RunId) -> Bake<'a> {
@@ -58,7 +61,7 @@ impl PreflightFixture {
 
     /// As a bake ends. `without`: a tag that it loses.
     async fn register(&self, options: &BakeOptions, without: &str) -> Image {
-        let (run, undo, region) = (RunId::new(), Undo::default(), self.site.region.as_ref().unwrap());
+        let (run, undo, region) = (RunId::new(), Undo::default(), &self.region);
         let volume = VolumeSpec {
             snapshot: self.base.snapshot.clone(),
             size_gib: self.base.size_gib,
@@ -118,7 +121,7 @@ async fn both_tags_and_the_newest_decide() {
     assert_eq!(second.name, format!("{}-{}", first.name, &second.tags[tag::RUN][..8]));
     assert_eq!(f.find(&PLAIN).await, Ok(Some(second.id.clone())));
     // What failed since does not count, and the one before it does.
-    f.site.region.as_ref().unwrap().fail(&second.id, "broken").await.unwrap();
+    f.region.fail(&second.id, "broken").await.unwrap();
     assert_eq!(f.find(&PLAIN).await, Ok(Some(first.id.clone())));
 
     // Another base: the checksum is the same, and the fingerprint is not.
@@ -138,7 +141,7 @@ async fn a_failed_or_incomplete_image_is_refused_before_any_work_and_replaced_if
         let f = PreflightFixture::new().await;
         let image = f.register(&PLAIN, without).await;
         if without.is_empty() {
-            f.site.region.as_ref().unwrap().fail(&image.id, "broken").await.unwrap();
+            f.region.fail(&image.id, "broken").await.unwrap();
         }
         let (kind, text) = f.find(&PLAIN).await.unwrap_err();
         assert_eq!(kind, Kind::Cloud);
@@ -155,7 +158,7 @@ async fn a_failed_or_incomplete_image_is_refused_before_any_work_and_replaced_if
 async fn a_failed_image_of_another_name_is_no_reason() {
     let f = PreflightFixture::new().await;
     let forced = f.register(&BakeOptions { force: true, ..PLAIN }, "").await;
-    f.site.region.as_ref().unwrap().fail(&forced.id, "broken").await.unwrap();
+    f.region.fail(&forced.id, "broken").await.unwrap();
     assert_eq!(f.find(&PLAIN).await, Ok(None));
     assert!(f.plan().0.contains("nothing differs, but that image is failed"), "{}", f.plan().0);
 }

@@ -384,5 +384,5 @@ fn doctor_tries_and_names_what_is_missing() {
     let output = weak.output().unwrap();
     let out = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(8), "{out}");
-    assert!(out.contains("lacks  capabilities: NET_ADMIN, MKNOD missing"), "{out}");
+    assert!(out.contains("lacks  capabilities: NET_ADMIN, MKNOD are missing"), "{out}");
 }

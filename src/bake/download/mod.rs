@@ -89,8 +89,9 @@ pub async fn fetch_packages(
             agent = Some(self::agent(network)?);
         }
         let step = report.step("download", format!("downloading {url}"));
+        let wanted = WantedFile { url, sha256, path: &path };
         let agent = agent.as_ref().context("no HTTP client")?;
-        let downloaded = download(&image, agent, url, sha256, &path, report).await;
+        let downloaded = download(&image, agent, &wanted, report).await;
         *file = Some(Downloaded { source: path, package: downloaded? });
         step.done();
     }
@@ -114,15 +115,21 @@ fn file_name(url: &str) -> String {
     format!("package.{}", if rpm { "rpm" } else { "deb" })
 }
 
+/// A package file to download.
+struct WantedFile<'a> {
+    url: &'a str,
+    sha256: &'a str,
+    /// Where the file is stored.
+    path: &'a Path,
+}
+
 async fn download(
     image: &Definition,
     agent: &Agent,
-    url: &str,
-    sha256: &str,
-    path: &Path,
+    wanted: &WantedFile<'_>,
     report: &Report,
 ) -> Result<package::PackageFile> {
-    let dir = path.parent().context("the file has no directory")?;
+    let WantedFile { url, sha256, path } = *wanted;    let dir = path.parent().context("the file has no directory")?;
     let definition_error =
         |what: String| Kind::Definition.failure(format!("{}: {what}", image.place("packages", Some(url))));
     std::fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;

@@ -5,13 +5,14 @@ use super::records::{
 };
 use super::{Region, Registered, register};
 use crate::cloud::ec2_rules::{check_image_name, check_tags, ec2_error, new_id};
-use crate::cloud::{Image, ImageState, ROOT_DEVICE, Tags};
+use crate::cloud::{DiskCopier, Image, ImageState, ROOT_DEVICE, Tags};
 use crate::error::Kind;
 use crate::ids::{Architecture, ImageId, SnapshotId};
 use crate::report::Report;
 use crate::sys::sparse_copy;
 use crate::sys::tasks;
 use anyhow::{Context, Result};
+use async_trait::async_trait;
 use std::fs::File;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::Path;
@@ -64,7 +65,7 @@ impl Region {
             let source = ImportSource { digest: digest.await?, stamp };
             let image = self.reuse_if_same(holder, &source, name, architecture).await?;
             if tags.iter().any(|(key, value)| image.tags.get(key) != Some(value)) {
-                report.note(format!("{} exists already; its tags are not changed", image.id));
+                report.note(format!("{} exists already, and its tags are not changed", image.id));
             }
             return Ok(image);
         }
@@ -82,7 +83,8 @@ impl Region {
         let source = ImportSource { digest, stamp };
         let after = stamp_of(&file)?;
         if (after.modified, after.length) != (before.modified, before.length) {
-            return Err(Kind::Usage.error(format!("{} was changed while it was read", raw.display())));
+            let failure = Kind::Usage.failure(format!("{} was changed while it was read", raw.display()));
+            return Err(failure.hint("Try again when no program writes to it.").into());
         }
         let snapshot = SnapshotRecord {
             id: SnapshotId(new_id("snap")),
@@ -169,6 +171,19 @@ impl Region {
     }
 }
 
+#[async_trait(?Send)]
+impl DiskCopier for Region {
+    async fn copy_disk(
+        &self,
+        raw: &Path,
+        name: &str,
+        architecture: Architecture,
+        report: &Report,
+    ) -> Result<Image> {
+        self.import(raw, name, architecture, &Tags::new(), report).await
+    }
+}
+
 fn open(raw: &Path) -> Result<File> {
     let name = raw.display();
     let metadata = std::fs::metadata(raw).map_err(|e| match e.kind() {
@@ -192,7 +207,7 @@ fn open(raw: &Path) -> Result<File> {
     let command = command.replace("FILE", &name.to_string());
     Err(Kind::Usage
         .failure(format!("{name} is not a raw disk: it is {format}"))
-        .hint(format!("Convert it: {command}"))
+        .hint(format!("Convert it with `{command}`."))
         .into())
 }
 

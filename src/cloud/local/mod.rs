@@ -27,7 +27,9 @@ mod volumes;
 pub use pending_snapshot::SnapshotState;
 
 use super::name_conflict::{ConflictResolution, resolve_conflict};
-use super::{Attributes, BakeKey, Base, BaseRef, Cloud, Image, ImageSpec, ImageState, StaleRun, tag};
+use super::{
+    Attributes, BakeKey, Base, BaseRef, Cloud, DiskCopier, Image, ImageSpec, ImageState, StaleRun, tag,
+};
 use crate::cloud::ec2_rules::{check_description, check_image_name, check_tags, ec2_error, new_id};
 use crate::error::{Failure, Kind};
 use crate::ids::{ImageId, RunId, SnapshotId};
@@ -269,15 +271,15 @@ fn delete_snapshot(region: &LockedRegion, id: &SnapshotId) -> Result<()> {
 impl Cloud for Region {
     async fn base(&self, from: &BaseRef) -> Result<Base> {
         let from = if let BaseRef::Deprecated(from) = from { from } else { from };
-        let missing =
-            |why: &str| Kind::NotFound.failure(format!("{from} was not found or is not available: {why}"));
-        let import = "Import a raw disk image: oven import RAW --name NAME. Or bake on EC2: --cloud aws.";
+        let missing = |why: &str| Kind::NotFound.failure(format!("{from} was not found: {why}"));
+        let import =
+            "Import a raw disk image with `oven import RAW --name NAME`, or bake on EC2 with --cloud aws.";
         let found = match from {
             BaseRef::Id(id) => {
                 self.store().get::<ImageRecord>(&id.0)?;
                 let image = self.settled(id).await?;
                 if let Some(why) = image.as_ref().and_then(|image| self.store().why_failed(image)) {
-                    return Err(missing(&format!("it failed ({why})")).into());
+                    return Err(Kind::NotFound.error(format!("the image {id} failed: {why}")));
                 }
                 image
             }
@@ -374,8 +376,9 @@ impl Cloud for Region {
         let Some(holder) = holder.map(|image| self.describe(image)) else { return Ok(None) };
         let id = holder.id.clone();
         if !super::name_conflict::is_replaceable(&holder) {
-            let text =
-                format!("{id}, which has the name {name}, is not a failed image of oven: it is not replaced");
+            let text = format!(
+                "oven does not replace {id}, which has the name {name}, because it is not a failed image of oven"
+            );
             return Err(Kind::Cloud.error(text));
         }
         let replace = move |region: &LockedRegion| {
@@ -389,8 +392,35 @@ impl Cloud for Region {
         Ok(Some(id))
     }
 
+    async fn remove(&self, id: &ImageId, snapshot: &SnapshotId) -> Result<()> {
+        self.deregister(id).await.with_context(|| format!("deregistering {id}"))?;
+        let used = self.images(None).await?.iter().any(|other| other.snapshot == *snapshot);
+        if used { Ok(()) } else { self.delete_snapshot(snapshot).await }
+            .with_context(|| format!("deleting {snapshot}, the snapshot of {id}"))
+    }
+
+    fn removal_command(&self, id: &ImageId) -> String {
+        format!("oven images remove {id}")
+    }
+
     async fn stale_runs(&self, older_than: Option<Duration>) -> Result<Vec<StaleRun>> {
         self.stale(older_than).await
+    }
+
+    fn disk_copier(&self) -> Option<&dyn DiskCopier> {
+        Some(self)
+    }
+
+    fn has_foreign_images(&self) -> bool {
+        false
+    }
+
+    fn is_on_this_machine(&self) -> bool {
+        true
+    }
+
+    fn has_credentials(&self) -> bool {
+        false
     }
 }
 
@@ -408,12 +438,16 @@ impl Region {
     /// Returns the error for a base that was not found. It names the image with the most similar name, if there is one.
     fn no_such_base(&self, from: &BaseRef, missing: impl Fn(&str) -> Failure) -> Result<Failure> {
         let images: Vec<ImageRecord> = self.store().list()?;
-        let import = "Import a raw disk image under that name: oven import RAW --name NAME.";
+        let import = "Import a raw disk image under that name with `oven import RAW --name NAME`.";
         if images.is_empty() {
-            let why = format!("the local region {} has no image yet", self.dir().display());
+            let why = format!("the local region {} is empty", self.dir().display());
             return Ok(missing(&why).hint(import));
         }
-        let why = format!("none of the {} images in {} matches", images.len(), self.dir().display());
+        let why = format!(
+            "none of the {} images in {} matches and is available",
+            images.len(),
+            self.dir().display()
+        );
         let wanted = if let BaseRef::Name { name, .. } = from { name.as_str() } else { "" };
         let similarity = |image: &&ImageRecord| (strsim::jaro_winkler(wanted, &image.name) * 1000.0) as u64;
         let nearest = images.iter().max_by_key(similarity).filter(|image| similarity(image) > 800);

@@ -50,14 +50,14 @@ impl RegionStore {
             return if now() < record.ready_at { SnapshotState::Pending } else { SnapshotState::Completed };
         };
         if written.boot != boot_id() {
-            return SnapshotState::Error("the machine was rebooted before it was complete".into());
+            return SnapshotState::Error("the machine was rebooted before the snapshot was complete".into());
         }
         let last = self.part::<SnapshotRecord>(&record.id.0, PUT).metadata().and_then(|m| m.modified());
         let Some(last) = last.ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok()) else {
-            return SnapshotState::Error("its data is gone".into());
+            return SnapshotState::Error("its data is missing".into());
         };
         if now().saturating_sub(last.as_millis() as u64) > written.patience {
-            let text = format!("no block was put for {} seconds", written.patience / 1000);
+            let text = format!("no block was written for {} seconds", written.patience / 1000);
             return SnapshotState::Error(text);
         }
         SnapshotState::Pending
@@ -89,7 +89,7 @@ impl RegionStore {
     pub fn writable(&self, id: &SnapshotId) -> Result<(SnapshotRecord, PendingWrites)> {
         let record = self.by_blocks(id)?;
         let Some(written) = record.written.clone() else {
-            let text = format!("The snapshot '{id}' was not started to be written by its blocks.");
+            let text = format!("The snapshot '{id}' was not created by StartSnapshot.");
             return Err(invalid("INVALID_SNAPSHOT_ID", text));
         };
         match self.snapshot_state(&record) {

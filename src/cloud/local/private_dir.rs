@@ -5,6 +5,7 @@ use crate::error::Kind;
 use anyhow::{Context, Result};
 use rustix::process::geteuid;
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 
@@ -20,21 +21,27 @@ pub fn create_region_dir(dir: &Path) -> Result<()> {
 
 /// Creates a private directory of the region, and checks that it is one.
 pub fn create_subdirectory(dir: &Path) -> Result<()> {
-    create(dir)?;
+    match create(dir) {
+        // The check below says what is in its place.
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+        created => created?,
+    }
     let found = fs::symlink_metadata(dir)?;
     if !found.is_dir() {
-        return Err(unsafe_directory(dir, "is not a directory, but a link or a file"));
+        let failure =
+            Kind::Machine.failure(format!("{} is a link or a file, not a directory", dir.display()));
+        return Err(failure.hint("Remove it, or pass another --region-dir.").into());
     }
     check_owner_and_mode(dir, &found)?;
     if found.permissions().mode() & 0o077 != 0 && found.uid() == geteuid().as_raw() {
         fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
-            .with_context(|| format!("making {} private", dir.display()))?;
+            .with_context(|| format!("restricting the access to {}", dir.display()))?;
     }
     Ok(())
 }
 
-fn create(dir: &Path) -> Result<()> {
-    Ok(fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?)
+fn create(dir: &Path) -> std::io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 
 fn check_owner_and_mode(dir: &Path, found: &fs::Metadata) -> Result<()> {
@@ -55,6 +62,8 @@ fn check_owner_and_mode(dir: &Path, found: &fs::Metadata) -> Result<()> {
 fn unsafe_directory(dir: &Path, why: &str) -> anyhow::Error {
     Kind::Machine
         .failure(format!("{} {why}", dir.display()))
-        .hint("Use a directory that does not exist yet (oven creates it), or fix its owner and mode: chown, chmod o-w.")
+        .hint(
+            "Correct its owner and mode (chown, chmod o-w), or pass a --region-dir that does not exist yet.",
+        )
         .into()
 }

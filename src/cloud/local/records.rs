@@ -187,6 +187,18 @@ impl Deref for LockedRegion {
     }
 }
 
+/// Returns what the user can do about a region that cannot be opened.
+fn region_hint(dir: &Path, kind: ErrorKind) -> String {
+    let is_file = |path: &&Path| fs::metadata(path).is_ok_and(|found| !found.is_dir());
+    match dir.ancestors().find(is_file) {
+        Some(file) => format!("{} is a file, not a directory; pass another --region-dir.", file.display()),
+        None if kind == ErrorKind::StorageFull => {
+            "Free some space on that disk, or pass another --region-dir.".to_owned()
+        }
+        None => "Run oven as root, or pass a --region-dir that you can write to.".to_owned(),
+    }
+}
+
 impl RegionStore {
     /// Opens a region, or creates one.
     pub fn open(dir: &Path) -> Result<Self> {
@@ -204,10 +216,11 @@ impl RegionStore {
             use ErrorKind::{
                 AlreadyExists, NotADirectory, PermissionDenied, ReadOnlyFilesystem, StorageFull,
             };
-            if let Some(PermissionDenied | ReadOnlyFilesystem | NotADirectory | AlreadyExists | StorageFull) =
-                io
+            if let Some(
+                kind @ (PermissionDenied | ReadOnlyFilesystem | NotADirectory | AlreadyExists | StorageFull),
+            ) = io
             {
-                let hint = "Run oven as root, or use a directory of your own: --region-dir DIR.";
+                let hint = region_hint(dir, kind);
                 return Kind::Machine.failure(format!("{error:#}")).hint(hint).into();
             }
             error
@@ -231,7 +244,11 @@ impl RegionStore {
         let found: Format =
             serde_json::from_slice(&text).with_context(|| format!("reading {}", path.display()))?;
         if found.format > FORMAT {
-            let text = format!("{} has format {}, made by a newer oven", self.dir.display(), found.format);
+            let text = format!(
+                "the region {} has the format {}, which a newer oven made",
+                self.dir.display(),
+                found.format
+            );
             return Err(Kind::Machine
                 .failure(text)
                 .hint("Use a newer oven, or another --region-dir.")
@@ -276,7 +293,7 @@ impl RegionStore {
         let path = self.record::<R>(id);
         let Some(text) = read_if_exists(&path)? else { return Ok(None) };
         let record = serde_json::from_slice(&text).map_err(|error| {
-            let hint = "Another program than oven changed it. If you delete it, its resource is lost.";
+            let hint = "Another program changed this file. If you delete it, the resource that it describes is lost.";
             Kind::Cloud.failure(format!("{} is not a valid record: {error}", path.display())).hint(hint)
         })?;
         Ok(Some(record))
@@ -336,7 +353,7 @@ impl RegionStore {
         image
             .failed
             .clone()
-            .or_else(|| (!snapshot_exists).then(|| format!("its snapshot {} is gone", image.snapshot)))
+            .or_else(|| (!snapshot_exists).then(|| format!("its snapshot {} is missing", image.snapshot)))
     }
 
     /// Runs `work` under the region's lock, on another thread: syncing may be slow. If the future is dropped while it

@@ -110,6 +110,11 @@ impl Settings {
         }
     }
 
+    /// The settings for a definition or a directory, overridden by the command line and the environment.
+    pub fn resolve(dir: &Path, overrides: &Overrides) -> Result<Self> {
+        Self::for_definition(dir)?.merge(overrides)
+    }
+
     /// Reads an oven.toml. An error lists every mistake, each with file, line and key.
     pub fn load(file: &Path) -> Result<Self> {
         let text = toml_reader::read_text(file)?;

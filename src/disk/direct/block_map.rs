@@ -1,5 +1,5 @@
-//! The block map: a file with one byte for each block of a disk. The disk's server writes it, and the uploader reads
-//! it. It is preserved together with the written blocks.
+//! The block map: a file with one byte, the mark, for each block of a disk. The disk's server writes the map, and the
+//! uploader reads it. The map is preserved together with the written blocks.
 
 use crate::cloud::block_api::SnapshotContents;
 use crate::device::Trimming;
@@ -10,9 +10,9 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-/// The base does not have the block, and nothing was written: it reads as zeros.
+/// The base does not have the block, and the block was not written. It reads as zeros.
 pub const ZEROS: u8 = 0;
-/// The base has the block, and nothing was written.
+/// The base has the block, and the block was not written.
 pub const BASE: u8 = 1;
 /// The block was written, and the base does not have it.
 pub const WRITTEN: u8 = 2;
@@ -26,18 +26,18 @@ pub struct BlockMap {
     bytes: Box<[AtomicU8]>,
 }
 
-/// Writes the map of a disk with this many blocks, all of them unwritten. One more byte follows the marks: see
-/// [`Trimming`].
+/// Writes the map of a disk with this many blocks, all of them unwritten. After the marks comes one more byte: see
+/// [`TrimmingByte`].
 pub fn create(file: &File, blocks: u32, base: &SnapshotContents) -> Result<()> {
     let mut bytes = vec![ZEROS; blocks as usize + 1];
     for index in &base.blocks {
         let mark = bytes[..blocks as usize].get_mut(index as usize);
-        *mark.with_context(|| format!("the base has a block {index}, beyond the disk's end"))? = BASE;
+        *mark.with_context(|| format!("block {index} of the base is beyond the end of the disk"))? = BASE;
     }
     file.write_all_at(&bytes, 0).context("writing the block map")
 }
 
-/// Returns the written blocks in ascending order, each with whether the base has it.
+/// Returns the written blocks in ascending order. The flag is true if the base has the block, too.
 pub fn written_blocks(file: &File) -> Result<Vec<(u32, bool)>> {
     let bytes = read(file)?;
     let marks = bytes.iter().zip(0..);
@@ -72,14 +72,16 @@ impl BlockMap {
         self.get(index) >= WRITTEN
     }
 
-    /// The file is updated first. Otherwise a written block could be mistaken for a block of the base.
+    /// Sets a block's mark, in the file first. If the file cannot be written, the mark in memory does not change
+    /// either, so both processes use the same mark.
     pub fn set(&self, index: u32, mark: u8) -> io::Result<()> {
         self.file.write_all_at(&[mark], index.into())?;
         self.bytes[index as usize].store(mark, Ordering::Release);
         Ok(())
     }
 
-    /// Returns whether a trim is in progress. During a trim, discarded ranges are unused space of a file system.
+    /// Returns whether a trim is in progress. During a trim, every range that is zeroed is unused space of a file
+    /// system.
     pub fn is_trimming(&self) -> io::Result<bool> {
         let mut byte = [0];
         self.file.read_exact_at(&mut byte, self.bytes.len() as u64)?;
@@ -87,7 +89,7 @@ impl BlockMap {
     }
 }
 
-/// The byte after the marks.
+/// The byte after the marks. It is not 0 while a trim is in progress.
 #[derive(Debug)]
 pub struct TrimmingByte(File);
 
@@ -103,7 +105,7 @@ impl Trimming for TrimmingByte {
         set(&self.0, 1)
     }
 
-    /// Writing this byte takes no more space, because it was already written.
+    /// The byte exists already, so writing it needs no more space.
     fn end(&self) -> io::Result<()> {
         set(&self.0, 0)
     }

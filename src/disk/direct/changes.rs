@@ -1,4 +1,5 @@
-//! Selects the blocks of a disk to upload: those that differ from the base's.
+//! Selects the blocks of a disk to upload. If the base is the parent of the new snapshot, these are the blocks that
+//! differ from the base's.
 
 use super::backing::BackingStore;
 use super::fault::{disk_error, ensure_written};
@@ -15,15 +16,15 @@ use std::sync::Arc;
 pub struct ChangedBlocks {
     lower: Arc<BackingStore>,
     upper: File,
-    /// The written blocks by index, each with whether the base has it.
+    /// The written blocks by index. The value is true if the base has the block, too.
     written: BTreeMap<u32, bool>,
     /// Whether the new snapshot has a parent.
     child: bool,
 }
 
 impl ChangedBlocks {
-    /// `written` comes from the block map. If `child` is true, the base snapshot is the parent of the new one;
-    /// otherwise all blocks are uploaded.
+    /// `written` comes from the block map. If `child` is true, the base snapshot is the parent of the new one.
+    /// Otherwise there is no parent, and the base's blocks are uploaded, too.
     pub fn new(lower: Arc<BackingStore>, upper: File, written: Vec<(u32, bool)>, child: bool) -> Self {
         Self { lower, upper, written: written.into_iter().collect(), child }
     }
@@ -42,7 +43,7 @@ impl BlockSource for ChangedBlocks {
 
     fn block(&self, index: u32) -> Result<Option<(Arc<[u8]>, Digest)>> {
         let Some(on_base) = self.written.get(&index) else {
-            // Without a parent, unwritten blocks are uploaded, too.
+            // This block was not written. It is uploaded only because there is no parent.
             let (data, digest) = self.lower.block(index)?;
             return Ok(unless_zeros(&data, digest));
         };
@@ -53,12 +54,12 @@ impl BlockSource for ChangedBlocks {
         if !self.child || !on_base {
             return Ok(unless_zeros(&data, digest));
         }
-        // A block of zeros is uploaded if the base's block is different.
+        // If the base's block is different, a block of zeros is uploaded, too.
         Ok((self.lower.fetch(index)? != digest).then(|| (data.into(), digest)))
     }
 
-    /// Nothing else writes to these files. But a write may have failed after it was reported as done; then the data
-    /// that were read are wrong.
+    /// No other process writes to these files. But the kernel may report a write as done and fail to store the data
+    /// later. In that case, the data that were read for the upload may be wrong.
     fn ensure_unchanged(&self, _: &BTreeMap<u32, Digest>) -> Result<()> {
         ensure_written(&self.upper)
             .map_err(|error| disk_error(error, "storing the disk's changes on this machine"))?;
@@ -66,7 +67,8 @@ impl BlockSource for ChangedBlocks {
     }
 }
 
-/// Returns `None` for zeros. A block that is not uploaded reads as zeros if the parent does not have it.
+/// Returns `None` if all bytes are zeros. Such a block need not be uploaded if the parent does not have it, because a
+/// missing block reads as zeros.
 fn unless_zeros(data: &[u8], digest: Digest) -> Option<(Arc<[u8]>, Digest)> {
     data.iter().any(|byte| *byte != 0).then(|| (data.into(), digest))
 }
@@ -88,7 +90,7 @@ mod tests {
         }
     }
 
-    /// Returns the uploaded blocks, each with its byte, for a base with the blocks 1, 3 and 5.
+    /// Returns the index and the byte of each uploaded block, for a base with the blocks 1, 3 and 5.
     fn uploaded(child: bool, written: &[(u32, u8)]) -> Vec<(u32, u8)> {
         let (dir, id) = (tempfile::tempdir().unwrap(), SnapshotId("snap-1".into()));
         let contents = SnapshotContents { size_gib: 1, blocks: [1, 3, 5].into() };

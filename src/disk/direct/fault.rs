@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex};
 
-/// The first error. It is the cause of later ones. Cloning is cheap.
+/// The first error of a disk, which is the cause of later errors. Clones share the error.
 #[derive(Debug, Clone, Default)]
 pub struct FirstFault(Arc<Mutex<Option<anyhow::Error>>>);
 
@@ -22,21 +22,22 @@ impl FirstFault {
     }
 }
 
-/// Returns an error of this machine's own disk. `doing` is a gerund with the path, such as "writing …".
+/// Returns the failure for an I/O error on this machine's disk. `doing` is a gerund with the path, such as "writing …".
 pub fn disk_error(error: io::Error, doing: &str) -> anyhow::Error {
     let hint = match error.raw_os_error() {
-        Some(libc::ENOSPC | libc::EDQUOT) => "Free space there. The bake was discarded.",
+        Some(libc::ENOSPC | libc::EDQUOT) => "Free some space on that disk, and bake again.",
         _ => "The kernel's log (dmesg) may say more.",
     };
     anyhow::Error::from(Kind::Machine.failure(&error).hint(hint)).context(doing.to_owned())
 }
 
-/// Fails if data that were written to this open file did not reach the disk: reads may return other data then. Does not
-/// wait.
+/// Fails if the kernel could not store data that were written to this open file. After such a failure, reads may return
+/// other data. Does not wait for writes in progress.
 #[allow(unsafe_code)]
 pub fn ensure_written(file: &File) -> io::Result<()> {
     let end = file.metadata()?.len().try_into().unwrap_or(i64::MAX - 1);
-    // The range is beyond the end of the file, so nothing is waited for, but the errors of the whole file are reported.
+    // The range is beyond the end of the file, so the call waits for nothing. But it reports the write errors of the
+    // whole file.
     // SAFETY: the call takes only numbers, and the descriptor is open.
     let status =
         unsafe { libc::sync_file_range(file.as_raw_fd(), end, 1, libc::SYNC_FILE_RANGE_WAIT_BEFORE) };

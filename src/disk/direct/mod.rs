@@ -43,9 +43,10 @@ use std::sync::Arc;
 
 /// The cache's directory in this machine's state directory.
 const BLOCKS: &str = "blocks";
-/// EBS's list prices in us-east-1, November 2025, for a rough estimate: a GiB of a snapshot for a month, and 1000
-/// blocks written.
+/// The price of one GiB of a snapshot for a month, in dollars. This price and the next one are EBS's list prices in
+/// us-east-1 of November 2025. They are only for a rough estimate.
 const GIB_MONTH_PRICE: f64 = 0.05;
+/// The price of writing 1000 blocks, in dollars.
 const PUT_PRICE: f64 = 0.006;
 /// The number of blocks in a GiB.
 const BLOCKS_PER_GIB: u64 = (1 << 30) / BLOCK as u64;
@@ -57,19 +58,19 @@ pub struct DirectDisks<B: BlockApi> {
     cache: BlockCache,
     helper: PathBuf,
     report: Report,
-    /// For each run that called `look` but not yet `checkout`: how the base can be a parent.
+    /// How the base can be a parent of the new snapshot, for each run that has called `look` but not yet `checkout`.
     parent_uses: RefCell<HashMap<RunId, ParentUse>>,
 }
 
-/// The base snapshot of a disk: blocks that the run did not overwrite are read from it.
+/// The base snapshot of a disk. Blocks that the run did not overwrite are read from this snapshot.
 struct BaseSnapshot {
     contents: SnapshotContents,
     lower: Arc<BackingStore>,
 }
 
 impl<B: BlockApi + 'static> DirectDisks<B> {
-    /// `state` is this machine's state directory, for the cache and for written blocks. `helper` is the path of this
-    /// program.
+    /// `state` is this machine's state directory, which has the cache and the written blocks. `helper` is the path of
+    /// this program.
     pub fn new(blocks: Rc<B>, state: &Path, cache_gib: u64, helper: &Path, report: &Report) -> Self {
         let state = std::path::absolute(state).unwrap_or_else(|_| state.to_owned());
         let cache = BlockCache::new(&state.join(BLOCKS), cache_gib << 30);
@@ -97,8 +98,8 @@ impl<B: BlockApi + 'static> DirectDisks<B> {
         parent.with_context(|| format!("checking whether {} can be a parent", base.snapshot))
     }
 
-    /// Returns the snapshot to read, and whether it is the parent of the new one. Reports in advance if this takes time
-    /// or money.
+    /// Returns the snapshot to read, and whether this snapshot is the parent of the new one. If a copy or a full upload
+    /// is needed, reports its cost in advance.
     async fn parent(&self, base: &Base, spec: &DiskSpec, run: &RunId) -> Result<(SnapshotId, bool)> {
         let snapshot = &base.snapshot;
         let looked_up = self.parent_uses.borrow_mut().remove(run);
@@ -112,8 +113,8 @@ impl<B: BlockApi + 'static> DirectDisks<B> {
                 let dollars = base.size_gib as f64 * GIB_MONTH_PRICE;
                 let tell = || {
                     self.report.note(format!(
-                        "copying {snapshot} into this account, once: {why}. It has {} GiB, takes minutes, and costs at most \
-                         about ${dollars:.2} a month until the copy is deleted",
+                        "copying {snapshot} into this account, because {why}. This is done once and takes minutes. The \
+                         copy has {} GiB and costs at most about ${dollars:.2} a month until you delete it",
                         base.size_gib
                     ));
                 };
@@ -123,8 +124,9 @@ impl<B: BlockApi + 'static> DirectDisks<B> {
                 let blocks = base.size_gib * BLOCKS_PER_GIB;
                 let dollars = base.size_gib as f64 * GIB_MONTH_PRICE;
                 self.report.note(format!(
-                    "the new snapshot cannot be a child of {snapshot}: {why}. All of it is uploaded, at most {} GiB in \
-                     {blocks} blocks, which costs about ${:.2}, and at most about ${dollars:.2} a month for the snapshot",
+                    "the new snapshot cannot be a child of {snapshot}, because {why}. oven uploads the whole disk: at \
+                     most {} GiB in {blocks} blocks, which costs about ${:.2}. The snapshot costs at most about \
+                     ${dollars:.2} a month",
                     base.size_gib,
                     blocks as f64 / 1000.0 * PUT_PRICE
                 ));
@@ -137,11 +139,11 @@ impl<B: BlockApi + 'static> DirectDisks<B> {
     fn disk(
         &self,
         run: &RunId,
-        below: BaseSnapshot,
+        base_snapshot: BaseSnapshot,
         files: Files,
         record: DiskRecord,
     ) -> Result<DirectDisk<B>> {
-        let BaseSnapshot { lower, .. } = below;
+        let BaseSnapshot { lower, .. } = base_snapshot;
         let (name, place) = (format!("oven-{run}"), preserved_disk::preserved_dir(&self.state));
         let spec = server::DiskServerSpec {
             helper: &self.helper,
@@ -150,13 +152,13 @@ impl<B: BlockApi + 'static> DirectDisks<B> {
             marks: files.marks(),
             place: &place,
         };
-        let export = DiskServer::start(&spec, &lower)?;
-        let device = loop_device::attach(&export.file, &name).context("attaching the disk")?;
+        let server = DiskServer::start(&spec, &lower)?;
+        let device = loop_device::attach(&server.file, &name).context("attaching the disk")?;
         let marks = files.marks().try_clone().context("duplicating a descriptor")?;
         let device = Device { trimming: Some(TrimmingByte::of(marks)), ..device };
         Ok(DirectDisk {
             device: Some(device),
-            export: Some(export),
+            server: Some(server),
             lower,
             files,
             record,
@@ -169,24 +171,25 @@ impl<B: BlockApi + 'static> DirectDisks<B> {
         })
     }
 
-    /// The clean-up action for the written files: it deletes or preserves them.
+    /// Returns the clean-up action for the written files, which deletes or preserves them.
     fn disk_debt(&self, run: &RunId, record: &DiskRecord, slot: &WrittenSlot) -> Debt {
-        let (state, of, pay) = (self.state.clone(), run.clone(), slot.clone());
-        let (keep, record) = (slot.clone(), record.clone());
-        let (place, run) = (state.clone(), run.clone());
+        let (kept_state, kept_run, pay_slot) = (self.state.clone(), run.clone(), slot.clone());
+        let (keep_slot, record) = (slot.clone(), record.clone());
+        let (state, run) = (self.state.clone(), run.clone());
         Debt {
             due: Due::Scratch,
             what: format!("the disk of run {run}"),
             command: undo::sweep_command(&run),
             pay: Box::new(move || {
-                drop(pay.take());
-                Box::pin(async move { preserved_disk::remove(&place, &run) })
+                drop(pay_slot.take());
+                Box::pin(async move { preserved_disk::remove(&state, &run) })
             }),
             keep: Some(Box::new(move || {
                 Box::pin(async move {
-                    let written = keep.take().and_then(Rc::into_inner);
-                    let written = written.context("nothing was written yet, or the disk is in use")?;
-                    written.keep(&state, &of, &record)
+                    let written = keep_slot.take().and_then(Rc::into_inner);
+                    let written = written
+                        .context("it cannot be preserved, because nothing was written yet or it is in use")?;
+                    written.keep(&kept_state, &kept_run, &record)
                 })
             })),
         }
@@ -196,7 +199,7 @@ impl<B: BlockApi + 'static> DirectDisks<B> {
 /// The written files. The disk shares them with the clean-up action, which may preserve them after the disk is dropped.
 type WrittenSlot = Rc<RefCell<Option<Rc<WrittenFiles>>>>;
 
-/// The written files: new ones, or those that an earlier bake preserved.
+/// New written files, or the files that an earlier bake preserved.
 enum Files {
     New(Rc<WrittenFiles>),
     Kept(PreservedDisk),
@@ -219,9 +222,10 @@ impl Files {
 }
 
 struct DirectDisk<B: BlockApi> {
-    // This field is dropped first. The kernel then writes data that are still in memory, which needs the server.
+    // This field is dropped first, because the kernel then writes its cached data to the disk, and that needs the
+    // server.
     device: Option<Device>,
-    export: Option<DiskServer>,
+    server: Option<DiskServer>,
     lower: Arc<BackingStore>,
     files: Files,
     record: DiskRecord,
@@ -231,7 +235,7 @@ struct DirectDisk<B: BlockApi> {
     report: Report,
     /// Whether the uploaded blocks are read back.
     verify: bool,
-    /// The disk's snapshot. It is started while the disk is in use.
+    /// The new snapshot, if it is started while the disk is in use.
     started: Option<Started>,
 }
 
@@ -263,11 +267,11 @@ fn start<B: BlockApi + 'static>(blocks: &Rc<B>, spec: NewSnapshot, undo: &Undo) 
 impl<B: BlockApi> Drop for DirectDisk<B> {
     fn drop(&mut self) {
         if let Some(device) = self.device.take() {
-            // Syncs, because the disk may be preserved. An error is ignored here: it was already reported by the failed
-            // operation.
+            // The kernel writes its cached data to the disk first, because the disk may be preserved. An error is
+            // ignored, because the disk's server reports failed writes itself.
             _ = rustix::fs::fsync(&device.node);
         }
-        self.export = None;
+        self.server = None;
         self.lower.stop_prefetching();
     }
 }
@@ -289,8 +293,8 @@ impl<B: BlockApi + 'static> DiskStrategy for DirectDisks<B> {
     ) -> Result<Box<dyn Disk>> {
         let size_gib = spec.size_gib_on(base)?;
         let (snapshot, child) = self.parent(base, spec, run).await?;
-        let below = self.open_base(&snapshot).await?;
-        let (kind, trouble) = (&spec.kind, below.lower.trouble().clone());
+        let base_snapshot = self.open_base(&snapshot).await?;
+        let (kind, trouble) = (&spec.kind, base_snapshot.lower.trouble().clone());
         let record = DiskRecord {
             snapshot,
             child,
@@ -300,17 +304,17 @@ impl<B: BlockApi + 'static> DiskStrategy for DirectDisks<B> {
             encrypted: kind.encrypted == Some(true),
             kms_key: kind.kms_key.clone(),
         };
-        let written = Rc::new(self.create_files(size_gib, &below.contents)?);
+        let written = Rc::new(self.create_files(size_gib, &base_snapshot.contents)?);
         let slot: WrittenSlot = Rc::new(RefCell::new(Some(written.clone())));
         undo.owe(self.disk_debt(run, &record, &slot));
         undo.explain(move || trouble.take());
-        let lower = below.lower.clone();
+        let lower = base_snapshot.lower.clone();
         undo.on_stop(move || lower.stop());
         // Starting a snapshot takes time, so it runs in the background.
         let started = spec.will_commit.then(|| start(&self.blocks, new_snapshot(&record, run), undo));
         let family = spec.tags.get(tag::NAME).map(String::as_str).unwrap_or_default();
-        prefetch::start_prefetching(&below.lower, below.lower.cached().used(family));
-        let mut disk = self.disk(run, below, Files::New(written), record)?;
+        prefetch::start_prefetching(&base_snapshot.lower, base_snapshot.lower.cached().used(family));
+        let mut disk = self.disk(run, base_snapshot, Files::New(written), record)?;
         disk.verify = spec.verify;
         disk.started = started;
         Ok(Box::new(disk))
@@ -321,13 +325,13 @@ impl<B: BlockApi + 'static> DiskStrategy for DirectDisks<B> {
             let text = format!("run {run} has no preserved disk");
             Kind::NotFound.failure(text).hint("With --keep-on-failure, a bake that fails preserves its disk.")
         })?;
-        let below = self.open_base(&kept.record.snapshot).await?;
+        let base_snapshot = self.open_base(&kept.record.snapshot).await?;
         let record = kept.record.clone();
-        Ok(Box::new(self.disk(run, below, Files::Kept(kept), record)?))
+        Ok(Box::new(self.disk(run, base_snapshot, Files::Kept(kept), record)?))
     }
 
     async fn forget(&self, run: &RunId) -> Result<()> {
-        // Removes both even if one removal fails.
+        // The snapshots are removed even if the disk cannot be removed.
         let (disk, snapshots) =
             (preserved_disk::remove(&self.state, run), self.blocks.ensure_no_snapshots(run).await);
         disk.and(snapshots).with_context(|| format!("removing the leftovers of run {run}"))
@@ -346,7 +350,8 @@ impl<B: BlockApi + 'static> DirectDisks<B> {
     }
 }
 
-/// Returns the first fault of the disk, if there is one, instead of the result. That fault is the real cause.
+/// If the disk had a fault, returns the first one as the error, because it is the real cause. Otherwise returns the
+/// result.
 fn explain<T>(result: Result<T>, trouble: &FirstFault) -> Result<T> {
     match (trouble.take(), result) {
         (None, result) => result,
@@ -368,13 +373,13 @@ impl<B: BlockApi + 'static> Disk for DirectDisk<B> {
         // The kernel reports some write errors only at a sync. A disk with such an error must not become an image.
         let node = File::from(device.node.try_clone().context("duplicating a descriptor")?);
         let synced = crate::sys::tasks::run(move |_| Ok(node.sync_all()?)).await;
-        let synced = synced.with_context(|| format!("writing {} to the disk", path.display()));
+        let synced = synced.with_context(|| format!("syncing {}", path.display()));
         drop(device);
-        // After this nobody can write to the disk, even through a device that is still open.
-        self.export = None;
+        // This ends the server. After that, nobody can write to the disk, even through a device that is still open.
+        self.server = None;
         explain(synced, self.lower.trouble())?;
         if let Some(family) = self.record.tags.get(tag::NAME) {
-            // If this fails, the next bake is only slower.
+            // Without this list, the next bake is slower, but correct.
             _ = self.lower.cached().store_used(family, &self.lower.used());
         }
         let written = block_map::written_blocks(self.files.marks())?;
@@ -399,7 +404,7 @@ impl<B: BlockApi + 'static> Disk for DirectDisk<B> {
             .await?;
             step.done();
         }
-        // Other snapshots are evicted if this one exceeded the limit.
+        // If this snapshot made the cache exceed its limit, other snapshots are evicted.
         _ = self.cache.trim();
         Ok(sent.snapshot)
     }

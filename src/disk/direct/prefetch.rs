@@ -7,8 +7,9 @@ use crate::ids::BLOCK;
 use std::io;
 use std::sync::Arc;
 
-/// Starts to prefetch: first the blocks that the last bake of this family used, in their order, and then the file
-/// system's metadata, which every bake needs. A separate thread finds the metadata, because it has to read them.
+/// Starts to prefetch blocks. First come the blocks `used`, which the last bake of the same family used, in that order.
+/// Then come the blocks with the file system's metadata, which every bake needs. A separate thread finds the latter,
+/// because it has to read blocks for that.
 pub fn start_prefetching(lower: &Arc<BackingStore>, used: Vec<u32>) {
     lower.queue_prefetch(used);
     let lower = lower.clone();

@@ -3,7 +3,7 @@
 //! ```text
 //! STATE/kept/RUN/upper        the written blocks, each at its offset
 //! STATE/kept/RUN/marks        the block map: which blocks were written
-//! STATE/kept/RUN/disk.json    the other data of the disk; written last, because without it the disk does not exist
+//! STATE/kept/RUN/disk.json    the disk's record. It is written last, because only a directory with it is a disk
 //! ```
 
 use crate::cloud::{StaleRun, Tags};
@@ -25,7 +25,7 @@ const DIR: &str = "kept";
 const UPPER: &str = "upper";
 const MARKS: &str = "marks";
 const RECORD: &str = "disk.json";
-/// After this time, a process that was preserving a disk has finished or was killed.
+/// A process needs less time than this to preserve a disk. An older directory without a record is a leftover.
 const GRACE: Duration = Duration::from_secs(60);
 
 /// The description of a disk, without its written blocks.
@@ -33,7 +33,7 @@ const GRACE: Duration = Duration::from_secs(60);
 pub struct DiskRecord {
     /// The snapshot that has the unwritten blocks.
     pub snapshot: SnapshotId,
-    /// Whether this snapshot is the parent of the new one.
+    /// Whether this snapshot is the parent of the new snapshot.
     pub child: bool,
     pub size_gib: u64,
     /// The [`Owner`] of the run.
@@ -43,7 +43,8 @@ pub struct DiskRecord {
     pub kms_key: Option<String>,
 }
 
-/// The written files of a disk. They have no name unless they are preserved, and are deleted when the value is dropped.
+/// The written files of a disk. The files have no name unless they are preserved. Without a name, they are deleted when
+/// the value is dropped.
 #[derive(Debug)]
 pub struct WrittenFiles {
     upper: TempFile,
@@ -56,8 +57,8 @@ pub fn preserved_dir(state: &Path) -> PathBuf {
 }
 
 fn create_dir(dir: &Path) -> Result<()> {
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
-    made.with_context(|| format!("creating {}", dir.display()))
+    let created = DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    created.with_context(|| format!("creating {}", dir.display()))
 }
 
 impl WrittenFiles {
@@ -86,7 +87,7 @@ impl WrittenFiles {
     }
 }
 
-/// A preserved disk that is open. While `upper` is open, nobody else can open the disk.
+/// A preserved disk that is open. The value holds a lock on `upper`, so nobody else can open the disk.
 #[derive(Debug)]
 pub struct PreservedDisk {
     pub record: DiskRecord,
@@ -105,7 +106,7 @@ fn read_record(dir: &Path) -> Result<Option<DiskRecord>> {
     match fs::read(&path) {
         Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|error| {
             let failure = Kind::Machine.failure(error);
-            let hint = "Without its record the disk is unusable: remove it with `oven sweep --kept`.";
+            let hint = "The disk is unusable without its record. Remove it with `oven sweep --kept`.";
             anyhow::Error::from(failure.hint(hint)).context(context())
         }),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
@@ -128,7 +129,7 @@ pub fn open(state: &Path, run: &RunId) -> Result<Option<PreservedDisk>> {
     Ok(Some(PreservedDisk { record, upper, marks }))
 }
 
-/// Returns the runs that preserved a disk on this machine and whose process has ended.
+/// Returns the runs that preserved a disk on this machine, except the runs whose process is still running.
 pub fn list_runs(state: &Path) -> Result<Vec<StaleRun>> {
     let dir = preserved_dir(state);
     let entries = match fs::read_dir(&dir) {
@@ -142,20 +143,20 @@ pub fn list_runs(state: &Path) -> Result<Vec<StaleRun>> {
         if name.len() != 32 || !name.bytes().all(|b| b.is_ascii_hexdigit()) {
             continue;
         }
-        // A directory without a record belongs to a process that was killed while it preserved the disk.
+        // If there is no record, the process was killed while it preserved the disk.
         let record = read_record(&entry.path());
         let owner = match &record {
             Ok(Some(record)) => record.owner.clone(),
-            // An unreadable record does not prevent listing the others.
+            // An unreadable record must not prevent the listing of other disks.
             Ok(None) | Err(_) => String::new(),
         };
-        // The record is written shortly after the directory is created, so a new directory may not have one yet.
+        // The record is written shortly after the directory is created, so a new directory may not have a record yet.
         let age = entry.metadata().and_then(|metadata| metadata.modified()).map(|made| made.elapsed());
         if matches!(record, Ok(None)) && !age.is_ok_and(|age| age.is_ok_and(|age| age > GRACE)) {
             continue;
         }
-        let gone = owner.parse::<Owner>().map_or(OwnerEnded::Unknown, |owner| owner.is_gone());
-        if gone != OwnerEnded::No {
+        let ended = owner.parse::<Owner>().map_or(OwnerEnded::Unknown, |owner| owner.is_gone());
+        if ended != OwnerEnded::No {
             let resources = vec![format!("the disk in {}", entry.path().display())];
             runs.push(StaleRun { run: RunId(name), owner, resources, kept: !matches!(record, Ok(None)) });
         }
@@ -175,8 +176,8 @@ pub fn remove(state: &Path, run: &RunId) -> Result<()> {
     {
         return Err(in_use_error(run)).with_context(context);
     }
-    // The record is removed last, because the removal can be repeated while it exists. The directory may also have
-    // temporary files of an unfinished write.
+    // The record is removed last. If the removal fails, `list_runs` still finds the disk, so the removal can be
+    // repeated. The directory may also have temporary files of an unfinished write.
     for entry in fs::read_dir(&dir).with_context(context)? {
         let path = entry.with_context(context)?.path();
         if path != dir.join(RECORD) {
@@ -189,8 +190,8 @@ pub fn remove(state: &Path, run: &RunId) -> Result<()> {
     }
 }
 
-/// Removes temporary files that no process is writing. On a file system without O_TMPFILE, a killed bake does not
-/// remove them.
+/// Removes temporary files that no process is writing. They are the leftovers of killed bakes on a file system without
+/// O_TMPFILE.
 pub fn remove_orphans(state: &Path) -> Result<()> {
     let Ok(entries) = fs::read_dir(preserved_dir(state)) else { return Ok(()) };
     for entry in entries.flatten() {

@@ -1,10 +1,11 @@
 //! Serves a disk as a file through FUSE, in a separate process. Unwritten blocks come from the base, and writes go to
 //! local files.
 //!
-//! A separate process is needed because of kills: when oven is killed, one of its threads may be waiting in the kernel
-//! for the mounted disk, and no other thread of oven could serve the disk any more. The server ends when the thread
-//! that started it ends. That thread never uses the disk. When the server ends, every waiting thread gets an I/O error,
-//! so oven can end. The server has none of oven's mounts.
+//! The server is a separate process, because oven may be killed. If oven's own threads served the disk, a kill would
+//! end them. Another thread of oven could then wait in the kernel for the mounted disk, and would never end. The kernel
+//! kills the server when the thread that started the server ends. That thread never uses the disk, so it can always
+//! end. When the server ends, every waiting thread gets an I/O error, so oven can end, too. The server has none of
+//! oven's mounts.
 
 use super::backing;
 use super::backing::{BackingStore, WRITE_FAILED};
@@ -49,8 +50,8 @@ pub const SERVER_VERB: &str = "__disk";
 const FUSE: (u32, u32) = (10, 229);
 /// The maximum length of a disk's name.
 const NAME_MAX: usize = 255;
-/// The signal with which oven ends the server when it is no longer needed. The kernel sends another signal if memory
-/// runs out or oven ends.
+/// The signal with which oven ends a server that is no longer needed. If memory runs out or oven ends, the kernel sends
+/// another signal.
 const END_SIGNAL: Signal = Signal::TERM;
 /// How often to check whether oven was asked to stop.
 const STOP_POLL: Duration = Duration::from_millis(250);
@@ -61,7 +62,8 @@ const GRACE: Duration = Duration::from_secs(2);
 /// blocks.
 const FILE_COUNT: usize = 4;
 
-/// A disk that is being served. Dropping it stops the server. Processes with the file open get I/O errors then.
+/// A disk that is being served. Dropping it stops the server. After that, processes that have the file open get I/O
+/// errors.
 pub struct DiskServer {
     /// Open for reading and writing, without the page cache.
     pub file: File,
@@ -70,7 +72,7 @@ pub struct DiskServer {
 
 impl Drop for DiskServer {
     fn drop(&mut self) {
-        // This precedes closing the file, because the close may end the mount and therefore the server.
+        // This is done before the file is closed, because closing it may end the mount, which ends the server.
         self.server.expect_end();
     }
 }
@@ -97,14 +99,14 @@ impl DiskServer {
         let data = lower.cached().reading().with_context(context)?;
         let files = [fuse.as_fd(), spec.upper.as_fd(), spec.marks.as_fd(), data.as_fd()];
         send_files(&control, spec.name, &files).with_context(context)?;
-        // While this descriptor is open, the mount would outlive the server.
+        // The mount exists as long as a FUSE descriptor is open. It must end with the server, so this copy is closed.
         drop(fuse);
         lower.start_threads(&control, spec.place).with_context(context)?;
         let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::DIRECT;
         match rustix::fs::openat(&mount, spec.name, flags, Mode::empty()) {
             Ok(file) => Ok(Self { file: file.into(), server }),
             Err(error) => {
-                // If the server has ended, the reason for that is a better error than the missing file.
+                // If the server has ended, the reason for its end is a better error than the missing file.
                 server.wait_for_end(Duration::from_secs(1));
                 drop(server);
                 Err(lower.trouble().take().unwrap_or_else(|| error.into())).with_context(context)
@@ -119,7 +121,7 @@ struct Server {
     process: OwnedFd,
     ending: Arc<AtomicBool>,
     /// The thread that waits for the process to end.
-    watch: Option<JoinHandle<()>>,
+    waiter: Option<JoinHandle<()>>,
     lower: Arc<BackingStore>,
 }
 
@@ -128,15 +130,15 @@ impl Server {
         let (flags, kind) = (SocketFlags::CLOEXEC, SocketType::SEQPACKET);
         let (control, theirs) = rustix::net::socketpair(AddressFamily::UNIX, kind, flags, None)?;
         let mut command = Command::new(helper);
-        // The process inherits only the socket. It gets no environment variables, because they may contain credentials.
-        // The name is shown in process lists.
+        // The server inherits only the socket. It gets no environment variables, because they may contain credentials.
+        // Its name is shown in process lists.
         command.arg0("oven").arg(SERVER_VERB).arg(name).env_clear().current_dir("/");
         command.stdin(Stdio::from(theirs)).stdout(Stdio::null());
         let (ending, trouble) = (Arc::new(AtomicBool::new(false)), lower.trouble().clone());
         let (send, started) = mpsc::channel();
         let is_ending = ending.clone();
-        // The process ends when this thread ends. This thread only waits for the process, so it can always be killed.
-        let watch = std::thread::Builder::new().name("disk".to_owned()).spawn(move || {
+        // The kernel kills the server when this thread ends. This thread never uses the disk, so it can always end.
+        let waiter = std::thread::Builder::new().name("disk".to_owned()).spawn(move || {
             let spawned = command.spawn();
             // Closes this process's copy of the server's end of the socket.
             drop(command);
@@ -151,16 +153,18 @@ impl Server {
             if opened.is_err() {
                 _ = child.kill();
             }
-            // The server must have opened its files before the disk is used. If that fails, there is no disk.
+            // This thread must give up its copies of oven's files and mounts before the disk is used. If it cannot, the
+            // server is killed.
             let opened = opened.map_err(anyhow::Error::from).and_then(|process| {
                 detach_thread().inspect_err(|_| _ = child.kill())?;
                 Ok(process)
             });
             _ = send.send(opened);
             let ended = wait_or_kill(&mut child, &is_ending);
-            // The server exits successfully when nobody has the file open any more.
+            // The server exits successfully when the mount ends, that is, when nobody has the file open any more.
             let is_expected = |status: &ExitStatus| {
-                // Another process may just have killed it with SIGKILL. Then a user of the disk gets the error first.
+                // Oven does not use SIGKILL here, so a SIGKILL is never expected. A user of the disk may have got an
+                // I/O error from it.
                 let killed = status.signal() == Some(Signal::KILL.as_raw());
                 status.success() || is_ending.load(Ordering::SeqCst) && !killed
             };
@@ -174,11 +178,11 @@ impl Server {
         let process = started.recv().context("starting a process")??;
         let control = Arc::new(control);
         let server =
-            Self { control: control.clone(), process, ending, watch: Some(watch), lower: lower.clone() };
+            Self { control: control.clone(), process, ending, waiter: Some(waiter), lower: lower.clone() };
         Ok((server, control))
     }
 
-    /// From now on the server may end without an error.
+    /// After this call, the end of the server is not an error.
     fn expect_end(&self) {
         self.ending.store(true, Ordering::SeqCst);
     }
@@ -195,30 +199,30 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.expect_end();
         _ = rustix::process::pidfd_send_signal(&self.process, END_SIGNAL);
-        // This ends the thread that serves its requests.
+        // This ends the threads that handle the server's requests.
         _ = rustix::net::shutdown(&*self.control, Shutdown::Both);
         self.lower.stop_prefetching();
-        if let Some(watch) = self.watch.take() {
-            _ = watch.join();
+        if let Some(waiter) = self.waiter.take() {
+            _ = waiter.join();
         }
     }
 }
 
-/// Waits for the process to end. If oven was asked to stop, its main thread may be waiting for a block that never
-/// arrives. Then this thread kills the process after a while and returns `None`.
+/// Waits for the server to end. If oven was asked to stop, its main thread may be waiting for a block that never
+/// arrives. So this function kills the server some time after that request, and returns `None`.
 fn wait_or_kill(child: &mut Child, ending: &AtomicBool) -> io::Result<Option<ExitStatus>> {
     let process = rustix::process::pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
     let interval = Timespec { tv_sec: 0, tv_nsec: STOP_POLL.as_nanos() as i64 };
-    let mut asked = None;
+    let mut stop_seen_at = None;
     loop {
-        // A signal may interrupt this; the loop then polls again.
+        // A signal may interrupt this call. The loop polls again then.
         _ = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&interval));
         if let Some(status) = child.try_wait()? {
             return Ok(Some(status));
         }
-        if signals::is_stop_requested() && asked.get_or_insert_with(Instant::now).elapsed() > GRACE {
+        if signals::is_stop_requested() && stop_seen_at.get_or_insert_with(Instant::now).elapsed() > GRACE {
             ending.store(true, Ordering::SeqCst);
-            // The process may be stopped (SIGSTOP). Then it handles no signal but SIGKILL.
+            // The server may be stopped (SIGSTOP). A stopped process handles only SIGKILL.
             child.kill()?;
             child.wait()?;
             return Ok(None);
@@ -238,12 +242,12 @@ fn open_fuse() -> Result<OwnedFd> {
     opened.map_err(|error| {
         let hint = match error.raw_os_error() {
             Some(libc::ENOENT | libc::ENXIO | libc::ENODEV) => {
-                "Load the kernel's module (modprobe fuse), or bake with disks = \"attached\"."
+                "Load the kernel's module (`modprobe fuse`), or bake with disks = \"attached\"."
             }
             _ if !rustix::process::geteuid().is_root() => "Run oven as root.",
-            _ => "In a container: give it /dev/fuse (docker run --device /dev/fuse, or --privileged).",
+            _ => "In a container, allow /dev/fuse, for example by `docker run --device /dev/fuse`.",
         };
-        Kind::Machine.failure(format!("/dev/fuse cannot be opened: {error}")).hint(hint).into()
+        Kind::Machine.failure(format!("cannot open /dev/fuse: {error}")).hint(hint).into()
     })
 }
 
@@ -321,18 +325,20 @@ fn child() -> Result<()> {
     let control = rustix::io::fcntl_dupfd_cloexec(stdin, 3)?;
     let null = rustix::fs::openat(CWD, "/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     rustix::stdio::dup2_stdin(&null)?;
-    // Leaves the terminal's session, so that Ctrl-C reaches only oven. The disk is needed as long as anything on it is
-    // mounted.
-    rustix::process::setsid().context("leaving oven's session")?;
-    leave_mounts().context("leaving oven's mounts")?;
+    // The server leaves the terminal's session, so that Ctrl-C reaches only oven. The disk is needed as long as
+    // anything on it is mounted.
+    rustix::process::setsid().context("starting a session")?;
+    leave_mounts().context("unsharing the mounts")?;
     set_io_flusher();
-    // The process has opened everything that it needs, or receives it through the socket.
+    // No capability is needed any more. The process has opened its files, or receives them through the socket.
     capabilities::reduce_to(capabilities::NONE)?;
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("disabling core dumps")?;
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })
         .context("disabling core dumps")?;
-    // If oven died before this call, its end of the socket is closed. The check below notices that.
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context("tying it to oven")?;
+    // If oven died before this call, the kernel does not kill this process. But then oven's end of the socket is
+    // closed, and `receive_files` fails.
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        .context("setting the parent-death signal")?;
     let (name, [fuse, upper, marks, data]) = receive_files(&control).context("receiving the disk's files")?;
     let base = Arc::new(RequestedBlocks::new(control, data.into()));
     let overlay = Overlay::new(base.clone(), upper.into(), BlockMap::open(marks.into())?);
@@ -346,21 +352,21 @@ fn child() -> Result<()> {
     Ok(())
 }
 
-/// Gives this thread a separate, empty set of files and mounts. If all processes are killed, the last thread that has
-/// oven's files and mounts closes and unmounts them, and may wait for the disk meanwhile. If that were the thread whose
-/// end ends the server, both would wait for ever.
+/// Gives this thread its own, empty set of files and mounts. If all processes are killed, the last thread that has
+/// oven's files and mounts closes and unmounts them, and may wait for the disk meanwhile. That must not be this thread,
+/// because the server ends only when this thread ends. Both would wait for ever.
 #[allow(unsafe_code)]
 fn detach_thread() -> Result<()> {
-    // SAFETY: from here on, this thread's descriptors are copies that no value in it owns. Values from before own
-    // descriptors of the process, and the thread opens others only after the copies are closed.
-    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FILES) }.context("leaving oven's files")?;
-    leave_mounts().context("leaving oven's mounts")?;
+    // SAFETY: after this call, this thread's descriptors are copies that no value in it owns. Values that exist already
+    // own descriptors of the process. The thread opens other descriptors only after the copies are closed.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FILES) }.context("unsharing the descriptors")?;
+    leave_mounts().context("unsharing the mounts")?;
     crate::sys::fds::close_from(3)
 }
 
 /// Moves to an empty root in a new mount namespace. If the server stayed in oven's namespace and all processes were
-/// killed, it could be the last one in it. Then its end would unmount the disk and wait for a reply that only it could
-/// send.
+/// killed, the server could be the last process in that namespace. Its end would then unmount the disk, and would wait
+/// for a reply that only the server could send.
 #[allow(unsafe_code)]
 fn leave_mounts() -> Result<()> {
     // SAFETY: neither memory nor descriptors of this process are unshared.
@@ -380,52 +386,53 @@ fn leave_mounts() -> Result<()> {
 /// `<linux/prctl.h>`.
 const PR_SET_IO_FLUSHER: libc::c_int = 57;
 
-/// Tells the kernel not to wait for this disk when this process needs memory. This needs CAP_SYS_RESOURCE. Without it
-/// the server works, but is less robust when memory is short.
+/// Prevents that the kernel waits for this disk when this process needs memory. This needs CAP_SYS_RESOURCE. Without
+/// the capability, the server works, but it is less robust when memory is short.
 #[allow(unsafe_code)]
 fn set_io_flusher() {
     // SAFETY: this prctl takes only numbers.
     unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) };
 }
 
-/// The base's blocks, in the server. It requests them from oven, which writes them to the cache's file.
+/// The server's access to the base's blocks. It requests blocks from oven, which writes them to the cache's file.
 struct RequestedBlocks {
     control: OwnedFd,
     data: File,
-    /// The state of each requested block. `None`: no reply yet; 0: ready; otherwise the error number.
-    answers: Mutex<HashMap<u32, Option<i32>>>,
+    /// The state of each requested block: `None` if there is no reply yet, 0 if the block is ready, and an errno
+    /// otherwise.
+    replies: Mutex<HashMap<u32, Option<i32>>>,
     changed: Condvar,
 }
 
 impl RequestedBlocks {
     fn new(control: OwnedFd, data: File) -> Self {
-        Self { control, data, answers: Mutex::default(), changed: Condvar::new() }
+        Self { control, data, replies: Mutex::default(), changed: Condvar::new() }
     }
 
     /// Receives replies until oven has ended.
     fn listen(&self) {
         while let Some((index, errno)) = backing::receive(&self.control) {
-            lock(&self.answers).insert(index, Some(errno));
+            lock(&self.replies).insert(index, Some(errno));
             self.changed.notify_all();
         }
     }
 
-    fn ready(&self, index: u32) -> io::Result<()> {
-        let mut answers = lock(&self.answers);
+    fn wait_until_ready(&self, index: u32) -> io::Result<()> {
+        let mut replies = lock(&self.replies);
         loop {
-            match answers.get(&index) {
+            match replies.get(&index) {
                 Some(Some(0)) => return Ok(()),
                 Some(Some(errno)) => return Err(io::Error::from_raw_os_error(*errno)),
                 Some(None) => {
-                    answers = self.changed.wait(answers).unwrap_or_else(std::sync::PoisonError::into_inner);
+                    replies = self.changed.wait(replies).unwrap_or_else(std::sync::PoisonError::into_inner);
                 }
                 None => {
-                    answers.insert(index, None);
-                    drop(answers);
-                    // Oven always reads the requests. Otherwise a full socket would block here, and the thread that
-                    // receives the replies with it.
+                    replies.insert(index, None);
+                    drop(replies);
+                    // The lock is released before this call. If the socket is full, the call waits, and replies must be
+                    // received meanwhile.
                     backing::send(&self.control, (index, 0))?;
-                    answers = lock(&self.answers);
+                    replies = lock(&self.replies);
                 }
             }
         }
@@ -434,7 +441,7 @@ impl RequestedBlocks {
 
 impl BaseBlocks for Arc<RequestedBlocks> {
     fn read(&self, index: u32, at: usize, buffer: &mut [u8]) -> io::Result<()> {
-        self.ready(index)?;
+        self.wait_until_ready(index)?;
         self.data.read_exact_at(buffer, u64::from(index) * BLOCK as u64 + at as u64)
     }
 

@@ -1,13 +1,14 @@
-//! LZ4 as the kernel uses it: the legacy frame with blocks of 8 MiB.
+//! Unpacks LZ4 in the format that the kernel uses: the legacy frame with blocks of 8 MiB.
 
 use std::io::{self, Read};
 
 const BLOCK_MAX: usize = 8 << 20;
-/// An incompressible block grows by a 255th and a few bytes.
+/// The maximum size of a packed block. An incompressible block grows by a 255th and a few bytes.
 const PACKED_MAX: u32 = (BLOCK_MAX + BLOCK_MAX / 255 + 16) as u32;
 const MAGIC: u32 = 0x184c_2102;
 
-/// Unpacks a legacy frame. It reads to the source's end, or to the first word that cannot be a block's length.
+/// Unpacks a legacy frame. The output ends at the source's end, or at the first word that cannot be the length of a
+/// block.
 pub struct Lz4LegacyReader<R> {
     source: R,
     block: Vec<u8>,
@@ -20,7 +21,7 @@ impl<R: Read> Lz4LegacyReader<R> {
         Self { source, block: Vec::new(), at: 0, ended: false }
     }
 
-    /// Reads the next block. `false`: there is none.
+    /// Reads the next block. Returns false if there is no further block.
     fn next_block(&mut self) -> io::Result<bool> {
         let mut length = [0; 4];
         loop {
@@ -30,7 +31,7 @@ impl<R: Read> Lz4LegacyReader<R> {
             self.source.read_exact(&mut length[1..])?;
             let length = u32::from_le_bytes(length);
             match length {
-                // A frame begins with its magic; several may follow one another.
+                // A frame begins with its magic. Several frames may follow one another.
                 MAGIC => continue,
                 1..=PACKED_MAX => {
                     let mut packed = vec![0; length as usize];
@@ -39,7 +40,7 @@ impl<R: Read> Lz4LegacyReader<R> {
                     self.at = 0;
                     return Ok(true);
                 }
-                // Zeros before another archive.
+                // These are zeros before another archive.
                 _ => self.ended = true,
             }
         }
@@ -60,7 +61,8 @@ impl<R: Read> Read for Lz4LegacyReader<R> {
     }
 }
 
-/// Unpacks a block: runs of literals, each followed by a copy of earlier output. `None`: it is damaged.
+/// Unpacks a block, which consists of runs of literals, each followed by a copy of earlier output. Returns `None` if
+/// the block is damaged.
 fn unpack(packed: &[u8]) -> Option<Vec<u8>> {
     let mut out = Vec::new();
     let mut rest = packed;
@@ -94,7 +96,7 @@ fn unpack(packed: &[u8]) -> Option<Vec<u8>> {
         if out.len() + copied > BLOCK_MAX {
             return None;
         }
-        // The copy may overlap its own output.
+        // The copy may overlap its own output, so it is made byte by byte.
         for at in from..from + copied {
             out.push(out[at]);
         }
@@ -125,10 +127,10 @@ pub mod tests {
 
     #[test]
     fn copies_and_their_overlaps() {
-        // "abc", then 9 bytes from 3 back; then "X" without a copy.
+        // "abc", a copy of 9 bytes that begins 3 bytes back, and "X" without a copy.
         let block = [&[0x35][..], b"abc", &[3, 0], &[0x10], b"X"].concat();
         assert_eq!(unpack(&block).unwrap(), b"abcabcabcabcX");
-        // A copy of 15 + 255 + 1 + 4 bytes from 1 back.
+        // A copy of 15 + 255 + 1 + 4 bytes that begins 1 byte back.
         let long = [&[0x1f][..], b"a", &[1, 0, 255, 1], &[0x00]].concat();
         assert_eq!(unpack(&long).unwrap(), vec![b'a'; 1 + 275]);
         for bad in [&[0x35, b'a'][..], &[0x10, b'a', 2, 0, 0], &[0x10, b'a', 0, 0, 0], &[], &[0xf0, 255]] {

@@ -1,5 +1,5 @@
-//! Lists the files in an initramfs, as the kernel unpacks it: archives (cpio, newc) one after the other, each of them
-//! plain or compressed. The file is not trusted, and nothing is unpacked to disk.
+//! Lists the files in an initramfs. It consists of archives (cpio, newc) one after the other, each plain or compressed,
+//! as the kernel accepts them. The file is not trusted, and nothing is unpacked to disk.
 
 pub mod lz4;
 
@@ -7,20 +7,21 @@ use anyhow::{Context, Result, ensure};
 use std::io::{BufRead, BufReader, Read};
 use std::ops::ControlFlow::{self, Break, Continue};
 
-/// Upper bound for what is unpacked. Firmware and all modules of a kernel that is not made for clouds take some 400
+/// The maximum number of unpacked bytes. Firmware and all modules of a kernel that is not made for clouds have some 400
 /// MiB.
 const UNPACKED_MAX: u64 = 4 << 30;
-/// PATH_MAX, as the kernel has it.
+/// The kernel's PATH_MAX.
 const NAME_MAX: u64 = 4096;
 const HEADER: usize = 110;
-/// The kernel takes an archive in a compressed archive, but nothing deeper.
+/// The maximum nesting. The kernel accepts an archive in a compressed archive, but nothing deeper.
 const DEPTH_MAX: u32 = 1;
-/// The memory that xz may use: its strongest preset takes 65 MiB.
+/// The memory in bytes that xz may use. Its strongest preset needs 65 MiB.
 const MEMORY_MAX: u64 = 256 << 20;
 
-/// Calls `see` with each name, without a leading `/` or `./`, until it breaks.
+/// Calls `see` with the name of each file, without a leading `/` or `./`, until `see` returns `Break`.
 ///
-/// Errors: [`UnknownFormat`] if the compression is not supported; otherwise the file is damaged.
+/// Errors: [`UnknownFormat`] if the compression is not supported. With any other error, the file is damaged or cannot
+/// be read.
 pub fn list_files(file: impl Read, see: &mut dyn FnMut(&[u8]) -> ControlFlow<()>) -> Result<()> {
     let mut remaining = UNPACKED_MAX;
     let mut found = false;
@@ -29,7 +30,7 @@ pub fn list_files(file: impl Read, see: &mut dyn FnMut(&[u8]) -> ControlFlow<()>
         see(name)
     };
     _ = list_archives(&mut Source::new(file), 0, &mut remaining, &mut see)?;
-    ensure!(found, "there is no archive in it");
+    ensure!(found, "it contains no archive");
     Ok(())
 }
 
@@ -46,7 +47,7 @@ impl std::error::Error for UnknownFormat {}
 /// A reader with lookahead.
 struct Source<R> {
     inner: BufReader<R>,
-    /// Peeked at, and not yet read.
+    /// The bytes that were peeked at, but not read yet.
     peeked: Vec<u8>,
 }
 
@@ -55,7 +56,7 @@ impl<R: Read> Source<R> {
         Self { inner: BufReader::with_capacity(1 << 16, inner), peeked: Vec::new() }
     }
 
-    /// The next bytes, or fewer at the end.
+    /// Returns the next bytes, or fewer at the end.
     fn peek(&mut self, length: usize) -> Result<&[u8]> {
         if let Some(missing) = length.checked_sub(self.peeked.len()) {
             let mut next = (&mut self.inner).take(missing as u64);
@@ -105,7 +106,7 @@ fn list_archives(
     see: &mut dyn FnMut(&[u8]) -> ControlFlow<()>,
 ) -> Result<ControlFlow<()>> {
     for number in 0.. {
-        // Between archives there may be zeros.
+        // There may be zeros between archives.
         loop {
             let zeros = source.fill_buf().context("reading it")?;
             let count = zeros.iter().take_while(|byte| **byte == 0).count();
@@ -126,7 +127,7 @@ fn list_archives(
         }
         ensure!(depth < DEPTH_MAX, "the unpacked data is not an archive");
         match list_compressed(&start, source, remaining, see) {
-            // A signature, or a configuration (bootconfig): the kernel uses what it has unpacked so far.
+            // The rest is a signature or a configuration (bootconfig). The kernel uses the archives before it.
             Err(error) if number > 0 && error.is::<UnknownFormat>() => break,
             other => {
                 if other?.is_break() {
@@ -164,7 +165,7 @@ fn list_compressed<R: Read>(
         [0x02, 0x21, 0x4c, 0x18, ..] => Box::new(lz4::Lz4LegacyReader::new(source)),
         [b'B', b'Z', b'h', ..] => return Err(UnknownFormat("compressed by bzip2").into()),
         [0x89, b'L', b'Z', b'O', ..] => return Err(UnknownFormat("compressed by lzop").into()),
-        _ => return Err(UnknownFormat("neither an archive nor compressed by anything known").into()),
+        _ => return Err(UnknownFormat("in an unknown format").into()),
     };
     let limit = *remaining;
     list_archives(&mut Source::new(inner.take(limit)), 1, remaining, see)
@@ -178,23 +179,22 @@ fn list_archive(
 ) -> Result<ControlFlow<()>> {
     loop {
         let header = source.bytes(HEADER)?;
-        ensure!(
-            matches!(&header[..6], b"070701" | b"070702"),
-            "it is damaged: no header where one should be"
-        );
+        ensure!(matches!(&header[..6], b"070701" | b"070702"), "it is damaged: a header is missing");
         let number = |field: usize| -> Result<u64> {
             let digits = std::str::from_utf8(&header[6 + 8 * field..14 + 8 * field])?;
-            u64::from_str_radix(digits, 16).context("it is damaged: no number where one should be")
+            u64::from_str_radix(digits, 16).context("it is damaged: a header has an invalid number")
         };
         let (size, length) = (number(6)?, number(11)?);
-        ensure!((1..=NAME_MAX).contains(&length), "it is damaged: a name of {length} bytes");
+        ensure!((1..=NAME_MAX).contains(&length), "it is damaged: a file name has {length} bytes");
         let mut name = source.bytes(length as usize)?;
         name.pop();
-        // Names and files are padded to multiples of four, counting the header's 110 bytes.
+        // The header (110 bytes) and the name together are padded to a multiple of four bytes. So is each file.
         let padding = |length: u64| (4 - length % 4) % 4;
         let name_padding = padding(HEADER as u64 + length);
         let whole = HEADER as u64 + length + name_padding + size + padding(size);
-        *remaining = remaining.checked_sub(whole).context("it is larger than any machine could unpack")?;
+        *remaining = remaining
+            .checked_sub(whole)
+            .with_context(|| format!("it is larger than {} GiB when it is unpacked", UNPACKED_MAX >> 30))?;
         source.skip(name_padding)?;
         if name == b"TRAILER!!!" {
             return Ok(Continue(()));
@@ -204,7 +204,7 @@ fn list_archive(
             return Ok(Break(()));
         }
         source.skip(size)?;
-        // The last file may come without padding.
+        // The padding of the last file may be missing.
         let rest = source.peek(padding(size) as usize)?.len();
         source.skip(rest as u64)?;
     }
@@ -215,7 +215,7 @@ pub(crate) mod tests {
     use super::*;
     use std::io::Write;
 
-    /// An archive of these files, as `cpio -o -H newc` writes it.
+    /// Returns an archive of these files, as `cpio -o -H newc` writes it.
     pub fn cpio(files: &[(&str, &[u8])]) -> Vec<u8> {
         let mut out = Vec::new();
         let pad = |out: &mut Vec<u8>| out.resize(out.len().next_multiple_of(4), 0);
@@ -290,7 +290,7 @@ pub(crate) mod tests {
             let mut names = vec!["kernel/x86/microcode/AuthenticAMD.bin".to_owned()];
             names.extend(NAMES.map(str::to_owned));
             assert_eq!(listed(&[&microcode[..], &packed].concat()).expect(what), names, "{what}");
-            // A second one behind it, as boot loaders put them.
+            // Another archive follows, as boot loaders append it.
             names.push("late".to_owned());
             let late = cpio(&[("late", b"x")]);
             let three = [&microcode[..], &packed, &[0; 8], &late, b"#BOOTCONFIG\n"].concat();
@@ -317,7 +317,7 @@ pub(crate) mod tests {
             (&[0; 512], "no archive"),
             (b"BZh91AY", "bzip2"),
             (b"\x89LZO\0\r", "lzop"),
-            (b"#!/bin/sh\n", "neither"),
+            (b"#!/bin/sh\n", "unknown format"),
             (&gzip(b"#!/bin/sh\n"), "not an archive"),
             (&gzip(&gzip(b"x")), "not an archive"),
             (&modules()[..3000], "ends in the middle"),
@@ -328,10 +328,10 @@ pub(crate) mod tests {
         }
         let mut long = modules();
         long[94..102].copy_from_slice(b"7FFFFFFF");
-        assert!(listed(&long).unwrap_err().to_string().contains("a name of"));
+        assert!(listed(&long).unwrap_err().to_string().contains("a file name has"));
     }
 
-    /// Whatever the bytes, it ends, with an answer or an error.
+    /// Damaged input leads to a result or an error, but never to a panic or an endless loop.
     #[test]
     fn damage_is_an_error_and_no_panic() {
         let good: [Vec<u8>; 4] = [

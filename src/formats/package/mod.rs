@@ -1,6 +1,6 @@
 //! Reads the metadata of a package file: a `.deb` or an `.rpm`.
 //!
-//! The file may be malicious: every read has a limit, and no file is unpacked.
+//! The file may be malicious, so every read has a limit, and no file of the package is unpacked.
 
 mod rpm;
 
@@ -10,20 +10,21 @@ use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
-/// Bytes of the compressed control member. The largest in Debian 12 is below 1 MiB.
+/// The maximum size of the compressed control member in bytes. The largest one in Debian 12 is below 1 MiB.
 const MAX_STORED: u64 = 16 << 20;
-/// Bytes of the decompressed control member: lists of checksums and debconf texts grow to a few MiB.
+/// The maximum size of the decompressed control member in bytes. Lists of checksums and debconf texts grow to a few
+/// MiB.
 const MAX_UNPACKED: u64 = 32 << 20;
-/// Bytes of the file `control`.
+/// The maximum size of the file `control` in bytes.
 const MAX_CONTROL: u64 = 1 << 20;
-/// Bytes of memory of a decoder: xz needs 65 MiB for files of `xz -9`; dpkg's own default is far smaller.
+/// The maximum memory of a decoder in bytes. xz needs 65 MiB for files of `xz -9`, and far less for dpkg's default.
 const MAX_DECODER: u64 = 80 << 20;
-/// Bytes of zstd's window. `zstd -19` uses 8 MiB, `--ultra` up to 128 MiB.
+/// The maximum size of zstd's window in bytes. `zstd -19` uses 8 MiB, and `--ultra` uses up to 128 MiB.
 const MAX_WINDOW: u64 = 32 << 20;
-/// The highest number of members of the ar file, and of entries of the control archive, that are read.
+/// The maximum number of members of the ar file, and of entries of the control archive, that are read.
 const MAX_ENTRIES: usize = 4096;
 const AR_MAGIC: &[u8] = b"!<arch>\n";
-/// Bytes of the header before each member of an ar file.
+/// The size in bytes of the header before each member of an ar file.
 const AR_HEADER: usize = 60;
 
 /// The metadata of a package file.
@@ -31,7 +32,7 @@ const AR_HEADER: usize = 60;
 pub struct PackageFile {
     pub name: String,
     pub version: String,
-    /// In the package's spelling: `amd64`, `all`, `x86_64`, `noarch`.
+    /// The architecture in the package's spelling: `amd64`, `all`, `x86_64`, `noarch`.
     pub architecture: String,
     /// Lower-case hexadecimal.
     pub sha256: String,
@@ -114,7 +115,11 @@ fn read_control(file: &mut File) -> Result<String> {
             ensure!(name == "debian-binary", "its first member is {name:?} instead of debian-binary");
             let mut version = String::new();
             file.take(size.min(16)).read_to_string(&mut version).context("reading debian-binary")?;
-            ensure!(version.starts_with("2."), "its format is {:?}; supported is 2.0", version.trim_end());
+            ensure!(
+                version.starts_with("2."),
+                "its format is {:?}, but only 2.0 is supported",
+                version.trim_end()
+            );
         } else if name.starts_with("control.tar") && control.is_none() {
             ensure!(size <= MAX_STORED, "the member {name} is too large: {size} bytes");
             let text = decompress_control(&name, BufReader::new((&mut *file).take(size)));
@@ -148,7 +153,7 @@ fn decompress_control(name: &str, stored: impl std::io::BufRead) -> Result<Strin
     }
 }
 
-/// Refuses a zstd frame whose header declares a window that would need too much memory (RFC 8878, 3.1.1.1).
+/// Rejects a zstd frame whose header declares a window that would need too much memory (RFC 8878, 3.1.1.1).
 pub(crate) fn ensure_window(frame: &[u8]) -> Result<()> {
     let descriptor = *frame.get(4).context("the zstd frame has no header")?;
     let window = if descriptor & 0x20 == 0 {
@@ -156,7 +161,8 @@ pub(crate) fn ensure_window(frame: &[u8]) -> Result<()> {
         let base = 1u64 << (10 + (byte >> 3));
         base + base / 8 * (byte & 7)
     } else {
-        // A single segment: the window is the content, whose size has 1, 2, 4 or 8 bytes after the dictionary's id.
+        // In a frame with a single segment, the window is the content. The size of the content follows the dictionary's
+        // id, in 1, 2, 4 or 8 bytes.
         let dictionary = [0, 1, 2, 4][usize::from(descriptor & 3)];
         let length = 1usize << (descriptor >> 6);
         let bytes =
@@ -174,17 +180,17 @@ fn find_control(unpacked: impl Read) -> Result<String> {
         let entry = entry.context("the archive is damaged")?;
         if matches!(&*entry.path_bytes(), b"./control" | b"control") && entry.header().entry_type().is_file()
         {
-            ensure!(entry.size() <= MAX_CONTROL, "the file control is too large: {} bytes", entry.size());
+            ensure!(entry.size() <= MAX_CONTROL, "the file `control` is too large: {} bytes", entry.size());
             let mut text = String::new();
-            entry.take(MAX_CONTROL).read_to_string(&mut text).context("reading the file control")?;
+            entry.take(MAX_CONTROL).read_to_string(&mut text).context("reading the file `control`")?;
             return Ok(text);
         }
     }
-    bail!("the file control is missing")
+    bail!("the file `control` is missing")
 }
 
-/// Reads a field of the first paragraph. Names of fields are case-insensitive; the fields that we need have a single
-/// line.
+/// Reads a field of the first paragraph. The names of fields are case-insensitive. The fields that oven needs have a
+/// single line.
 fn field(control: &str, name: &str, is_valid: fn(&str) -> bool) -> Result<String> {
     let lines =
         control.lines().skip_while(|line| line.trim().is_empty()).take_while(|line| !line.trim().is_empty());
@@ -197,7 +203,7 @@ fn field(control: &str, name: &str, is_valid: fn(&str) -> bool) -> Result<String
     Ok(value.to_owned())
 }
 
-// The values become arguments and parts of messages: only characters that Debian's policy allows are accepted.
+// The values become arguments and parts of messages, so only characters that Debian's policy allows are accepted.
 fn is_valid_name(name: &str) -> bool {
     name.starts_with(|c: char| c.is_ascii_alphanumeric())
         && name.len() <= 128
@@ -314,7 +320,7 @@ mod tests {
             (&member("control.tar.gz", b"no gzip"), "reading control.tar.gz"),
             (&member("control.tar.xz", b"no xz"), "reading control.tar.xz"),
             (&member("control.tar.zst", b"no zstd"), "reading control.tar.zst"),
-            (&member("control.tar", &fixture::tar(&[("./x", b"")])), "the file control is missing"),
+            (&member("control.tar", &fixture::tar(&[("./x", b"")])), "the file `control` is missing"),
             (&control("Package: a\nVersion: 1\n"), "its control file has no field Architecture"),
             (&control("Package: -y\nVersion: 1\nArchitecture: all\n"), "has an invalid Package: \"-y\""),
             (&control("Package: a\nVersion: $(x)\nArchitecture: all\n"), "has an invalid Version: \"$(x)\""),
@@ -335,14 +341,14 @@ mod tests {
             let error = open_bytes(&fixture::ar(&[("debian-binary", b"2.0\n"), (&name, &bomb)])).unwrap_err();
             assert!(error.contains(&format!("reading {name}")), "{error}");
         }
-        // A window of 64 MiB in the header: refused before it is allocated.
+        // The header declares a window of 64 MiB. The frame is rejected before the window is allocated.
         let frame = [0x28, 0xb5, 0x2f, 0xfd, 0x00, 16 << 3, 0, 0, 0];
         let error = open_bytes(&fixture::ar(&[("debian-binary", b"2.0\n"), ("control.tar.zst", &frame)]))
             .unwrap_err();
         assert!(error.contains("its zstd window of 67108864 bytes is too large"), "{error}");
         let long = format!("{CONTROL}X: {}\n", "x".repeat(2 << 20));
         assert!(
-            open_bytes(&fixture::deb(&long, ".gz")).unwrap_err().contains("the file control is too large")
+            open_bytes(&fixture::deb(&long, ".gz")).unwrap_err().contains("the file `control` is too large")
         );
     }
 

@@ -1,7 +1,8 @@
 //! Reads the header of an rpm file, without rpm.
 //!
-//! A file is a lead of 96 bytes, a header with signatures, the package's own header, and the payload. Both headers are
-//! an index of tags and a store that it points into, in big-endian numbers (rpm's own "RPM V4 Package format").
+//! An rpm file has a lead of 96 bytes, a header with signatures, the package's own header, and the payload. Each header
+//! has an index of tags and a store with the tags' values. Numbers are big-endian (see rpm's own "RPM V4 Package
+//! format").
 
 use super::{is_valid_architecture, is_valid_name, read_full};
 use anyhow::{Context, Result, bail, ensure};
@@ -11,7 +12,7 @@ use std::io::{Read, Seek, SeekFrom};
 /// The first bytes of every rpm file.
 pub const MAGIC: &[u8] = b"\xed\xab\xee\xdb";
 const LEAD: usize = 96;
-/// After the magic and the version: 0 is a package, 1 a source package.
+/// The type of the package, after the magic and the version: 0 for a package, 1 for a source package.
 const TYPE: std::ops::Range<usize> = 6..8;
 const HEADER_MAGIC: &[u8] = b"\x8e\xad\xe8\x01";
 const ENTRY: usize = 16;
@@ -28,13 +29,13 @@ const VERSION: u32 = 1001;
 const RELEASE: u32 = 1002;
 const EPOCH: u32 = 1003;
 const ARCH: u32 = 1022;
-/// In the header with signatures: the size of all that follows it.
+/// A tag of the header with signatures: the size of everything after that header.
 const SIZE: u32 = 1000;
 
 /// The fields of the header that oven uses.
 pub struct Header {
     pub name: String,
-    /// `EPOCH:VERSION-RELEASE`, without an epoch that is missing or 0.
+    /// `EPOCH:VERSION-RELEASE`. The epoch is left out if it is missing or 0.
     pub version: String,
     pub architecture: String,
 }
@@ -44,7 +45,7 @@ struct Tags {
     store: Vec<u8>,
 }
 
-/// Reads the headers, from the start of the file. Also detects a truncated file.
+/// Reads the headers from the start of the file. Also detects a truncated file.
 pub fn read_header(file: &mut File) -> Result<Header> {
     let end = file.metadata()?.len();
     file.seek(SeekFrom::Start(0))?;
@@ -53,10 +54,10 @@ pub fn read_header(file: &mut File) -> Result<Header> {
     match lead[TYPE] {
         [0, 0] => {}
         [0, 1] => bail!("it is a source package: build it, and use the resulting package"),
-        _ => bail!("its type is unknown"),
+        _ => bail!("its lead has an unknown package type"),
     }
     let signatures = read_tags(file, end).context("reading the header with signatures")?;
-    // The header is padded to a multiple of 8 bytes.
+    // The header with signatures is padded to a multiple of 8 bytes.
     let at = file.stream_position()?.next_multiple_of(8);
     file.seek(SeekFrom::Start(at))?;
     if let Some(size) = signatures.number(SIZE)? {
@@ -82,7 +83,7 @@ pub fn read_header(file: &mut File) -> Result<Header> {
     })
 }
 
-/// Whether it is a valid version or release: rpm allows no `-` in either.
+/// Returns whether this is a valid version or release. rpm allows no `-` in them.
 fn is_valid_part(part: &str) -> bool {
     part.starts_with(|c: char| c.is_ascii_alphanumeric())
         && part.len() <= 128
@@ -92,7 +93,7 @@ fn is_valid_part(part: &str) -> bool {
 fn read_tags(file: &mut File, end: u64) -> Result<Tags> {
     let mut intro = [0u8; 16];
     ensure!(read_full(file, &mut intro)? == intro.len(), "it was cut short");
-    ensure!(intro.starts_with(HEADER_MAGIC), "it is damaged: it does not begin with a header's magic");
+    ensure!(intro.starts_with(HEADER_MAGIC), "it is damaged: a header has the wrong magic number");
     let (entries, size) = (number(&intro[8..12]), number(&intro[12..16]));
     ensure!(entries <= MAX_ENTRIES && size <= MAX_STORE, "it is too large: {entries} tags in {size} bytes");
     let index = entries as usize * ENTRY;
@@ -105,14 +106,14 @@ fn read_tags(file: &mut File, end: u64) -> Result<Tags> {
 }
 
 impl Tags {
-    /// The bytes from the begin of a tag's value.
+    /// Returns the bytes of the store from the beginning of a tag's value.
     fn value(&self, tag: u32, kind: u32) -> Result<Option<&[u8]>> {
         let Some(entry) = self.index.chunks_exact(ENTRY).find(|entry| number(&entry[..4]) == tag) else {
             return Ok(None);
         };
         ensure!(number(&entry[4..8]) == kind, "the tag {tag} has a value of another type");
         let value = self.store.get(number(&entry[8..12]) as usize..);
-        Ok(Some(value.with_context(|| format!("the tag {tag} points out of the header"))?))
+        Ok(Some(value.with_context(|| format!("the tag {tag} points outside the header"))?))
     }
 
     fn text(&self, tag: u32) -> Result<Option<String>> {
@@ -123,19 +124,19 @@ impl Tags {
 
     fn number(&self, tag: u32) -> Result<Option<u32>> {
         let Some(value) = self.value(tag, INT32)? else { return Ok(None) };
-        let bytes = value.get(..4).with_context(|| format!("the tag {tag} points out of the header"))?;
+        let bytes = value.get(..4).with_context(|| format!("the tag {tag} points outside the header"))?;
         Ok(Some(number(bytes)))
     }
 }
 
-/// A big-endian number of four bytes.
+/// Reads a big-endian number of four bytes.
 fn number(bytes: &[u8]) -> u32 {
     bytes.iter().fold(0, |sum, byte| sum << 8 | u32::from(*byte))
 }
 
 #[cfg(test)]
 pub(crate) mod fixture {
-    //! rpm files for tests, as far as this module reads them.
+    //! rpm files for tests, with the parts that this module reads.
 
     use super::*;
 
@@ -186,7 +187,7 @@ mod tests {
     use super::fixture::{Value, rpm, simple};
     use super::*;
 
-    fn of(bytes: &[u8]) -> Result<Header, String> {
+    fn header_of(bytes: &[u8]) -> Result<Header, String> {
         let path = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(path.path(), bytes).unwrap();
         read_header(&mut File::open(path.path()).unwrap()).map_err(|e| format!("{e:#}"))
@@ -194,7 +195,7 @@ mod tests {
 
     #[test]
     fn name_version_and_architecture_are_read() {
-        let header = of(&simple("site", "1.0~rc1", "2.el9_4", "noarch")).unwrap();
+        let header = header_of(&simple("site", "1.0~rc1", "2.el9_4", "noarch")).unwrap();
         assert_eq!(
             (&*header.name, &*header.version, &*header.architecture),
             ("site", "1.0~rc1-2.el9_4", "noarch")
@@ -208,7 +209,7 @@ mod tests {
                 (ARCH, text("x86_64")),
                 (EPOCH, Value::Number(epoch)),
             ];
-            assert_eq!(of(&rpm(&tags)).unwrap().version, version);
+            assert_eq!(header_of(&rpm(&tags)).unwrap().version, version);
         }
     }
 
@@ -216,25 +217,25 @@ mod tests {
     fn damaged_files_are_refused() {
         let whole = simple("site", "1", "1", "noarch");
         for end in 0..whole.len() {
-            assert!(of(&whole[..end]).is_err(), "cut to {end} of {} bytes", whole.len());
+            assert!(header_of(&whole[..end]).is_err(), "cut to {end} of {} bytes", whole.len());
         }
-        // Whatever a byte becomes, nothing is read out of bounds, and no name can be an option or a path.
+        // If any byte changes, nothing is read out of bounds, and no name becomes an option or a path.
         for at in 0..whole.len() {
             for byte in [0, 1, 0x7f, 0xff] {
                 let mut bytes = whole.clone();
                 bytes[at] = byte;
-                if let Ok(header) = of(&bytes) {
+                if let Ok(header) = header_of(&bytes) {
                     assert!(is_valid_name(&header.name), "{:?}", header.name);
                 }
             }
         }
         let mut source = whole.clone();
         source[7] = 1;
-        assert!(of(&source).err().unwrap().contains("source package"));
+        assert!(header_of(&source).err().unwrap().contains("source package"));
         for (name, version) in
             [("-y", "1"), ("a b", "1"), ("a/b", "1"), ("a", "1-2"), ("a", "$(id)"), ("", "1")]
         {
-            assert!(of(&simple(name, version, "1", "noarch")).is_err(), "{name} {version}");
+            assert!(header_of(&simple(name, version, "1", "noarch")).is_err(), "{name} {version}");
         }
     }
 }

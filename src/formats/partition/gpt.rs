@@ -1,14 +1,14 @@
-//! The GUID partition table (UEFI specification, chapter 5.3): reading and growing it.
+//! Reads the GUID partition table (UEFI specification, chapter 5.3), and grows a partition in it.
 
 use super::{DamagedTable, Partition, PartitionTable, PartitionType, ReadAt, TableScheme, le32, le64};
 
 const SIGNATURE: &[u8; 8] = b"EFI PART";
 /// The length of the fields of a header. The specification allows more fields after them.
 const HEADER_LEN: usize = 92;
-/// Upper bound for the entries in bytes: 128 entries of 128 bytes are common, and nobody has 64 times as many.
+/// The maximum size of the entries in bytes. 128 entries of 128 bytes are common, and this is 64 times as much.
 const ENTRIES_MAX: u64 = 1 << 20;
 
-/// A header with the right checksum, at the right place.
+/// A header whose checksum and place were verified.
 struct Header {
     /// The whole sector of the header.
     raw: Vec<u8>,
@@ -20,7 +20,7 @@ struct Header {
     entries: Vec<u8>,
 }
 
-/// Reads the primary copy, or the backup with a warning.
+/// Reads the primary copy. If it is damaged, reads the backup and adds a warning.
 pub fn read(disk: &(impl ReadAt + ?Sized), sector: u64) -> Result<PartitionTable, DamagedTable> {
     let why = match primary(disk, sector) {
         Ok(table) => return Ok(table),
@@ -29,12 +29,12 @@ pub fn read(disk: &(impl ReadAt + ?Sized), sector: u64) -> Result<PartitionTable
     let last = (disk.size() / sector).saturating_sub(1);
     match header(disk, sector, last).and_then(|h| table(&h, sector)) {
         Ok(mut table) => {
-            table.warnings.push(format!("the GPT's first copy is damaged ({why}): its backup is used"));
+            table.warnings.push(format!("the primary GPT is damaged ({why}), so its backup is used"));
             Ok(table)
         }
-        Err(backup) => {
-            Err(DamagedTable(format!("both copies of the GPT are damaged: {why}; the backup: {backup}")))
-        }
+        Err(backup) => Err(DamagedTable(format!(
+            "both copies of the GPT are damaged (primary: {why}; backup: {backup})"
+        ))),
     }
 }
 
@@ -51,28 +51,28 @@ fn header(disk: &(impl ReadAt + ?Sized), sector: u64, lba: u64) -> Result<Header
         return damaged("the disk is too small");
     };
     if &raw[..8] != SIGNATURE {
-        return damaged("no signature");
+        return damaged("it has no signature");
     }
     let length = le32(&raw, 12) as usize;
     if !(HEADER_LEN..=raw.len()).contains(&length) || header_sum(&raw, length) != le32(&raw, 16) {
-        return damaged("the header's checksum is wrong");
+        return damaged("its header's checksum is wrong");
     }
     let (count, entry_size) = (u64::from(le32(&raw, 80)), u64::from(le32(&raw, 84)));
     let (first_usable, last_usable, entries_lba) = (le64(&raw, 40), le64(&raw, 48), le64(&raw, 72));
-    // Both factors are below 2^32: no overflow.
+    // Both factors are below 2^32, so the product does not overflow.
     let entries_len = count * entry_size;
     if le64(&raw, 24) != lba || entry_size < 128 || !entry_size.is_power_of_two() {
-        return damaged("the header is not at the place that it states, or its entries have an illegal size");
+        return damaged("its header states another position, or an invalid size of entries");
     }
     if entries_len == 0 || entries_len > ENTRIES_MAX || first_usable > last_usable || last_usable >= sectors {
-        return damaged("the header's numbers do not fit the disk");
+        return damaged("its header does not fit the disk");
     }
     let entries = entries_lba.checked_mul(sector).filter(|_| entries_lba > 0 && entries_lba < sectors);
     let Some(Ok(entries)) = entries.map(|offset| disk.bytes(offset, entries_len as usize)) else {
-        return damaged("the entries are beyond the disk");
+        return damaged("its entries are beyond the end of the disk");
     };
     if sum(&[&entries]) != le32(&raw, 88) {
-        return damaged("the entries' checksum is wrong");
+        return damaged("the checksum of its entries is wrong");
     }
     let alternate = le64(&raw, 32);
     let entry_size = entry_size as usize;
@@ -88,9 +88,9 @@ fn table(header: &Header, sector: u64) -> Result<PartitionTable, DamagedTable> {
         let number = index as u32 + 1;
         let (first, last) = (le64(entry, 32), le64(entry, 40));
         if first < header.first_usable || last < first || last > header.last_usable {
-            return Err(DamagedTable(format!("partition {number} is outside of the table's usable space")));
+            return Err(DamagedTable(format!("partition {number} is outside the usable space of its table")));
         }
-        // Below last_usable, which is below the number of sectors: no overflow.
+        // `last` is below the number of sectors, so nothing overflows.
         partitions.push(Partition {
             number,
             start: first * sector,
@@ -103,8 +103,9 @@ fn table(header: &Header, sector: u64) -> Result<PartitionTable, DamagedTable> {
     Ok(PartitionTable { scheme: TableScheme::Gpt, partitions, warnings: Vec::new() })
 }
 
-/// The writes, in this order, that extend a partition to the end of a disk which is larger than its table says: the new
-/// backup, then the primary, the protective MBR, and zeros over the old backup. `None` if it cannot become larger.
+/// Returns the writes that extend a partition to the end of a disk that is larger than its table says. Their order is:
+/// the new backup, the primary copy, the protective MBR, and zeros over the old backup. Returns `None` if the partition
+/// cannot become larger.
 pub fn grow(
     disk: &(impl ReadAt + ?Sized),
     sector: u64,
@@ -116,7 +117,7 @@ pub fn grow(
     let root = root.ok_or_else(|| DamagedTable(format!("there is no partition {number}")))?;
     let last = disk.size() / sector - 1;
     let array = (old.entries.len() as u64).div_ceil(sector);
-    // It ends at a multiple of a MiB, as every partitioning tool aligns.
+    // The partition ends at a multiple of a MiB, as partitioning tools align partitions.
     let align = (1 << 20) / sector;
     let end = (last - array) / align * align;
     if last <= old.alternate || partitions.iter().any(|p| end * sector <= p.end()) {
@@ -124,7 +125,7 @@ pub fn grow(
     }
     if let Some(next) = partitions.iter().find(|p| p.start >= root.end()) {
         return Err(DamagedTable(format!(
-            "partition {number} cannot grow: partition {} follows it",
+            "partition {number} cannot grow, because partition {} follows it",
             next.number
         )));
     }
@@ -155,14 +156,14 @@ pub fn grow(
         let covered = u32::try_from(last).unwrap_or(u32::MAX).to_le_bytes();
         writes.push(DiskWrite { offset: 446 + 16 * index as u64 + 12, bytes: covered.into() });
     }
-    // A header that is no longer at a disk's end confuses tools that search for one.
+    // The old backup is no longer at the end of the disk. It would confuse tools that search for a header.
     if old.alternate > 1 && old.alternate < last - array && header(disk, sector, old.alternate).is_ok() {
         writes.push(DiskWrite { offset: old.alternate * sector, bytes: vec![0; sector as usize] });
     }
     Ok(Some(PartitionGrowth { writes, size: end * sector - root.start }))
 }
 
-/// A larger partition, and the writes that make it so.
+/// The new size of a partition, and the writes that give the partition this size.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PartitionGrowth {
     pub writes: Vec<DiskWrite>,
@@ -187,7 +188,7 @@ fn sum(parts: &[&[u8]]) -> u32 {
     crc.sum()
 }
 
-/// The first three fields of a GUID are little-endian.
+/// Formats a GUID. Its first three fields are little-endian.
 fn guid(b: &[u8]) -> String {
     let hex = |order: &[usize]| order.iter().map(|&i| format!("{:02x}", b[i])).collect::<String>();
     let (head, tail) = (hex(&[3, 2, 1, 0]), hex(&[10, 11, 12, 13, 14, 15]));
@@ -205,7 +206,8 @@ pub(crate) mod tests {
     use super::*;
     use crate::formats::partition::read as read_table;
 
-    /// A disk with this many sectors: partition 1 from sector 200 to 299, partition 15 from 100 to 149.
+    /// Returns a disk with this many sectors. Partition 1 has the sectors 200 to 299, and partition 15 has the sectors
+    /// 100 to 149.
     pub fn disk(sector: u64, sectors: u64) -> Vec<u8> {
         let s = sector as usize;
         let mut disk = vec![0; s * sectors as usize];
@@ -237,7 +239,7 @@ pub(crate) mod tests {
         disk
     }
 
-    /// Corrects the checksums, whatever they cover, as far as that is possible.
+    /// Corrects the checksums as far as the bytes that they cover are on the disk.
     pub fn seal(disk: &mut [u8], sector: u64) {
         let s = sector as usize;
         for h in [s, disk.len() - s] {
@@ -315,7 +317,7 @@ pub(crate) mod tests {
             assert_eq!(after.partitions[0].size, growth.size);
             assert_eq!(after.partitions[0].end(), 7 << 20);
             assert_eq!(after.partitions[1], before.partitions[1]);
-            disk[sector as usize] ^= 1; // the backup is where it belongs, with the same content
+            disk[sector as usize] ^= 1; // the backup is used then; it must be at its new place, with the same content
             assert_eq!(read_table(&disk[..], sector).unwrap().partitions, after.partitions);
             let signatures = disk.windows(8).filter(|w| w == SIGNATURE).count();
             assert_eq!(signatures, 1, "the old backup is gone");

@@ -1,9 +1,10 @@
-//! The PC's master boot record: four primary partitions, and a chain of logical ones.
+//! Reads the PC's master boot record, which has four primary partitions and a chain of logical ones, and grows a
+//! partition in it.
 
 use super::gpt::{DiskWrite, PartitionGrowth};
 use super::{DamagedTable, Partition, PartitionType, ReadAt, le16, le32};
 
-/// A longer chain of logical partitions is a loop, or nonsense.
+/// The maximum number of logical partitions. A longer chain is invalid, and is probably a loop.
 const LOGICAL_MAX: u32 = 60;
 
 /// What a boot sector contains.
@@ -16,7 +17,7 @@ pub enum MbrContent {
 
 struct Entry {
     kind: u8,
-    /// In sectors.
+    /// The first sector and the number of sectors.
     start: u64,
     count: u64,
 }
@@ -27,11 +28,11 @@ impl Entry {
     }
 }
 
-/// The four entries of a boot sector; `None` if the sector is not a boot record.
+/// Returns the four entries of a boot sector, or `None` if the sector is not a boot record.
 fn entries(boot: &[u8]) -> Option<[Entry; 4]> {
     let signed = boot.len() >= 512 && le16(boot, 510) == 0xaa55;
     let at = |i: usize| &boot[446 + 16 * i..462 + 16 * i];
-    // A boot sector of a file system has code here.
+    // The boot sector of a file system has code at this place.
     if !signed || (0..4).any(|i| at(i)[0] & 0x7f != 0) {
         return None;
     }
@@ -49,7 +50,7 @@ pub fn read(disk: &(impl ReadAt + ?Sized), sector: u64, boot: &[u8]) -> Result<M
     let id = le32(boot, 440);
     let partition = |number: u32, kind: u8, start: u64, count: u64| Partition {
         number,
-        // Sums of 32-bit numbers times 4096: no overflow.
+        // The factors are sums of 32-bit numbers, and at most 4096, so nothing overflows.
         start: start * sector,
         size: count * sector,
         kind: PartitionType::Mbr(kind),
@@ -64,7 +65,7 @@ pub fn read(disk: &(impl ReadAt + ?Sized), sector: u64, boot: &[u8]) -> Result<M
             })?;
         } else if entry.start == 0 {
             return Err(DamagedTable(format!(
-                "partition {} begins at the partition table itself",
+                "partition {} begins at sector 0, which contains the partition table",
                 index + 1
             )));
         } else {
@@ -75,7 +76,7 @@ pub fn read(disk: &(impl ReadAt + ?Sized), sector: u64, boot: &[u8]) -> Result<M
     Ok(if found.is_empty() { MbrContent::Nothing } else { MbrContent::Table(found) })
 }
 
-/// Reads the logical partitions. Each has a boot record of its own, which says where the next one is.
+/// Reads the logical partitions. Each of them has its own boot record, which says where the next one is.
 fn read_logical(
     disk: &(impl ReadAt + ?Sized),
     sector: u64,
@@ -87,7 +88,7 @@ fn read_logical(
     loop {
         let boot = disk.bytes(at * sector, 512);
         let boot = boot.map_err(|_| DamagedTable("the extended partition exceeds the disk".into()))?;
-        // An empty extended partition may hold anything.
+        // If the extended partition is empty, its first sector may have any content.
         let Some([own, next, ..]) = entries(&boot) else { return Ok(()) };
         if own.kind != 0 && !own.is_extended() {
             let (start, end) = (at + own.start, extended.start + extended.count);
@@ -101,15 +102,16 @@ fn read_logical(
             return Ok(());
         }
         let onward = extended.start + next.start;
-        // Tools write the chain in ascending order; going back would make a loop.
+        // Tools write the chain in ascending order. A step back would make a loop.
         if onward <= at || number > LOGICAL_MAX {
-            return Err(DamagedTable("the chain of logical partitions has no end".into()));
+            return Err(DamagedTable("the list of logical partitions has no end".into()));
         }
         at = onward;
     }
 }
 
-/// The write that extends a primary partition to the end of the disk; `None` if it cannot become larger.
+/// Returns the write that extends a primary partition to the end of the disk, or `None` if the partition cannot become
+/// larger.
 pub fn grow(
     disk: &(impl ReadAt + ?Sized),
     sector: u64,
@@ -131,11 +133,11 @@ pub fn grow(
     let end = root.start + root.count;
     if let Some(next) = primary.iter().position(|other| other.kind != 0 && other.start >= end) {
         return Err(DamagedTable(format!(
-            "partition {number} cannot grow: partition {} follows it",
+            "partition {number} cannot grow, because partition {} follows it",
             next + 1
         )));
     }
-    // The number of sectors has 32 bits.
+    // The field for the number of sectors has 32 bits.
     let limit = limit.min((root.start + u64::from(u32::MAX)) / align * align);
     if limit <= end {
         return Ok(None);
@@ -151,24 +153,26 @@ pub(crate) mod tests {
     use super::*;
     use crate::formats::partition::{TableScheme, read as read_table};
 
-    fn put(disk: &mut [u8], at: usize, index: usize, kind: u8, start: u32, count: u32) {
+    /// Writes an entry of the boot sector that begins at the byte `at`.
+    fn put(disk: &mut [u8], at: usize, index: usize, entry: &Entry) {
         let e = at + 446 + 16 * index;
-        disk[e + 4] = kind;
-        disk[e + 8..e + 12].copy_from_slice(&start.to_le_bytes());
-        disk[e + 12..e + 16].copy_from_slice(&count.to_le_bytes());
+        disk[e + 4] = entry.kind;
+        disk[e + 8..e + 12].copy_from_slice(&(entry.start as u32).to_le_bytes());
+        disk[e + 12..e + 16].copy_from_slice(&(entry.count as u32).to_le_bytes());
         disk[at + 510..at + 512].copy_from_slice(&[0x55, 0xaa]);
     }
 
-    /// 2: sectors 10..59; extended 100..299 with 5: 110..159 and 6: 210..259.
+    /// Returns a disk with partition 2 in the sectors 10 to 59. An extended partition in the sectors 100 to 299 has the
+    /// partitions 5 (110 to 159) and 6 (210 to 259).
     pub fn disk(sector: u64, sectors: u64) -> Vec<u8> {
         let s = sector as usize;
         let mut disk = vec![0; s * sectors as usize];
         disk[440..444].copy_from_slice(&0x0bad_cafe_u32.to_le_bytes());
-        put(&mut disk, 0, 1, 0x83, 10, 50);
-        put(&mut disk, 0, 2, 0x0f, 100, 200);
-        put(&mut disk, 100 * s, 0, 0x83, 10, 50);
-        put(&mut disk, 100 * s, 1, 0x05, 100, 60);
-        put(&mut disk, 200 * s, 0, 0x82, 10, 50);
+        put(&mut disk, 0, 1, &Entry { kind: 0x83, start: 10, count: 50 });
+        put(&mut disk, 0, 2, &Entry { kind: 0x0f, start: 100, count: 200 });
+        put(&mut disk, 100 * s, 0, &Entry { kind: 0x83, start: 10, count: 50 });
+        put(&mut disk, 100 * s, 1, &Entry { kind: 0x05, start: 100, count: 60 });
+        put(&mut disk, 200 * s, 0, &Entry { kind: 0x82, start: 10, count: 50 });
         disk
     }
 
@@ -188,20 +192,20 @@ pub(crate) mod tests {
     #[test]
     fn a_chain_that_turns_back_is_rejected() {
         let mut looped = disk(512, 400);
-        put(&mut looped, 200 * 512, 1, 0x05, 0, 60);
+        put(&mut looped, 200 * 512, 1, &Entry { kind: 0x05, start: 0, count: 60 });
         assert!(format!("{:#}", read_table(&looped[..], 512).unwrap_err()).contains("has no end"));
         let mut far = disk(512, 400);
-        put(&mut far, 200 * 512, 1, 0x05, 5000, 60);
+        put(&mut far, 200 * 512, 1, &Entry { kind: 0x05, start: 5000, count: 60 });
         assert!(format!("{:#}", read_table(&far[..], 512).unwrap_err()).contains("exceeds the disk"));
     }
 
     #[test]
     fn overlap_end_and_boot_sectors_of_file_systems() {
         let mut overlap = disk(512, 400);
-        put(&mut overlap, 0, 0, 0x83, 20, 5);
+        put(&mut overlap, 0, 0, &Entry { kind: 0x83, start: 20, count: 5 });
         assert!(format!("{:#}", read_table(&overlap[..], 512).unwrap_err()).contains("overlap"));
         let mut long = disk(512, 400);
-        put(&mut long, 0, 0, 0x83, 300, 101);
+        put(&mut long, 0, 0, &Entry { kind: 0x83, start: 300, count: 101 });
         assert!(format!("{:#}", read_table(&long[..], 512).unwrap_err()).contains("ends beyond the disk"));
         let mut code = disk(512, 400);
         code[446] = 0xeb;

@@ -1,4 +1,4 @@
-//! Partition tables, read from bytes: GPT and MBR. Pure; the tables are not trusted.
+//! Reads partition tables (GPT and MBR) from bytes. The tables are not trusted.
 
 pub mod gpt;
 pub mod mbr;
@@ -8,12 +8,12 @@ use anyhow::{Context, Result};
 use std::fmt;
 use std::io;
 
-/// Bytes at offsets: a disk, or a slice in tests.
+/// Bytes that can be read at any offset: a disk, or a slice in tests.
 pub trait ReadAt {
-    /// In bytes.
+    /// Returns the size in bytes.
     fn size(&self) -> u64;
 
-    /// Fills the buffer. Errors: reading fails, or the range is not on the disk.
+    /// Fills the buffer. Fails if reading fails or if the range is not on the disk.
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
 
     /// Reads exactly `length` bytes. `length` is the caller's own limit, never a number from the disk.
@@ -40,13 +40,13 @@ impl ReadAt for [u8] {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TableScheme {
-    /// The whole disk may be a file system.
+    /// There is no table. The whole disk may be a file system.
     None,
     Gpt,
     Mbr,
 }
 
-/// What a partition is for, according to its table.
+/// The purpose of a partition, according to its table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PartitionType {
     /// A GUID, in lower case.
@@ -56,7 +56,7 @@ pub enum PartitionType {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Partition {
-    /// As the kernel counts: from 1; logical partitions from 5.
+    /// The kernel's number of the partition. Numbers begin with 1, and those of logical partitions with 5.
     pub number: u32,
     /// In bytes, from the start of the disk.
     pub start: u64,
@@ -70,7 +70,7 @@ pub struct Partition {
 }
 
 impl Partition {
-    /// The first byte after it.
+    /// Returns the offset of the first byte after the partition.
     pub fn end(&self) -> u64 {
         self.start + self.size
     }
@@ -79,13 +79,13 @@ impl Partition {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PartitionTable {
     pub scheme: TableScheme,
-    /// By number. No partition overlaps another or exceeds the disk.
+    /// The partitions, sorted by number. No partition overlaps another or exceeds the disk.
     pub partitions: Vec<Partition>,
     /// Warnings for the user.
     pub warnings: Vec<String>,
 }
 
-/// Why a table was rejected.
+/// The reason why a table was rejected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DamagedTable(pub String);
 impl fmt::Display for DamagedTable {
@@ -98,7 +98,7 @@ impl fmt::Display for DamagedTable {
 pub fn read(disk: &(impl ReadAt + ?Sized), sector: u64) -> Result<PartitionTable> {
     if !matches!(sector, 512 | 4096) {
         return Err(Kind::Machine
-            .error(format!("the disk has sectors of {sector} bytes; oven supports 512 and 4096")));
+            .error(format!("the disk has sectors of {sector} bytes, but oven supports only 512 and 4096")));
     }
     let no_table = PartitionTable { scheme: TableScheme::None, partitions: Vec::new(), warnings: Vec::new() };
     let Ok(boot) = disk.bytes(0, sector as usize) else { return Ok(no_table) };
@@ -110,9 +110,10 @@ pub fn read(disk: &(impl ReadAt + ?Sized), sector: u64) -> Result<PartitionTable
             PartitionTable { scheme: TableScheme::Mbr, partitions, ..no_table }
         }
         Ok(mbr::MbrContent::Nothing) => match gpt::primary(disk, sector) {
-            // The first sector was overwritten; firmware and other systems would not find the partitions.
+            // The first sector was overwritten. The partitions can be used here, but firmware and other systems would
+            // not find them.
             Ok(mut table) => {
-                table.warnings.push("the disk has a GPT, but no protective MBR".into());
+                table.warnings.push("the disk has a GPT without a protective MBR".into());
                 table
             }
             Err(_) => no_table,
@@ -130,12 +131,13 @@ fn damaged_table(why: &DamagedTable) -> anyhow::Error {
     failure.hint("Repair the base image, or bake on another one.").into()
 }
 
-/// An image that was made for the other sector size has its GPT elsewhere: the message says so instead of "damaged".
+/// Returns the error for a damaged GPT. If the image was made for the other sector size, its GPT is at another place,
+/// and the error says so.
 fn damaged_gpt(disk: &(impl ReadAt + ?Sized), sector: u64, why: &DamagedTable) -> anyhow::Error {
     let other = if sector == 512 { 4096 } else { 512 };
     if gpt::primary(disk, other).is_ok() {
         return damaged_table(&DamagedTable(format!(
-            "it was made for sectors of {other} bytes, but the disk has {sector}"
+            "it was made for sectors of {other} bytes, but the disk has sectors of {sector} bytes"
         )));
     }
     damaged_table(why)
@@ -161,7 +163,7 @@ fn check(partitions: &[Partition], disk: u64) -> Result<(), DamagedTable> {
     Ok(())
 }
 
-/// Little-endian numbers of a slice; `at` is a constant of a format, and lies within the slice.
+/// Reads a little-endian number of a slice. `at` is a constant of a format and lies within the slice.
 pub(crate) fn le16(bytes: &[u8], at: usize) -> u16 {
     u16::from_le_bytes([bytes[at], bytes[at + 1]])
 }
@@ -176,7 +178,7 @@ pub(crate) fn le64(bytes: &[u8], at: usize) -> u64 {
 pub(crate) mod tests {
     use super::*;
 
-    /// A small generator (xorshift64*): the same numbers in each run.
+    /// A small random generator (xorshift64*), which returns the same numbers in each run.
     pub struct Random(pub u64);
     impl Random {
         pub fn next(&mut self) -> u64 {
@@ -190,7 +192,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// Whatever the bytes are, every table that is returned satisfies these conditions.
+    /// Checks the conditions that every returned table satisfies, for any bytes.
     fn check_invariants(disk: &[u8], sector: u64) {
         if let Ok(table) = read(disk, sector) {
             let mut ends = Vec::new();
@@ -246,7 +248,8 @@ pub(crate) mod tests {
         let disk = gpt::tests::disk(512, 400);
         let error = read(&disk[..], 4096).unwrap_err();
         assert!(
-            format!("{error:#}").contains("made for sectors of 512 bytes, but the disk has 4096"),
+            format!("{error:#}")
+                .contains("made for sectors of 512 bytes, but the disk has sectors of 4096 bytes"),
             "{error:#}"
         );
     }

@@ -1,7 +1,8 @@
 //! Safe access to a directory tree that is not trusted.
 //!
 //! The kernel resolves every path inside the tree (`openat2`, `RESOLVE_IN_ROOT`): an absolute symlink starts at the
-//! tree's own root, `..` ends there, and magic links are refused. No path of the host is ever built from strings.
+//! tree's own root, `..` does not leave the tree, and magic links are refused. No path of the host is ever built from
+//! strings.
 
 #[cfg(test)]
 mod tests;
@@ -16,19 +17,19 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 
-/// Upper bound for files that oven itself reads: release files, tables and lists of packages are small.
+/// The maximum size of a file that oven itself reads. Release files, tables and lists of packages are small.
 const READ_MAX: u64 = 16 << 20;
-/// Each symlink of a path costs a look-up, which fails with EAGAIN while someone renames; the kernel allows 40 of them.
+/// The number of attempts to open a path. A look-up fails with EAGAIN if another process renames something meanwhile.
 const RETRIES: u32 = 32;
 
-/// A directory tree. Paths are absolute in it; a leading `/` may be left out.
+/// A directory tree. Paths are absolute and start at the tree's root. The leading `/` may be left out.
 #[derive(Debug)]
 pub struct ImageTree {
     dir: OwnedFd,
 }
 
 impl ImageTree {
-    /// `dir`: any descriptor of a directory, `O_PATH` too.
+    /// `dir` is a descriptor of a directory. It may be an `O_PATH` descriptor.
     pub fn new(dir: OwnedFd) -> Self {
         Self { dir }
     }
@@ -39,19 +40,20 @@ impl ImageTree {
         Ok(Self { dir: dir.with_context(|| format!("opening {}", path.display()))? })
     }
 
-    /// The tree's root.
+    /// Returns the tree's root.
     pub fn dir(&self) -> BorrowedFd<'_> {
         self.dir.as_fd()
     }
 
-    /// Opens what a path leads to. A FIFO does not block, and a terminal does not become the controlling one.
+    /// Opens the object to which a path leads. Opening a FIFO does not block, and a terminal does not become the
+    /// controlling terminal.
     pub(crate) fn open(&self, path: &str, flags: OFlags) -> rustix::io::Result<OwnedFd> {
         let path = if path.is_empty() { "/" } else { path };
         open_in(self.dir.as_fd(), path, flags, ResolveFlags::IN_ROOT)
     }
 
-    /// A file's content; `None` if it does not exist. Anything but a regular file is an error, and so are more than 16
-    /// MiB.
+    /// Returns a file's content, or `None` if the file does not exist. Fails if it is not a regular file, or if it is
+    /// larger than 16 MiB.
     pub fn read(&self, path: &str) -> Result<Option<Vec<u8>>> {
         let Some(mut file) = self.open_file(path)? else { return Ok(None) };
         let mut content = Vec::new();
@@ -62,7 +64,7 @@ impl ImageTree {
         Ok(Some(content))
     }
 
-    /// The first bytes of a file; fewer if it is shorter.
+    /// Returns the first bytes of a file, or fewer if the file is shorter. Returns `None` if the file does not exist.
     pub fn read_start(&self, path: &str, length: u64) -> Result<Option<Vec<u8>>> {
         let Some(file) = self.open_file(path)? else { return Ok(None) };
         let mut content = Vec::new();
@@ -72,10 +74,11 @@ impl ImageTree {
         Ok(Some(content))
     }
 
-    /// Opens a regular file for reading; `None` if it does not exist.
+    /// Opens a regular file for reading. Returns `None` if the file does not exist.
     pub fn open_file(&self, path: &str) -> Result<Option<File>> {
         let doing = || format!("opening {path} in the image");
-        // It is checked before it is opened for reading: opening a device or a FIFO may have effects.
+        // The type is checked before the file is opened for reading, because opening a device or a FIFO may have
+        // effects.
         let Some(found) = absent(self.open(path, OFlags::PATH)).with_context(doing)? else { return Ok(None) };
         ensure_regular(&found, path)?;
         let Some(file) = absent(self.open(path, OFlags::RDONLY)).with_context(doing)? else {
@@ -85,13 +88,13 @@ impl ImageTree {
         Ok(Some(File::from(file)))
     }
 
-    /// Whether a path leads to something; not for a dangling symlink.
+    /// Returns whether a path leads to an object. A dangling symlink does not.
     pub fn exists(&self, path: &str) -> Result<bool> {
         let found = absent(self.open(path, OFlags::PATH));
         Ok(found.with_context(|| format!("checking for {path} in the image"))?.is_some())
     }
 
-    /// The metadata of the directory that a path leads to; `None` if there is none.
+    /// Returns the metadata of the directory to which a path leads, or `None` if there is no directory.
     pub fn directory(&self, path: &str) -> Result<Option<Stat>> {
         match self.open(path, OFlags::PATH | OFlags::DIRECTORY) {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
@@ -102,7 +105,7 @@ impl ImageTree {
         }
     }
 
-    /// The metadata of the object itself: a symlink is not followed.
+    /// Returns the metadata of the object itself. A symlink is not followed.
     pub fn metadata(&self, path: &str) -> Result<Option<Stat>> {
         let doing = || format!("examining {path} in the image");
         let Some(found) = absent(self.open(path, OFlags::PATH | OFlags::NOFOLLOW)).with_context(doing)?
@@ -112,7 +115,7 @@ impl ImageTree {
         Ok(Some(rustix::fs::fstat(&found).with_context(doing)?))
     }
 
-    /// The target of a symlink, as it is written; `None` if there is no symlink.
+    /// Returns the text of a symlink, or `None` if the object is not a symlink or does not exist.
     pub fn read_link(&self, path: &str) -> Result<Option<OsString>> {
         let doing = || format!("reading the link {path} in the image");
         let Some(found) = absent(self.open(path, OFlags::PATH | OFlags::NOFOLLOW)).with_context(doing)?
@@ -128,7 +131,7 @@ impl ImageTree {
         Ok(Some(OsString::from_vec(target.into_bytes())))
     }
 
-    /// The names in a directory, sorted; none if it does not exist.
+    /// Returns the sorted names in a directory. The list is empty if the directory does not exist.
     pub fn list(&self, path: &str) -> Result<Vec<OsString>> {
         let doing = || format!("listing {path} in the image");
         let dir = absent(self.open(path, OFlags::RDONLY | OFlags::DIRECTORY)).with_context(doing)?;
@@ -138,8 +141,8 @@ impl ImageTree {
         Ok(names)
     }
 
-    /// Writes a file under a temporary name and renames it over whatever has its name, be it a symlink. `mode` is set
-    /// whatever the umask is. Missing parents are created with 0755, owned by root.
+    /// Writes a file under a temporary name, and renames it over the object with the final name, even if that is a
+    /// symlink. `mode` does not depend on the umask. Missing parents are created with mode 0755, owned by root.
     pub fn write(&self, path: &str, content: &[u8], mode: u32, uid: u32, gid: u32) -> Result<()> {
         self.replace(path, mode, uid, gid, &mut |file| file.write_all(content))
     }
@@ -169,7 +172,7 @@ impl ImageTree {
             rustix::fs::openat(&dir, &*temporary, flags, Mode::from_raw_mode(0o600)).with_context(doing)?;
         let mut file = File::from(file);
         let written = fill(&mut file).and_then(|()| {
-            // In this order: a change of owner clears setuid.
+            // The owner is changed first, because a change of the owner clears setuid.
             rustix::fs::fchown(&file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
             rustix::fs::fchmod(&file, Mode::from_raw_mode(mode & 0o7777))?;
             Ok(rustix::fs::renameat(&dir, &*temporary, &dir, name)?)
@@ -180,7 +183,7 @@ impl ImageTree {
         written.with_context(doing)
     }
 
-    /// Removes a file, or a symlink itself. `false`: there was none.
+    /// Removes a file, or a symlink itself. Returns false if it did not exist.
     pub fn remove(&self, path: &str) -> Result<bool> {
         let doing = || format!("removing {path} in the image");
         let (parent, name) = split(path)?;
@@ -191,7 +194,7 @@ impl ImageTree {
         }
     }
 
-    /// Empties a regular file; a symlink is not followed. `false`: there is no regular file.
+    /// Empties a regular file. A symlink is not followed. Returns false if there is no regular file.
     pub fn truncate(&self, path: &str) -> Result<bool> {
         let doing = || format!("emptying {path} in the image");
         let opened = absent(self.open(path, OFlags::PATH | OFlags::NOFOLLOW)).with_context(doing)?;
@@ -200,7 +203,7 @@ impl ImageTree {
         };
         drop(found);
         let file = match self.open(path, OFlags::WRONLY | OFlags::NOFOLLOW) {
-            // Something else took the name meanwhile.
+            // Another object took the name meanwhile.
             Err(Errno::NOENT | Errno::LOOP | Errno::NXIO | Errno::ISDIR) => return Ok(false),
             file => file.with_context(doing)?,
         };
@@ -211,8 +214,8 @@ impl ImageTree {
         Ok(true)
     }
 
-    /// Creates a directory and its missing parents with this mode, owned by root. Existing directories keep their mode;
-    /// symlinks to directories count as directories.
+    /// Creates a directory and its missing parents with this mode, owned by root. Existing directories keep their mode.
+    /// A symlink to a directory counts as a directory.
     pub fn create_dir_all(&self, path: &str, mode: u32) -> Result<()> {
         let doing = || format!("creating the directory {path} in the image");
         let path = normalize(path)?;
@@ -245,13 +248,13 @@ impl ImageTree {
         Ok(())
     }
 
-    /// Opens the directory that a path leads to.
+    /// Opens the directory to which a path leads.
     fn open_directory(&self, path: &str) -> rustix::io::Result<OwnedFd> {
         self.open(path, OFlags::PATH | OFlags::DIRECTORY)
     }
 }
 
-/// `openat2`, retried while a rename by someone else disturbs the look-up.
+/// Calls `openat2`. Retries while another process disturbs the look-up by a rename.
 pub(crate) fn open_in<P: rustix::path::Arg + Copy>(
     dir: BorrowedFd<'_>,
     path: P,
@@ -272,7 +275,7 @@ pub(crate) fn open_in<P: rustix::path::Arg + Copy>(
     Err(Errno::AGAIN)
 }
 
-/// `None` if the object does not exist, or if the path goes through something that is not a directory.
+/// Returns `None` if the object does not exist, or if the path goes through an object that is not a directory.
 pub(crate) fn absent<T>(found: rustix::io::Result<T>) -> rustix::io::Result<Option<T>> {
     match found {
         Ok(found) => Ok(Some(found)),
@@ -289,7 +292,7 @@ fn ensure_regular(fd: &OwnedFd, path: &str) -> Result<()> {
     }
 }
 
-/// A file type in words.
+/// Returns the name of a file type in words.
 pub fn kind_name(kind: FileType) -> &'static str {
     match kind {
         FileType::RegularFile => "a file",
@@ -302,7 +305,7 @@ pub fn kind_name(kind: FileType) -> &'static str {
     }
 }
 
-/// Makes a path absolute, without empty components and `.`. `..` is an error: its meaning depends on symlinks.
+/// Makes a path absolute, without empty components and `.`. `..` is an error, because its meaning depends on symlinks.
 fn normalize(path: &str) -> Result<String> {
     let parts: Vec<_> = path.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
     if parts.contains(&"..") {
@@ -311,7 +314,7 @@ fn normalize(path: &str) -> Result<String> {
     Ok(format!("/{}", parts.join("/")))
 }
 
-/// The parent and the last name of a path.
+/// Returns the parent and the last name of a path.
 fn split(path: &str) -> Result<(String, String)> {
     let path = normalize(path)?;
     match path.rsplit_once('/') {
@@ -320,7 +323,7 @@ fn split(path: &str) -> Result<(String, String)> {
     }
 }
 
-/// The names in an open directory, in no order, without `.` and `..`.
+/// Returns the names in an open directory, without `.` and `..`. They are not sorted.
 pub(crate) fn names(dir: &OwnedFd) -> rustix::io::Result<Vec<std::ffi::CString>> {
     let mut names = Vec::new();
     for entry in Dir::read_from(dir)? {

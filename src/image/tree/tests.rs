@@ -7,7 +7,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::PathBuf;
 
-/// Beside the tree: what must never change, and what must never be read.
+/// A temporary directory with the tree, and next to it a `canary`, which must never be changed or read.
 struct Ground {
     dir: tempfile::TempDir,
     inside: ImageTree,
@@ -15,7 +15,7 @@ struct Ground {
 
 impl Ground {
     fn new() -> Self {
-        // In memory, where there is such a place: there are hundreds of these.
+        // Uses a file system in memory if there is one, because the tests create hundreds of trees.
         let shm = Path::new("/dev/shm");
         let dir = if shm.is_dir() { tempfile::tempdir_in(shm) } else { tempfile::tempdir() }.unwrap();
         for path in ["tree", "canary/sub"] {
@@ -43,7 +43,7 @@ impl Ground {
     }
 }
 
-/// Plants something hostile at `etc/x` (a parent) or as `etc/x` itself.
+/// Creates a hostile object as `etc/x`. Operations use it as a parent and as the object itself.
 type Plant = fn(&Ground);
 
 const HOSTILE: &[(&str, Plant)] = &[
@@ -86,7 +86,7 @@ const HOSTILE: &[(&str, Plant)] = &[
 
 #[test]
 fn no_hostile_tree_reaches_the_host() {
-    // Each operation on each plant, as the object itself and as a parent.
+    // Each operation is tried with each hostile object, both as the object itself and as a parent.
     type Operation = (&'static str, fn(&ImageTree, &str));
     let operations: &[Operation] = &[
         ("read", |i, p| assert_ne!(i.read(p).ok().flatten().as_deref(), Some(&b"host"[..]))),

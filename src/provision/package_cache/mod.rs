@@ -192,9 +192,10 @@ impl Opening {
                     seeds.push(seed);
                     caches.push(planned.clone());
                 }
-                None => {
-                    report.detail(format!("{} is not cached: the image has no such directory", planned.path))
-                }
+                None => report.detail(format!(
+                    "{} is not cached, because the image does not have this directory",
+                    planned.path
+                )),
             }
         }
         if caches.is_empty() {
@@ -202,7 +203,10 @@ impl Opening {
         }
         let dir = cache.store.dir().to_owned();
         if dir.ancestors().find_map(crate::sys::space::free_space).is_some_and(|free| free < 2 * MIN_FREE) {
-            report.warn(format!("less than 2 GiB are free in {}: packages are not cached", dir.display()));
+            report.warn(format!(
+                "packages are not cached, because less than 2 GiB are free in {}",
+                dir.display()
+            ));
             return Ok(None);
         }
         let key = key::cache_key(&cache.base, &caches, plan, request.certificates.as_ref(), inside)?;
@@ -267,7 +271,7 @@ pub(crate) fn no_space_failure(dir: &Path) -> Failure {
     let what = format!("no space is left in {} for downloads", dir.display());
     Kind::Machine
         .failure(what)
-        .hint("Free space on its disk. The directory itself may be emptied while no bake runs.")
+        .hint("Free some space on that disk. You can empty the directory while no bake runs.")
 }
 
 /// Returns the directories with which an empty cache begins: those of the image, with their owners and modes. Returns

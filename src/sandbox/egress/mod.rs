@@ -5,10 +5,10 @@
 //! (`program.rs`). The step's first process is created in the cgroup. A socket belongs permanently to the cgroup in
 //! which it was created. A step sees no cgroup file system through which it could leave its cgroup.
 //!
-//! A cgroup is a directory. It is the only part of a step that remains after a SIGKILL of oven, and it is empty then.
-//! The process that creates it locks it. The next step of any oven on this machine, or `oven sweep`, removes the
-//! unlocked ones. The programs belong to the directory, not to a descriptor, so they are effective as long as the step
-//! runs.
+//! A cgroup is a directory. After a SIGKILL of oven, it is the only part of a step that remains, and it is empty. The
+//! process that creates a cgroup locks the directory. The next step of any oven on this machine, or `oven sweep`,
+//! removes the directories that are not locked. The filter's programs belong to the directory, not to a descriptor, so
+//! they are effective as long as the step runs.
 
 mod program;
 
@@ -30,14 +30,14 @@ use std::time::Duration;
 
 /// The prefix of the cgroups' names. 16 hexadecimal digits follow.
 const PREFIX: &str = "oven-step-";
-/// The number of attempts. A process that sweeps may remove a cgroup between its creation and its locking.
+/// The number of attempts to create a cgroup. Another process that sweeps may remove a new cgroup before it is locked.
 const ATTEMPTS: u32 = 16;
-/// The number of attempts to remove a cgroup. The kernel counts a dead process for a moment longer. The pauses begin
-/// with a millisecond and double; their sum is a second.
+/// The number of attempts to remove a cgroup. An attempt may fail, because the kernel counts a dead process for another
+/// moment. The pauses begin with 1 ms and double, so their sum is about 1 s.
 const REMOVALS: u32 = 10;
 
-/// A cgroup from which no credentials can be reached. Dropping it removes it, so all of its processes must have ended
-/// before.
+/// A cgroup from which no credentials can be reached. Dropping the value removes the cgroup, so all processes in the
+/// cgroup must have ended before.
 pub struct EgressFence {
     parent: OwnedFd,
     name: String,
@@ -70,7 +70,7 @@ impl EgressFence {
             rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())?;
             let name = format!("{PREFIX}{:016x}", u64::from_ne_bytes(bytes));
             rustix::fs::mkdirat(&parent, &*name, Mode::from_raw_mode(0o755)).context("making a cgroup")?;
-            // Another process took the cgroup for a leftover and removed it.
+            // If this fails, another process took the cgroup for a leftover and removed it.
             let Ok(dir) = open(&parent, Path::new(&name)) else { continue };
             if lock(&dir) && exists(&parent, &name, &dir) {
                 return Ok(Self { parent, name, dir });
@@ -96,7 +96,7 @@ impl Drop for EgressFence {
             }
             pause *= 2;
         }
-        eprintln!("oven: the cgroup {} is still in use: `oven sweep` removes it later", self.name);
+        eprintln!("oven: the cgroup {} is still in use; remove it later with `oven sweep`", self.name);
     }
 }
 
@@ -122,9 +122,9 @@ fn remove_unlocked(parent: BorrowedFd<'_>) {
     }
 }
 
-/// Checks that the filter is effective. The helper calls it in the step's cgroup, before any program of the image runs.
-/// The filter has no effect on a kernel whose sockets do not know their cgroup (before 5.15, with the controllers
-/// net_cls or net_prio of version 1).
+/// Checks that the filter is effective. The helper calls this function in the step's cgroup, before any program of the
+/// image runs. The filter has no effect on a kernel whose sockets do not know their cgroup (before 5.15, with the
+/// controllers net_cls or net_prio of version 1).
 pub fn verify_filter() -> Result<()> {
     let v6 = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
     let addresses = program::V4.map(|bytes| IpAddr::from(Ipv4Addr::from(bytes)));
@@ -138,7 +138,7 @@ pub fn verify_filter() -> Result<()> {
         // Port 9 is the discard port. The packet is refused before a route is looked up.
         let sent = rustix::net::sendto(&socket, &[], SendFlags::DONTWAIT, &SocketAddr::new(address, 9));
         if sent != Err(Errno::PERM) {
-            return Err(unprotected(&format!("the filter does not refuse {address}")).into());
+            return Err(unprotected(&format!("the filter does not block {address}")).into());
         }
     }
     Ok(())
@@ -147,7 +147,7 @@ pub fn verify_filter() -> Result<()> {
 /// Returns the failure for a machine that cannot protect the credentials.
 fn unprotected(why: &str) -> Failure {
     Kind::Machine
-        .failure(format!("a step with the network cannot be kept from the builder's credentials here: {why}"))
+        .failure(format!("oven cannot block access to the builder's credentials from a step with the network: {why}"))
         .hint(
             "This needs a writable cgroup v2 file system and BPF; a container has to be privileged. If the steps of an \
              image may have the credentials, set `imds = true` in its image.toml.",
@@ -162,7 +162,8 @@ fn own_cgroup() -> Result<PathBuf> {
     directory(&groups, &mounts)
 }
 
-/// Returns that directory from the content of these files. If several mounts show the cgroup, the first one is used.
+/// Returns the directory of a thread's cgroup. `groups` and `mounts` are the content of its files `cgroup` and
+/// `mountinfo` in `/proc`. If several mounts show the cgroup, the first one is used.
 fn directory(groups: &[u8], mounts: &[u8]) -> Result<PathBuf> {
     let mut lines = groups.split(|byte| *byte == b'\n');
     let own = lines.find_map(|line| line.strip_prefix(b"0::")).context("this machine has no cgroup v2")?;
@@ -170,7 +171,8 @@ fn directory(groups: &[u8], mounts: &[u8]) -> Result<PathBuf> {
     let mut mounted = false;
     for entry in table::parse(mounts).iter().filter(|entry| entry.kind == "cgroup2") {
         mounted = true;
-        // In a container without a cgroup namespace, only a part of the tree is mounted.
+        // In a container without a cgroup namespace, a part of the tree is mounted, so the path of that part is
+        // removed.
         if let Ok(below) = own.strip_prefix(&entry.root) {
             return Ok(entry.path.join(below));
         }

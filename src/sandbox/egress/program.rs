@@ -12,8 +12,9 @@ pub const V4: [[u8; 4]; 3] = [
     [169, 254, 170, 2],   // the credentials of an ECS task
     [169, 254, 170, 23],  // the credentials of an EKS pod
 ];
-/// The refused IPv6 addresses: this prefix with one of these last four bytes. An address that ends with one of [`V4`]
-/// is refused, too, because it may be mapped, translated by NAT64, or embedded in another way.
+/// The refused IPv6 addresses have this prefix and then, after zeros, one of the last four bytes in `V6_ENDS`. An
+/// address that ends with one of [`V4`] is refused, too, because it may be a mapped address, a NAT64 address, or
+/// contain the IPv4 address in another way.
 const V6_PREFIX: [u8; 4] = [0xfd, 0x00, 0x0e, 0xc2];
 const V6_ENDS: [[u8; 4]; 2] = [
     [0, 0, 0x02, 0x54], // fd00:ec2::254, metadata
@@ -30,7 +31,7 @@ pub struct BpfInstruction {
     immediate: i32,
 }
 
-/// A program, and the hook that it is attached to, as numbers of linux/bpf.h.
+/// A program and the hook to which it is attached. The numbers are those of linux/bpf.h.
 pub struct BpfProgram {
     pub name: &'static str,
     /// `BPF_PROG_TYPE_…`
@@ -60,7 +61,8 @@ pub fn all() -> [BpfProgram; 5] {
     ]
 }
 
-// The registers: the result, a program's argument (a call takes r1 to r4), one that calls preserve, and the frame.
+// The registers: the result, a program's argument (a call takes r1 to r4), a register that calls preserve, and the
+// frame pointer.
 const R0: u8 = 0;
 const ARGUMENT: u8 = 1;
 const CONTEXT: u8 = 6;
@@ -92,13 +94,13 @@ const V4_LENGTH: i32 = 20;
 const V6_LENGTH: i32 = 40;
 /// The offset from the frame's end to which a header is copied.
 const HEADER: i16 = -40;
-/// The first byte of an IPv4 header without options. With options, a packet may be routed to another address than its
-/// header's.
+/// The first byte of an IPv4 header without options. A packet with options may be routed to another address than the
+/// one in its header.
 const V4_PLAIN: i32 = 0x45;
 const VERSION: i32 = 0xf0;
 const VERSION_6: i32 = 0x60;
-/// The next-header value of the IPv6 routing header, which could route a packet elsewhere, too. No header that a step
-/// may add precedes it.
+/// The next-header value of the IPv6 routing header, which could route a packet to another address. A step cannot add a
+/// header before the routing header, so only the first next-header value is checked.
 const ROUTING_HEADER: i32 = 43;
 
 fn packets() -> Vec<BpfInstruction> {
@@ -158,7 +160,7 @@ impl Code {
         self.refusals.push(jump);
     }
 
-    /// Copies the beginning of the packet to the frame. A step sends no shorter packet.
+    /// Copies the beginning of the packet to the frame. Refuses a shorter packet, which no step needs.
     fn load_header(&mut self, length: i32) {
         self.push(MOVE, 1, CONTEXT, 0, 0);
         self.push(SET, 2, 0, 0, 0);

@@ -184,7 +184,7 @@ fn check_device(path: &str, own: &DiskNames, may_lack: bool) -> Option<String> {
     if let Some(number) = name.strip_prefix("loop")
         && number.starts_with(|c: char| c.is_ascii_digit())
     {
-        return Some(format!("`{path}` is a loop device of the builder; no instance has it"));
+        return Some(format!("`{path}` is a loop device of the builder, which no instance has"));
     }
     if may_lack {
         return None;
@@ -205,7 +205,7 @@ fn check_device(path: &str, own: &DiskNames, may_lack: bool) -> Option<String> {
     // The kernel numbers software RAID and device-mapper devices in the order in which it finds them. /dev/md/ and
     // /dev/mapper/ have stable names.
     kernels.then(|| {
-        format!("`{path}` depends on the machine: an instance may have another disk or none of that name")
+        format!("`{path}` depends on the machine, because an instance may have another disk with that name or none")
     })
 }
 

@@ -55,7 +55,7 @@ pub struct BootBaseline {
 
 impl BootBaseline {
     pub fn of(inside: &ImageTree) -> Result<Self> {
-        let doing = "reading what the base boots from";
+        let doing = "reading the boot files of the base";
         let texts = texts(inside).context(doing)?.into_iter().map(|(path, _, text)| (path, text)).collect();
         Ok(Self { texts, kernels: kernels::find_kernels(inside).context(doing)? })
     }
@@ -67,7 +67,7 @@ pub async fn check_bootable(place: &MountedImage<'_>, before: &BootBaseline, rep
     let mut found = Vec::new();
     for (path, kind, text) in texts(place.inside)? {
         if before.texts.get(&path) != Some(&text) {
-            report.detail(format!("{path} has changed: checking that it names the image's own disk"));
+            report.detail(format!("checking that {path}, which has changed, names the image's own disk"));
             let findings = device_names::lint(kind, &String::from_utf8_lossy(&text), &own);
             found.extend(
                 findings.into_iter().map(|finding| format!("{path}:{}: {}", finding.line, finding.what)),
@@ -110,7 +110,8 @@ async fn check_kernel(
                 drivers
             }
             Err(error) if error.is::<crate::formats::initramfs::UnknownFormat>() => {
-                report.warn(format!("{path}: it is {error}, so it is unknown whether nvme is in it"));
+                report
+                    .warn(format!("{path}: it is {error}, so it is unknown whether it has the nvme driver"));
                 DriverSet { nvme: true, ..built_in }
             }
             Err(error) => return Ok(vec![format!("{path}: {error:#}")]),
@@ -180,8 +181,10 @@ fn fail_if_any(found: &[String], own: &DiskNames) -> Result<()> {
     if let Some(more) = found.len().checked_sub(NAMED_MAX).filter(|more| *more > 0) {
         list += &format!("\n    and {more} more");
     }
-    let mut hint =
-        String::from("A package or a script of this bake wrote it. Correct it there, or in a later [[run]].");
+    let mut hint = String::from(
+        "A package or a script of this bake wrote these files. Correct the script, or add a [[run]] that corrects \
+         the files.",
+    );
     let names = own.names();
     if !names.is_empty() {
         hint += &format!(" The image's own disk has {}.", names.join(", "));

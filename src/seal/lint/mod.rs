@@ -127,7 +127,8 @@ pub fn lint(inside: &ImageTree, work: &ProvisionContext<'_>, before: &LintBaseli
     found.retain(|finding| !is_excluded(&work.image.keep, &finding.path));
     let Some(first) = found.first() else { return Ok(()) };
     let hint = format!(
-        "Remove it in a script. If every instance should have it, accept it in image.toml: [clean] keep = [\"{}\"].",
+        "Remove them in a script. If every instance should have one of them, accept it in image.toml: \
+         [clean] keep = [\"{}\"].",
         first.path
     );
     let more = found.len().saturating_sub(NAMED_MAX);
@@ -173,7 +174,7 @@ fn machine_data(inside: &ImageTree) -> Result<Vec<Finding>> {
         if let Some(link) = leads_elsewhere(inside, path)? {
             add(
                 &link,
-                "a symlink in place of a directory that has to be cleaned: its target was not cleaned",
+                "a symlink in place of a directory that has to be cleaned; its target was not cleaned",
             );
         } else if is_directory(inside, path)? {
             inside.walk(path, &mut |path, stat| {
@@ -185,7 +186,7 @@ fn machine_data(inside: &ImageTree) -> Result<Vec<Finding>> {
         }
     }
     if let Some(link) = leads_elsewhere(inside, rules::LOGS)? {
-        add(&link, "a symlink in place of a directory that has to be cleaned: its target was not cleaned");
+        add(&link, "a symlink in place of a directory that has to be cleaned; its target was not cleaned");
     } else if is_directory(inside, rules::LOGS)? {
         inside.walk(rules::LOGS, &mut |path, stat| {
             let journal = path.starts_with("/var/log/journal/");
@@ -243,7 +244,7 @@ fn bake_leftovers(
         }
     }
     if before.has_builders_resolv_conf && !placed(RESOLV_CONF) {
-        add(RESOLV_CONF, "a package copied this machine's name servers there");
+        add(RESOLV_CONF, "it names this machine's name servers, which a package copied");
     }
     Ok(found)
 }

@@ -103,7 +103,7 @@ pub fn api_directory(root: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
     open().map_err(|error| {
         crate::error::Kind::Step
             .failure(format!("the image's /{name} is not a directory ({error})"))
-            .hint("A step mounts its own there. Make it a directory in the base image.")
+            .hint("Each step has a file system mounted on it. Make it a directory in the base image.")
             .into()
     })
 }

@@ -20,8 +20,9 @@ use std::future::{Future, poll_fn};
 use std::rc::Rc;
 use std::sync::Arc;
 
-/// The maximum number of blocks in memory, which are being read, queued or being sent: 24 MiB. EBS direct accepts fewer
-/// than 1000 puts a second for one snapshot, so more blocks would help only if a put took longer than 48 ms.
+/// The maximum number of blocks in memory (24 MiB). These blocks are being read, queued or being sent. EBS direct
+/// accepts fewer than 1000 puts a second for one snapshot, so more blocks would help only if a put took longer than 48
+/// ms.
 pub const MAX_BLOCKS_IN_MEMORY: usize = 48;
 
 /// A complete snapshot, and the blocks that were uploaded to it.
@@ -32,9 +33,9 @@ pub struct UploadedSnapshot {
 }
 
 /// Uploads a source as a snapshot and returns when the snapshot is complete. `on_progress` gets the number of bytes
-/// uploaded so far. If the cloud discards the snapshot because it took too long, it is deleted, and the source is
-/// uploaded once more. Register the clean-up action for the snapshots of `spec.run` before. Dropping the future stops
-/// the reading threads.
+/// uploaded so far. If the snapshot expires because the upload took too long, the snapshot is deleted, and the source
+/// is uploaded once more. Register the clean-up action for the snapshots of `spec.run` before this call. Dropping the
+/// future stops the reading threads.
 pub async fn upload(
     blocks: &dyn BlockApi,
     spec: &NewSnapshot,
@@ -44,7 +45,7 @@ pub async fn upload(
     upload_started(blocks, spec, blocks.start(spec), source, on_progress).await
 }
 
-/// Like [`upload`], for a snapshot that is being started. `started` returns its id.
+/// Like [`upload`], for a snapshot that is being started. `started` returns the snapshot's id.
 pub async fn upload_started(
     blocks: &dyn BlockApi,
     spec: &NewSnapshot,
@@ -56,8 +57,8 @@ pub async fn upload_started(
         Err(error) if error.chain().any(|cause| cause.is::<SnapshotExpired>()) => error,
         result => return result,
     };
-    // The expired snapshot is removed now. The clean-up action would not remove it, because it is cancelled when the
-    // second snapshot becomes an image.
+    // The expired snapshot is removed now. The clean-up action would not remove it, because the action is cancelled
+    // when the second snapshot becomes an image.
     let cleaned = blocks.ensure_no_snapshots(&spec.run).await;
     cleaned.with_context(|| {
         format!("removing the snapshot before another attempt, after this error: {error:#}")
@@ -125,19 +126,19 @@ async fn put_all(
         on_progress(sent.borrow().len() as u64 * BLOCK as u64);
         Ok(())
     };
-    // No limit here: the feed has one, in blocks.
+    // No limit is set here, because the feed limits the number of blocks.
     stream::poll_fn(|cx| feed.poll_next(cx)).try_for_each_concurrent(None, put).await?;
     Ok(sent.into_inner())
 }
 
 /// Returns the clean-up action that removes all snapshots of the run. Register it before a snapshot is started.
 pub fn snapshot_debt(blocks: Rc<dyn BlockApi>, run: &RunId) -> Debt {
-    let of = run.clone();
+    let of_run = run.clone();
     Debt {
         due: Due::OnFailure,
         what: format!("the snapshot of run {run}"),
         command: undo::sweep_command(run),
-        pay: Box::new(move || Box::pin(async move { blocks.ensure_no_snapshots(&of).await })),
+        pay: Box::new(move || Box::pin(async move { blocks.ensure_no_snapshots(&of_run).await })),
         keep: None,
     }
 }

@@ -30,7 +30,8 @@ fn filled(byte: u8) -> Vec<u8> {
     vec![byte; BLOCK]
 }
 
-/// Blocks that contain their index. Every seventh one is not to be uploaded. Counts the blocks in memory.
+/// A source whose blocks contain their index. Every seventh block is not to be uploaded. The source counts the blocks
+/// in memory.
 #[derive(Default)]
 struct Numbers {
     count: u32,
@@ -231,29 +232,29 @@ async fn the_snapshot_is_compared_with_what_was_uploaded_and_the_parent() {
     assert_eq!(check(good, None).await, "");
     // Missing blocks are zeros.
     assert_eq!(check(&[good[0], good[3]], None).await, "");
-    assert_eq!(check(good, Some(9)).await, "block 9 of snap-child differs from what was uploaded");
-    assert_eq!(check(good, Some(1)).await, "block 1 of snap-child differs from what was uploaded");
+    assert_eq!(check(good, Some(9)).await, "block 9 of snap-child differs from the uploaded block");
+    assert_eq!(check(good, Some(1)).await, "block 1 of snap-child differs from the uploaded block");
     assert_eq!(
         check(good, Some(0)).await,
         "block 0 of snap-child differs from the block of its parent snap-parent"
     );
     assert_eq!(
         check(&good[..3], None).await,
-        "block 9 of snap-child differs from what was uploaded: the block is missing"
+        "block 9 of snap-child differs from the uploaded block, because it is missing"
     );
     assert_eq!(
         check(&good[1..], None).await,
-        "block 0 of snap-child differs from the block of its parent snap-parent: the block is missing"
+        "block 0 of snap-child differs from the block of its parent snap-parent, because it is missing"
     );
     let zeros = filled(0);
     let more = [good, &[(10, &zeros[..])]].concat();
     assert_eq!(check(&more, None).await, "");
     assert_eq!(
         check(&more, Some(10)).await,
-        "block 10 of snap-child differs from zeros, although it was never written"
+        "block 10 of snap-child differs from zeros, although oven never wrote it"
     );
     let alone = verify(&fake, &child(good), &sent, None).await.unwrap_err();
-    assert_eq!(alone.to_string(), "block 0 of snap-child differs from zeros, although it was never written");
+    assert_eq!(alone.to_string(), "block 0 of snap-child differs from zeros, although oven never wrote it");
 }
 
 fn raw(file: &File) -> Arc<RawDisk> {
@@ -301,5 +302,5 @@ async fn a_download_reads_concurrently_and_ends_at_the_first_error() {
     assert_eq!(format!("{error:#}"), text);
     let small = fake.with("snap-2", 1, &[(2048, &data)]);
     let error = download(&fake, &small, &file).await.unwrap_err();
-    assert_eq!(error.to_string(), "snap-2 has blocks beyond its 1 GiB");
+    assert_eq!(error.to_string(), "snap-2 has blocks beyond its size of 1 GiB");
 }

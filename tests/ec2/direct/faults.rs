@@ -136,7 +136,7 @@ fn d1_a_public_base_is_copied_once_and_that_is_said_before() {
     // Said before it happens.
     world.until_called(&mut run, "copy", |call| call.action == "CopySnapshot" && !call.dry_run);
     let told = run.told();
-    assert!(told.contains("into this account, once") && told.contains("GiB"), "{told}");
+    assert!(told.contains("into this account, because") && told.contains("GiB"), "{told}");
     let ended = run.end(HANGS, "copied");
     let told = || format!("{:?}\n{}\n{}", ended.code(), ended.err, calls(&world));
     assert_eq!(ended.code(), Some(0), "{}", told());
@@ -150,7 +150,7 @@ fn d1_a_public_base_is_copied_once_and_that_is_said_before() {
         other.err,
         calls(&world)
     );
-    assert!(!other.err.contains("into this account, once"), "it is there already: {}", other.err);
+    assert!(!other.err.contains("into this account, because"), "it is there already: {}", other.err);
     // The copy is a result: no sweep removes it.
     let before = world.made();
     assert_eq!((before.images.len(), before.snapshots.len()), (2, 3), "{before:#?}");

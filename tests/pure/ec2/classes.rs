@@ -174,7 +174,7 @@ async fn terminal() {
         ("SnapshotLimitExceeded", &["SnapshotLimitExceeded", "quota", "(request "]),
         ("AMIQuotaExceeded", &["AMIQuotaExceeded", "quota", "(request "]),
         ("ResourceLimitExceeded", &["ResourceLimitExceeded", "(request "]),
-        ("PendingVerification", &["PendingVerification", "its mail", "(request "]),
+        ("PendingVerification", &["PendingVerification", "its e-mail", "(request "]),
         ("OperationNotPermitted", &["OperationNotPermitted", "(request "]),
     ];
     let mut cases = Vec::new();

@@ -61,7 +61,7 @@ async fn r0_7_r0_8_unfit_bases() {
             "0.7",
             |i| i.product_codes.push("abc".into()),
             Kind::Definition,
-            &["product code abc", "stopped instances only"],
+            &["product code abc", "only to a stopped instance"],
         ),
         (
             "0.8 deregistered",
@@ -82,7 +82,7 @@ async fn r0_7_r0_8_unfit_bases() {
             Kind::Definition,
             &["instance store"],
         ),
-        ("0.8 architecture", other, Kind::Definition, &["this builder is", "image's architecture"]),
+        ("0.8 architecture", other, Kind::Definition, &["this builder's is", "image's architecture"]),
         ("0.8 i386", |i| i.architecture = "i386".into(), Kind::Definition, &["i386"]),
         ("0.8 paravirtual", |i| i.virtualization = "paravirtual".into(), Kind::Definition, &["paravirtual"]),
         ("0.8 no root", |i| i.mappings.clear(), Kind::Definition, &["has no mapping for its root device"]),
@@ -135,7 +135,7 @@ async fn r0_8_unavailable_images() {
     let named = BaseRef::Name { name: "base".into(), owner: Some("self".into()) };
     let error = fixture.ec2().base(&named).await.unwrap_err();
     is_of(&error, Kind::NotFound);
-    says(&error, &["no such image", "Check the owner"], "by name");
+    says(&error, &["no matching image", "Check the owner"], "by name");
     assert_eq!(fixture.calls(), ["DescribeImages"; 3], "asked once each");
     fixture.holds_nothing("bases that are not available");
 }

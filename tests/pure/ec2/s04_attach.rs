@@ -152,7 +152,7 @@ async fn r4_4_no_device() {
             }
             Err(error) => {
                 assert!(!baked, "{error:#}");
-                says(&error, &["no such device", "500ms", "NVMe disk", "--instance-id"], "4.4");
+                says(&error, &["does not show it", "500ms", "NVMe disk", "--instance-id"], "4.4");
                 fixture.holds_nothing("4.4");
             }
         }
@@ -229,7 +229,7 @@ async fn r4_8_ends_with_the_instance() {
 /// Row 5.5: two disks with our serial, and 5.8, one that cannot be asked: refused, and not tried again.
 #[tokio::test]
 async fn r5_5_r5_8_no_guess() {
-    for text in ["2 disks have the serial", "did not answer whether it is"] {
+    for text in ["2 disks have the serial", "cannot verify that"] {
         let fixture = Ec2Fixture::new(options(Vec::new()));
         let ec2 = fixture.ec2_with(|o| {
             o.devices = Rc::new(move |_| Err(Kind::Machine.failure(text).hint("`nvme list`").into()))

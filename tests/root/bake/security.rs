@@ -48,7 +48,7 @@ fn a_strangers_region_is_not_used() {
     fs::remove_dir(region.join("volumes")).unwrap();
     symlink(world.path("elsewhere"), region.join("volumes")).unwrap();
     let (_, err) = world.expect(8, &["images", "list"]);
-    assert!(err.contains("volumes is not a directory, but a link or a file"), "{err}");
+    assert!(err.contains("volumes is a link or a file, not a directory"), "{err}");
     fs::remove_file(region.join("volumes")).unwrap();
     symlink(&precious, region.join("lock")).unwrap();
     let raw = world.path("raw");

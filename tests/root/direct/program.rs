@@ -300,7 +300,7 @@ fn a_full_disk_of_this_machine_is_told_and_leaves_nothing() {
         .unwrap();
     let err = stderr(&output);
     assert_eq!(output.status.code(), Some(8), "{err}");
-    assert!(err.contains("No space left on device") && err.contains("Free space there"), "{err}");
+    assert!(err.contains("No space left on device") && err.contains("Free some space"), "{err}");
     assert!(err.contains("/full/kept") || err.contains("/full/blocks"), "it says where: {err}");
     let left = String::from_utf8(output.stdout).unwrap();
     assert_eq!(left.lines().count(), 2, "the base's record and data alone: {left}");

@@ -119,7 +119,7 @@ fn binds_of_binds_do_not_fill_the_mount_table() {
     let disk = recursive_binds(40);
     let start = Instant::now();
     let error = disk.refused();
-    assert!(error.contains("its recursive binds create too many mounts"), "{error}");
+    assert!(error.contains("the recursive binds of the image's fstab create too many mounts"), "{error}");
     assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
 }
 
@@ -305,7 +305,7 @@ fn a_root_that_is_not_last_does_not_grow() {
         let device = disk.device();
         let error = Root::mount(&device, scratch, &GROW, &Report::silent()).await.err().unwrap();
         assert!(
-            format!("{error:#}").contains("partition 1 cannot grow: partition 2 follows it"),
+            format!("{error:#}").contains("partition 1 cannot grow, because partition 2 follows it"),
             "{error:#}"
         );
         assert_eq!(Kind::of(&error), Kind::Definition);
@@ -335,7 +335,7 @@ fn a_copy_in_another_mount_namespace_keeps_it_from_closing() {
         let space = fs::read_link(format!("/proc/{pid}/ns/mnt")).unwrap();
         let space = space.to_str().unwrap().trim_start_matches("mnt:").to_owned();
         assert!(
-            text.contains(&format!("process {pid} (sleep) has it mounted on")) && text.contains(&space),
+            text.contains(&format!("process {pid} (sleep) has mounted it on")) && text.contains(&space),
             "{text}"
         );
         assert_eq!(Kind::of(&error), Kind::Machine);
@@ -494,8 +494,8 @@ fn mount_points_are_resolved_inside() {
     for (plant, wanted) in [
         ((|root: &Path| symlink("/etc", root.join("data")).unwrap()) as fn(&Path), Ok("etc")),
         (|root| symlink("../../../../../../etc", root.join("data")).unwrap(), Ok("etc")),
-        (|root| symlink("/", root.join("data")).unwrap(), Err("leads to the root itself")),
-        (|root| symlink("..", root.join("data")).unwrap(), Err("leads to the root itself")),
+        (|root| symlink("/", root.join("data")).unwrap(), Err("resolves to the root directory")),
+        (|root| symlink("..", root.join("data")).unwrap(), Err("resolves to the root directory")),
         (|root| symlink("data", root.join("data")).unwrap(), Err("creating the directory /data")),
         (|root| symlink("/proc/self/root/tmp", root.join("data")).unwrap(), Err("/data")),
         (
@@ -536,7 +536,7 @@ fn a_shared_namespace_is_refused() {
         loop_disk::share(scratch);
         let device = disk.device();
         let error = Root::mount(&device, scratch, &PLAIN, &Report::silent()).await.err().unwrap();
-        assert!(format!("{error:#}").contains("would be visible outside"), "{error:#}");
+        assert!(format!("{error:#}").contains("would be visible to other processes"), "{error:#}");
         assert_eq!(disk.mounts(), 0);
     });
 }
@@ -553,10 +553,7 @@ fn a_disk_that_changed_is_not_touched() {
         let path = device.path.clone();
         disk.table_on(&path, "label: gpt\nstart=2048, size=67584, type=L\n");
         let error = Root::mount(&device, scratch, &PLAIN, &Report::silent()).await.err().unwrap();
-        assert!(
-            format!("{error:#}").contains("p1 is not at the place of partition 1 in the table"),
-            "{error:#}"
-        );
+        assert!(format!("{error:#}").contains("p1 differs from partition 1 of the table"), "{error:#}");
         device.rdev += 1;
         let error = Root::mount(&device, scratch, &PLAIN, &Report::silent()).await.err().unwrap();
         assert!(format!("{error:#}").contains("no longer the device"), "{error:#}");

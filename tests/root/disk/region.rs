@@ -290,7 +290,7 @@ fn a_full_disk_is_named_and_nothing_is_left_on_it() {
             let region = Region::open(&path.join("small/region")).unwrap();
             let error = import(&region, &path).await.unwrap_err();
             let text = format!("{error:#}");
-            assert!(text.contains("/small/region/snapshots: 6 MiB are needed, 1 MiB is free"), "{text}");
+            assert!(text.contains("/small/region/snapshots: 6 MiB are needed, and 1 MiB is free"), "{text}");
             assert_eq!(Kind::of(&error), Kind::Machine);
             for kind in ["images", "snapshots"] {
                 assert_eq!(region.dir().join(kind).read_dir().unwrap().count(), 0);

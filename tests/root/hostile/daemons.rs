@@ -56,7 +56,7 @@ fn services_do_not_start() {
     let (disk, baked) = lab.image();
     assert_eq!(disk.list("/started"), [".keep"], "{}", baked.err);
     assert!(disk.list("/etc/systemd/system/multi-user.target.wants").contains(&"nest.service".to_owned()));
-    assert!(!baked.err.contains("still running"), "{}", baked.err);
+    assert!(!baked.err.contains("left processes running"), "{}", baked.err);
     assert_eq!(disk.read("/usr/sbin/policy-rc.d"), None);
 }
 

@@ -313,7 +313,7 @@ fn a_test_that_fails_and_a_run_without_network() {
     let (code, text) = lab.bake().failure();
     assert_eq!(code, STEP);
     assert!(text.contains("image.toml:3: the [[test]] bad.sh failed: bad.sh: exit status 3"), "{text}");
-    assert!(text.contains("it is broken") && text.contains("No image is made"), "{text}");
+    assert!(text.contains("it is broken") && text.contains("oven makes no image"), "{text}");
 
     lab.script(
         "fetch.sh",

@@ -159,7 +159,7 @@ fn a_secret_in_the_image_fails_the_bake() {
         let baked = lab.bake();
         let (code, text) = baked.failure();
         assert_eq!(code, STEP, "{text}");
-        assert!(text.contains(&format!("{path}: holds the secret TOKEN")), "{text}");
+        assert!(text.contains(&format!("{path}: contains the secret TOKEN")), "{text}");
         assert!(!text.contains("hunter2") && !baked.log.contains("hunter2"), "{text}");
     }
     // What is removed again is not there, nor is what a test writes.
@@ -180,7 +180,7 @@ fn bats_of_the_image_and_none() {
     lab.define("[[test]]\nbats = \"tests/web.bats\"\nargs = [\"--filter\", \"a b\"]\n");
     let (code, text) = lab.bake().failure();
     assert_eq!(code, DEFINITION);
-    assert!(text.contains("image.toml:3: `bats` of [[test]]: the image has no bats"), "{text}");
+    assert!(text.contains("image.toml:3: `bats` of [[test]] needs bats"), "{text}");
     assert!(text.contains("`packages`"), "{text}");
     program(&lab, "bats", "printf '<%s>' \"$@\"\necho\ntouch /written\ntest -f \"$3\"");
     let baked = lab.bake();
@@ -247,9 +247,6 @@ fn a_plugin_that_does_not_bring_ansible_is_told() {
     lab.define("[[ansible]]\nplaybook = \"site.yml\"\n");
     let (code, text) = lab.bake_with(|plan| plan.tools = None).failure();
     assert_eq!(code, DEFINITION);
-    assert!(
-        text.contains("image.toml:3: `playbook` of [[ansible]]: the image has no ansible-playbook"),
-        "{text}"
-    );
-    assert!(text.contains("add Ansible to `packages`"), "{text}");
+    assert!(text.contains("image.toml:3: `playbook` of [[ansible]] needs ansible-playbook"), "{text}");
+    assert!(text.contains("Add Ansible to `packages`"), "{text}");
 }

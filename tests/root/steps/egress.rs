@@ -385,7 +385,7 @@ fn where_it_cannot_be_kept_a_fenced_step_is_refused() {
         let error = try_run(&spec(image.root(), &["sh", "-c", "true"], true), &mut |_| ()).unwrap_err();
         assert_eq!(Kind::of(&error), Kind::Machine);
         let text = format!("{error:#}");
-        assert!(text.contains("cannot be kept from the builder's credentials"), "{text}");
+        assert!(text.contains("cannot block access to the builder's credentials"), "{text}");
         assert!(text.contains("no cgroup v2 file system is mounted"), "{text}");
         assert!(hint_of(&error).unwrap().contains("`imds = true`"));
         output(&spec(image.root(), &["sh", "-c", "true"], false));

@@ -26,7 +26,7 @@ fn exit_codes_and_signals_are_told() {
     assert_eq!(status(&["sh", "-c", "kill -15 $$"]).0.status.to_string(), "killed by SIGTERM");
     let (exit, lines) = status(&["no-such-program"]);
     assert_eq!(exit.status, ExitStatus::Exited(127));
-    assert_eq!(lines, ["oven: no-such-program: the image has no such program"]);
+    assert_eq!(lines, ["oven: no-such-program: the program was not found in the image"]);
     write_program(&image.path("bin/orphan"), "#!/bin/no-such-shell\n");
     let (exit, lines) = status(&["orphan"]);
     assert_eq!(exit.status, ExitStatus::Exited(126));
@@ -49,7 +49,7 @@ fn output_is_lines_in_order_and_bounded() {
         line.clone_into(&mut last);
     }));
     assert!(exit.unwrap().status.success());
-    assert_eq!(last, "(output cut: more than 64 MiB)");
+    assert_eq!(last, "(the output is longer than 64 MiB and is cut off)");
     assert!(bytes < 65 << 20, "{bytes}");
 }
 

@@ -122,7 +122,8 @@ fn what_cannot_be_removed_after_a_failed_step_is_not_told_instead_of_it() {
             (0, Err(error)) => {
                 let text = format!("{error:#}");
                 assert!(
-                    text.contains("clearing the image after a step") && text.contains("policy-rc.d"),
+                    text.contains("removing the step's temporary files from the image")
+                        && text.contains("policy-rc.d"),
                     "{text}"
                 );
             }
@@ -158,7 +159,7 @@ fn hosts_files_are_bound_read_only() {
     for (bind, said) in [
         (bind("debs", "/etc/ca.pem"), "is a directory, but the image's /etc/ca.pem is a file"),
         (bind("none", "/run/x"), "No such file"),
-        (bind("ca.pem", "/etc/none"), "the image has no /etc/none"),
+        (bind("ca.pem", "/etc/none"), "/etc/none was not found in the image"),
     ] {
         spec.binds = vec![bind];
         let error = format!("{:#}", try_run(&spec, MINUTE).unwrap_err());
@@ -182,12 +183,12 @@ fn a_bind_that_was_exchanged_is_refused() {
     fs::rename(project.join("web"), project.join("away")).unwrap();
     symlink("../secrets", project.join("web")).unwrap();
     let error = try_run(&spec, MINUTE).unwrap_err();
-    assert!(format!("{error:#}").contains("secrets, out of the project"), "{error:#}");
+    assert!(format!("{error:#}").contains("secrets, which is outside the project"), "{error:#}");
     // One of the directories above it.
     fs::rename(&project, host.path().join("gone")).unwrap();
     fs::create_dir(host.path().join("other")).unwrap();
     fs::create_dir(host.path().join("other/web")).unwrap();
     symlink("other", &project).unwrap();
     let error = try_run(&spec, MINUTE).unwrap_err();
-    assert!(format!("{error:#}").contains("other/web, out of the project"), "{error:#}");
+    assert!(format!("{error:#}").contains("other/web, which is outside the project"), "{error:#}");
 }

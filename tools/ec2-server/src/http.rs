@@ -76,14 +76,16 @@ async fn handle(ctx: &Rc<Ctx>, request: Request, builder: &Builder) -> std::resu
     query(ctx, headers, body).await
 }
 
-fn record(
-    ctx: &Ctx,
-    service: &str,
-    action: &str,
-    params: &BTreeMap<String, String>,
+/// A call as it came in.
+struct Received<'a> {
+    service: &'a str,
+    action: &'a str,
+    params: &'a BTreeMap<String, String>,
     dry_run: bool,
-    answer: String,
-) {
+}
+
+fn record(ctx: &Ctx, received: &Received<'_>, answer: String) {
+    let Received { service, action, params, dry_run } = *received;
     let call = Call {
         service: service.to_owned(),
         action: action.to_owned(),
@@ -116,7 +118,9 @@ async fn metadata(
 ) -> std::result::Result<Answer, Dropped> {
     let name = format!("{method} {path}");
     let fault = spoil(ctx, &name, false);
-    let told = |how| record(ctx, "imds", &name, &BTreeMap::new(), false, how);
+    let (action, params) = (&name, &BTreeMap::new());
+    let received = Received { service: "imds", action, params, dry_run: false };
+    let told = |how| record(ctx, &received, how);
     if let Some(answer) = before(&fault, told).await? {
         return Ok(answer);
     }
@@ -129,7 +133,7 @@ async fn metadata(
         let state = ctx.state();
         ctx.imds.borrow_mut().answer(method, path, &given, builder, &state.options)
     };
-    record(ctx, "imds", &name, &BTreeMap::new(), false, status.to_string());
+    record(ctx, &received, status.to_string());
     let mut answer = answer(status, "text/plain", body);
     if let (200, "PUT", Some(ttl)) = (status, method, headers.get(imds::TTL)) {
         // Without it the SDKs do not take the token.
@@ -147,7 +151,8 @@ async fn ssm(ctx: &Rc<Ctx>, action: &str, body: &[u8]) -> std::result::Result<An
             .into_iter()
             .map(|(name, value)| (name, value.as_str().map_or_else(|| value.to_string(), str::to_owned)))
             .collect();
-    let told = |how| record(ctx, "ssm", action, &params, false, how);
+    let received = Received { service: "ssm", action, params: &params, dry_run: false };
+    let told = |how| record(ctx, &received, how);
     if let Some(answer) = before(&fault, told).await? {
         return Ok(answer);
     }
@@ -157,7 +162,7 @@ async fn ssm(ctx: &Rc<Ctx>, action: &str, body: &[u8]) -> std::result::Result<An
         Ok(value) => (200, "200".to_owned(), value.to_string()),
         Err(refusal) => (refusal.status, refusal.code.clone(), others::ssm_error(&refusal)),
     };
-    record(ctx, "ssm", action, &params, false, told);
+    record(ctx, &received, told);
     after(&fault, answer(status, kind, body)).await
 }
 
@@ -216,14 +221,17 @@ async fn query(ctx: &Rc<Ctx>, headers: &Head, body: &[u8]) -> std::result::Resul
             let mut params = Params::parse(body).unwrap_or_default();
             params.text("Version");
             let action = params.text("Action").unwrap_or_else(|| String::from_utf8_lossy(body).into_owned());
-            record(ctx, "ec2", &action, params.fields(), false, refusal.code.clone());
+            let params = params.fields();
+            let received = Received { service: "ec2", action: &action, params, dry_run: false };
+            record(ctx, &received, refusal.code.clone());
             return Ok(no_such(&refusal));
         }
     };
     let given = params.fields().clone();
     if service == "sts" {
         let result = others::sts(&action, params, &ctx.state().options);
-        record(ctx, "sts", &action, &given, false, "200".into());
+        let received = Received { service: "sts", action: &action, params: &given, dry_run: false };
+        record(ctx, &received, "200".into());
         return Ok(match result {
             Ok(body) => answer(200, "text/xml", body),
             Err(refusal) => no_such(&refusal),
@@ -240,7 +248,8 @@ async fn query(ctx: &Rc<Ctx>, headers: &Head, body: &[u8]) -> std::result::Resul
     };
     let wait = ctx.state().latency(&action);
     sleep(wait).await;
-    let told = |how| record(ctx, "ec2", &action, &given, dry_run, how);
+    let received = Received { service: "ec2", action: &action, params: &given, dry_run };
+    let told = |how| record(ctx, &received, how);
     if let Some(answer) = before(&fault, told).await? {
         return Ok(answer);
     }

@@ -43,13 +43,13 @@ impl EbsState {
             .await?;
         let wrong = |text: String| ApiError::broken(action, &what, text, ErrorClass::Terminal);
         if let Some(size) = answer.block_size.filter(|size| *size != BLOCK as i32) {
-            return Err(wrong(format!("blocks of {size} bytes: {BLOCK} are known")));
+            return Err(wrong(format!("the blocks have {size} bytes, but oven supports only {BLOCK}")));
         }
         let blocks = answer.blocks.unwrap_or_default().into_iter().map(|block| {
             let index = block.block_index.and_then(|index| u32::try_from(index).ok());
             index
                 .zip(block.block_token.map(String::into_boxed_str))
-                .ok_or_else(|| wrong("a block without its index or token".to_owned()))
+                .ok_or_else(|| wrong("a block has no index or no token".to_owned()))
         });
         Ok(Page {
             size_gib: answer.volume_size.and_then(|size| u64::try_from(size).ok()).unwrap_or(0),

@@ -88,9 +88,9 @@ impl Ebs {
         let without_parent = spec.parent.is_none();
         let key = spec.kms_key.clone().filter(|_| without_parent && spec.encrypted);
         if let Some(key) = key.as_ref().filter(|key| !key.starts_with("arn:")) {
-            let failure = Kind::Definition.failure(format!("EBS direct does not take the key {key:?}"));
+            let failure = Kind::Definition.failure(format!("EBS direct does not accept the key {key:?}"));
             return Err(failure
-                .hint("Give the key's ARN as kms_key: arn:aws:kms:REGION:ACCOUNT:key/….")
+                .hint("Set kms_key to the key's ARN: arn:aws:kms:REGION:ACCOUNT:key/….")
                 .into());
         }
         let what = match &spec.parent {
@@ -143,7 +143,9 @@ impl Ebs {
         self.ec2.born(&id.0);
         shared.born(&id);
         if let Some(size) = started.block_size.filter(|size| *size != BLOCK as i32) {
-            return Err(Kind::Cloud.error(format!("{id} has blocks of {size} bytes: {BLOCK} are known")));
+            return Err(
+                Kind::Cloud.error(format!("{id} has blocks of {size} bytes, but oven supports only {BLOCK}"))
+            );
         }
         Ok(id)
     }
@@ -218,7 +220,7 @@ impl Ebs {
                     let put = put.map_err(|error| ApiError::of(&PUT_SNAPSHOT_BLOCK, what, error))?;
                     match put.checksum.as_deref().and_then(digest_of) {
                         Some(other) if other != digest => {
-                            let text = "EBS returned another checksum".to_owned();
+                            let text = "EBS returned a wrong checksum".to_owned();
                             Err(ApiError::broken(&PUT_SNAPSHOT_BLOCK, what, text, ErrorClass::Lost))
                         }
                         _ => Ok(()),
@@ -301,7 +303,7 @@ impl Ebs {
         // The debt removes it in any case; a failure to delete it does not hide the first error.
         match self.ec2.send_delete(id).await {
             Err(refused) if refused.class != ErrorClass::Done => {
-                error.context(format!("{id} is still there ({refused})"))
+                error.context(format!("{id} cannot be deleted ({refused})"))
             }
             _ => error,
         }

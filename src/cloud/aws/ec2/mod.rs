@@ -264,7 +264,7 @@ pub(crate) fn sdk_timeouts(timeouts: &Timeouts) -> TimeoutConfig {
 }
 
 fn not_an_instance() -> anyhow::Error {
-    let hint = "Bake on an EC2 instance, or name it with --instance-id ID --zone ZONE.";
+    let hint = "Bake on an EC2 instance, or name the instance with --instance-id ID --zone ZONE.";
     Kind::Machine.failure("the id and zone of this EC2 instance are unknown").hint(hint).into()
 }
 
@@ -292,6 +292,15 @@ impl Cloud for Ec2 {
 
     async fn replace_failed(&self, name: &str) -> Result<Option<ImageId>> {
         self.replace(name).await
+    }
+
+    async fn remove(&self, _: &ImageId, _: &SnapshotId) -> Result<()> {
+        let failure = Kind::Usage.failure("`oven images remove` works only with a local region");
+        Err(failure.hint("In AWS, use AWS's own tools.").into())
+    }
+
+    fn removal_command(&self, id: &ImageId) -> String {
+        format!("aws ec2 deregister-image --image-id {id}")
     }
 
     async fn stale_runs(&self, older_than: Option<Duration>) -> Result<Vec<StaleRun>> {

@@ -80,8 +80,7 @@ async fn who(
     let wanted = given.region.map(|region| (region, "--region or oven.toml")).or(environment);
     if let Some((wanted, by)) = wanted.filter(|(wanted, _)| *wanted != region) {
         let text = format!("{id} is in {zone}, but {by} sets the region {wanted}");
-        let hint =
-            "A volume can be attached only in its instance's own zone: bake on an instance of that region.";
+        let hint = "An instance can attach only volumes of its own zone. Bake on an instance of that region.";
         return Err(Kind::Usage.failure(text).hint(hint).into());
     }
     Ok(Instance { id, zone, region })
@@ -91,7 +90,7 @@ fn parse_flag(text: String, is_valid: fn(&str) -> bool, flag: &str, what: &str) 
     if is_valid(&text) {
         Ok(text)
     } else {
-        Err(Kind::Usage.error(format!("`{flag}` is {text:?}; expected {what}")))
+        Err(Kind::Usage.error(format!("`{flag}` has to be {what}, but is {text:?}")))
     }
 }
 
@@ -109,8 +108,8 @@ async fn query(imds: &Client, path: &str, is_valid: fn(&str) -> bool, what: &str
         return Ok(text);
     }
     let begin: String = text.chars().take(40).collect();
-    let text = format!("the metadata service answered {begin:?} to {path}, which is not {what}");
-    let hint = format!("If something else answers at its address, pass {FLAGS}.");
+    let text = format!("the metadata service returned {begin:?} for {path}, but that is not {what}");
+    let hint = format!("If another server responds at its address, pass {FLAGS}.");
     Err(Kind::Machine.failure(text).hint(hint).into())
 }
 
@@ -135,9 +134,12 @@ fn causes(error: &ImdsError) -> Vec<String> {
 /// Returns the reason why the metadata service does not respond, as far as the error shows it.
 fn explain(error: &ImdsError, path: &str) -> anyhow::Error {
     if let ImdsError::ErrorResponse(answer) = error {
-        let text = format!("the metadata service answered {} to {path}", answer.response().status().as_u16());
+        let text = format!(
+            "the metadata service returned the HTTP status {} for {path}",
+            answer.response().status().as_u16()
+        );
         let hint = format!(
-            "If this is not an EC2 instance, pass {FLAGS} of the one that volumes are to be attached to."
+            "If this machine is not an EC2 instance, pass {FLAGS} of the instance that volumes are attached to."
         );
         return Kind::Machine.failure(text).hint(hint).into();
     }
@@ -146,7 +148,8 @@ fn explain(error: &ImdsError, path: &str) -> anyhow::Error {
     let lacks_token = matches!(error, ImdsError::FailedToLoadToken(_));
     let (text, hint) = if has_cause("request forbidden") {
         (
-            "the metadata service is turned off for this instance (it answers 403)".to_owned(),
+            "the metadata service is turned off for this instance (it returns the HTTP status 403)"
+                .to_owned(),
             format!(
                 "Turn it on (aws ec2 modify-instance-metadata-options --http-endpoint enabled), or pass {FLAGS}."
             ),
@@ -156,10 +159,11 @@ fn explain(error: &ImdsError, path: &str) -> anyhow::Error {
         // one.
         (
             format!(
-                "the metadata service accepts the request for a token, but its answer does not arrive ({LOST_ANSWERS} tries)"
+                "the metadata service accepts a request for a token, but its response does not arrive \
+                 ({LOST_ANSWERS} attempts)"
             ),
             format!(
-                "In a container: raise the hop limit (aws ec2 modify-instance-metadata-options \
+                "In a container, raise the hop limit (aws ec2 modify-instance-metadata-options \
                  --http-put-response-hop-limit 2), use the host's network, or pass {FLAGS}."
             ),
         )
@@ -173,8 +177,8 @@ fn explain(error: &ImdsError, path: &str) -> anyhow::Error {
         )
     } else {
         (
-            format!("the metadata service does not supply {path}: {}", causes.join(": ")),
-            format!("Pass {FLAGS} to do without it."),
+            format!("cannot read {path} from the metadata service: {}", causes.join(": ")),
+            format!("Pass {FLAGS}, so that oven does not need the metadata service."),
         )
     };
     Kind::Machine.failure(text).hint(hint).into()
@@ -203,6 +207,6 @@ fn region_of(zone: &str) -> Result<&str> {
     }
     let text = format!("{zone} is not an availability zone of a region");
     let hint =
-        "Local and Wavelength Zones are not supported: use an instance in a zone such as eu-central-1a.";
+        "Local and Wavelength Zones are not supported. Use an instance in a zone such as eu-central-1a.";
     Err(Kind::Machine.failure(text).hint(hint).into())
 }

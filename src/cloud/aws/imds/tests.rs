@@ -225,14 +225,14 @@ async fn each_failure_is_explained() {
         ),
         (
             ask(Manner::Silent, InstanceOverrides::default(), None).await.unwrap_err(),
-            "the metadata service accepts the request for a token, but its answer does not arrive",
+            "the metadata service accepts a request for a token, but its response does not arrive",
             "--http-put-response-hop-limit 2",
         ),
         (
             ask(Manner::Good { id: "<html>sorry</html>", zone: "" }, InstanceOverrides::default(), None)
                 .await
                 .unwrap_err(),
-            "the metadata service answered \"<html>sorry</html>\" to /latest/meta-data/instance-id",
+            "the metadata service returned \"<html>sorry</html>\" for /latest/meta-data/instance-id",
             "--instance-id",
         ),
     ];

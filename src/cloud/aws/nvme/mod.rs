@@ -94,12 +94,14 @@ fn find_by(kernel: &impl Kernel, sys: &Path, dev: &Path, volume: &VolumeId) -> R
         Err(error) => {
             let hint = match error.raw_os_error() {
                 Some(libc::EPERM | libc::EACCES) => {
-                    "It takes CAP_SYS_ADMIN: run oven as root; a container has to be --privileged."
+                    "This needs CAP_SYS_ADMIN. Run oven as root, and a container with --privileged."
                 }
-                Some(libc::ENOTTY | libc::EINVAL) => "It is not an NVMe disk: another device has its name.",
+                Some(libc::ENOTTY | libc::EINVAL) => {
+                    "It is not an NVMe disk, although it has the name of one."
+                }
                 _ => "`dmesg` shows the disk's errors.",
             };
-            let text = format!("{} did not answer whether it is {volume}: {error}", path.display());
+            let text = format!("cannot verify that {} is {volume}: {error}", path.display());
             return Err(device_error(text, hint));
         }
     };
@@ -111,7 +113,7 @@ fn find_by(kernel: &impl Kernel, sys: &Path, dev: &Path, volume: &VolumeId) -> R
     Ok(Some(Device { node, path, rdev: disk.number, serial, trimming: None }))
 }
 
-const REPLACED: &str = "Nothing was written to it. Disks may have been swapped just now: bake again.";
+const REPLACED: &str = "oven wrote nothing to it. Perhaps disks were exchanged at this moment. Bake again.";
 
 fn device_error(text: String, hint: &str) -> anyhow::Error {
     Kind::Machine.failure(text).hint(hint).into()
@@ -149,11 +151,11 @@ fn open(kernel: &impl Kernel, path: &Path, disk: &Namespace) -> Result<Option<Ow
                 disk.name,
                 device_number_text(disk.number)
             );
-            return Err(device_error(text, "It is a stale node of a disk that was removed: delete it."));
+            return Err(device_error(text, "It is a stale node of a removed disk. Delete the node."));
         }
         None => {
             let text = format!("{} is not a block device", path.display());
-            return Err(device_error(text, "Something else has the disk's name: remove it."));
+            return Err(device_error(text, "Another file has the disk's name. Remove the file."));
         }
     }
     let same = format!("/proc/self/fd/{}", found.as_raw_fd());
@@ -184,7 +186,7 @@ fn verify(identity: &Identity<'_>, disk: &Namespace, serial: &str) -> Result<(),
     let may_be_amazon = |vendor: Option<u32>| vendor.is_none_or(|vendor| vendor == AMAZON);
     if disk.controllers.iter().any(|c| may_be_amazon(c.vendor)) || u32::from(identity.vendor) == AMAZON {
         if identity.model != EBS {
-            return Err(format!("it is a {:?}", text(identity.model)));
+            return Err(format!("its model is {:?}", text(identity.model)));
         }
         if u32::from(identity.vendor) != AMAZON {
             return Err(format!("its vendor is {:#06x}", identity.vendor));

@@ -275,7 +275,7 @@ fn hidden_paths_of_a_multipath_disk_are_skipped() {
     let machine = Machine::new();
     multipath(&machine, VENDOR_AMAZON, &["live"]);
     machine.node("nvme1n1", "259:1", &page(VENDOR_AMAZON, SERIAL.as_bytes(), QEMU));
-    assert_eq!(machine.refused(), format!("/dev/nvme1n1 is not {VOLUME}: it is a \"QEMU NVMe Ctrl\""));
+    assert_eq!(machine.refused(), format!("/dev/nvme1n1 is not {VOLUME}: its model is \"QEMU NVMe Ctrl\""));
 }
 
 #[test]
@@ -301,11 +301,23 @@ fn the_opened_disk_is_verified() {
         ("0x1d0f\n", VENDOR_AMAZON, other, EBS, "its serial is \"vol0aaaaaaaaaaaaaaaa\""),
         ("0x1b36\n", VENDOR_QEMU, other, QEMU, "its serial is \"vol0aaaaaaaaaaaaaaaa\""),
         ("0x1b36\n", VENDOR_QEMU, "", QEMU, "its serial is \"\""),
-        ("0x1d0f\n", VENDOR_AMAZON, SERIAL, INSTANCE_STORE, "it is a \"Amazon EC2 NVMe Instance Storage\""),
+        (
+            "0x1d0f\n",
+            VENDOR_AMAZON,
+            SERIAL,
+            INSTANCE_STORE,
+            "its model is \"Amazon EC2 NVMe Instance Storage\"",
+        ),
         ("0x1d0f\n", VENDOR_QEMU, SERIAL, EBS, "its vendor is 0x1b36"),
-        ("0x1b36\n", VENDOR_AMAZON, SERIAL, INSTANCE_STORE, "it is a \"Amazon EC2 NVMe Instance Storage\""),
+        (
+            "0x1b36\n",
+            VENDOR_AMAZON,
+            SERIAL,
+            INSTANCE_STORE,
+            "its model is \"Amazon EC2 NVMe Instance Storage\"",
+        ),
         // The kernel does not know the vendor: then everything is checked.
-        ("?\n", VENDOR_QEMU, SERIAL, QEMU, "it is a \"QEMU NVMe Ctrl\""),
+        ("?\n", VENDOR_QEMU, SERIAL, QEMU, "its model is \"QEMU NVMe Ctrl\""),
         ("?\n", VENDOR_AMAZON, SERIAL, EBS, ""),
     ];
     for (sysfs, vendor, serial, model, objection) in cases {
@@ -322,14 +334,14 @@ fn the_opened_disk_is_verified() {
     let machine = Machine::new();
     machine.disk(1, VENDOR_QEMU, SERIAL, QEMU);
     fs::remove_file(machine.sys("class/nvme/nvme1/device/vendor")).unwrap();
-    assert!(machine.refused().ends_with("it is a \"QEMU NVMe Ctrl\""));
+    assert!(machine.refused().ends_with("its model is \"QEMU NVMe Ctrl\""));
 }
 
 #[test]
 fn an_instance_store_is_refused_whatever_its_serial() {
     let machine = Machine::new();
     machine.disk(1, VENDOR_AMAZON, SERIAL, INSTANCE_STORE);
-    assert!(machine.refused().ends_with("it is a \"Amazon EC2 NVMe Instance Storage\""));
+    assert!(machine.refused().ends_with("its model is \"Amazon EC2 NVMe Instance Storage\""));
 }
 
 #[test]
@@ -345,7 +357,7 @@ fn a_disk_without_an_answer_is_refused_and_a_removed_one_is_absent() {
         machine.kernel(1, VENDOR_AMAZON, SERIAL, EBS);
         machine.node("nvme1n1", "259:1", format!("errno {errno}").as_bytes());
         let text = machine.refused();
-        let begin = format!("/dev/nvme1n1 did not answer whether it is {VOLUME}: {expected}");
+        let begin = format!("cannot verify that /dev/nvme1n1 is {VOLUME}: {expected}");
         assert!(text.starts_with(&begin), "{text}");
     }
     for errno in [libc::ENODEV, libc::ENXIO] {

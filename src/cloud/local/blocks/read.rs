@@ -75,7 +75,7 @@ impl SnapshotReader for OpenSnapshot {
         if self.put.get(&index).is_some_and(|put| *put != digest) {
             return Err(ec2_error(
                 "InternalServerException",
-                format!("block {index} of {id} differs from what was put"),
+                format!("block {index} of {id} differs from the block that was put"),
             ));
         }
         Ok((block, digest))

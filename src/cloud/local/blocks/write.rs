@@ -86,13 +86,13 @@ pub fn make_ready(
 fn restore(store: &RegionStore, id: &SnapshotId, target: &File, parent: bool, index: u32) -> Result<()> {
     let at = u64::from(index) * BLOCK as u64;
     rustix::fs::fallocate(target, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, at, BLOCK as u64)
-        .with_context(|| format!("undoing block {index}"))?;
+        .with_context(|| format!("restoring block {index}"))?;
     if parent {
         let parent = open_parent(store, id)?;
         if at < sparse_copy::length(&parent)? {
             let mut block = vec![0; BLOCK];
             parent.read_exact_at(&mut block, at).context("reading the parent")?;
-            target.write_all_at(&block, at).with_context(|| format!("undoing block {index}"))?;
+            target.write_all_at(&block, at).with_context(|| format!("restoring block {index}"))?;
         }
     }
     Ok(())

@@ -186,7 +186,7 @@ async fn violations_of_ebs_rules_are_rejected() {
     );
     // Data that changed behind its back are not served.
     f.data(&id.0).write_all_at(&[4], BLOCK as u64 + 100).unwrap();
-    refuses(f.region.reader(&id).await.unwrap().read(1), Kind::Cloud, "differs from what was put");
+    refuses(f.region.reader(&id).await.unwrap().read(1), Kind::Cloud, "differs from the block that was put");
 }
 
 /// Asserts that a snapshot in this state cannot be used.
@@ -228,7 +228,7 @@ async fn incomplete_snapshots_cannot_be_used_and_are_swept() {
         assert_eq!(Kind::of(&error), Kind::Cloud, "{error:#}");
     }
     let state = f.region.snapshot_state(&expired).unwrap();
-    assert_eq!(state, SnapshotState::Error("no block was put for 21600 seconds".into()));
+    assert_eq!(state, SnapshotState::Error("no block was written for 21600 seconds".into()));
 
     let stale = f.region.stale_runs(None).await.unwrap();
     assert_eq!((stale.len(), &stale[0].run, stale[0].resources.len()), (1, &run, 2));

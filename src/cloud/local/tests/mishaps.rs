@@ -16,6 +16,19 @@ async fn the_newest_image_is_the_last_whatever_the_clock_did() {
     assert_eq!(f.region.find(&key(Some("f"))).await.unwrap(), Some(second));
 }
 
+/// A file in place of the region's directory, or of one above it.
+#[test]
+fn a_region_dir_that_is_a_file_is_reported() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("disk.raw");
+    std::fs::write(&file, "").unwrap();
+    let hint = format!("{} is a file, not a directory; pass another --region-dir.", file.display());
+    for region in [file.clone(), file.join("region")] {
+        let error = RegionStore::open(&region).err().unwrap();
+        assert_eq!((Kind::of(&error), hint_of(&error)), (Kind::Machine, Some(hint.clone())), "{error:#}");
+    }
+}
+
 #[tokio::test]
 async fn pending_resources_cannot_be_used() {
     let f = Fixture::new();

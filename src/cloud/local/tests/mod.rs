@@ -356,8 +356,8 @@ async fn failed_images_are_replaced_on_request() {
     let (base, run, undo) = (f.import("base-1").await, RunId::new(), Undo::default());
     let (first, second) = (f.snapshot(&base, &run).await, f.snapshot(&base, &run).await);
     let image = f.region.register(&first, &spec("web-f", "f"), &undo).await.unwrap();
-    refuses(f.region.replace_failed("web-f").await, Kind::Cloud, "it is not replaced");
-    refuses(f.region.replace_failed("base-1").await, Kind::Cloud, "it is not replaced");
+    refuses(f.region.replace_failed("web-f").await, Kind::Cloud, "oven does not replace");
+    refuses(f.region.replace_failed("base-1").await, Kind::Cloud, "oven does not replace");
     assert_eq!(f.region.replace_failed("web-g").await.unwrap(), None);
 
     f.region.fail(&image.id, "Client.InternalError").await.unwrap();
@@ -398,7 +398,7 @@ async fn missing_bases_are_reported() {
         name: name.into(),
         owner: owner.map(str::to_owned),
     };
-    refuses(f.region.base(&name("debian-12", None)).await, Kind::NotFound, "has no image yet");
+    refuses(f.region.base(&name("debian-12", None)).await, Kind::NotFound, "is empty");
     f.import("debian-12").await;
     let newest = f.import("debian-13").await;
     assert_eq!(f.region.base(&name("debian-*", None)).await.unwrap().id, newest.id);

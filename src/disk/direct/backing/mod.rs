@@ -1,7 +1,7 @@
 //! Provides the blocks of a base snapshot: reads each block when it is first used, and prefetches others.
 //!
-//! A block is ready once it is in the cache's file and matches its digest. The server of the disk requests blocks over
-//! a socket, and then reads them from the file itself.
+//! A block is ready once it is in the cache's file and matches its digest. The disk's server requests blocks over a
+//! socket. When a block is ready, the server reads it from the cache's file itself.
 
 #[cfg(test)]
 mod tests;
@@ -23,15 +23,16 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock};
 
 /// The number of threads that read requested blocks. It equals the number of requests that are served concurrently.
 const READERS: usize = 16;
-/// The number of concurrent prefetches. The first byte of a block takes about 20 ms, so 8 reads of 512 KiB keep a
-/// network of 1 Gbit/s busy.
+/// The number of concurrent prefetches. The first byte of a block arrives after about 20 ms, so 8 reads of 512 KiB keep
+/// a network of 1 Gbit/s busy.
 const PREFETCHERS: usize = 8;
-/// The number of following blocks to prefetch after a block had to be read. Files are mostly contiguous.
+/// The number of following blocks to prefetch when a block is not in the cache. Files are mostly contiguous.
 const READ_AHEAD: u32 = 4;
 
-/// A request of the disk's server, or the reply to it: the index of a block, and 0 or an errno.
+/// A request of the disk's server, or the reply to a request. A request has the index of a block and 0. A reply has the
+/// index and 0 or an errno.
 pub type BlockMessage = (u32, i32);
-/// Sent instead of an index: a write could not be stored.
+/// The server sends this instead of an index if it could not store a write.
 pub const WRITE_FAILED: u32 = u32::MAX;
 
 pub fn send(to: &OwnedFd, (index, errno): BlockMessage) -> rustix::io::Result<()> {
@@ -61,7 +62,8 @@ pub struct BackingStore {
     blocks: BlockIndexes,
     reader: Arc<dyn SnapshotReader>,
     cached: CachedSnapshot,
-    /// The blocks in the order of their first use. The next bake of the family will probably need them, too.
+    /// The used blocks in the order of their first use, and as a set. The next bake of the family will probably need
+    /// them, too.
     used: Mutex<(Vec<u32>, HashSet<u32>)>,
     prefetch_queue: Mutex<PrefetchQueue>,
     queue_changed: Condvar,
@@ -85,8 +87,8 @@ struct Requests {
 }
 
 impl Requests {
-    /// Sends the reply to a request, at most once: [`BackingStore::stop`] may have replied already while the read was
-    /// still running. Without a socket it does nothing.
+    /// Replies to a request, but only once: [`BackingStore::stop`] may have replied while the read was still running.
+    /// Does nothing if there is no socket.
     fn answer(&mut self, index: u32, errno: i32) {
         if let (true, Some(socket)) = (self.blocks.remove(&index), &self.socket) {
             _ = send(socket, (index, errno));
@@ -137,23 +139,23 @@ impl BackingStore {
         &self.trouble
     }
 
-    /// Makes a block of the base ready. Takes it from the cache if the cached block is valid, and from the cloud
-    /// otherwise. Returns its digest.
+    /// Makes a block of the base ready, and returns its digest. Takes the block from the cache if the cached block is
+    /// valid, and from the cloud otherwise.
     pub fn fetch(&self, index: u32) -> Result<Digest> {
         let context = || format!("reading block {index} of {}", self.snapshot);
         if !self.blocks.contains(index) {
-            anyhow::bail!("{}: the snapshot has no such block", context());
+            anyhow::bail!("{}: the snapshot does not have this block", context());
         }
         let read = || {
             let (data, digest) = self.reader.read(index)?;
             anyhow::ensure!(data.len() == BLOCK, "the block has {} bytes instead of {BLOCK}", data.len());
             Ok((data, digest))
         };
-        let keeping = |error| {
+        let to_cache_error = |error| {
             super::fault::disk_error(error, &format!("caching the block in {}", self.cached.dir().display()))
         };
-        let (digest, made) = self.cached.make_ready(index, read, keeping).with_context(context)?;
-        match made {
+        let (digest, origin) = self.cached.make_ready(index, read, to_cache_error).with_context(context)?;
+        match origin {
             BlockOrigin::Before => {}
             BlockOrigin::Found => self.found.add(1),
             BlockOrigin::Read => self.fetched.add(1),
@@ -171,7 +173,7 @@ impl BackingStore {
         // The block was verified when it became ready. It is verified again because it will be uploaded.
         if digest_of(&data) != digest {
             self.cached.spoilt(index);
-            anyhow::bail!("block {index} of the cache of {} changed", self.snapshot);
+            anyhow::bail!("block {index} of {} changed in the cache", self.snapshot);
         }
         Ok((data, digest))
     }
@@ -301,7 +303,7 @@ impl BackingStore {
 
     /// Returns whether there is space to prefetch a block. A prefetched block must not take space that a bake needs.
     fn has_room_for(&self, index: u32) -> bool {
-        // A cached block takes no more space.
+        // A block that is already in the cache needs no more space.
         self.cached.digest(index).is_some()
             || (self.free)(self.cached.dir()).is_none_or(|free| free >= RESERVED_SPACE)
     }

@@ -21,7 +21,7 @@ impl SnapshotReader for Base {
     }
 }
 
-/// Creates a backing store that shares no state with others, as in another process.
+/// Creates a backing store that shares no state in memory with other ones, as in another process.
 fn lower(dir: &Path, base: &Arc<Base>) -> Arc<BackingStore> {
     lower_of(&BlockCache::new(dir, u64::MAX), base)
 }
@@ -101,7 +101,7 @@ fn bakes_of_one_process_read_and_verify_a_block_once() {
     assert_eq!(reads(), 1);
     let next = lower_of(&cache, &base);
     assert!(next.cached().ready(5).is_some() && next.cached().ready(6).is_none());
-    // The block is verified again when one of them uploads it.
+    // The block is verified again when one of the bakes uploads it.
     let data = dir.path().join("snap-1/data");
     let flip = || {
         let data = std::fs::File::options().write(true).open(&data).unwrap();
@@ -117,7 +117,7 @@ fn bakes_of_one_process_read_and_verify_a_block_once() {
     let later = lower_of(&cache, &base);
     assert!(later.cached().ready(5).is_none());
     assert_eq!((later.block(5).unwrap().0, reads()), (vec![5; BLOCK], 3));
-    // A bake that finds another file of that name verifies the block, too.
+    // A bake that finds another file with the same name verifies the block, too.
     std::fs::rename(&data, dir.path().join("away")).unwrap();
     std::fs::copy(dir.path().join("away"), &data).unwrap();
     flip();

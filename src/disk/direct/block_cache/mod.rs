@@ -2,10 +2,10 @@
 //!
 //! Each snapshot has a directory with two files: `data`, a sparse file with every block at its offset, and `digests`,
 //! with 32 bytes for each block (zeros for absent blocks). A block is used only after it was verified against its
-//! digest. A block that does not match counts as absent. Concurrent bakes share the files, because all of them write
-//! the same bytes. The directory also has `indexes`, the list of the blocks that the snapshot has, and `used-…`, the
-//! list of the blocks that the last bake of a family used, in order. Each of these two files ends with a digest of its
-//! content.
+//! digest. A block that does not match counts as absent. Concurrent bakes can share the files, because all of them
+//! write the same bytes. The directory also has `indexes`, the list of the blocks that the snapshot has. For each
+//! family (a definition's `name`), a file `used-…` lists the blocks that the last bake of the family used, in order.
+//! `indexes` and each `used-…` end with a digest of their content.
 
 #[cfg(test)]
 mod tests;
@@ -31,7 +31,7 @@ use std::time::SystemTime;
 
 const DATA: &str = "data";
 const DIGESTS: &str = "digests";
-/// Earlier versions used a file `contents`, with four bytes for each block.
+/// The name differs from `contents`, which earlier versions used for a list with four bytes for each block.
 const CONTENTS: &str = "indexes";
 const USED_PREFIX: &str = "used-";
 const ABSENT: Digest = [0; 32];
@@ -40,13 +40,13 @@ const MAX_TRIES: u32 = 64;
 /// The number of bytes that prefetched and cached blocks leave free on the disk, because bakes write to the same disk.
 pub const RESERVED_SPACE: u64 = 1 << 30;
 /// The hint for a cache that is unusable.
-const REMOVE_HINT: &str = "The cache only saves downloads: you can remove it while no bake runs.";
+const REMOVE_HINT: &str = "The cache only saves downloads. You can remove it while no bake runs.";
 
-/// The number of locks for blocks. A block shares its lock with other blocks, but these are seldom needed while it is
-/// read.
+/// The number of locks for blocks. Several blocks share a lock, but these blocks are seldom read from the cloud
+/// concurrently.
 const LOCKS: usize = 64;
 
-/// The state of a snapshot's blocks in this process. Its concurrent bakes share it.
+/// The state of a snapshot's blocks in this process. The process's concurrent bakes share the state.
 #[derive(Debug)]
 struct SharedState {
     /// The verified blocks, with their digests.
@@ -72,18 +72,18 @@ pub struct BlockCache {
 /// The cached blocks of one snapshot. They are not evicted while this value exists.
 #[derive(Debug)]
 pub struct CachedSnapshot {
-    // This field is dropped before the lock is released. After the release the data may be evicted, so no other bake
-    // may use this state.
+    // This field is dropped before `digests`, that is, before the lock is released. After the release the data may be
+    // evicted, so another bake must not find this state then.
     shared_state: Arc<SharedState>,
     dir: PathBuf,
     data: File,
-    /// Unlocked when this is dropped, even if a copy of the descriptor exists. (A step that is being started has a copy
-    /// for a moment.)
+    /// The file with the lock. The lock is released when this field is dropped, even if a copy of the descriptor
+    /// exists. (A step that is being started has a copy for a moment.)
     digests: Flock<File>,
 }
 
-/// Returns the file name for a family. A family may have any characters in its name, so the file name is derived from
-/// it.
+/// Returns the name of the file for a family. A family's name may have any characters, so the file is named after a
+/// digest.
 fn used_file(family: &str) -> String {
     let digest = digest_of(family.as_bytes());
     let digits: String = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
@@ -104,22 +104,22 @@ impl BlockCache {
         let data = data.metadata()?;
         let mut shared_states = lock(&self.shared_states);
         shared_states.retain(|_, shared_state| shared_state.strong_count() > 0);
-        let here = shared_states.entry((data.dev(), data.ino())).or_default();
-        Ok(here.upgrade().unwrap_or_else(|| {
+        let entry = shared_states.entry((data.dev(), data.ino())).or_default();
+        Ok(entry.upgrade().unwrap_or_else(|| {
             let shared_state =
                 SharedState { ready: Mutex::default(), locks: std::array::from_fn(|_| Mutex::default()) };
             let shared_state = Arc::new(shared_state);
-            *here = Arc::downgrade(&shared_state);
+            *entry = Arc::downgrade(&shared_state);
             shared_state
         }))
     }
 
-    /// Opens the cache of a snapshot. Makes room first by evicting the least recently used snapshots.
+    /// Opens the cache of a snapshot. If the cache is too large, evicts the least recently used snapshots.
     pub fn of(&self, snapshot: &SnapshotId) -> Result<CachedSnapshot> {
         let dir = self.dir.join(&snapshot.0);
         let context = || format!("opening the cache of blocks in {}", dir.display());
         let failed = |error| cache_error(error, &context());
-        // Another process may evict the directory before it is locked, so this is tried again.
+        // Another process may evict the directory before it is locked. In that case, the loop tries again.
         for _ in 0..MAX_TRIES {
             let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir);
             match made {
@@ -180,8 +180,8 @@ fn evict(dir: &Path, remove: &dyn Fn(&Path) -> io::Result<()>) -> io::Result<boo
     if !has_name(&digests, &lock) {
         return Ok(false);
     }
-    // The lock's file is removed last. Until then nobody can create it again, and files that a killed process did not
-    // remove are still counted.
+    // The file with the lock is removed last. While it exists, nobody can create it again, and `trim` counts the
+    // remaining files even if this process is killed.
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
         if path != lock {
@@ -189,7 +189,7 @@ fn evict(dir: &Path, remove: &dyn Fn(&Path) -> io::Result<()>) -> io::Result<boo
         }
     }
     remove(&lock)?;
-    // Another process may have started to use the directory. Then it is not empty, and this fails.
+    // If another process has started to use the directory, it is not empty, and its removal fails.
     _ = fs::remove_dir(dir);
     Ok(true)
 }
@@ -242,7 +242,7 @@ impl CachedSnapshot {
         &self.dir
     }
 
-    /// Opens the blocks read-only, for a process that reads only verified blocks.
+    /// Opens the file of the blocks read-only, for a process that reads only verified blocks.
     pub fn reading(&self) -> std::io::Result<File> {
         File::open(format!("/proc/self/fd/{}", self.data.as_raw_fd()))
     }
@@ -255,7 +255,7 @@ impl CachedSnapshot {
         Some(SnapshotContents { size_gib: u64::from_le_bytes(*size), blocks })
     }
 
-    /// Caches the list of the snapshot's blocks. A snapshot never changes.
+    /// Caches the list of the snapshot's blocks. The list stays valid, because a snapshot never changes.
     pub fn store_contents(&self, contents: &SnapshotContents) -> Result<()> {
         let mut bytes = contents.size_gib.to_le_bytes().to_vec();
         contents.blocks.serialize_into(&mut bytes).context("serializing the block indexes")?;
@@ -285,7 +285,7 @@ impl CachedSnapshot {
         })
     }
 
-    /// Returns the content of a file of the directory if it matches its digest.
+    /// Returns the content of a file in the directory if the content matches the digest at its end.
     fn read_with_digest(&self, name: &str) -> Option<Vec<u8>> {
         let mut bytes = fs::read(self.dir.join(name)).ok()?;
         let (content, digest) = bytes.split_last_chunk::<32>()?;
@@ -303,8 +303,8 @@ impl CachedSnapshot {
         (digest != ABSENT).then_some(digest)
     }
 
-    /// Returns the digest of a ready block, that is, a block that was put or verified since this process began to use
-    /// the snapshot.
+    /// Returns the digest of a block if the block is ready, that is, if this process has verified the block or written
+    /// it to the cache since it began to use the snapshot.
     pub fn ready(&self, index: u32) -> Option<Digest> {
         lock(&self.shared_state.ready).get(&index).copied()
     }
@@ -314,19 +314,19 @@ impl CachedSnapshot {
         lock(&self.shared_state.ready).remove(&index);
     }
 
-    /// Makes a block ready if it is not. Takes it from the cache if the cached block is valid, and from `read`
-    /// otherwise. Concurrent calls for the same block wait. `keeping` converts the error if the block cannot be written
-    /// to the cache.
+    /// Makes a block ready if it is not. Takes the block from the cache if the cached block is valid, and from `read`
+    /// otherwise. Concurrent calls for the same block wait for each other. `to_cache_error` converts the error if the
+    /// block cannot be written to the cache.
     pub fn make_ready(
         &self,
         index: u32,
         read: impl FnOnce() -> Result<(Vec<u8>, Digest)>,
-        keeping: impl FnOnce(io::Error) -> anyhow::Error,
+        to_cache_error: impl FnOnce(io::Error) -> anyhow::Error,
     ) -> Result<(Digest, BlockOrigin)> {
         if let Some(digest) = self.ready(index) {
             return Ok((digest, BlockOrigin::Before));
         }
-        let _turn = lock(&self.shared_state.locks[index as usize % LOCKS]);
+        let _lock = lock(&self.shared_state.locks[index as usize % LOCKS]);
         if let Some(digest) = self.ready(index) {
             return Ok((digest, BlockOrigin::Before));
         }
@@ -334,7 +334,7 @@ impl CachedSnapshot {
             Some(digest) => (digest, BlockOrigin::Found),
             None => {
                 let (data, digest) = read()?;
-                self.put(index, &data, &digest).map_err(keeping)?;
+                self.put(index, &data, &digest).map_err(to_cache_error)?;
                 (digest, BlockOrigin::Read)
             }
         };
@@ -342,7 +342,7 @@ impl CachedSnapshot {
         Ok(made)
     }
 
-    /// Returns the digest of a cached block if the block matches it.
+    /// Returns the digest of a cached block if the content of the block matches the digest.
     pub fn verified(&self, index: u32) -> Option<Digest> {
         let digest = self.digest(index)?;
         let mut data = vec![0; BLOCK];
@@ -350,17 +350,18 @@ impl CachedSnapshot {
         (digest_of(&data) == digest).then_some(digest)
     }
 
-    /// Fails if a block that was put since this value was created was lost before it was on the disk.
+    /// Fails if the kernel could not store a block that was written to the cache since this value was created.
     pub fn ensure_kept(&self) -> Result<()> {
         let result = super::fault::ensure_written(&self.data);
         if result.is_err() {
-            // All blocks become unready, because the kernel does not report this error to a later `CachedSnapshot`.
+            // All blocks become unready. A later `CachedSnapshot` would not notice, because the kernel does not report
+            // this error to it.
             lock(&self.shared_state.ready).clear();
         }
         result.map_err(|error| cache_error(error, &format!("caching blocks in {}", self.dir.display())))
     }
 
-    /// Reads bytes of a block that was verified or put.
+    /// Reads bytes of a block that is ready.
     pub fn read(&self, index: u32, at: usize, buffer: &mut [u8]) -> std::io::Result<()> {
         self.data.read_exact_at(buffer, u64::from(index) * BLOCK as u64 + at as u64)
     }

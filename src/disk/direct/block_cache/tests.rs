@@ -44,7 +44,7 @@ fn indexes_and_used_blocks_are_cached_and_damaged_files_ignored() {
         bytes[at] ^= 1;
         fs::write(&path, &bytes).unwrap();
     }
-    // A snapshot of 16 TiB, completely written.
+    // The list of a snapshot of 16 TiB that has all its blocks.
     let all = SnapshotContents { size_gib: 16 << 10, blocks: (0..1 << 25).collect() };
     cached.store_contents(&all).unwrap();
     assert!(cached.dir.join(CONTENTS).metadata().unwrap().len() < 8 << 20);
@@ -142,7 +142,7 @@ fn leftovers_of_an_interrupted_eviction_are_counted() {
     cached.store_contents(&SnapshotContents { size_gib: 1, blocks: [0].into() }).unwrap();
     let place = cached.dir.clone();
     drop(cached);
-    // All files to remove exist as long as the lock's file exists.
+    // The file with the lock must exist until all other files are removed.
     let removed = std::cell::RefCell::new(Vec::new());
     let evicted = evict(&place, &|path| {
         assert!(place.join(DIGESTS).exists(), "{} would be nobody's", path.display());

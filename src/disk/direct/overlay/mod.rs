@@ -1,8 +1,9 @@
 //! A disk that consists of a base's blocks and of written blocks over them, so that the changed blocks are known
 //! exactly.
 //!
-//! A base's block is made ready when it is first used. A write goes to a separate file, together with the rest of its
-//! block. So every block is either completely the base's or completely in that file.
+//! A base's block is read from the cache or the cloud when it is first used. The first write to a block stores the
+//! complete block in a separate file, the upper file. So every block is either completely in the base or completely in
+//! the upper file.
 
 #[cfg(test)]
 mod tests;
@@ -16,22 +17,22 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// The number of locks for blocks. A block shares its lock with other blocks, but these are seldom needed while it is
-/// read.
+/// The number of locks for blocks. Several blocks share a lock, but these blocks are seldom written concurrently.
 const LOCKS: usize = 64;
 
 /// The blocks of a base.
 pub trait BaseBlocks: Send + Sync + 'static {
     /// Reads bytes of one of the base's blocks, either from the cache or from the cloud.
     fn read(&self, index: u32, at: usize, buffer: &mut [u8]) -> io::Result<()>;
-    /// Reports that a write could not be stored. The file system on the disk only gets an I/O error.
+    /// Reports that the upper file could not be read or written. The file system on the disk only gets an I/O error,
+    /// without the reason.
     fn failed(&self, error: &io::Error);
 }
 
 /// A base's blocks and the written blocks over them.
 pub struct Overlay<B> {
     size: u64,
-    below: B,
+    base: B,
     /// A sparse file that has the complete content of every block that is marked as written.
     upper: File,
     marks: BlockMap,
@@ -48,14 +49,14 @@ fn offset_of(index: u32, within: usize) -> u64 {
 
 impl<B: BaseBlocks> Overlay<B> {
     /// `upper` is a sparse file of the disk's size. `marks` is the block map of that disk.
-    pub fn new(below: B, upper: File, marks: BlockMap) -> Self {
+    pub fn new(base: B, upper: File, marks: BlockMap) -> Self {
         let size = offset_of(marks.blocks(), 0);
-        Self { size, below, upper, marks, locks: std::array::from_fn(|_| Mutex::default()) }
+        Self { size, base, upper, marks, locks: std::array::from_fn(|_| Mutex::default()) }
     }
 
-    /// Calls `each` for every block that overlaps a range. It gets the block's index, the offset in the block, and the
-    /// part of the range.
-    fn pieces(
+    /// Calls `each` for every block that overlaps a range. `each` gets the block's index, the offset in the block, and
+    /// the corresponding part of the range.
+    fn for_each_block(
         &self,
         at: u64,
         length: u64,
@@ -78,28 +79,29 @@ impl<B: BaseBlocks> Overlay<B> {
         lock(&self.locks[index as usize % LOCKS])
     }
 
-    fn put(&self, data: &[u8], at: u64) -> io::Result<()> {
-        self.upper.write_all_at(data, at).inspect_err(|error| self.below.failed(error))
+    fn write_upper(&self, data: &[u8], at: u64) -> io::Result<()> {
+        self.upper.write_all_at(data, at).inspect_err(|error| self.base.failed(error))
     }
 
-    fn mark(&self, index: u32, mark: u8) -> io::Result<()> {
-        self.marks.set(index, mark).inspect_err(|error| self.below.failed(error))
+    fn set_mark(&self, index: u32, mark: u8) -> io::Result<()> {
+        self.marks.set(index, mark).inspect_err(|error| self.base.failed(error))
     }
 
-    fn punch(&self, index: u32, within: usize, length: usize) -> io::Result<()> {
+    fn punch_hole(&self, index: u32, within: usize, length: usize) -> io::Result<()> {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         let (at, length) = (offset_of(index, within), length as u64);
         let punched = rustix::fs::fallocate(&self.upper, flags, at, length);
-        punched.map_err(io::Error::from).inspect_err(|error| self.below.failed(error))
+        punched.map_err(io::Error::from).inspect_err(|error| self.base.failed(error))
     }
 
-    /// Copies a block to the upper file unless it is already in it, and calls `change`. If `whole` is true, `change`
-    /// overwrites the complete block, so the old content is not copied. Such a block is marked as written only
-    /// afterwards, so that nobody reads a half-written block.
+    /// Calls `change`, which writes to a block in the upper file, and marks the block as written. Before that, an
+    /// unwritten block of the base is copied to the upper file. The copy is omitted if `whole` is true, because
+    /// `change` then overwrites the complete block. The block is marked last, so that nobody reads an incomplete block
+    /// from the upper file.
     fn change(&self, index: u32, whole: bool, change: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         if self.marks.is_written(index) {
-            // Only a trim can make the block unwritten again, and a file system does not write to space that it is
-            // discarding.
+            // This needs no lock. Only a trim can make the block unwritten again, and a file system does not write to
+            // space that it is discarding.
             return change();
         }
         let _guard = self.lock_block(index);
@@ -110,26 +112,27 @@ impl<B: BaseBlocks> Overlay<B> {
         };
         if mark == WRITTEN_BASE && !whole {
             let mut data = vec![0; BLOCK];
-            self.below.read(index, 0, &mut data)?;
-            self.put(&data, offset_of(index, 0))?;
+            self.base.read(index, 0, &mut data)?;
+            self.write_upper(&data, offset_of(index, 0))?;
         }
         change()?;
-        self.mark(index, mark)
+        self.set_mark(index, mark)
     }
 
-    /// Handles discarded space of a file system. A base's block does not change. A written block that is discarded
-    /// completely becomes the base's again. The file system does not read the space before it writes to it again.
+    /// Handles discarded space of a file system. Nothing is done for a block that was not written. A written block
+    /// becomes unwritten if it is discarded completely. This changes the block's content, but a file system writes to
+    /// discarded space before it reads the space again.
     fn discard(&self, index: u32, within: usize, length: usize) -> io::Result<()> {
         let _guard = self.lock_block(index);
-        let below = match self.marks.get(index) {
+        let unwritten_mark = match self.marks.get(index) {
             WRITTEN => ZEROS,
             WRITTEN_BASE => BASE,
             _ => return Ok(()),
         };
         if length == BLOCK {
-            self.mark(index, below)?;
+            self.set_mark(index, unwritten_mark)?;
         }
-        self.punch(index, within, length)
+        self.punch_hole(index, within, length)
     }
 }
 
@@ -140,14 +143,14 @@ impl<B: BaseBlocks> DiskContent for Overlay<B> {
 
     fn read(&self, at: u64, buffer: &mut [u8]) -> io::Result<()> {
         let length = buffer.len() as u64;
-        self.pieces(at, length, |index, within, part| {
+        self.for_each_block(at, length, |index, within, part| {
             let buffer = &mut buffer[part];
             match self.marks.get(index) {
                 ZEROS => buffer.fill(0),
-                BASE => self.below.read(index, within, buffer)?,
+                BASE => self.base.read(index, within, buffer)?,
                 _ => {
                     let read = self.upper.read_exact_at(buffer, offset_of(index, within));
-                    read.inspect_err(|error| self.below.failed(error))?;
+                    read.inspect_err(|error| self.base.failed(error))?;
                 }
             }
             Ok(())
@@ -155,22 +158,24 @@ impl<B: BaseBlocks> DiskContent for Overlay<B> {
     }
 
     fn write(&self, at: u64, data: &[u8]) -> io::Result<()> {
-        self.pieces(at, data.len() as u64, |index, within, part| {
-            self.change(index, part.len() == BLOCK, || self.put(&data[part], offset_of(index, within)))
+        self.for_each_block(at, data.len() as u64, |index, within, part| {
+            self.change(index, part.len() == BLOCK, || {
+                self.write_upper(&data[part], offset_of(index, within))
+            })
         })
     }
 
     fn zero(&self, at: u64, length: u64) -> io::Result<()> {
         let trimming = self.marks.is_trimming()?;
-        self.pieces(at, length, |index, within, part| match self.marks.get(index) {
+        self.for_each_block(at, length, |index, within, part| match self.marks.get(index) {
             ZEROS => Ok(()),
             _ if trimming => self.discard(index, within, part.len()),
-            _ => self.change(index, part.len() == BLOCK, || self.punch(index, within, part.len())),
+            _ => self.change(index, part.len() == BLOCK, || self.punch_hole(index, within, part.len())),
         })
     }
 
     fn sync(&self) -> io::Result<()> {
-        // These files are deleted when the bake ends, so they need no sync. Blocks that must last are uploaded.
+        // A power failure ends the bake, so the upper file need not survive it. Blocks that must last are uploaded.
         Ok(())
     }
 }

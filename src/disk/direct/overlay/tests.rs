@@ -36,7 +36,7 @@ struct Ground {
 }
 
 impl Ground {
-    /// The base has the blocks 1, 3 and 5 of its six. The disk has two more blocks.
+    /// The base has six blocks, but only 1, 3 and 5 have data. The disk has two more blocks.
     fn new() -> Self {
         Self::of(Base::default())
     }
@@ -66,7 +66,7 @@ impl Ground {
         all
     }
 
-    /// Returns the content of the disk: the base with the written blocks over it.
+    /// Returns the content that an upload would create: the base with the written blocks over it.
     fn sent(&self) -> Vec<u8> {
         let mut all = plain();
         for index in self.written() {
@@ -147,7 +147,7 @@ fn trimming_keeps_the_bases_blocks_and_frees_whole_written_ones() {
     expected[5 * BLOCK + 512..][..BLOCK - 512].fill(8);
     assert!(ground.all() == expected && ground.sent() == expected);
     assert_eq!(std::os::unix::fs::MetadataExt::blocks(&ground.upper.metadata().unwrap()) / 8, 128);
-    // A discarded block is again as it was at first: a write copies the base's content, and zeroing makes it zeros.
+    // The discarded block 3 is unwritten again, so a write to a part of it copies the base's block.
     ground.overlay.write(at(3) + 1, &[9]).unwrap();
     ground.overlay.zero(at(1), at(1)).unwrap();
     expected[3 * BLOCK + 1] = 9;

@@ -103,6 +103,6 @@ fn files_of_a_plan_stay_and_lie_where_configuration_does() {
     for path in ["/root/.ssh/authorized_keys", "/etc/../root/x", "/usr/bin/x"] {
         let (code, text) = planned(path).failure();
         assert_eq!(code, STEP);
-        assert!(text.contains(path) && text.contains("fault of the distribution's plugin"), "{text}");
+        assert!(text.contains(path) && text.contains("bug in the distribution's plugin"), "{text}");
     }
 }

@@ -150,7 +150,7 @@ fn a_suite_and_a_component_that_are_not_there_are_named() {
     let (code, text) = one_package(|_, _, _| None, "suite = \"stable\"\ncomponents = [\"mian\"]\n").failure();
     assert_eq!(code, STEP);
     assert!(text.contains("the repository `tools` has no component `mian`"), "{text}");
-    assert!(text.contains("though apt-get update ended with 0"), "{text}");
+    assert!(text.contains("apt-get update exited with 0, but its output shows the failure"), "{text}");
 }
 
 #[test]
@@ -191,7 +191,11 @@ fn a_held_package_stays_and_a_changed_configuration_file_does_not_stop_an_upgrad
     // The base holds one, the definition another.
     lab.define(&format!("upgrade = true\nhold = [\"third\"]\n{from}"));
     let baked = lab.bake();
-    assert!(baked.log.contains("held in the base image, so not upgraded: thing"), "{}", baked.log);
+    assert!(
+        baked.log.contains("the base image holds these packages, so they are not upgraded: thing"),
+        "{}",
+        baked.log
+    );
     let facts = baked.facts();
     for line in ["thing\t1.0", "other\t2.0", "third\t1.0"] {
         assert!(facts["packages"].contains(line), "{}", facts["packages"]);
@@ -204,7 +208,9 @@ fn a_held_package_stays_and_a_changed_configuration_file_does_not_stop_an_upgrad
     let (code, text) = lab.bake().failure();
     assert_eq!(code, DEFINITION);
     assert!(
-        text.contains("image.toml:4: `packages` asks for `thing=2.0`, but the base image holds it at 1.0"),
+        text.contains(
+            "image.toml:4: `packages` requests `thing=2.0`, but the base image holds the package at 1.0"
+        ),
         "{text}"
     );
     lab.define(&format!("packages = [\"thing\"]\n{from}"));

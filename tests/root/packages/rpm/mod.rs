@@ -296,7 +296,7 @@ fn files_are_labelled_by_the_images_own_policy() {
     fs::write(lab.path("web/f"), "x").unwrap();
     lab.define("packages = [\"conf\", \"scripted\"]\n[[file]]\nsource = \"f\"\ntarget = \"/srv/www/f\"\n");
     let baked = lab.bake();
-    assert!(baked.log.contains("files labelled by the image's own policy"), "{}", baked.log);
+    assert!(baked.log.contains("files for SELinux by the image's own policy"), "{}", baked.log);
     let log = baked.log.clone();
     baked.facts();
     for (path, kind) in [
@@ -334,5 +334,5 @@ fn labels_are_left_to_the_instances_only_if_the_definition_says_so() {
     fs::rename(lab.image("etc/selinux/default/contexts/unlabelled"), lab.image("etc/passwd")).unwrap();
     lab.bake().fails(STEP, &["/etc/passwd is missing", "selinux = \"autorelabel\""]);
     fs::remove_file(lab.image("usr/sbin/setfiles")).unwrap();
-    lab.bake().fails(STEP, &["has no setfiles", "policycoreutils", "selinux = \"autorelabel\""]);
+    lab.bake().fails(STEP, &["does not have setfiles", "policycoreutils", "selinux = \"autorelabel\""]);
 }

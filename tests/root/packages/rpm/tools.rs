@@ -23,7 +23,7 @@ fn it_comes_and_goes() {
             "{more}{PLAYBOOK}[[test]]\ncommand = [\"test\", \"!\", \"-e\", \"/usr/bin/ansible-playbook\"]\n"
         ));
         let baked = lab.bake();
-        assert!(baked.log.contains("installed for this bake only: 3 packages"), "{}", baked.log);
+        assert!(baked.log.contains("installed 3 packages for this bake only"), "{}", baked.log);
         let wanted = if more.is_empty() { "" } else { "conf\t1.1-1\tnoarch\n" };
         assert_eq!(baked.facts()["packages"], format!("{wanted}platform\t9-1\tnoarch\n"));
         let played = lab.read("etc/played");
@@ -40,7 +40,7 @@ fn what_was_installed_meanwhile_stays_with_what_it_needs() {
     lab.define(&format!("{PLAYBOOK}network = true\n"));
     let baked = lab.bake();
     assert!(
-        baked.log.contains("because packages that were installed since need them: `lib`, `pyth`"),
+        baked.log.contains("because packages that were installed later need them: `lib`, `pyth`"),
         "{}",
         baked.log
     );
@@ -55,7 +55,7 @@ fn what_was_there_before_stays_as_it_was() {
     lab.base_has(&file("lib", "1.0", "noarch"));
     lab.define(PLAYBOOK);
     let baked = lab.bake();
-    assert!(baked.log.contains("installed for this bake only: 2 packages"), "{}", baked.log);
+    assert!(baked.log.contains("installed 2 packages for this bake only"), "{}", baked.log);
     assert_eq!(baked.facts()["packages"], "lib\t1.0-1\tnoarch\nplatform\t9-1\tnoarch\n");
 }
 
@@ -69,7 +69,7 @@ fn where_it_cannot_be_had_image_toml_is_told() {
     let lab = RpmLab::new(Zypper);
     fs::write(lab.path("web/site.yml"), "touch /etc/played\n").unwrap();
     lab.define(PLAYBOOK);
-    lab.bake().fails(DEFINITION, &["image.toml:3: `playbook`", "add Ansible to `packages`"]);
+    lab.bake().fails(DEFINITION, &["image.toml:3: `playbook`", "Add Ansible to `packages`"]);
     lab.define(&format!("packages = [\"ansible-core\"]\n{PLAYBOOK}"));
     assert!(lab.bake().facts()["packages"].starts_with("ansible-core\t1.0-1"), "it stays");
     assert!(lab.image("etc/played").exists());

@@ -50,7 +50,7 @@ async fn a_snapshot_of_others_is_copied_and_one_that_is_not_shared_is_not_found(
     let dir = dir();
     let (ebs, fake) = ebs(dir.path(), |_, _| Reply::Right).await;
     for (owner, part) in
-        [("all", "it is public and owned by 123456789012"), ("private", "it is owned by 123456789012")]
+        [("all", "it is a public snapshot of 123456789012"), ("private", "it belongs to 123456789012")]
     {
         let base = fake.add(BASE, &APART, owner);
         match ebs.parent(&base, &kind(None, None)).await.unwrap() {

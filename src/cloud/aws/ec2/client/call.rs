@@ -69,7 +69,7 @@ impl ApiError {
             }
             // The answer of a proxy, or half of one.
             None if status.is_some() => {
-                format!("an answer with HTTP status {}: {}", status.unwrap_or(0), causes(&error))
+                format!("a response with HTTP status {}: {}", status.unwrap_or(0), causes(&error))
             }
             None => causes(&error),
         };
@@ -115,7 +115,8 @@ impl ApiError {
     fn hint(&self) -> Option<String> {
         let Some(code) = &self.code else {
             if self.class == ErrorClass::Expired {
-                let hint = "Give the instance a role, or set AWS_PROFILE or AWS_ACCESS_KEY_ID: see `aws sts get-caller-identity`.";
+                let hint = "Give the instance a role, or set AWS_PROFILE or AWS_ACCESS_KEY_ID. \
+                            Check with `aws sts get-caller-identity`.";
                 return Some(hint.to_owned());
             }
             return (self.class == ErrorClass::Lost)

@@ -83,8 +83,10 @@ pub fn clock_problem(ahead: i64) -> Option<(String, &'static str)> {
     let off = humantime::format_duration(Duration::from_secs(ahead.unsigned_abs()));
     let word = if ahead > 0 { "behind" } else { "ahead of" };
     let text = format!("this machine's clock is {off} {word} AWS's");
-    (ahead.unsigned_abs() > MAX_CLOCK_SKEW)
-        .then_some((text, "Set it (see `timedatectl`): AWS rejects signatures with another time."))
+    (ahead.unsigned_abs() > MAX_CLOCK_SKEW).then_some((
+        text,
+        "Set the clock (see `timedatectl`), because AWS rejects signatures with a wrong time.",
+    ))
 }
 
 impl Ec2 {

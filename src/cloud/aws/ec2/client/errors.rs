@@ -166,27 +166,32 @@ const HINTS: &[(&str, &str, &str)] = &[
     (
         "OptInRequired",
         "",
-        "The account has not opted in to this region, or to what the image needs: opt in with the AWS console.",
+        "The account has not opted in to this region, or has not subscribed to the image. Do so in the AWS console.",
     ),
     (
         "AuthFailure",
         "",
-        "The credentials are not valid here: see `aws sts get-caller-identity`, and check this machine's clock.",
+        "The credentials are not valid here. Check them with `aws sts get-caller-identity`, and check this machine's \
+         clock.",
     ),
     ("InvalidClientTokenId", "", "The access key does not exist, or belongs to another partition."),
     ("UnrecognizedClientException", "", "The access key does not exist, or belongs to another partition."),
-    ("SignatureDoesNotMatch", "", "The secret key is wrong, or this machine's clock is: see `timedatectl`."),
+    (
+        "SignatureDoesNotMatch",
+        "",
+        "The secret key or this machine's clock is wrong. Check the clock with `timedatectl`.",
+    ),
     (
         "ExpiredToken*",
         "",
-        "Renew the credentials (such as by `aws sso login`), or bake on an instance with a role: its keys are renewed.",
+        "Renew the credentials (such as by `aws sso login`), or bake on an instance with a role, whose keys AWS renews.",
     ),
     (
         "RequestLimitExceeded",
         "",
-        "The account makes too many calls of this kind: bake fewer images at once (--jobs), or retry later.",
+        "The account makes too many calls of this kind. Bake fewer images at a time (--jobs), or retry later.",
     ),
-    ("RequestExpired", "", "This machine's clock is wrong: see `timedatectl`."),
+    ("RequestExpired", "", "This machine's clock is wrong. Check it with `timedatectl`."),
     (
         "VolumeLimitExceeded",
         "",
@@ -200,33 +205,33 @@ const HINTS: &[(&str, &str, &str)] = &[
     (
         "InvalidSnapshot.NotFound",
         "",
-        "Its owner may share the image and not the snapshot: copy the image into this account (aws ec2 copy-image), and \
-         bake on the copy (owner = \"self\").",
+        "Perhaps its owner shares the image, but not the snapshot. Copy the image into this account (aws ec2 \
+         copy-image), and bake on the copy (owner = \"self\").",
     ),
     (
         "ServiceQuotaExceededException",
         "",
-        "Raise the EBS quotas of pending snapshots and of EBS direct's requests, or bake fewer images at once (--jobs).",
+        "Raise the EBS quotas of pending snapshots and of EBS direct's requests, or bake fewer images at a time (--jobs).",
     ),
     ("SnapshotLimitExceeded", "", "Raise the EBS quota `Snapshots per Region`, or delete snapshots."),
     ("AMIQuotaExceeded", "", "Raise the EC2 quota `AMIs` of this region, or deregister images."),
     (
         "AttachmentLimitExceeded",
         "",
-        "Detach a volume from this instance, or bake fewer images at once (--jobs).",
+        "Detach a volume from this instance, or bake fewer images at a time (--jobs).",
     ),
     (
         "InsufficientVolumeCapacity",
         "",
-        "EC2 has no capacity for this type of volume in the zone: set another `type` in [disk], or bake in another zone.",
+        "EC2 has no capacity for this type of volume in the zone. Set another `type` in [disk], or bake in another zone.",
     ),
     ("InvalidZone.NotFound", "", "Check with `oven doctor` that this instance is in the configured region."),
     ("InvalidInstanceID*", "", "Check with `oven doctor` that this instance is in the configured region."),
-    ("Blocked", "", "AWS blocked the account: contact AWS Support."),
-    ("PendingVerification", "", "AWS is still verifying the account: wait for its mail."),
+    ("Blocked", "", "AWS blocked the account. Contact AWS Support."),
+    ("PendingVerification", "", "AWS is still verifying the account. Wait for its e-mail."),
 ];
-const PERMIT_HINT: &str =
-    "Permit it: `oven policy` prints the minimal policy, and `oven doctor` lists all missing permissions.";
+const PERMIT_HINT: &str = "Add the permission. `oven policy` prints the minimal policy, and `oven doctor` lists all \
+                           missing permissions.";
 /// The permissions that a volume needs if it is encrypted with a customer-managed key.
 pub const KMS_HINT: &str = "Permit the role to use the KMS key: kms:DescribeKey, kms:CreateGrant, kms:Decrypt, \
                        kms:GenerateDataKeyWithoutPlaintext and kms:ReEncrypt* (`oven policy` has them).";

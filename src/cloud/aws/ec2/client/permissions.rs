@@ -106,7 +106,7 @@ impl Ec2 {
         };
         let verdict = match self.repeat(action, "", send).await {
             // It should have answered DryRunOperation.
-            Ok(_) => PermissionVerdict::Unknown("the server does not know DryRun".to_owned()),
+            Ok(_) => PermissionVerdict::Unknown("the server does not support DryRun".to_owned()),
             Err(refused) => verdict(&refused, tagged),
         };
         Permission { action: action.permission(), verdict }
@@ -255,7 +255,7 @@ impl Ec2 {
         ];
         all.extend(errors::EBS_ACTIONS.iter().map(|action| {
             let verdict =
-                PermissionVerdict::Unknown("EBS direct has no DryRun: only a bake shows it".to_owned());
+                PermissionVerdict::Unknown("EBS direct has no DryRun, so only a bake can show it".to_owned());
             Permission { action: action.permission(), verdict }
         }));
         all
@@ -286,13 +286,13 @@ fn verdict(refused: &ApiError, tagged: bool) -> PermissionVerdict {
     match code {
         "DryRunOperation" | "ParameterNotFound" => PermissionVerdict::Granted,
         "UnauthorizedOperation" | "AccessDenied" | "AccessDeniedException" if tagged => {
-            let why = "refused for a resource that does not exist; a policy limited to resources with oven's tags does that, too";
+            let why = "which a policy that is limited to resources with oven's tags causes, too";
             unknown(format!("{code}, {why}"))
         }
         "UnauthorizedOperation" | "AccessDenied" | "AccessDeniedException" => PermissionVerdict::Missing,
         // EC2 checks the permission first, for most actions.
         _ if code.ends_with(".NotFound") || code == "InvalidInstanceAttributeValue" => unknown(
-            "EC2 answered that the resource does not exist, which says nothing about the permission".into(),
+            "EC2 reported that the resource does not exist, which does not show whether the action is permitted".into(),
         ),
         _ => unknown(refused.to_string()),
     }

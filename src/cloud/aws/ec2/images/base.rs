@@ -25,14 +25,14 @@ fn not_found(from: &BaseRef, why: &str) -> Failure {
 fn unusable(from: &BaseRef, image: &types::Image, why: &str) -> Failure {
     let id = image.image_id.as_deref().unwrap_or("?");
     let found = if from.to_string().starts_with(id) { String::new() } else { format!(" ({from})") };
-    Kind::Definition.failure(format!("{id}{found} cannot be baked on: {why}"))
+    Kind::Definition.failure(format!("{id}{found} cannot be used as a base: {why}"))
 }
 
 fn check_owner(owner: &str) -> Result<()> {
     if ALIASES.contains(&owner) || owner.len() == 12 && owner.bytes().all(|b| b.is_ascii_digit()) {
         return Ok(());
     }
-    let text = format!("{owner:?} is not an owner of images");
+    let text = format!("{owner:?} is not a valid owner of an image");
     let hint = format!("Use an account number of 12 digits, or one of {}.", ALIASES.join(", "));
     Err(Kind::Definition.failure(text).hint(hint).into())
 }
@@ -51,9 +51,9 @@ impl Ec2 {
             }
             BaseRef::Name { name, owner } => {
                 let Some(owner) = owner else {
-                    let text = format!("the base image {name:?} is named without its owner");
-                    let hint =
-                        "Anybody may publish an image under any name: add owner = \"self\" or an account.";
+                    let text = format!("the base image {name:?} needs an `owner`");
+                    let hint = "Anybody can publish an image under any name. Add owner = \"self\" or the owner's account \
+                                number.";
                     return Err(Kind::Definition.failure(text).hint(hint).into());
                 };
                 self.find_newest(from, owner, filter("name", [name.as_str()]), deprecated).await?
@@ -121,9 +121,9 @@ impl Ec2 {
         let usable = found.len();
         found.retain(|image| deprecated || !is_deprecated(image, now));
         let why = match (all, usable, found.len()) {
-            (0, ..) => format!("{owner} has no such image in {}", self.region()),
+            (0, ..) => format!("the owner {owner} has no matching image in {}", self.region()),
             (_, 0, _) => format!("none of the {all} matching images is available"),
-            (.., 0) => "all of them are deprecated".to_owned(),
+            (.., 0) => "all matching images are deprecated".to_owned(),
             _ => String::new(),
         };
         let rank = |image: &types::Image| {
@@ -153,7 +153,10 @@ impl Ec2 {
             Err(refused)
                 if refused.code.as_deref().is_some_and(|code| code.starts_with("ParameterNotFound")) =>
             {
-                let hint = format!("See: aws ssm get-parameter --region {} --name {name}", self.region());
+                let hint = format!(
+                    "Check it with `aws ssm get-parameter --region {} --name {name}`.",
+                    self.region()
+                );
                 return Err(not_found(from, "the parameter does not exist").hint(hint).into());
             }
             Err(refused) => return Err(refused.into()),
@@ -232,30 +235,33 @@ fn check_base(
     }
     if image.root_device_type == Some(types::DeviceType::InstanceStore) {
         return reject(
-            "its root is instance store and has no snapshot",
+            "its root is on instance store, so it has no snapshot",
             "Use an image whose root is on EBS.",
         );
     }
     if image.virtualization_type == Some(types::VirtualizationType::Paravirtual) {
-        return reject("it is paravirtual, and a builder with NVMe is not", "Use an HVM image.");
+        return reject("it is a paravirtual image", "Use an HVM image.");
     }
     if image.platform == Some(types::PlatformValues::Windows) {
-        return reject("it is Windows", "oven bakes Linux images.");
+        return reject("it is a Windows image", "oven bakes Linux images.");
     }
     let Some(architecture) = convert::architecture(image) else {
         let name = image.architecture.as_ref().map_or("unknown", types::ArchitectureValues::as_str);
         return reject(&format!("its architecture is {name}"), "oven bakes x86_64 and arm64 images.");
     };
     if !runs_here(architecture) {
-        let why = format!("it is {architecture}, and this builder is {}", Architecture::HOST);
-        return reject(&why, "Bake on an instance of the image's architecture: its programs must run there.");
+        let why = format!("its architecture is {architecture}, but this builder's is {}", Architecture::HOST);
+        return reject(
+            &why,
+            "Bake on an instance of the image's architecture, because oven runs the image's programs.",
+        );
     }
     if !image.product_codes().is_empty() {
         let codes: Vec<&str> =
             image.product_codes().iter().filter_map(|code| code.product_code_id.as_deref()).collect();
         let why = format!("it has the Marketplace product code {}", codes.join(", "));
         let hint =
-            "EC2 attaches volumes with a product code to stopped instances only. Use an image without one.";
+            "EC2 attaches a volume with a product code only to a stopped instance. Use an image without one.";
         return reject(&why, hint);
     }
     let root_device = image.root_device_name.clone().unwrap_or_default();
@@ -408,7 +414,7 @@ mod tests {
             (
                 good().architecture(ArchitectureValues::Arm64),
                 Kind::Definition,
-                "is arm64, and this builder is",
+                "is arm64, but this builder's is",
             ),
             (good().architecture(ArchitectureValues::I386), Kind::Definition, "architecture is i386"),
             (good().product_codes(code), Kind::Definition, "product code abc123"),

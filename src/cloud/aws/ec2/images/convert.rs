@@ -47,7 +47,7 @@ pub fn time(time: Option<&DateTime>) -> Option<SystemTime> {
 pub fn id(prefix: &str, id: Option<&str>) -> Result<String> {
     match id {
         Some(id) if is_id(prefix, id) => Ok(id.to_owned()),
-        _ => Err(Kind::Cloud.error(format!("EC2 answered without a {prefix}-… id ({id:?})"))),
+        _ => Err(Kind::Cloud.error(format!("EC2's response has no valid {prefix}-… id ({id:?})"))),
     }
 }
 

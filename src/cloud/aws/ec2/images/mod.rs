@@ -171,8 +171,9 @@ impl Ec2 {
         let Some(found) = self.named(name).await? else { return Ok(None) };
         let Some(image) = of(&found).filter(is_replaceable) else {
             let id = found.image_id.as_deref().unwrap_or("?");
-            let text =
-                format!("{id}, which has the name {name}, is not a failed image of oven: it is not replaced");
+            let text = format!(
+                "oven does not replace {id}, which has the name {name}, because it is not a failed image of oven"
+            );
             return Err(Kind::Cloud.error(text));
         };
         self.deregister(&image.id).await.with_context(|| format!("deregistering {}", image.id))?;

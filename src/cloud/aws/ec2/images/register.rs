@@ -72,9 +72,9 @@ impl Ec2 {
             }
         }
         Err(match lost {
-            Some(refused) => Error::from(refused).context("several calls registered nothing"),
+            Some(refused) => Error::from(refused).context("several calls did not register the image"),
             None => {
-                Kind::Cloud.error(format!("the name {} was repeatedly taken and freed by others", spec.name))
+                Kind::Cloud.error(format!("other processes took and freed the name {} repeatedly", spec.name))
             }
         })
     }
@@ -222,8 +222,9 @@ impl Ec2 {
                 let mut all = differences(&image, spec, snapshot);
                 all.extend(billing_difference(&image, spec));
                 if all.is_empty() {
-                    return of(&image)
-                        .ok_or_else(|| Kind::Cloud.error(format!("EC2 describes {id} without its root")));
+                    return of(&image).ok_or_else(|| {
+                        Kind::Cloud.error(format!("EC2's description of {id} lacks the root volume"))
+                    });
                 }
                 format!("it differs from the specification: {}", all.join("; "))
             }
@@ -295,7 +296,9 @@ impl Ec2 {
                             }
                             repairs += 1;
                             if let Err(refused) = self.tag(id, &missing).await {
-                                return Ok(PollAnswer::Ready(Err(format!("it lacks its tags: {refused:#}"))));
+                                return Ok(PollAnswer::Ready(Err(format!(
+                                    "its missing tags cannot be set: {refused:#}"
+                                ))));
                             }
                             return Ok(PollAnswer::NotYet("without its tags".to_owned()));
                         }
@@ -337,7 +340,7 @@ impl Ec2 {
         let sent = self.call(&CREATE_TAGS, &id.0, |client| {
             client.create_tags().resources(&id.0).set_tags(Some(to_tags(tags))).send()
         });
-        sent.await.map_err(Error::from).context("setting tags that were lost")?;
+        sent.await.map_err(Error::from).context("setting missing tags")?;
         Ok(())
     }
 }

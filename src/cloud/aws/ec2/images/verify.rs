@@ -117,7 +117,9 @@ pub fn billing_difference(image: &types::Image, spec: &ImageSpec) -> Option<Stri
     let plain = found == (None, None) && usage == "RunInstances";
     let (other_details, other_usage) = (found.0.unwrap_or("nothing"), found.1.unwrap_or("nothing"));
     (!same && !plain).then(|| {
-        format!("it is billed as {other_details} ({other_usage}), but its base as {details} ({usage})")
+        format!(
+            "it is billed as {other_details} ({other_usage}), but its base is billed as {details} ({usage})"
+        )
     })
 }
 

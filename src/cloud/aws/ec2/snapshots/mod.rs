@@ -68,7 +68,9 @@ impl Ec2 {
                 Err(error) => {
                     // The debt deletes it in any case; a failure to delete it does not hide the first error.
                     if let Err(refused) = self.delete_snapshot(&id, run).await {
-                        return Err(error.context(format!("{id} failed, and was not deleted ({refused})")));
+                        return Err(
+                            error.context(format!("{id} failed, and deleting it failed, too ({refused})"))
+                        );
                     }
                     failed = Some(error);
                 }
@@ -112,9 +114,8 @@ impl Ec2 {
                 Err(refused) if refused.class == ErrorClass::Lost => {
                     let found = self.find_lost_snapshot(volume, run).await?;
                     if found.is_none() && std::mem::replace(&mut may_have_twin, true) {
-                        return Err(
-                            anyhow::Error::from(refused).context("sent twice, and no snapshot is visible")
-                        );
+                        return Err(anyhow::Error::from(refused)
+                            .context("the call was sent twice, but no snapshot is visible"));
                     }
                     may_have_twin = true;
                     found

@@ -115,9 +115,8 @@ impl Ec2 {
                 known = true;
                 // A volume that this process created is ours, even if its tags are not visible yet.
                 if !is_ours && from_tags(volume.tags()).get(tag::RUN) != Some(&run.0) {
-                    return Err(
-                        Kind::Cloud.error(format!("{id} lacks the tag of run {run}: it is not deleted"))
-                    );
+                    return Err(Kind::Cloud
+                        .error(format!("oven does not delete {id}, because it lacks the tag of run {run}")));
                 }
                 match (&volume.state, current_attachment(&volume)) {
                     (Some(VolumeState::Deleting | VolumeState::Deleted), _) => Ok(PollAnswer::Ready(())),
@@ -130,7 +129,7 @@ impl Ec2 {
                         }
                         polls += 1;
                         Ok(PollAnswer::NotYet(match a.state {
-                            VolumeAttachmentState::Busy => "busy: something still uses it".to_owned(),
+                            VolumeAttachmentState::Busy => "busy, because something uses it".to_owned(),
                             state => state.as_str().to_owned(),
                         }))
                     }

@@ -65,7 +65,9 @@ impl Ec2 {
                 }
                 Err(error) => {
                     if let Err(refused) = ok_if_already_done(self.send_delete(&id).await) {
-                        return Err(error.context(format!("{id} failed, and was not deleted ({refused})")));
+                        return Err(
+                            error.context(format!("{id} failed, and deleting it failed, too ({refused})"))
+                        );
                     }
                     failed = Some(error);
                 }
@@ -110,9 +112,8 @@ impl Ec2 {
                         return Ok(id);
                     }
                     if std::mem::replace(&mut retried, true) {
-                        return Err(
-                            anyhow::Error::from(refused).context("sent twice, and no copy is visible")
-                        );
+                        return Err(anyhow::Error::from(refused)
+                            .context("the call was sent twice, but no copy is visible"));
                     }
                 }
                 Err(refused) => return Err(refused.into()),

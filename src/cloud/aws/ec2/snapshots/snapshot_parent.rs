@@ -73,8 +73,7 @@ impl Ec2 {
                 ParentUse::CopyFirst { why: "it is not encrypted, and the image must be".to_owned() }
             }
             _ if !is_encrypted && by_default? => {
-                let why =
-                    "it is not encrypted, and this account encrypts by default: EBS rejects it as a parent";
+                let why = "it is not encrypted, but this account encrypts by default, so EBS rejects it as a parent";
                 ParentUse::CopyFirst { why: why.to_owned() }
             }
             _ => ParentUse::UseAsParent,
@@ -85,16 +84,16 @@ impl Ec2 {
     async fn shared_parent(&self, id: &SnapshotId) -> Result<ParentUse> {
         if let Some(public) = self.shared_snapshot(id, SHARED_WITH_ALL).await? {
             let owner = public.owner_id.unwrap_or_else(|| "another account".to_owned());
-            let why = format!("it is public and owned by {owner}: EBS direct cannot read it");
+            let why = format!("it is a public snapshot of {owner}, which EBS direct cannot read");
             return Ok(ParentUse::CopyFirst { why });
         }
         if let Some(private) = self.shared_snapshot(id, SHARED_WITH_US).await? {
             let owner = private.owner_id.unwrap_or_else(|| "another account".to_owned());
             return Ok(ParentUse::CopyFirst {
-                why: format!("it is owned by {owner}: a child has to be in the same account"),
+                why: format!("it belongs to {owner}, and a child has to be in the same account"),
             });
         }
-        let hint = "Its owner may share the image and not the snapshot: copy the image into this account (aws ec2 \
+        let hint = "Perhaps its owner shares the image, but not the snapshot. Copy the image into this account (aws ec2 \
                     copy-image), and bake on the copy (owner = \"self\").";
         Err(Kind::NotFound.failure("it is not in this account, and not shared with it").hint(hint).into())
     }

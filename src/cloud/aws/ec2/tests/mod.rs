@@ -401,7 +401,7 @@ async fn bases_are_looked_up_with_an_owner() {
     let (ec2, calls) = ec2(dir.path(), |_, _| ok(ours("available"))).await;
     let named = |owner: Option<&str>| BaseRef::Name { name: "web-*".into(), owner: owner.map(str::to_owned) };
     let error = ec2.base(&named(None)).await.unwrap_err();
-    assert!(hint_of(&error).unwrap().contains("Anybody may publish"));
+    assert!(hint_of(&error).unwrap().contains("Anybody can publish"));
     assert_eq!((Kind::of(&error), calls.all().len()), (Kind::Definition, 0));
     if Architecture::HOST == Architecture::X86_64 {
         let base = ec2.base(&named(Some("136693071363"))).await.unwrap();

@@ -200,13 +200,13 @@ impl Ec2 {
                     let shown = match nvme::list(Path::new("/sys")) {
                         Ok(disks) if disks.is_empty() => "it has no NVMe disk at all".to_owned(),
                         Ok(disks) => format!("its NVMe disks are {}", disks.join("; ")),
-                        Err(error) => format!("and its NVMe disks cannot be listed: {error:#}"),
+                        Err(error) => format!("its NVMe disks cannot be listed: {error:#}"),
                     };
                     let text = format!(
-                        "EC2 says that {volume} is attached as {name}, but this machine shows no such device after {time}: \
+                        "EC2 says that {volume} is attached as {name}, but this machine does not show it after {time}: \
                          {shown}"
                     );
-                    let hint = "Check that --instance-id is the instance it was attached to, and run `oven doctor`.";
+                    let hint = "Check that --instance-id names this machine, and run `oven doctor`.";
                     PollAnswer::Ready(Err(Kind::Cloud.failure(text).hint(hint).into()))
                 }
                 None => PollAnswer::NotYet("not visible".to_owned()),
@@ -229,7 +229,7 @@ impl Ec2 {
                 .block_device_mappings(mapping.clone())
                 .send()
         });
-        sent.await.map_err(anyhow::Error::from).context("letting the volume end with the instance")?;
+        sent.await.map_err(anyhow::Error::from).context("setting DeleteOnTermination of the volume")?;
         Ok(())
     }
 

@@ -31,8 +31,8 @@ impl Ec2 {
         {
             None => Ok(()),
             Some(problem) => {
-                let hint = "Set --instance-id and --zone to the instance that oven runs on, or leave both out: then the \
-                            metadata service supplies them.";
+                let hint = "Set --instance-id and --zone to the instance that oven runs on, or leave both out, so that \
+                            the metadata service supplies them.";
                 Err(Kind::Machine
                     .failure(format!("{id} cannot be the builder: it {problem}"))
                     .hint(hint)

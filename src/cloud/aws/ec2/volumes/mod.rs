@@ -192,7 +192,10 @@ impl Ec2 {
             if spec.kind.encrypted == Some(true) || spec.kind.kms_key.is_some() {
                 KMS_HINT.to_owned()
             } else {
-                format!("If {} is encrypted, or the account encrypts by default: {KMS_HINT}", spec.snapshot)
+                format!(
+                    "Perhaps {} is encrypted, or the account encrypts by default. {KMS_HINT}",
+                    spec.snapshot
+                )
             }
         };
         let mut absent = 0;

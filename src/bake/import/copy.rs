@@ -1,0 +1,46 @@
+//! Copies the disk, in a cloud that can do that.
+
+use super::{Import, ImportOutcome, source, verify};
+use crate::cloud::{DiskCopier, Image};
+use crate::undo::{Debt, Due, Undo};
+use anyhow::Result;
+use std::fs::File;
+
+/// Copies the disk into an image. `new`: no image has the name yet.
+pub async fn disk(
+    import: &Import<'_>,
+    copier: &dyn DiskCopier,
+    file: File,
+    new: bool,
+    undo: &Undo,
+) -> Result<ImportOutcome> {
+    let Import { site, wanted, .. } = import;
+    let step = site.report.step("import", format!("importing {}", wanted.raw.display()));
+    let image = copier.copy_disk(&wanted.raw, &wanted.name, wanted.architecture, &site.report).await?;
+    if new {
+        step.done()
+    } else {
+        drop(step)
+    }
+    if wanted.verify {
+        if new {
+            undo.owe(image_debt(import, &image));
+        }
+        let digests = source::digests(wanted, source::disk(wanted, file).await?).await?;
+        verify::snapshot(import, &image.snapshot, &digests).await?;
+        undo.forgive_on_failure();
+    }
+    Ok(ImportOutcome { image, new })
+}
+
+/// The clean-up of a new image, which is executed if its verification fails.
+fn image_debt(import: &Import<'_>, image: &Image) -> Debt {
+    let (cloud, id, snapshot) = (import.site.cloud.clone(), image.id.clone(), image.snapshot.clone());
+    Debt {
+        due: Due::OnFailure,
+        what: format!("the image {id}"),
+        command: format!("oven images remove {id}"),
+        pay: Box::new(move || Box::pin(async move { cloud.remove(&id, &snapshot).await })),
+        keep: None,
+    }
+}

@@ -1,0 +1,37 @@
+//! Returns the image of an earlier import of the same disk.
+
+use super::{Import, ImportOutcome, source, verify};
+use crate::cloud::{BaseRef, Image, ImageState, tag};
+use crate::error::Kind;
+use crate::transfer::raw::{self, RawDisk};
+use anyhow::Result;
+use std::sync::Arc;
+
+/// Returns the image that has the name. Fails if it was imported from another disk.
+pub async fn image(import: &Import<'_>, holder: &Image, disk: Arc<RawDisk>) -> Result<ImportOutcome> {
+    let step = import.site.report.step("import", source::reading_context(import.wanted));
+    let digests = source::digests(import.wanted, disk).await?;
+    drop(step);
+    let image = existing_import(import, holder, &raw::digest(&digests)).await?;
+    verify::snapshot(import, &image.snapshot, &digests).await?;
+    Ok(ImportOutcome { image, new: false })
+}
+
+/// Returns the image with this name if it was imported from the same disk. Errors: [`Kind::Cloud`].
+async fn existing_import(import: &Import<'_>, holder: &Image, digest: &str) -> Result<Image> {
+    let (cloud, wanted, id) = (&import.site.cloud, import.wanted, &holder.id);
+    let is_same_disk = holder.tags.get(tag::SOURCE).is_some_and(|source| source == digest);
+    if !is_same_disk || holder.architecture != wanted.architecture {
+        return Err(Kind::Cloud.error(format!("the name {} is already used by {id}", wanted.name)));
+    }
+    if holder.state == ImageState::Pending {
+        // This call waits for the image. Its error is ignored, because the image need not be usable as a base here.
+        _ = cloud.base(&BaseRef::Id(id.clone())).await;
+    }
+    let (image, _) = cloud.image(id).await?;
+    if image.state != ImageState::Available {
+        let text = format!("the name {} is already used by {id}, which is {:?}", wanted.name, image.state);
+        return Err(Kind::Cloud.error(text.to_lowercase()));
+    }
+    Ok(image)
+}
