@@ -31,7 +31,7 @@ async fn list(global: &GlobalArgs, site: &Site, name: Option<&str>) -> Result<En
             site.report
                 .note(format!("no image has the name {name}, and no definition with this name has an image"));
         }
-        _ if site.cloud.has_foreign_images() => { {
+        _ if site.cloud.has_foreign_images() => {
             site.report.note("there are no images that oven baked: `oven bake` makes one")
         }
         _ => site.report.note(

@@ -143,7 +143,10 @@ impl Site {
         if first.cloud != AWS {
             let dir = local::region_dir(&first);
             refuse_inside(
-                "region", dir, "Choose another directory for the region: --region-dir DIR.", definitions,
+                "region",
+                dir,
+                "Choose another directory for the region: --region-dir DIR.",
+                definitions,
             )?;
         }
         let mut site = Self::new(first, report, used).await?;

@@ -129,7 +129,8 @@ async fn download(
     wanted: &WantedFile<'_>,
     report: &Report,
 ) -> Result<package::PackageFile> {
-    let WantedFile { url, sha256, path } = *wanted;    let dir = path.parent().context("the file has no directory")?;
+    let WantedFile { url, sha256, path } = *wanted;
+    let dir = path.parent().context("the file has no directory")?;
     let definition_error =
         |what: String| Kind::Definition.failure(format!("{}: {what}", image.place("packages", Some(url))));
     std::fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;

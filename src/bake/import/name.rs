@@ -44,6 +44,8 @@ pub fn explain_conflict(import: &Import<'_>, holder: Option<&Image>, error: Erro
 fn with_name_hint(import: &Import<'_>, error: Error, holder: &ImageId) -> Error {
     let site = import.site;
     let remove = site.spelt(&site.cloud.removal_command(holder));
-    let hint = format!("The image with this name has another disk. Choose another --name, or remove that image: {remove}");
+    let hint = format!(
+        "The image with this name has another disk. Choose another --name, or remove that image: {remove}"
+    );
     Kind::Cloud.failure(format!("{error:#}")).hint(hint).into()
 }
