@@ -1,4 +1,4 @@
-//! Kinds of failure: what went wrong, who can fix it, and the exit code.
+//! Kinds of failure. Each has an exit code.
 
 use std::fmt;
 

@@ -333,7 +333,7 @@ impl<'d, 't> Table<'d, 't> {
         at.value.as_bool().or_else(|| self.mistyped(key, &at))
     }
 
-    /// The same, or the key's default.
+    /// Like [`Self::boolean`], but returns the key's default if the key is not set.
     pub fn flag(&self, key: &str) -> bool {
         let default = matches!(self.key(key).default, DefaultValue::Is(Literal::Boolean(true)));
         self.boolean(key).unwrap_or(default)
@@ -350,7 +350,7 @@ impl<'d, 't> Table<'d, 't> {
         })
     }
 
-    /// The same, or the key's default.
+    /// Like [`Self::integer`], but returns the key's default if the key is not set.
     pub fn number(&self, key: &str) -> u64 {
         let default = if let DefaultValue::Is(Literal::Integer(n)) = self.key(key).default { n } else { 0 };
         self.integer(key).unwrap_or(default)

@@ -63,7 +63,7 @@ pub struct PluginCall {
 pub enum PluginExit {
     Exited {
         code: i32,
-        /// The names of processes that still ran [`GRACE`] after the plugin's end.
+        /// The names of processes that did not end together with the plugin.
         left: Vec<String>,
     },
     Signaled {
@@ -190,7 +190,7 @@ fn enter_namespaces() -> Result<()> {
     Ok(())
 }
 
-/// Runs process 1 of the plugin's namespaces, or the plugin's parent if there are none.
+/// Runs the plugin as its parent process. In a sandbox, this is process 1 of the plugin's PID namespace.
 fn run_reaper(control: &UnixStream, call: &PluginCall, program: &[u8], request: &[u8]) -> Result<PluginExit> {
     die_with_parent()?;
     let mut path = call.path.clone();

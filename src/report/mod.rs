@@ -370,7 +370,7 @@ impl Report {
 
 impl Step {
     /// Reports how many bytes are done. `all` is their total number, if it is known. The progress is shown with the
-    /// running step and sent as an event, but not more often than [`PROGRESS_INTERVAL`].
+    /// running step, and sent as an event. Calls that follow each other too fast are ignored.
     pub fn progress(&self, done: u64, all: Option<u64>) {
         let is_recent = self.last_progress.get().is_some_and(|time| time.elapsed() < PROGRESS_INTERVAL);
         if is_recent && all != Some(done) {

@@ -100,7 +100,8 @@ pub struct Job {
     /// not change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mirror: Option<String>,
-    /// Certificates (PEM) to trust while packages are fetched: a path that exists in fetch steps.
+    /// The path of a file with certificates (PEM), which are trusted while packages are fetched. The file exists in
+    /// fetch steps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<String>,
 }
@@ -364,7 +365,7 @@ pub struct Step {
     pub argv: Vec<String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
-    /// How often the step is retried after a failure.
+    /// How many times the step is retried after a failure.
     #[serde(default)]
     pub retries: u32,
     /// A command that runs before each retry, without network. It removes files that the failed attempt may have

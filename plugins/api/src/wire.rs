@@ -93,7 +93,7 @@ impl ClaimsAnswer {
         }
     }
 
-    /// Parses an answer. The outer error says what is wrong with it; the inner one is the plugin's refusal.
+    /// Parses an answer. The outer error says what is wrong with the answer. The inner error is the plugin's refusal.
     pub fn read(text: &str) -> Result<Result<Claims, Refused>, String> {
         let Self { api, claim, look_for, read, refused } = parse_answer(text)?;
         ensure_version(api)?;
@@ -115,7 +115,7 @@ impl PlanAnswer {
         }
     }
 
-    /// Parses an answer. The outer error says what is wrong with it; the inner one is the plugin's refusal.
+    /// Parses an answer. The outer error says what is wrong with the answer. The inner error is the plugin's refusal.
     pub fn read(text: &str) -> Result<Result<Plan, Refused>, String> {
         let Self { api, plan, refused } = parse_answer(text)?;
         ensure_version(api)?;
@@ -211,7 +211,7 @@ pub fn serve(distro: &impl Distro) -> ExitCode {
     }
 }
 
-/// A plugin's answer to a request, both as JSON text. `verb` is one of [`VERBS`].
+/// Returns a plugin's answer to a request. Both are JSON text. `verb` is one of [`VERBS`].
 pub fn answer(distro: &dyn Distro, verb: &str, request: &str) -> String {
     let text = match verb {
         "claims" => {

@@ -149,8 +149,8 @@ fn check_all(global: &GlobalArgs, args: &args::PluginCheckArgs, report: &Report)
 
 /// `oven plan --os-release`: prints a plugin's plan for an image that the command line describes.
 pub fn plan(global: &GlobalArgs, args: &args::PlanArgs, report: &Report) -> Result<End> {
-    let paper = &args.os_release_plan;
-    let file = paper.os_release.as_deref().unwrap_or(Path::new("/etc/os-release"));
+    let flags = &args.os_release_plan;
+    let file = flags.os_release.as_deref().unwrap_or(Path::new("/etc/os-release"));
     let read = |what: &str, file: &Path| {
         std::fs::read_to_string(file)
             .map_err(|error| Kind::Usage.error(format!("cannot read {what} {}: {error}", file.display())))
@@ -169,11 +169,11 @@ pub fn plan(global: &GlobalArgs, args: &args::PlanArgs, report: &Report) -> Resu
     report_containment(known, report);
     let tools = image.as_ref().map(scripts::tools).unwrap_or_default();
     let is_tool = |path: &String| tools.iter().any(|tool| programs::is_program_path(path, tool));
-    let unasked = paper.has.iter().find(|path| !claims.look_for.contains(path) && !is_tool(path));
+    let unasked = flags.has.iter().find(|path| !claims.look_for.contains(path) && !is_tool(path));
     if let Some(path) = unasked {
         report.warn(format!("--has {path}: the plugin {} does not look for this path", known.id));
     }
-    let architecture = architecture(paper)?;
+    let architecture = architecture(flags)?;
     let mut job = match &image {
         Some(image) => {
             for ask in &image.packages {
@@ -188,13 +188,13 @@ pub fn plan(global: &GlobalArgs, args: &args::PlanArgs, report: &Report) -> Resu
         }
         None => Job { os_release, architecture: architecture.to_string(), ..Job::default() },
     };
-    job.tools.retain(|tool| !paper.has.iter().any(|path| programs::is_program_path(path, tool)));
-    let has = |path: &String| paper.has.is_empty() || paper.has.contains(path);
+    job.tools.retain(|tool| !flags.has.iter().any(|path| programs::is_program_path(path, tool)));
+    let has = |path: &String| flags.has.is_empty() || flags.has.contains(path);
     job.present = claims.look_for.iter().map(|path| (path.clone(), has(path))).collect();
-    for (path, file) in &paper.text {
+    for (path, file) in &flags.text {
         job.texts.insert(path.clone(), read("the text file", file)?);
     }
-    let (key, value): (_, Value) = if paper.request {
+    let (key, value): (_, Value) = if flags.request {
         ("request", serde_json::to_value(PlanRequest::new(&job))?)
     } else {
         ("plan", serde_json::to_value(known.plan(&job)?)?)
@@ -209,9 +209,9 @@ pub fn plan(global: &GlobalArgs, args: &args::PlanArgs, report: &Report) -> Resu
     Ok(End::success(json!({"plugin": known.id, key: value})))
 }
 
-fn architecture(paper: &args::OsReleasePlanArgs) -> Result<Architecture> {
+fn architecture(flags: &args::OsReleasePlanArgs) -> Result<Architecture> {
     let known = [Architecture::X86_64, Architecture::Arm64];
-    let Some(arch) = &paper.arch else { return Ok(Architecture::HOST) };
+    let Some(arch) = &flags.arch else { return Ok(Architecture::HOST) };
     known.into_iter().find(|known| known.as_str() == arch).ok_or_else(|| {
         let known = known.map(Architecture::as_str).join(" or ");
         Kind::Usage.error(format!("--arch must be {known}, not {arch}"))

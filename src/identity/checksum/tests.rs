@@ -48,7 +48,8 @@ fn the_published_vectors_match() {
     }
 }
 
-/// The expected values come from the original's checksum.py, and from another implementation in Python.
+/// The expected values were computed with the checksum.py of GumGum's AMI Bakery, and with another implementation in
+/// Python.
 #[test]
 fn links_hidden_directories_and_several_directories_count_as_in_the_original() {
     let top = tree(&[
