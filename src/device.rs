@@ -1,4 +1,4 @@
-//! Block devices: a whole disk that is held open, and nodes of it.
+//! Block devices: a whole disk, which is open, and device nodes.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// A whole disk, verified and open. Dropping it releases the disk: a loop device detaches itself.
+/// A whole disk, which is open and was verified. Dropping it closes the disk; then a loop device detaches itself.
 #[derive(Debug)]
 pub struct Device {
     /// Open for reading and writing. Code that needs a path uses `/proc/self/fd/N`.
@@ -16,23 +16,23 @@ pub struct Device {
     pub path: PathBuf,
     /// The device number of the node.
     pub rdev: u64,
-    /// The volume that the device was verified to be: its serial on NVMe, its id in the local region.
+    /// Identifies the volume that this device was verified to be: its serial on NVMe, its id in the local region.
     pub serial: String,
-    /// Set if the disk's server has to distinguish discarded free space from ranges to be zeroed.
+    /// Set if oven serves the disk itself. The server must know which discards are trims.
     pub trimming: Option<Arc<dyn Trimming>>,
 }
 
-/// Tells whoever serves a disk that what is discarded for now is free space of a file system, so that nothing of the
-/// base has to change for it. (A discard and a range that has to become zeros are the same request by the time they
-/// arrive there: the loop device punches a hole for both.)
+/// Marks the time during which all discards of a disk are trims, which discard only free space of a file system. For a
+/// trim, the disk's server does not have to overwrite the base's blocks with zeros. The server cannot see the
+/// difference itself: the loop device punches a hole both for a discard and for a range that has to become zeros.
 pub trait Trimming: fmt::Debug + Send + Sync {
-    /// Only where nothing else zeroes ranges at the same time: no step runs, and the kernel zeroes no inode tables.
+    /// Until [`Self::end`], nothing may zero a range: no step may run, and the kernel must not be zeroing inode tables.
     fn begin(&self) -> io::Result<()>;
 
     fn end(&self) -> io::Result<()>;
 }
 
-/// A trim, until it is dropped.
+/// A trim in progress. Dropping it ends the trim.
 #[derive(Debug)]
 pub struct Trim(Arc<dyn Trimming>);
 
@@ -54,19 +54,19 @@ impl Drop for Trim {
 /// A block device node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceNode {
-    /// In `/dev`: `loop0p1`.
+    /// Relative to `/dev`, such as `loop0p1`.
     pub name: String,
     pub rdev: u64,
-    /// Below `/dev`: `disk/by-uuid/…`.
+    /// Symbolic links to the node, relative to `/dev`, such as `disk/by-uuid/…`.
     pub links: Vec<String>,
 }
 
-/// A name as udev spells it in a link: characters that are not safe in a name are escaped, as in `\x2f`.
+/// Spells a name as udev does in a link: an unsafe character is escaped, such as `/` as `\x2f`.
 pub fn link_name(id: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || "#+-.:=@_".contains(c);
     let mut out = String::new();
     for (index, c) in id.chars().enumerate() {
-        // `.` and `..` are no names, and udev makes no hidden ones.
+        // A first `.` is escaped: `.` and `..` are not valid names, and udev makes no hidden links.
         if plain(c) && !(index == 0 && c == '.') {
             out.push(c);
         } else {

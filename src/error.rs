@@ -1,4 +1,4 @@
-//! Kinds of failure: what went wrong, who can fix it, and the exit code.
+//! Kinds of failure. Each has an exit code.
 
 use std::fmt;
 
@@ -8,26 +8,26 @@ use std::fmt;
 pub enum Kind {
     /// The command line is wrong.
     Usage = 2,
-    /// A definition or a setting is wrong: the message names file and key.
+    /// A definition or a setting is wrong. The message names the file and the key.
     Definition = 3,
     /// A base image, an image or a run does not exist.
     NotFound = 4,
     /// A step in the image failed.
     Step = 5,
-    /// The cloud refused a request or failed. Also the default for errors of unknown kind.
+    /// The cloud refused a request or failed. Errors of unknown kind count as this kind.
     Cloud = 6,
-    /// Baked, but leftovers could not be removed.
+    /// The work succeeded, but leftovers could not be removed.
     LeftBehind = 7,
-    /// This machine lacks something: `oven doctor` lists everything.
+    /// This machine lacks something. `oven doctor` lists everything that it lacks.
     Machine = 8,
     /// Stopped by a signal.
     Interrupted = 130,
 }
 
-/// Baked, or baked already.
+/// The exit code of a verb that succeeded.
 pub const SUCCESS: u8 = 0;
 
-/// A failure of a known kind, in the chain of an [`anyhow::Error`].
+/// A failure of a known kind. It is a cause in the chain of an [`anyhow::Error`].
 #[derive(Debug)]
 pub struct Failure {
     pub kind: Kind,
@@ -36,7 +36,7 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// Adds what the user can do, as a whole sentence.
+    /// Adds a hint: a whole sentence that says what the user can do.
     pub fn hint(mut self, hint: impl fmt::Display) -> Self {
         self.hint = Some(hint.to_string());
         self
@@ -49,17 +49,17 @@ impl Kind {
         Failure { kind: self, message: message.to_string(), hint: None }
     }
 
-    /// The same as an [`anyhow::Error`], for `return Err(…)` and `ok_or_else`.
+    /// Like [`Self::failure`], but returns an [`anyhow::Error`], for `return Err(…)` and `ok_or_else`.
     pub fn error(self, message: impl fmt::Display) -> anyhow::Error {
         self.failure(message).into()
     }
 
-    /// The kind of a failure: the outermost [`Failure`] in its chain decides.
+    /// The kind of the outermost [`Failure`] in an error's chain; [`Kind::Cloud`] if the chain has none.
     pub fn of(error: &anyhow::Error) -> Self {
         error.chain().find_map(|cause| cause.downcast_ref::<Failure>()).map_or(Self::Cloud, |f| f.kind)
     }
 
-    /// The error itself if it has a kind; otherwise an error of this kind.
+    /// Returns the error itself if it has a kind, otherwise an error of this kind with the same message.
     pub fn unless_known(self, error: anyhow::Error) -> anyhow::Error {
         if error.chain().any(|cause| cause.is::<Failure>()) {
             error
@@ -83,7 +83,7 @@ impl Kind {
     }
 }
 
-/// What the user can do, if any cause in the chain has a hint.
+/// The outermost hint in an error's chain, if there is one.
 pub fn hint_of(error: &anyhow::Error) -> Option<String> {
     error.chain().find_map(|cause| cause.downcast_ref::<Failure>()?.hint.clone())
 }

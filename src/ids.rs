@@ -1,4 +1,4 @@
-//! Names of what a cloud holds, and the unit that its snapshots are made of.
+//! Ids of images, snapshots, volumes and runs; and the block, the unit of a snapshot's data.
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -23,7 +23,7 @@ id!(/// `snap-` and 17 hexadecimal digits.
     SnapshotId);
 id!(/// `vol-` and 17 hexadecimal digits.
     VolumeId);
-id!(/// One run of a bake: 32 random hexadecimal digits. Tags everything that the run creates.
+id!(/// The id of a run of oven: 32 random hexadecimal digits. Everything that the run creates in the cloud has it as a tag.
     RunId);
 
 impl RunId {
@@ -34,7 +34,7 @@ impl RunId {
         Self(bytes.iter().map(|b| format!("{b:02x}")).collect())
     }
 
-    /// The first 8 digits, for people.
+    /// The first 8 digits, which are enough for people.
     pub fn short(&self) -> &str {
         &self.0[..self.0.len().min(8)]
     }
@@ -65,8 +65,8 @@ impl Architecture {
         }
     }
 
-    /// Whether programs for this architecture run on this machine: its own, and those that the kernel has an
-    /// interpreter for (binfmt_misc).
+    /// Whether this machine can run programs of this architecture, either natively or with an interpreter that the
+    /// kernel knows (binfmt_misc).
     pub fn runs_here(self) -> bool {
         let emulator = match self {
             Self::X86_64 => "/proc/sys/fs/binfmt_misc/qemu-x86_64",
@@ -82,7 +82,7 @@ impl fmt::Display for Architecture {
     }
 }
 
-/// Bytes of a block: the only size that EBS direct has.
+/// The size of a block in bytes. The EBS direct APIs have only this size.
 pub const BLOCK: usize = 512 << 10;
 
 /// A block's SHA256.

@@ -1,53 +1,53 @@
 //! oven bakes Amazon Machine Images without booting an instance: packages and scripts run in a sandbox, on a copy of the
 //! base image's disk. The same definition on the same base is baked only once.
 //!
-//! The story is [`bake::bake`], in six steps: resolve the base image ([`cloud`]), check out its disk ([`disk`]), mount
-//! it ([`mount`]), provision it ([`provision`], with a plan of [`distros`]) and seal it ([`seal`]), commit the disk to a
-//! snapshot, and register that as an image.
+//! [`bake::bake`] is the story. It has six steps: resolve the base image ([`cloud`]), check out its disk ([`disk`]),
+//! mount the disk ([`mount`]), provision and seal the mounted image ([`provision`], with a plan of [`distros`], and
+//! [`seal`]), commit the disk to a snapshot, and register the snapshot as an image.
 //!
-//! The modules below are the floor plan, from the ground up: each imports only from those above it in this list, and
-//! `tests/pure/layers.rs` holds them to it.
+//! The modules below are the floor plan. Each module imports only from the modules that are listed before it;
+//! `tests/pure/layers.rs` checks this.
 
-// Kinds of failure: exit codes and hints.
+// Kinds of failure, with exit codes and hints.
 pub mod error;
 
-// Small things about text that people read.
+// Formatting of text that people read.
 pub mod text;
 
-// Names of what a cloud holds; the block.
+// Ids of images, snapshots, volumes and runs; the size of a block.
 pub mod ids;
 
-// An opened block device.
+// Open block devices.
 pub mod device;
 
-// Values, masked and searched for.
+// Secret values: they are masked in output, and searched for in the image.
 pub mod secrets;
 
 // A Chrome trace of the run.
 pub mod trace;
 
-// The kernel, wrapped once.
+// Wrappers of the kernel's interfaces.
 pub mod sys;
 
-// Partition tables, file systems, packages: from bytes.
+// Parsers of partition tables, file systems and packages.
 pub mod formats;
 
 // The files of an image.
 pub mod image;
 
-// Whose a resource is.
+// The process that owns a resource.
 pub mod owner;
 
-// Debts to the cloud, and when they are paid.
+// Clean-up actions, and when they run.
 pub mod undo;
 
-// What the user sees of a run.
+// The output of a run: screen, log file, JSON events.
 pub mod report;
 
-// The settings of oven.toml; TOML, templates.
+// The settings of oven.toml; readers of TOML and of templates.
 pub mod config;
 
-// Traits, and the clouds that implement them.
+// The traits of a cloud, and the clouds that implement them.
 pub mod cloud;
 
 // A definition: image.toml and the files next to it.
@@ -56,13 +56,13 @@ pub mod definition;
 // Checksum and fingerprint.
 pub mod identity;
 
-// Snapshots, block by block.
+// Upload and download of snapshots, block by block.
 pub mod transfer;
 
-// One contained step.
+// The sandbox of one step.
 pub mod sandbox;
 
-// Where a bake gets its disk.
+// The disk that a bake works on.
 pub mod disk;
 
 // A mounted root, and the proof of its release.
@@ -71,19 +71,19 @@ pub mod mount;
 // Packages, files and scripts in a root.
 pub mod provision;
 
-// Cleaned, checked, bootable.
+// Clean-up and lint of the finished root; whether it can boot.
 pub mod seal;
 
-// Plugins, and which one an image is for.
+// Distro plugins, and the choice of the plugin for an image.
 pub mod distros;
 
-// Whether this machine can bake.
+// Checks whether this machine can bake.
 pub mod doctor;
 
-// Wiring: settings become clouds, disks, distros.
+// Makes the cloud, the disks and the plugins from the settings.
 pub mod site;
 
-// THE STORY; batches and imports.
+// The story of a bake; batches and imports.
 pub mod bake;
 
 // The command line.

@@ -1,4 +1,5 @@
-//! The program. It runs a verb of the command line, or, re-executed by oven, the helper of a step, a plugin or a disk.
+//! The program. It runs a verb of the command line. If oven has re-executed itself, it runs the helper of a step, of a
+//! plugin or of a disk instead.
 
 use oven::disk::direct::server;
 use oven::distros::sandboxed_plugin;

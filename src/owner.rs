@@ -1,18 +1,19 @@
-//! The process that owns a resource, as a tag: it distinguishes leftovers of killed bakes from resources in use.
+//! The process that owns a resource. Each resource has its owner as a tag. So leftovers of killed bakes can be
+//! distinguished from resources in use.
 
 use anyhow::{Context, Result};
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
-/// The inode of the initial PID namespace (`PROC_PID_INIT_INO`).
+/// The target of the link `/proc/PID/ns/pid` in the initial PID namespace (the kernel's `PROC_PID_INIT_INO`).
 const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
 
-/// A process, distinguished from all others: also from one that got its PID later, and from one before a reboot. Its
-/// text form, which the tag `oven:owner` has, is `HOST/BOOT/PID/START`.
+/// Identifies a process among all processes of all hosts, even if its PID is reused later or after a reboot. The text
+/// form, which is the value of the tag `oven:owner`, is `HOST/BOOT/PID/START`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Owner {
-    /// The instance id on EC2, otherwise the machine id; with the PID namespace, if that is not the initial one.
+    /// The instance id on EC2, otherwise the machine id. The PID namespace is appended if it is not the initial one.
     pub host: String,
     /// The kernel's boot id.
     pub boot: String,
@@ -26,11 +27,11 @@ pub struct Owner {
 pub enum OwnerEnded {
     Yes,
     No,
-    /// It is on another host, or in a namespace that cannot be inspected.
+    /// The owner is on another host or in another PID namespace, or a fact about one of the two processes is unknown.
     Unknown,
 }
 
-/// Stands for what this machine does not provide.
+/// The `host` or `boot` of an owner if this machine does not provide it.
 const UNKNOWN: &str = "unknown";
 
 impl Owner {
@@ -39,17 +40,17 @@ impl Owner {
         Self::on(&host_id(Path::new("/")))
     }
 
-    /// This process, on a host with a better name than its machine id: an instance id.
+    /// This process. `host` is a better name than the machine id: an instance id.
     pub fn on(host: &str) -> Self {
         Self::of(host, std::process::id(), Path::new("/proc"))
     }
 
-    /// What cannot be read is unknown; an owner with an unknown part never counts as ended.
+    /// A part that cannot be read is unknown. An owner with an unknown part never counts as ended.
     fn of(host: &str, pid: u32, proc: &Path) -> Self {
         let boot = std::fs::read_to_string(proc.join("sys/kernel/random/boot_id")).unwrap_or_default();
         let boot = if boot.trim().is_empty() { UNKNOWN } else { boot.trim() };
-        let started = read_process(proc, pid).ok().flatten().map_or(0, |read_process| read_process.started);
-        // A PID has no meaning outside its namespace: a container counts as another host.
+        let started = read_process(proc, pid).ok().flatten().map_or(0, |stat| stat.started);
+        // A PID has no meaning outside its namespace, so a container counts as another host.
         let host = match std::fs::read_link(proc.join("self/ns/pid")) {
             Ok(namespace) if namespace.as_os_str() != FIRST_PID_NAMESPACE => {
                 let digits: String =
@@ -61,7 +62,7 @@ impl Owner {
         Self { host, boot: boot.to_owned(), pid, started }
     }
 
-    /// Whether this owner has ended, as seen from `here`, a running process.
+    /// Whether this owner has ended, as seen from `here`, which is a running process.
     pub fn has_ended_seen_from(&self, here: &Owner, proc: &Path) -> OwnerEnded {
         let known = |owner: &Owner| owner.host != UNKNOWN && owner.boot != UNKNOWN && owner.started != 0;
         if self.host != here.host || !known(self) || !known(here) {
@@ -110,11 +111,12 @@ impl FromStr for Owner {
         if host.is_empty() || boot.is_empty() {
             return Err(invalid());
         }
-        // Only digits are accepted: "+1" parses as well, but would be written differently.
-        let number =
+        // Only digits are accepted. `parse` would also accept "+1", but the text form of that owner would be another
+        // one.
+        let check_digits =
             |digits: &str| digits.bytes().all(|b| b.is_ascii_digit()).then_some(()).ok_or_else(invalid);
-        number(pid)?;
-        number(started)?;
+        check_digits(pid)?;
+        check_digits(started)?;
         let (host, boot) = (host.to_owned(), boot.to_owned());
         Ok(Self {
             host,
@@ -125,7 +127,8 @@ impl FromStr for Owner {
     }
 }
 
-/// The machine id below `root`, or the host's name. It has no `/`, which separates the parts of an owner.
+/// The machine id of the system below `root`, or else its host name. It contains no `/`, because `/` separates the
+/// parts of an owner.
 fn host_id(root: &Path) -> String {
     let id = std::fs::read_to_string(root.join("etc/machine-id")).unwrap_or_default();
     let id = id.trim();
@@ -146,14 +149,14 @@ struct ProcessStat {
 fn read_process(proc: &Path, pid: u32) -> Result<Option<ProcessStat>> {
     let stat = match std::fs::read(proc.join(pid.to_string()).join("stat")) {
         Ok(stat) => stat,
-        // ESRCH: it ended between open and read.
+        // ESRCH: the process ended between open and read.
         Err(e) if e.kind() == std::io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH) => {
             return Ok(None);
         }
         Err(e) => return Err(e.into()),
     };
     let stat = String::from_utf8_lossy(&stat);
-    // Field 2 is the program's name in parentheses, which may contain parentheses and blanks.
+    // Field 2 is the program's name in parentheses. The name itself may contain parentheses and blanks.
     let (_, rest) = stat.rsplit_once(')').context("the process's stat file has no name in parentheses")?;
     let fields: Vec<&str> = rest.split_whitespace().collect();
     let (Some(state), Some(started)) = (fields.first(), fields.get(22 - 3)) else {

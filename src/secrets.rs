@@ -1,8 +1,8 @@
-//! Secrets of a definition's scripts: read from oven's environment, passed only to the environment of scripts that
-//! name them, masked in all output, and searched for in the image.
+//! Secrets of a definition's scripts. They are read from oven's environment, passed only to the environment of scripts
+//! that name them, masked in all output, and searched for in the image.
 //!
-//! They are found as plain text, and as programs commonly encode them: in JSON, quoted for a shell, in a URL, in
-//! base64. Secrets that were compressed, encrypted or changed in any other way are not found.
+//! A secret is found as plain text and in common encodings: in JSON, quoted for a shell, in a URL, in base64. Secrets
+//! that were compressed, encrypted or changed in any other way are not found.
 
 use crate::error::{Kind, hint_of};
 use anyhow::Result;
@@ -14,15 +14,17 @@ use std::sync::Arc;
 
 /// The replacement of a masked secret.
 const MASK: &str = "***";
-/// Bytes. A shorter value is part of too many words: masking it would reveal it, and make the output unreadable.
+/// The minimal length of a secret, in bytes. A shorter value occurs in many words. Masking it would make the output
+/// unreadable, and readers could guess the value from the masked words.
 const MIN: usize = 4;
-/// Bytes. A larger value is a document. The kernel accepts 128 KiB.
+/// The maximal length of a secret, in bytes. A larger value is probably a mistake. (The kernel allows 128 KiB for an
+/// environment variable.)
 const MAX: usize = 64 << 10;
-/// Bytes. Lines of a multi-line secret (a key) are searched for in files if they are at least this long: a shorter
-/// line may be in any file.
+/// Bytes. Each line of a multi-line secret, such as a key, is searched for in files if it is at least this long. A
+/// shorter line may be in any file by chance.
 const LINE_MIN: usize = 16;
 
-/// Secret values by name, and the texts to search for. Cheap to clone; the `Debug` form has only names.
+/// Secret values by name, and the texts to search for. Cheap to clone. The `Debug` form shows only the names.
 #[derive(Clone, Default)]
 pub struct Secrets(Arc<Inner>);
 
@@ -47,10 +49,10 @@ impl Secrets {
         for (name, value) in &values {
             let whole = value.trim_matches(['\n', '\r']);
             let lines = whole.split(['\n', '\r']).map(str::trim);
-            // `-----BEGIN …` is in every key.
+            // Lines such as `-----BEGIN …` are not secret, because they are in every key.
             let lines: Vec<_> = lines.filter(|line| !line.starts_with("-----")).collect();
             for encoded in std::iter::once(whole).chain(lines.iter().copied()).flat_map(encodings) {
-                // The form in a step's output, which is shown without control characters.
+                // A step's output is shown without control characters, so the secret appears there in this form.
                 masked.insert(encoded.chars().filter(|c| !c.is_control() || *c == '\t').collect());
                 masked.insert(encoded);
             }
@@ -68,7 +70,7 @@ impl Secrets {
         Self::new(values.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect())
     }
 
-    /// The secrets of both.
+    /// The secrets of `self` and of `others`.
     pub fn with(&self, others: &Self) -> Self {
         let mut values = self.0.values.clone();
         values.extend(others.0.values.clone());
@@ -79,7 +81,7 @@ impl Secrets {
         self.0.values.is_empty()
     }
 
-    /// The variables of these names.
+    /// The secrets with these names, as environment variables.
     pub fn environment(&self, names: &[String]) -> BTreeMap<String, String> {
         let pairs = names.iter().filter_map(|name| Some((name.clone(), self.0.values.get(name)?.clone())));
         pairs.collect()
@@ -111,16 +113,16 @@ impl Secrets {
         }
     }
 
-    /// The same failure, with secrets masked in message and hint.
+    /// Returns the same failure, with secrets masked in the message and in the hint.
     pub fn mask_error(&self, error: anyhow::Error) -> anyhow::Error {
         let (text, hint) = (format!("{error:#}"), hint_of(&error));
         let masked = self.mask(&text);
-        let hidden = hint.as_deref().map(|hint| self.mask(hint));
-        if masked == text && hidden.as_deref() == hint.as_deref() {
+        let masked_hint = hint.as_deref().map(|hint| self.mask(hint));
+        if masked == text && masked_hint.as_deref() == hint.as_deref() {
             return error;
         }
         let failure = Kind::of(&error).failure(masked);
-        match hidden {
+        match masked_hint {
             Some(hint) => failure.hint(hint).into(),
             None => failure.into(),
         }
@@ -131,7 +133,7 @@ impl Secrets {
         self.0.masked.first().map_or(0, String::len)
     }
 
-    /// Begin and end of a masked text that contains both sides of position `at`.
+    /// The range of a text to mask that begins before position `at` and ends after it, if there is one.
     pub fn across(&self, bytes: &[u8], at: usize) -> Option<(usize, usize)> {
         self.0.masked.iter().find_map(|secret| {
             let from = at.saturating_sub(secret.len() - 1);
@@ -146,7 +148,7 @@ impl Secrets {
         self.0.sought.iter().map(|(text, _)| text.len()).max().unwrap_or_default()
     }
 
-    /// The name of a secret whose value these bytes contain.
+    /// The name of a secret that these bytes contain in plain text or in an encoding, if there is one.
     pub fn find(&self, bytes: &[u8]) -> Option<&str> {
         let found = self.0.sought.iter().find(|(text, _)| memchr::memmem::find(bytes, text).is_some());
         found.map(|(_, name)| name.as_str())
@@ -166,7 +168,7 @@ pub fn check_value(value: Option<OsString>) -> Result<String, String> {
     }
 }
 
-/// A text in the encodings that programs commonly use.
+/// A text, and its common encodings.
 fn encodings(text: &str) -> Vec<String> {
     let json = serde_json::to_string(text).unwrap_or_default();
     let json = json.strip_prefix('"').and_then(|json| json.strip_suffix('"')).unwrap_or_default();
@@ -179,10 +181,9 @@ fn encodings(text: &str) -> Vec<String> {
         percent_encode(text, b"-_.~/"),
         percent_encode(text, b"-_.~ ").replace(' ', "+"),
     ];
-    // The base64 form depends on the offset in a group of three bytes; its first and last characters also contain bits
-    // of neighbouring bytes.
+    // Base64 encodes groups of three bytes. So a text has three forms, which depend on its offset in a group.
     all.extend((0..3).map(|offset| base64(text.as_bytes(), offset)));
-    // A short encoding would be found by chance.
+    // An encoding that is shorter than this would be found by chance.
     all.retain(|encoded| encoded == text || encoded.len() >= MIN.max(text.len()));
     all
 }
@@ -204,7 +205,8 @@ fn percent_encode(text: &str, plain: &[u8]) -> String {
     text.bytes().map(one).collect()
 }
 
-/// The base64 characters that depend on these bytes alone, if `offset` other bytes precede them.
+/// The base64 characters that depend only on `bytes`, if `offset` other bytes precede them in their group. Characters
+/// at the edges, which also contain bits of neighbouring bytes, are left out.
 fn base64(bytes: &[u8], offset: usize) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let (first, last) = ((offset * 8).div_ceil(6), (offset + bytes.len()) * 8 / 6);

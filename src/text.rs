@@ -1,4 +1,4 @@
-//! Small things about text that people read.
+//! Formatting of text that people read.
 
 pub fn count(number: usize, what: &str) -> String {
     if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
@@ -20,8 +20,8 @@ pub fn without_control_characters(text: &str) -> String {
     text.chars().filter(|c| !c.is_control() || matches!(c, '\t' | '\n')).collect()
 }
 
-/// What each `*` of a pattern stands for in a text. The pattern matches the whole text, and each `*` as little as
-/// possible.
+/// Returns the parts of a text that the `*`s of a pattern match, or `None` if the pattern does not match the whole
+/// text. Each `*` matches as little as possible.
 pub fn match_wildcards<'t>(pattern: &str, text: &'t str) -> Option<Vec<&'t str>> {
     let mut pieces = pattern.split('*');
     let mut rest = text.strip_prefix(pieces.next()?)?;
@@ -37,7 +37,7 @@ pub fn match_wildcards<'t>(pattern: &str, text: &'t str) -> Option<Vec<&'t str>>
     Some(found)
 }
 
-/// A size in a readable form.
+/// Formats a size in MiB or GiB.
 pub fn human_size(bytes: u64) -> String {
     match bytes {
         0..0x4000_0000 => format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20)),

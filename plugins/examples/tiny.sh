@@ -1,5 +1,5 @@
 #!/bin/sh
-# The smallest plugin: for a system whose ID is `tiny` and whose package manager is /bin/pkg. It needs jq.
+# The smallest plugin. It is for a system whose ID is `tiny` and whose package manager is /bin/pkg. It needs jq.
 exec jq -c --arg verb "$1" '[.job.packages[]?.name] as $names
 | if .api != 1 or (keys - ["api", if $verb == "plan" then "job" else "os_release" end]) != []
      or ((.job // {upgrade: "none"}) | del(.os_release, .architecture, .present, .packages, .tools, .recommends, .conffiles, .network, .mirror, .ca_file)) != {upgrade: "none"}

@@ -57,7 +57,7 @@ def plan(request):
     count = f"{len(wanted)} package{'s' if len(wanted) != 1 else ''}"
     steps = [fetch("refreshing the package index", "-S")]
     if upgrade == "all":
-        # If xbps has an update, it only updates itself at first.
+        # If there is an update of xbps, xbps first updates only itself.
         steps.append(fetch("downloading upgrades", "-yuD"))
         steps.append(fetch(f"downloading {count} and dependencies", "-yD", "--", *wanted)) if wanted else None
         steps.append(step("upgrade", "upgrading packages", "xbps-install", "-yu", network=network))

@@ -11,8 +11,9 @@ use std::path::Path;
 /// The name begins with a dot, so the checksum ignores the file.
 const NAME: &str = ".ami_id.json";
 
-/// Writes the id of the definition's image. If there is no id, it removes the file. Otherwise somebody could mistake an
-/// older image for the result of a failed bake. An error is only a warning, because it does not affect the image.
+/// Writes the id of the definition's image. If there is no id, removes the file, because somebody could mistake an
+/// older image for the result of a failed bake. An error is reported as a warning, because it does not affect the
+/// image.
 pub fn update(dir: &Path, id: Option<&ImageId>, report: &Report) {
     let result = match id {
         Some(id) => write(dir, id),
@@ -26,7 +27,7 @@ pub fn update(dir: &Path, id: Option<&ImageId>, report: &Report) {
 /// Writes a temporary file and renames it, so that no reader sees an incomplete file.
 fn write(dir: &Path, id: &ImageId) -> Result<()> {
     let path = dir.join(NAME);
-    // The same bytes as GumGum's tool writes, because somebody may read the file without a JSON parser.
+    // The content has the same bytes as the file of GumGum's tool, because somebody may read it without a JSON parser.
     let content = format!("{{\"ami_id\": {}}}\n", json!(id));
     // Reads only a regular file of the same size. Reading a FIFO with this name would block forever.
     let is_candidate = path.symlink_metadata().is_ok_and(|m| m.is_file() && m.len() == content.len() as u64);

@@ -1,4 +1,4 @@
-//! Bakes several definitions. A parent is baked before its children; independent definitions are baked concurrently.
+//! Bakes several definitions. A parent is baked before its children. Independent definitions are baked concurrently.
 
 use super::options::BakeOptions;
 use super::{Bake, Outcome};
@@ -22,7 +22,8 @@ use tokio::sync::{Semaphore, watch};
 pub struct BatchItem {
     pub name: String,
     pub dir: PathBuf,
-    /// Whether the user named the definition. The others are in the batch because a named one needs them as parents.
+    /// Whether the user named the definition. The other definitions are in the batch because they are parents of named
+    /// definitions.
     pub asked: bool,
     pub run: RunId,
     pub status: Status,
@@ -64,8 +65,8 @@ impl BatchItem {
     }
 }
 
-/// Children wait for this value. It is `None` until the parent's bake has ended. Then it has the id of the parent's
-/// image, or `Some(None)` if the parent has no image.
+/// Children wait for this value. It is `None` until the parent's bake has ended. After that, it has the id of the
+/// parent's image, or it is `Some(None)` if the parent has no image.
 type Parent = watch::Receiver<Option<Option<ImageId>>>;
 
 /// Definitions to bake, and the options for baking them.
@@ -141,12 +142,12 @@ fn interrupted(error: Error) -> Error {
     Kind::Interrupted.error(format!("interrupted: {error}"))
 }
 
-/// A definition of a batch, and the means of its bake.
+/// A definition of a batch, and the values that its bake needs.
 struct Member<'a> {
     batch: &'a Batch,
     image: &'a Definition,
     report: &'a Report,
-    /// One for each concurrent bake.
+    /// Each bake takes one slot while it runs.
     slots: &'a Semaphore,
 }
 

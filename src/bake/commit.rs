@@ -7,7 +7,7 @@ use crate::undo::Undo;
 use anyhow::{Context, Result};
 use std::rc::Rc;
 
-/// Takes the snapshot. It consumes the disk, and this compiles only if no [`Root`](crate::mount::Root) borrows it.
+/// Takes the snapshot. This consumes the disk, so it compiles only if no [`Root`](crate::mount::Root) borrows the disk.
 pub async fn snapshot(bake: &Bake<'_>, disk: Box<dyn Disk>, undo: &Rc<Undo>) -> Result<SnapshotId> {
     let step = bake.site.report.step("snapshot", "taking the snapshot");
     let on_progress = |bytes| step.progress(bytes, None);

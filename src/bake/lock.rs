@@ -1,4 +1,5 @@
-//! Locks a fingerprint on this host. A second bake of the same fingerprint waits, and then finds the first one's image.
+//! Locks a fingerprint on this host. A second bake of the same fingerprint waits for the first bake, and then finds its
+//! image.
 
 use super::Bake;
 use super::target::Target;
@@ -9,7 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// The interval is so short that users do not notice it, and so long that polling needs almost no CPU time.
+/// The interval at which the lock is polled. Users do not notice it, and polling needs almost no CPU time.
 const POLL: Duration = Duration::from_millis(100);
 
 /// The lock on a fingerprint during its bake. The kernel releases it when the process ends, even if it is killed.

@@ -32,14 +32,15 @@ use std::future::Future;
 pub struct Bake<'a> {
     pub site: &'a Site,
     pub image: &'a Definition,
-    /// The base image. If the definition is based on another definition, this is the other one's image.
+    /// The base image. If the definition is based on another definition, this is the image of that definition.
     pub from: &'a BaseRef,
     pub options: &'a BakeOptions,
     pub run: &'a RunId,
 }
 
 /// Bakes a definition, unless its image exists already. When the bake ends or is stopped, its local resources are
-/// released first, and then its cloud resources are removed. [`Ended::left`] lists those that could not be removed.
+/// released first, and after that its temporary cloud resources are removed. [`Ended::left`] lists the cloud resources
+/// that could not be removed.
 pub async fn bake(bake: &Bake<'_>, stop: impl Future<Output = ()>) -> Ended<Outcome> {
     undo::scope(bake.site.undo_policy(bake.options.keep_on_failure), stop, async |undo| {
         let target = target::resolve(bake).await?; //                                          1. resolve
@@ -58,7 +59,7 @@ pub async fn bake(bake: &Bake<'_>, stop: impl Future<Output = ()>) -> Ended<Outc
         let facts = provision::packages_and_scripts(&runner, &mut baseline).await?;
         seal::image(&runner, baseline).await?; //                                                 clean and lint
         drop(runner);
-        mount::release(bake, root).await?; //                                                     verified as free
+        mount::release(bake, root).await?; //                                                     nothing uses the disk
         target.ensure_unchanged(bake)?;
         let snapshot = commit::snapshot(bake, disk, &undo).await?; //                          5. commit
         register::image(bake, target, facts, &snapshot, &undo).await //                        6. register

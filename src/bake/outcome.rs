@@ -12,7 +12,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// The image has the id of the run that created it. This shows whether this run baked it.
+    /// Compares the run in the image's tags with `run`. They differ if another run created the image.
     pub(crate) fn of(image: Image, run: &RunId) -> Self {
         if image.was_created_by(run) { Self::Baked(image) } else { Self::AlreadyBaked(image) }
     }

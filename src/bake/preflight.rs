@@ -1,4 +1,4 @@
-//! Checks before a bake for problems that would otherwise make it fail at its end.
+//! Checks, before a bake, for problems that would otherwise make the bake fail at its end.
 
 use super::Bake;
 use super::target::{self, Target};
@@ -9,7 +9,8 @@ use crate::site::Site;
 use anyhow::{Context, Result};
 
 /// Fails if a failed or incomplete image has the wanted name, if the role lacks a permission, or if the disk of the
-/// base image is not accessible. If the user gave --replace-failed, the image with the name is deregistered instead.
+/// base image is not accessible. If the user gave --replace-failed, an image that has the wanted name is deregistered,
+/// and the check does not fail.
 pub async fn check(bake: &Bake<'_>, target: &Target) -> Result<()> {
     let (site, base) = (bake.site, &target.base);
     let spec = target::disk_spec(bake.image, base, bake.run);
@@ -27,7 +28,7 @@ pub async fn check(bake: &Bake<'_>, target: &Target) -> Result<()> {
 async fn ensure_name_is_free(bake: &Bake<'_>, target: &Target) -> Result<()> {
     let (site, options) = (bake.site, bake.options);
     if options.force {
-        // The name contains the run's id, so no other image has it.
+        // With --force, the name contains the run's id, so no other image has this name.
         return Ok(());
     }
     let name = target::name(bake.image, &target.inputs, None);
@@ -48,7 +49,7 @@ async fn ensure_name_is_free(bake: &Bake<'_>, target: &Target) -> Result<()> {
 
 /// Returns the failed or incomplete image that has this name.
 pub async fn name_holder(site: &Site, name: &str) -> Result<Option<Image>> {
-    // Searches all images, because an incomplete one may lack the tag with the definition's name.
+    // Searches all images, because an incomplete image may lack the tag with the definition's name.
     let holder = site.cloud.images(None).await?.into_iter().find(|holder| holder.name == name);
     Ok(holder.filter(is_replaceable))
 }

@@ -15,14 +15,14 @@ use std::collections::BTreeMap;
 
 /// The work to do in the image.
 pub struct Provisioning {
-    /// The definition. Its packages that have a URL are downloaded.
+    /// The definition, in which all packages with a URL are already downloaded.
     image: Definition,
     plan: Plan,
     cache: PackageCache,
 }
 
-/// Requests a plan from the distribution's plugin. The packages of `image` that have a URL are downloaded. Fails if the
-/// image's programs cannot run on this machine.
+/// Requests a plan from the distribution's plugin. In `image`, all packages with a URL must already be downloaded.
+/// Fails if the image's programs cannot run on this machine.
 pub fn plan(bake: &Bake<'_>, target: &Target, image: Definition, root: &Root<'_>) -> Result<Provisioning> {
     let (distro, claims) = target::distro(bake.site, bake.image, &root.os_release()?)?;
     let job = target::job(&image, &target.base, &claims, root, &bake.site.settings)?;

@@ -15,7 +15,8 @@ pub fn collect(bake: &Bake<'_>) -> Result<Secrets> {
     Ok(secrets)
 }
 
-/// The error lists every missing name, with the place in image.toml that names it.
+/// Reads the secrets from `environment`. The error lists every secret that is missing or invalid, with its place in
+/// image.toml.
 pub fn from_environment(
     image: &Definition,
     environment: impl Fn(&str) -> Option<OsString>,

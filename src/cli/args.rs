@@ -30,7 +30,7 @@ const EXIT_CODES: &str = "Exit codes:
     8  this machine lacks something; `oven doctor` lists what is missing
   130  interrupted";
 
-/// Flags of every verb. They may precede or follow it.
+/// Flags of every verb. They may be before or after the verb.
 #[derive(Debug, Clone, Args)]
 pub struct GlobalArgs {
     /// The cloud to bake in: `aws`, or `local` for a local region, which is a directory [default: local]
@@ -62,8 +62,8 @@ pub struct GlobalArgs {
     /// The builder's availability zone, needed if its metadata service is not reachable
     #[arg(long, global = true, value_name = "ZONE", env = "OVEN_ZONE", help_heading = "Global options")]
     pub zone: Option<String>,
-    /// How a bake accesses its disk: `attached` creates a volume and attaches it, `direct` reads and sends single blocks
-    /// [default: attached]
+    /// How a bake accesses its disk. `attached` creates a volume and attaches it. `direct` creates no volume; it reads
+    /// and writes only the needed blocks, with the EBS direct APIs [default: attached]
     #[arg(
         long,
         global = true,
@@ -91,7 +91,7 @@ pub struct GlobalArgs {
 }
 
 impl GlobalArgs {
-    /// The values of these flags and their environment variables, which override oven.toml.
+    /// The values of these flags or of their environment variables. They override oven.toml.
     pub fn overrides(&self) -> Overrides {
         Overrides {
             cloud: self.cloud.clone(),
@@ -123,9 +123,9 @@ mod examples {
     pub const IMPORT: &str = "Examples:
   oven import debian-12.raw --name debian-12-base
 
-To make such a Debian image, run this script in oven's sources:
-scripts/make-base debian-12.raw. Convert an image in another format before:
-qemu-img convert -O raw debian-12.qcow2 debian-12.raw";
+The script scripts/make-base in oven's sources makes a Debian image:
+scripts/make-base debian-12.raw. If your image has another format, convert it
+first: qemu-img convert -O raw debian-12.qcow2 debian-12.raw";
     pub const EXPORT: &str = "Examples:
   oven export ami-0123456789abcdef0 disk.raw
   qemu-img convert -O qcow2 disk.raw disk.qcow2
@@ -279,19 +279,20 @@ pub struct PlanArgs {
     #[arg(long, value_enum, value_name = "TOOL")]
     pub compat: Option<CompatTool>,
     #[command(flatten)]
-    pub on_paper: PaperPlanArgs,
+    pub os_release_plan: OsReleasePlanArgs,
 }
 
 #[derive(Debug, Default, Args)]
-pub struct PaperPlanArgs {
+pub struct OsReleasePlanArgs {
     /// Print the plugin's plan for an image with this os-release file. Needs neither root nor a cloud
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub os_release: Option<PathBuf>,
-    /// With --os-release: assume that this path exists in the image. May be repeated [default: all paths that the
-    /// plugin looks for]
+    /// With --os-release: only these paths exist in the image. May be repeated [default: every path that the plugin
+    /// looks for exists]
     #[arg(long, value_name = "PATH", requires = "os_release")]
     pub has: Vec<String>,
-    /// With --os-release: a text file in the image, and a local file with its content, such as `/etc/x.conf=x.conf`
+    /// With --os-release: assume that the image has the text file PATH, with the content of the local FILE. May be
+    /// repeated
     #[arg(long, value_name = "PATH=FILE", requires = "os_release", value_parser = text_file)]
     pub text: Vec<(String, PathBuf)>,
     /// The architecture: x86_64 or arm64 [default: this machine's]
@@ -349,7 +350,7 @@ pub struct PolicyArgs {
     pub kms_keys: Vec<String>,
 }
 
-/// Accepts only the ARN of a key, because a resource in a policy cannot be an alias.
+/// Accepts only the ARN of a key, because an alias cannot be a resource in a policy.
 fn key_arn(text: &str) -> Result<String, String> {
     let parts: Vec<&str> = text.splitn(6, ':').collect();
     match parts[..] {
@@ -448,8 +449,8 @@ pub struct SweepArgs {
     /// Only list the leftovers, and remove nothing
     #[arg(long)]
     pub dry_run: bool,
-    /// Only this run. It is removed even if oven cannot determine whether its process still runs, for example on
-    /// another host
+    /// Remove the leftovers of this run only, even if oven cannot determine whether its process still runs, for example
+    /// because it ran on another host
     #[arg(long, value_name = "RUN")]
     pub run: Option<String>,
     /// Also remove leftovers of other hosts if they are older than this, such as `6h` or `2days`

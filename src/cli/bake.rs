@@ -17,7 +17,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-/// Characters of the summary's column with the reason.
+/// The maximal number of characters of a reason in the summary.
 const REASON_MAX: usize = 200;
 
 pub async fn run(
@@ -35,12 +35,12 @@ pub async fn run(
                 "Write the trace to another directory: --trace FILE.",
                 &order.images,
             );
-            // It was created already, and would count as a file of the definition.
+            // The trace file was created already. It is removed, because it would count as a file of the definition.
             refused.inspect_err(|_| _ = std::fs::remove_file(trace))?;
         }
         Ok((Site::of(&global.overrides(), &order.images, report.clone(), Use::Builds).await?, order))
     };
-    // This may take seconds if there is no metadata service.
+    // A signal must be able to stop this, because it takes seconds if there is no metadata service.
     let order: Result<_> = signals::run_until_stopped(&stop, found).await;
     let (site, order) = order.inspect_err(|_| {
         let definitions = args.definitions.iter().filter(|dir| dir.join(definition::FILE).exists());
@@ -104,7 +104,8 @@ fn first_line(error: &anyhow::Error) -> String {
     text.lines().next().unwrap_or_default().chars().take(REASON_MAX).collect()
 }
 
-/// The exit code of the first failure; a failed parent comes before its children. An interruption takes precedence.
+/// The exit code of the first failure. A failed parent comes before its children. An interruption takes precedence over
+/// other failures.
 fn exit_code(all: &[BatchItem]) -> u8 {
     let kinds = || all.iter().filter_map(BatchItem::error).map(Kind::of);
     let left = all.iter().any(|baked| !baked.left.is_empty());
@@ -122,7 +123,7 @@ fn object(baked: &BatchItem) -> Value {
         Status::Skipped(_) => "skipped",
         Status::Failed(_) => "failed",
     };
-    // A run without a log did nothing.
+    // A run without a log file did nothing, so its id is left out.
     let run = baked.log.as_ref().map(|_| &baked.run);
     let mut object = json!({
         "name": baked.name, "definition": baked.dir, "run": run, "asked": baked.asked,

@@ -11,7 +11,8 @@ use serde_json::json;
 
 pub fn run(global: &GlobalArgs, args: &args::ChecksumArgs, report: &Report) -> Result<End> {
     let directories = match args.directories.as_slice() {
-        // The inputs of a single definition count, too. Any other directory is taken as it is, as GumGum's tool does.
+        // If there is only one directory and it is a definition, its inputs are included. Otherwise only the given
+        // directories count, as in GumGum's tool.
         [dir] if dir.join("image.toml").exists() => Definition::load(dir)?.directories(),
         directories => directories.to_vec(),
     };

@@ -28,7 +28,7 @@ pub async fn run(global: &GlobalArgs, report: &Report) -> Result<End> {
         Ok(site) => checks.push(checks::state_directory(&site.state)),
         Err(_) => checks.push(Check::tried("region", &site, "Choose another --region-dir.")),
     }
-    // If something is lacking, probes would only fail for that reason, which is reported.
+    // If the checks found that something is lacking, the probes are skipped. They would only fail for the same reason.
     if let (Ok(site), false) = (&site, checks.iter().any(Check::lacks)) {
         let probe = Probe {
             helper: &site.helper,
@@ -68,7 +68,7 @@ fn check((what, result): &(String, Result<()>)) -> Check {
     Check::tried(what, result, "")
 }
 
-/// Checks the connection to the cloud and, if it works, the role's permissions.
+/// Checks the connection to the cloud. If it works, also checks the role's permissions.
 async fn cloud(site: &Site, permissions: &mut Vec<Permission>) -> Result<Vec<Check>> {
     let connection: Findings = site.cloud.connection().await;
     let mut checks: Vec<Check> = connection.iter().map(check).collect();
@@ -76,13 +76,14 @@ async fn cloud(site: &Site, permissions: &mut Vec<Permission>) -> Result<Vec<Che
         checks.push(Check::note("permissions", false, "they are not checked without a connection to EC2"));
     } else {
         *permissions = site.cloud.permissions().await?;
-        checks.extend(judged(permissions));
+        checks.extend(summarize(permissions));
     }
     Ok(checks)
 }
 
-/// Few lines: what is granted, all that is missing, and, for each reason, what could not be judged.
-fn judged(permissions: &[Permission]) -> Vec<Check> {
+/// Summarizes permissions in a few lines: one line for all granted permissions, one line for all missing permissions,
+/// and for each reason one line for the permissions that could not be checked.
+fn summarize(permissions: &[Permission]) -> Vec<Check> {
     let (mut granted, mut missing, mut unknown) = (Vec::new(), Vec::new(), BTreeMap::<_, Vec<&str>>::new());
     for Permission { action, verdict } in permissions {
         match verdict {
@@ -97,12 +98,12 @@ fn judged(permissions: &[Permission]) -> Vec<Check> {
     }
     if !missing.is_empty() {
         let why = format!("the role lacks {}", missing.join(", "));
-        checks.push(Check::new("permissions", false, why, "`oven policy` prints the least policy."));
+        checks.push(Check::new("permissions", false, why, "`oven policy` prints the minimal policy."));
     }
-    let unjudged = |(why, actions): (&String, Vec<&str>)| {
+    let unchecked = |(why, actions): (&String, Vec<&str>)| {
         Check::note(&format!("perhaps permitted: {}", actions.join(", ")), false, why)
     };
-    checks.extend(unknown.into_iter().map(unjudged));
+    checks.extend(unknown.into_iter().map(unchecked));
     checks
 }
 
@@ -114,7 +115,7 @@ mod tests {
     fn all_missing_and_unknown_permissions_are_reported_at_once() {
         let permission = |action: &str, verdict| Permission { action: action.to_owned(), verdict };
         let why = || PermissionVerdict::Unknown("no such thing".to_owned());
-        let checks = judged(&[
+        let checks = summarize(&[
             permission("ec2:A", PermissionVerdict::Granted),
             permission("ec2:B", PermissionVerdict::Missing),
             permission("ec2:C", why()),

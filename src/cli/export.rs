@@ -25,7 +25,7 @@ pub async fn run(
     stop: watch::Receiver<bool>,
 ) -> Result<End> {
     let dir = ensure_free(&args.file, args.force)?;
-    // A stop leaves nothing behind: the file has no name before it is complete.
+    // If the export is stopped, no file remains, because the file has no name before it is complete.
     signals::run_until_stopped(&stop, async {
         let site = Site::of(&global.overrides(), &[], report.clone(), Use::Looks).await?;
         let snapshot = snapshot(&site, &args.what).await?;
@@ -34,7 +34,7 @@ pub async fn run(
     .await
 }
 
-/// Checks the file to write before anything is read. Answers with its directory.
+/// Checks the path of the file to write, before anything is read. Returns the directory of the file.
 fn ensure_free(file: &Path, force: bool) -> Result<PathBuf> {
     let name = file.display();
     let dir = match file.parent() {
@@ -82,7 +82,7 @@ async fn export(site: &Site, snapshot: &SnapshotId, dir: &Path, args: &args::Exp
         crate::transfer::download::download_with_progress(&*site.blocks, snapshot, temp.file(), &on_progress)
             .await
             .with_context(context)?;
-    // As with cp, curl and qemu-img, the data may not be on the disk yet; `sync` waits for that.
+    // The data may not be on the disk yet, as with cp, curl and qemu-img. `sync` waits for that.
     temp.file().set_permissions(Permissions::from_mode(0o666 & !umask())).with_context(context)?;
     let metadata = temp.file().metadata().with_context(context)?;
     if args.force {
@@ -97,7 +97,7 @@ async fn export(site: &Site, snapshot: &SnapshotId, dir: &Path, args: &args::Exp
     })))
 }
 
-/// The permission bits that this process removes from the files that it creates.
+/// The umask of this process.
 fn umask() -> u32 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("Umask:"));

@@ -85,7 +85,7 @@ fn print(image: &Image, packages: Option<&String>) {
     }
 }
 
-/// Removes images; none of them if one does not exist.
+/// Removes images. If one of them does not exist, none is removed.
 async fn remove(global: &GlobalArgs, site: &Site, ids: &[String]) -> Result<End> {
     let mut images = Vec::new();
     for id in ids {

@@ -21,7 +21,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use tokio::sync::watch;
 
-/// The unit of images' partition tables, in bytes.
+/// The size of the sectors that partition tables count in, in bytes.
 const SECTOR: u64 = 512;
 
 pub async fn run(
@@ -46,10 +46,10 @@ pub async fn run(
     let wanted = ImportRequest { raw, name, architecture, boot_mode, verify: *verify };
     let import = Import { site: &site, wanted: &wanted, run: &RunId::new() };
     let ended = import::import(&import, async move { _ = stop.wait_for(|stop| *stop).await }).await;
-    let left = super::left(&site, &ended.left);
+    let left = super::warn_of_leftovers(&site, &ended.left);
     let ImportOutcome { image, new } = match ended.result {
         Ok(imported) => imported,
-        // It was reported when it happened.
+        // The error was already reported.
         Err(error) => {
             if Kind::of(&error) == Kind::Interrupted && !left {
                 report.note(INTERRUPTED_CLEANLY);
@@ -86,7 +86,7 @@ fn ensure_disk(path: &Path) -> Result<()> {
     let file = Region::open_raw(path)?;
     let size = sparse_copy::length(&file)?;
     let raw = Raw { file, size };
-    // The bake rejects a table that cannot be used, with its reasons.
+    // A partition table that cannot be used is accepted here. A bake rejects it later and says why.
     let no_table = partition::read(&raw, SECTOR).is_ok_and(|table| table.scheme == TableScheme::None);
     if no_table && superblock::probe(&raw, 0, size).is_none() {
         let message =

@@ -35,7 +35,7 @@ use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use tokio::sync::watch;
 
-/// How a verb ended: the exit code, and the object that a JSON stream ends with.
+/// How a verb ended: the exit code, and the last object of the JSON stream.
 #[derive(Debug)]
 struct End {
     code: u8,
@@ -61,7 +61,7 @@ impl End {
     }
 }
 
-/// Runs a verb and answers with the exit code. Failures are reported here, once.
+/// Runs a verb. Returns the exit code. A failure of a verb is reported here and nowhere else.
 pub fn run(args: Vec<OsString>) -> u8 {
     let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
@@ -80,7 +80,8 @@ pub fn run(args: Vec<OsString>) -> u8 {
     end.report(&report)
 }
 
-/// Prints the requested help, or the error of an invalid command line: with `--json` as JSON, too.
+/// Prints the requested help, or the error of an invalid command line. With `--json`, the error is also printed as
+/// JSON.
 fn usage(args: &[OsString], error: &clap::Error) -> u8 {
     _ = error.print();
     if error.use_stderr() && args.iter().any(|arg| arg == "--json") {
@@ -92,7 +93,8 @@ fn usage(args: &[OsString], error: &clap::Error) -> u8 {
     u8::try_from(error.exit_code()).unwrap_or(Kind::Usage as u8)
 }
 
-/// Work that has to be done before the runtime exists, because namespaces belong to threads.
+/// Prepares this process for a bake or a shell. This must happen before the runtime exists, because a new mount
+/// namespace applies only to the calling thread and to threads that it starts later.
 fn prepare(cli: &Cli) -> Result<()> {
     let definition = match &cli.verb {
         Verb::Bake(args) => args.definitions.first(),
@@ -109,10 +111,11 @@ fn prepare(cli: &Cli) -> Result<()> {
 
 async fn dispatch(cli: &Cli, report: &Report) -> Result<End> {
     let global = &cli.global;
-    // Verbs without `stop_at_signals` have nothing to clean up: a signal ends them as it ends every program.
+    // Verbs without `stop_at_signals` have nothing to clean up. A signal ends them immediately, which is the default of
+    // every program.
     match &cli.verb {
         Verb::Bake(args) => bake::run(global, args, report, stop_at_signals(report)?).await,
-        Verb::Plan(args) if args.on_paper.os_release.is_some() => plugin::plan(global, args, report),
+        Verb::Plan(args) if args.os_release_plan.os_release.is_some() => plugin::plan(global, args, report),
         Verb::Plan(args) => plan::run(global, args, report).await,
         Verb::Plugin(args) => plugin::run(global, args, report),
         Verb::Checksum(args) => checksum::run(global, args, report),
@@ -127,7 +130,8 @@ async fn dispatch(cli: &Cli, report: &Report) -> Result<End> {
     }
 }
 
-/// A receiver that turns true when a signal asks the process to end. Each signal is reported to the user.
+/// Listens for signals that ask this process to end. The receiver's value becomes true at the first signal. Each signal
+/// is reported to the user.
 pub fn stop_at_signals(report: &Report) -> Result<watch::Receiver<bool>> {
     let (screen, style) = (report.screen().clone(), report.style());
     signals::listen(move |signal| match signal {
@@ -146,13 +150,13 @@ pub fn stop_at_signals(report: &Report) -> Result<watch::Receiver<bool>> {
     })
 }
 
-/// Warns of leftovers that could not be removed. Answers whether there are any.
-fn left(site: &Site, left: &[Leftover]) -> bool {
-    for left in left {
-        let command = site.spelt(&left.command);
-        site.report.warn(Leftover { command, ..left.clone() }.to_string());
+/// Warns of leftovers that could not be removed. Returns whether there are any.
+fn warn_of_leftovers(site: &Site, leftovers: &[Leftover]) -> bool {
+    for leftover in leftovers {
+        let command = site.spelt(&leftover.command);
+        site.report.warn(Leftover { command, ..leftover.clone() }.to_string());
     }
-    !left.is_empty()
+    !leftovers.is_empty()
 }
 
 fn completions(global: &GlobalArgs, shell: clap_complete::Shell) -> End {
@@ -165,7 +169,7 @@ fn completions(global: &GlobalArgs, shell: clap_complete::Shell) -> End {
     End::success(json!({"script": script}))
 }
 
-/// Makes the report that the flags describe. The second result says whether a requested trace could be created.
+/// Makes the report that the flags describe. The second value is an error if the file of `--trace` cannot be created.
 fn report(global: &GlobalArgs) -> (Report, Result<()>) {
     let style = if global.json { Style::Json } else { Style::Human };
     let level = match (global.quiet, global.verbose) {
@@ -179,7 +183,7 @@ fn report(global: &GlobalArgs) -> (Report, Result<()>) {
     }
 }
 
-/// Prints a line of a verb's answer. A closed pipe is not an error; anything else, such as a full disk, is a warning.
+/// Prints a line of a verb's result. A closed pipe is ignored. Any other error, such as a full disk, gives a warning.
 fn answer(line: impl Display) {
     if let Err(error) = writeln!(std::io::stdout().lock(), "{line}")
         && error.kind() != ErrorKind::BrokenPipe

@@ -17,10 +17,10 @@ use anyhow::Result;
 use serde_json::json;
 use std::collections::BTreeMap;
 
-/// What a bake would do with one definition.
+/// What a bake of one definition would do.
 struct Verdict {
     hit: Option<Image>,
-    /// Why there is no such image yet.
+    /// If there is no image yet, the reasons why a new one would be baked.
     why: Vec<String>,
 }
 

@@ -10,7 +10,8 @@ use crate::config::project::{Settings, Strategy};
 use anyhow::Result;
 use serde_json::json;
 
-/// Prints the policy for the disks that `--disks` names; without it, for all kinds of disks.
+/// Prints the policy for the kind of disks that `--disks` names. Without `--disks`, prints the policy for all kinds of
+/// disks.
 pub fn run(global: &GlobalArgs, args: &args::PolicyArgs) -> Result<End> {
     let asked = Overrides { disks: global.disks.clone(), ..Overrides::default() };
     let disks = match Settings::default().merge(&asked)?.disks {

@@ -1,11 +1,10 @@
-//! The results of verbs in the `--json` stream, as data: the reference page and the schema are generated from this
-//! table.
+//! The table of the verbs' results in the `--json` stream. The reference page and the schema are generated from it.
 //! Each result is built in the file of its verb.
 
 use crate::report::events::JsonType::{Anything, Boolean, Either, Integer, List, Map, Object, Text, Words};
 use crate::report::events::{EventField, EventSpec, JsonType, KINDS, TEXT_OR_NULL, always, sometimes};
 
-/// Fields of each result, besides those of every event.
+/// Fields of each result, in addition to the fields of every event.
 pub static COMMON: &[EventField] = &[
     always("exit_code", Integer, "The exit code of oven."),
     sometimes(
@@ -39,7 +38,7 @@ const STALE_RUN: &[EventField] = &[
     always("kept", Boolean, "Whether `--keep-on-failure` preserved its disk."),
 ];
 
-/// What verbs answer, if they do not fail as a whole.
+/// The result of each verb. If a verb fails as a whole, its result has only the fields of [`COMMON`].
 pub static RESULTS: &[EventSpec] = &[
     EventSpec {
         name: "oven bake",

@@ -1,4 +1,5 @@
-//! `oven shell`: a contained shell in a throw-away copy of an image, or on the disk that a failed run kept.
+//! `oven shell`: a sandboxed shell in a temporary copy of an image, or on the disk that was preserved when a run
+//! failed.
 
 use super::End;
 use crate::cli::args;
@@ -41,10 +42,10 @@ pub async fn run(
         Ok(code)
     })
     .await;
-    super::left(&site, &ended.left);
+    super::warn_of_leftovers(&site, &ended.left);
     Ok(match ended.result {
         Ok(code) => End { code, result: json!({}) },
-        // It was reported when it happened.
+        // The error was already reported.
         Err(error) => End::failure(&error),
     })
 }
@@ -81,7 +82,7 @@ async fn open(site: &Site, what: &str, run: &RunId, undo: &Rc<Undo>) -> Result<B
     }
 }
 
-/// Runs the shell with the shims of the image's distro. Answers with the shell's exit code.
+/// Runs the shell with the shims of the image's plugin. Returns the shell's exit code.
 async fn run_shell(site: &Site, root: &Root<'_>, args: &args::ShellArgs) -> Result<u8> {
     let os_release = root.os_release()?;
     let shims = match site.distros.detect(&os_release, None) {
@@ -89,7 +90,7 @@ async fn run_shell(site: &Site, root: &Root<'_>, args: &args::ShellArgs) -> Resu
             let job = Job { os_release, architecture: root.architecture()?.to_string(), ..Job::default() };
             distro.plan(&job).map(|plan| plan.shims).unwrap_or_default()
         }
-        // A shell also works in an image that no plugin knows.
+        // Without a plugin for the image there are no shims, but a shell works.
         Err(_) => Vec::new(),
     };
     let network = args.network.then(|| site.egress_guard());

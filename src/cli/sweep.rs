@@ -19,7 +19,8 @@ use std::time::Duration;
 pub async fn run(global: &GlobalArgs, args: &args::SweepArgs, report: &Report) -> Result<End> {
     let site = Site::of(&global.overrides(), &[], report.clone(), Use::Sweeps).await?;
     if !args.dry_run {
-        // Empty directories of no run. They are not reported, and without cgroup v2 there are none.
+        // Removes empty cgroup directories. They belong to no run and are not reported. An error is ignored, because
+        // this machine may have no cgroup v2.
         _ = egress::sweep();
     }
     _ = preserved_disk::remove_orphans(&site.state);
@@ -31,7 +32,7 @@ pub async fn run(global: &GlobalArgs, args: &args::SweepArgs, report: &Report) -
     let verb = if args.dry_run { "would remove" } else { "removed" };
     let (mut failed, mut swept) = (0, Vec::new());
     for run in stale {
-        // The removal may have to wait: somebody may have a shell on the disk.
+        // A step is shown, because the removal may have to wait: somebody may have opened a shell on the disk.
         let what = || format!("removing the leftovers of run {}", run.run.short());
         let _step = (!args.dry_run).then(|| report.step("sweep", what()));
         if !args.dry_run
@@ -62,8 +63,8 @@ pub async fn run(global: &GlobalArgs, args: &args::SweepArgs, report: &Report) -
     Ok(End { code, result })
 }
 
-/// The run that `wanted` names. A run of another host may still be active, so it has to be named in full. A run that is
-/// known to be active is never the answer.
+/// Finds the run whose id begins with `wanted`. A run of another host may still be active, so `wanted` must be its
+/// whole id. A run that is known to be active is not found.
 async fn named(site: &Site, mut stale: Vec<StaleRun>, wanted: &str) -> Result<Vec<StaleRun>> {
     stale.retain(|run| run.run.0.starts_with(wanted));
     match stale.len() {

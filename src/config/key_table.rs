@@ -1,14 +1,13 @@
-//! Tables of keys: what a TOML file may say, as data. The parser works from them ([`crate::config::toml_reader`]), and
-//! the reference
-//! pages and the JSON Schemas are generated from them (`tests/pure/docs`).
+//! The keys that a TOML file may have, as tables. The parser ([`crate::config::toml_reader`]) works from these tables,
+//! and the reference pages and the JSON Schemas are generated from them (`tests/pure/docs`).
 
 use std::borrow::Cow;
 use std::fmt;
 
-/// One table of a TOML file: its keys, and what holds between them.
+/// One table of a TOML file: its keys, and the rules between keys.
 #[derive(Debug)]
 pub struct Section {
-    /// As messages name it: `[disk]`. Empty at the top of the file.
+    /// The table's name in messages, such as `[disk]`. Empty for the top level of the file.
     pub header: &'static str,
     /// In the order of the reference page.
     pub keys: &'static [TomlKey],
@@ -20,12 +19,13 @@ pub struct Section {
 pub struct TomlKey {
     pub name: &'static str,
     pub value: ValueType,
-    /// What a message says after "it should be"; empty: what the type of the value says.
+    /// What the value should be: a message has this text after "it should be". If it is empty, the text is derived from
+    /// `value`.
     pub expected: &'static str,
-    /// The key has to be there. The text is what a message says after "is missing: ".
+    /// Set if the key is required. A message has this text after "is missing: ".
     pub required: Option<&'static str>,
     pub default: DefaultValue,
-    /// What the key means: plain sentences in Markdown.
+    /// The meaning of the key: plain sentences in Markdown.
     pub doc: &'static str,
     /// Lines of TOML, without the table's header.
     pub example: &'static str,
@@ -46,62 +46,62 @@ pub enum ValueType {
     Array(&'static ArrayRule),
     /// `[key]`, or an inline table.
     Table(&'static Section),
-    /// `[[key]]`, as often as it is written.
+    /// Any number of tables `[[key]]`.
     Tables(&'static Section),
-    /// A table whose keys are the user's own.
+    /// A table whose keys the user chooses.
     Map(&'static UserTable),
     /// One of several types.
     Either(&'static [ValueType]),
     Anything,
 }
 
-/// What a schema can say about a text. The parser's own checks say more.
+/// The rules for a text that a JSON Schema can express. The parser checks more.
 #[derive(Debug)]
 pub struct TextRule {
-    /// A regular expression without look-around; empty: any text.
+    /// A regular expression without look-around, which the text must match. If it is empty, any text is allowed.
     pub pattern: &'static str,
-    /// Another one, which may not match; empty: none.
+    /// A regular expression that the text must not match. Not used if it is empty.
     pub never: &'static str,
-    /// Texts that it may not be. `LD_*` stands for all that begin with `LD_`.
+    /// Texts that are not allowed. `LD_*` stands for all texts that begin with `LD_`.
     pub reserved: &'static [&'static str],
-    /// The longest, in characters; 0: any length.
+    /// The maximal length in characters. 0 allows any length.
     pub most: usize,
 }
 
-/// What an array holds.
+/// The rules for an array.
 #[derive(Debug)]
 pub struct ArrayRule {
     pub element: ValueType,
-    /// What the first element is, besides.
+    /// An additional rule for the first element.
     pub first: Option<&'static ValueType>,
     pub least: usize,
-    /// No element may be there twice.
+    /// Whether all elements must be different.
     pub unique: bool,
 }
 
-/// A table whose keys are the user's own.
+/// A table whose keys the user chooses.
 #[derive(Debug)]
 pub struct UserTable {
-    /// As messages name it: `[tags]`.
+    /// The table's name in messages, such as `[tags]`.
     pub header: &'static str,
     pub names: TextRule,
     pub values: ValueType,
     pub least: usize,
-    /// How many entries there may be; 0: any number.
+    /// The maximal number of entries. 0 allows any number.
     pub most: usize,
 }
 
-/// What holds if the key is not there.
+/// The value of a key that is not set.
 #[derive(Debug)]
 pub enum DefaultValue {
-    /// Nothing.
+    /// There is no default.
     None,
     Is(Literal),
-    /// What a sentence says, such as "the directory's name".
+    /// A description of the default, such as "the directory's name".
     Said(&'static str),
 }
 
-/// A value in a table of keys.
+/// A value of TOML.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Literal {
     Boolean(bool),
@@ -109,37 +109,37 @@ pub enum Literal {
     Text(&'static str),
 }
 
-/// What holds between the keys of a table.
+/// A rule between the keys of a table.
 #[derive(Debug)]
 pub enum KeyRule {
-    /// Exactly one of these keys is there.
+    /// Exactly one of these keys must be set.
     OneOf(&'static [&'static str]),
-    /// The first key is there with none of the others.
+    /// If the first key is set, none of the others may be set.
     Excludes(&'static str, &'static [&'static str]),
-    /// The first key needs the second one with this value beside it.
+    /// If the first key is set, the second key must have this value.
     Needs(&'static str, &'static str, Literal),
-    /// The first key has to be there, unless the second one has this value; then it may not be there.
+    /// If the second key has this value, the first key must not be set. Otherwise the first key must be set.
     Unless(&'static str, &'static str, Literal),
-    /// Where the key has this value, these conditions hold.
+    /// If the key has this value, these conditions must hold.
     When(&'static str, Literal, &'static [Condition]),
 }
 
-/// What a value of one key demands of another one.
+/// A condition for another key.
 #[derive(Debug)]
 pub enum Condition {
     Absent(&'static str),
     Present(&'static str),
-    /// If it is there, it is between these two.
+    /// If the key is set, its value must be in this range. Both ends are included.
     Within(&'static str, u64, u64),
-    /// If it is there, it is this.
+    /// If the key is set, it must have this value.
     Is(&'static str, Literal),
 }
 
-/// Any text. Also a rule to take the fields from that another one does not set.
+/// Allows any text. Other rules take their unset fields from this one.
 pub const ANY_TEXT: TextRule = TextRule { pattern: "", never: "", reserved: &[], most: 0 };
-/// A default.
+/// The default `false`.
 pub const NO: DefaultValue = DefaultValue::Is(Literal::Boolean(false));
-/// A key to take the fields from that another one does not set.
+/// Other keys take their unset fields from this one.
 pub const KEY: TomlKey = TomlKey {
     name: "",
     value: ValueType::Anything,
@@ -150,7 +150,7 @@ pub const KEY: TomlKey = TomlKey {
     example: "",
 };
 
-/// A text that matches a pattern.
+/// A value that is a text and matches a pattern.
 pub const fn text(pattern: &'static str) -> ValueType {
     ValueType::Text(TextRule { pattern, ..ANY_TEXT })
 }
@@ -160,14 +160,14 @@ impl Section {
         self.keys.iter().find(|key| key.name == name)
     }
 
-    /// The keys' names, sorted.
+    /// The names of the keys, sorted.
     pub fn names(&self) -> Vec<&'static str> {
         let mut names: Vec<_> = self.keys.iter().map(|key| key.name).collect();
         names.sort_unstable();
         names
     }
 
-    /// The keys of which exactly one has to be there.
+    /// The keys of which exactly one must be set.
     pub fn one_of(&self) -> &'static [&'static str] {
         let keys = |rule: &KeyRule| if let KeyRule::OneOf(keys) = rule { Some(*keys) } else { None };
         self.rules.iter().find_map(keys).unwrap_or(&[])
@@ -208,7 +208,7 @@ impl ValueType {
         }
     }
 
-    /// The words that it may be.
+    /// The allowed words; empty if the value is not a word.
     pub fn words(&self) -> &'static [&'static str] {
         match self {
             Self::Words(words) => words,
@@ -219,7 +219,7 @@ impl ValueType {
         }
     }
 
-    /// The table that it may be, or hold.
+    /// The rules of the table that the value is, or that it contains.
     pub fn section(&self) -> Option<&'static Section> {
         match self {
             Self::Table(section) | Self::Tables(section) => Some(section),
@@ -229,14 +229,14 @@ impl ValueType {
         }
     }
 
-    /// The table with the user's own keys that it may be.
+    /// The rules of the table, if the value is a table whose keys the user chooses.
     pub fn user_table(&self) -> Option<&'static UserTable> {
         if let Self::Map(table) = self { Some(table) } else { None }
     }
 }
 
 impl Condition {
-    /// The key that it is about.
+    /// The key that the condition is for.
     pub fn key(&self) -> &'static str {
         match self {
             Self::Absent(key) | Self::Present(key) | Self::Within(key, ..) | Self::Is(key, _) => key,
@@ -244,7 +244,7 @@ impl Condition {
     }
 }
 
-/// As TOML spells it.
+/// Writes the value as TOML spells it.
 impl fmt::Display for Literal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

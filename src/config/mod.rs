@@ -1,4 +1,4 @@
-//! Settings of a project, and how TOML and templates are read.
+//! Settings of a project, and the readers of TOML and of templates.
 
 pub mod key_table;
 pub mod overrides;

@@ -1,8 +1,8 @@
-//! Settings of the command line or the environment, which override a project's.
+//! Settings of the command line or of environment variables. They override the settings of a project.
 
 use std::path::PathBuf;
 
-/// Settings of the command line or the environment. An empty text overrides nothing.
+/// Settings of the command line or of environment variables. An empty text does not override a setting.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Overrides {
     pub cloud: Option<String>,

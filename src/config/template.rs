@@ -10,12 +10,13 @@ use std::path::Path;
 /// Variables by name.
 pub type Variables = BTreeMap<String, String>;
 
-/// Bytes. A template is a text that somebody wrote by hand.
+/// The maximal size of a template in bytes. Nobody writes a larger one by hand.
 const MAX_BYTES: u64 = 1 << 20;
-/// Instructions of the template engine: far more than a text of that size needs, and executed within a second.
+/// The maximal number of the template engine's instructions. A template of the maximal size needs far fewer. This
+/// number takes less than a second.
 const FUEL: u64 = 1_000_000;
 
-/// Renders a template. `source`: its text; `path`: named in errors, with the line.
+/// Renders a template. `source` is its text. Errors name `path` and the line.
 pub fn render(source: &str, path: &Path, vars: &Variables) -> Result<String, String> {
     let mut engine = Environment::new();
     engine.set_undefined_behavior(UndefinedBehavior::Strict);
@@ -25,7 +26,7 @@ pub fn render(source: &str, path: &Path, vars: &Variables) -> Result<String, Str
         SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).keep_trailing_newline(true).build();
     engine.set_syntax(syntax.map_err(|error| error.to_string())?);
     engine.set_fuel(Some(FUEL));
-    engine.set_debug(true); // errors then have their position in the text
+    engine.set_debug(true); // with this, an error has its position in the text
     let values = vars.iter().map(|(name, value)| (name.as_str(), Value::from(value.as_str())));
     engine.render_named_str("template", source, Value::from(values.collect::<BTreeMap<_, _>>())).map_err(
         |error| {

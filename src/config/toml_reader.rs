@@ -1,7 +1,7 @@
-//! Reads TOML files without serde. Serde's errors say what it expected; people want to know where, which key, and what
-//! to do.
+//! Reads TOML files without serde. Serde's errors say only what serde expected. People also need the line, the key, and
+//! what to do.
 //!
-//! Reading goes on after a mistake, so that one run reports them all.
+//! Reading continues after a mistake, so that one run reports all mistakes.
 
 use crate::config::key_table::{DefaultValue, Literal, Section, TomlKey, UserTable, ValueType};
 use crate::error::Kind;
@@ -13,9 +13,9 @@ use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-/// Far more than anybody writes by hand: a wrong file is refused before it fills the memory.
+/// The maximal size of a file. Nobody writes so much by hand. A wrong file is refused before it fills the memory.
 const MAX_BYTES: u64 = 1 << 20;
-/// More mistakes than this are only counted.
+/// The maximal number of mistakes that are listed. Further mistakes are only counted.
 const MAX_MISTAKES: usize = 20;
 
 /// A file that is being read, and the mistakes found in it.
@@ -27,12 +27,12 @@ pub(crate) struct Document {
     mistakes: RefCell<Vec<(usize, String)>>,
 }
 
-/// A table whose keys are all known.
+/// A table of a file, whose known and required keys were checked already.
 pub(crate) struct Table<'d, 't> {
     document: &'d Document,
-    /// The keys that it may have.
+    /// The keys that the table may have.
     section: &'static Section,
-    /// Set if its keys are the user's own.
+    /// Set if the user chooses the names of the keys, as in `[tags]`.
     user: Option<&'static UserTable>,
     entries: &'d DeTable<'t>,
     pub line: usize,
@@ -51,11 +51,11 @@ pub(crate) struct At<T> {
     pub line: usize,
 }
 
-/// The text of a file of settings: a regular file of a sane size, in UTF-8.
+/// Reads a TOML file. It must be a regular file in UTF-8, of at most 1 MiB.
 pub(crate) fn read_text(file: &Path) -> Result<String> {
     let wrong = |what: String| Kind::Definition.error(format!("{}: {what}", file.display()));
     let mut open = std::fs::File::options();
-    // A FIFO must not block us.
+    // If the file is a FIFO, opening it must not block.
     std::os::unix::fs::OpenOptionsExt::custom_flags(open.read(true), libc::O_NONBLOCK | libc::O_NOCTTY);
     let opened = open.open(file).map_err(|e| wrong(format!("cannot be read: {e}")))?;
     let metadata = opened.metadata().map_err(|e| wrong(e.to_string()))?;
@@ -88,8 +88,8 @@ pub(crate) fn kind_of(metadata: &std::fs::Metadata) -> &'static str {
     }
 }
 
-/// Reads a whole document. `top`: the keys of its top level. Errors: [`Kind::Definition`], with every mistake's file,
-/// line and key.
+/// Parses a file's text and calls `read` with its top level. `top` has the keys of the top level. Errors:
+/// [`Kind::Definition`], with file, line and key of every mistake that `read` or this function recorded.
 pub(crate) fn read<'t, T>(
     file: &Path,
     text: &'t str,
@@ -114,7 +114,7 @@ pub(crate) fn read<'t, T>(
     Err(Kind::Definition.error(list_first(&lines, MAX_MISTAKES, "\n")))
 }
 
-/// Describes a mistake of syntax. The parser names neither the key nor what people commonly get wrong.
+/// Describes a mistake of syntax. It adds the key and advice, which the parser's message does not have.
 fn syntax(text: &str, line: usize, message: &str) -> String {
     let content = text.lines().nth(line - 1).unwrap_or_default().trim();
     let Some((key, value)) = content.split_once('=') else {
@@ -124,7 +124,7 @@ fn syntax(text: &str, line: usize, message: &str) -> String {
     let (key, value): (String, _) = (key.trim().chars().take(40).collect(), value.trim());
     let number = |c: char| c.is_ascii_digit() || "+-".contains(c);
     let advice = match value.chars().next() {
-        // The value itself is not shown: it may be a secret.
+        // The value itself is not shown, because it may be a secret.
         Some('0') if message.contains("leading zero") => ": write a mode in quotes, such as \"0644\"",
         Some(c) if !number(c) && !"\"'[{#".contains(c) && !["true", "false"].contains(&value) => {
             ": write a string in quotes"
@@ -134,8 +134,9 @@ fn syntax(text: &str, line: usize, message: &str) -> String {
     format!("`{}`: {message}{advice}", key.escape_debug())
 }
 
-/// The line of a key at the top or in a table (`disk.iops`, or only `iops`). If its value is an array, the line of the
-/// element that `pick` accepts: a string, or a table that holds such a string.
+/// The line of a key. A key of a table is spelt `disk.iops`, or only `iops`. If the key's value is an array, the result
+/// is the line of the first element that `pick` accepts. Such an element is a string, or a table with a string that
+/// `pick` accepts.
 pub(crate) fn line_of(text: &str, key: &str, pick: &dyn Fn(&str) -> bool) -> Option<usize> {
     let parsed = DeTable::parse(text).ok()?;
     let (top, mut names) = (parsed.get_ref(), key.split('.'));
@@ -143,7 +144,7 @@ pub(crate) fn line_of(text: &str, key: &str, pick: &dyn Fn(&str) -> bool) -> Opt
     let below = || top.values().find_map(|value| value.get_ref().as_table()?.get_key_value(first));
     let (mut name, mut value) = top.get_key_value(first).or_else(below)?;
     for key in names {
-        // If the table lacks the key, the answer is the table's line.
+        // If the table does not have the key, the result is the line of the table.
         match value.get_ref().as_table().and_then(|table| table.get_key_value(key)) {
             Some(found) => (name, value) = found,
             None => break,
@@ -166,7 +167,7 @@ impl Document {
         self.ends.partition_point(|end| *end < offset) + 1
     }
 
-    /// Makes a table, and notes its unknown and missing keys.
+    /// Makes a table, and records its unknown and missing keys as mistakes.
     fn table<'d, 't>(
         &'d self,
         section: &'static Section,
@@ -176,7 +177,7 @@ impl Document {
         let table = Table { document: self, section, user: None, entries, line };
         for (key, _) in entries.iter().filter(|(key, _)| section.key(key.get_ref()).is_none()) {
             let name = key.get_ref();
-            // TOML's own trap: whatever follows a header belongs to it.
+            // In TOML, all keys after a header belong to that header. People often forget this.
             let advice = if !section.header.is_empty() && self.top.key(name).is_some() {
                 "it belongs above the first header of the file".into()
             } else {
@@ -197,17 +198,17 @@ impl Document {
     }
 }
 
-/// The known word that an unknown one probably means; `None` if there is no similar word.
+/// The known word that is most similar to an unknown word. `None` if no known word is similar.
 pub(crate) fn nearest<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
-    /// Words that are less similar than this are similar by chance.
+    /// A smaller similarity is by chance.
     const ALIKE: f64 = 0.8;
     let similarity = |word: &str| strsim::jaro_winkler(name, word);
     let best = known.iter().copied().max_by(|a, b| similarity(a).total_cmp(&similarity(b)))?;
     (similarity(best) >= ALIKE).then_some(best)
 }
 
-/// A question with the known word that is nearest to an unknown one, or all known words. `what`: what the words are, in
-/// the plural.
+/// Asks whether the user meant the most similar known word. If there is none, lists all known words. `what` is a plural
+/// noun for the words.
 pub(crate) fn did_you_mean(name: &str, known: &[&str], what: &str) -> String {
     match nearest(name, known) {
         Some(word) => format!("did you mean `{word}`?"),
@@ -216,7 +217,7 @@ pub(crate) fn did_you_mean(name: &str, known: &[&str], what: &str) -> String {
     }
 }
 
-/// `a`, `b` and `c`.
+/// Joins names: `a`, `b` and `c`.
 pub(crate) fn listed(names: &[&str]) -> String {
     let quoted: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
     match quoted.split_last() {
@@ -226,45 +227,45 @@ pub(crate) fn listed(names: &[&str]) -> String {
 }
 
 impl<'d, 't> Table<'d, 't> {
-    /// Notes a mistake: which key, what is wrong, what to do.
+    /// Records a mistake. `what` names the key, what is wrong, and what to do.
     pub fn mistake(&self, line: usize, what: impl Into<String>) {
         self.document.mistakes.borrow_mut().push((line, what.into()));
     }
 
-    /// The same for the value of a key. Returns `None`, so that a caller can return it, too.
+    /// Records a mistake in the value of a key. Returns `None`, so that a caller can return the result of this call.
     pub fn wrong<T>(&self, key: &str, line: usize, what: impl std::fmt::Display) -> Option<T> {
         self.mistake(line, format!("`{key}`{} {what}", self.header_suffix()));
         None
     }
 
-    /// Returns a check's value, or notes the mistake that it found.
+    /// Returns the value of `checked`, or records its error as a mistake.
     pub fn check<T>(&self, key: &str, line: usize, checked: Result<T, String>) -> Option<T> {
         checked.map_or_else(|what| self.wrong(key, line, what), Some)
     }
 
-    /// ` of [disk]`; nothing at the top.
+    /// ` of [disk]`, or nothing at the top level.
     fn header_suffix(&self) -> String {
         let header = self.user.map_or(self.section.header, |table| table.header);
         if header.is_empty() { String::new() } else { format!(" of {header}") }
     }
 
-    /// Notes that a key is missing. (Required keys are noted without this call.)
+    /// Records that a key is missing. (For required keys this is done without this call.)
     pub fn missing(&self, key: &str, what: impl std::fmt::Display) {
         self.mistake(self.line, format!("`{key}`{} is missing: {what}", self.header_suffix()));
     }
 
-    /// The rules of a key.
+    /// The row of a key in the table of keys.
     pub fn key(&self, name: &str) -> &'static TomlKey {
         self.section.key(name).expect("each key that is read is in the table of keys")
     }
 
-    /// The keys of which exactly one has to be given.
+    /// The keys of which exactly one has to be set.
     pub fn one_of(&self) -> &'static [&'static str] {
         self.section.one_of()
     }
 
-    /// Notes that none of the keys is set of which exactly one has to be. A table with an unknown key has a mistake
-    /// already: one of these keys was probably mistyped.
+    /// Records that none of the keys [`Self::one_of`] is set. If the table has an unknown key, one of these keys was
+    /// probably mistyped. In that case nothing is recorded, because the unknown key already is a mistake.
     pub fn none_of(&self, what: &str) {
         if self.entries.keys().all(|key| self.section.key(key.get_ref()).is_some()) {
             self.mistake(self.line, what);
@@ -275,7 +276,7 @@ impl<'d, 't> Table<'d, 't> {
         self.entries.contains_key(key)
     }
 
-    /// Any value of a key.
+    /// The value of a key, of any type.
     pub fn value(&self, key: &str) -> Option<At<&'d DeValue<'t>>> {
         self.entries.get(key).map(|value| self.at(value))
     }
@@ -284,17 +285,17 @@ impl<'d, 't> Table<'d, 't> {
         At { value: value.get_ref(), line: self.document.line(value.span().start) }
     }
 
-    /// Notes that the value of a key is of the wrong type.
+    /// Records that the value of a key is of the wrong type.
     pub fn mistyped<T>(&self, key: &str, at: &At<&DeValue>) -> Option<T> {
         self.wrong_type(key, at, &self.key(key).expected())
     }
 
-    /// Notes that the value of a key is of the right type, but not allowed.
+    /// Records that the value of a key is of the right type, but not allowed.
     pub fn unexpected<T>(&self, key: &str, at: &At<&str>) -> Option<T> {
         self.wrong(key, at.line, format_args!("is {:?}: it should be {}", at.value, self.key(key).expected()))
     }
 
-    /// Notes a value of the wrong type. `expected` says what it should be, with an example.
+    /// Records a value of the wrong type. `expected` says what the value should be, with an example.
     pub fn wrong_type<T>(&self, key: &str, at: &At<&DeValue>, expected: &str) -> Option<T> {
         let is = match at.value {
             DeValue::Array(_) => "an array".into(),
@@ -312,7 +313,7 @@ impl<'d, 't> Table<'d, 't> {
         }
     }
 
-    /// One of the words that the key allows.
+    /// The value of a key that allows only certain words.
     pub fn word(&self, key: &str) -> Option<At<&'static str>> {
         let at = self.string(key)?;
         match self.key(key).value.words().iter().find(|word| **word == at.value) {
@@ -326,7 +327,7 @@ impl<'d, 't> Table<'d, 't> {
         at.value.as_bool().or_else(|| self.mistyped(key, &at))
     }
 
-    /// The same, or the key's default.
+    /// Like [`Self::boolean`], but returns the key's default if the key is not set.
     pub fn flag(&self, key: &str) -> bool {
         let default = matches!(self.key(key).default, DefaultValue::Is(Literal::Boolean(true)));
         self.boolean(key).unwrap_or(default)
@@ -343,13 +344,13 @@ impl<'d, 't> Table<'d, 't> {
         })
     }
 
-    /// The same, or the key's default.
+    /// Like [`Self::integer`], but returns the key's default if the key is not set.
     pub fn number(&self, key: &str) -> u64 {
         let default = if let DefaultValue::Is(Literal::Integer(n)) = self.key(key).default { n } else { 0 };
         self.integer(key).unwrap_or(default)
     }
 
-    /// The elements of an array, or of the key's `[[tables]]`.
+    /// The elements of an array, or the key's `[[tables]]`.
     fn array(&self, key: &str) -> Vec<At<&'d DeValue<'t>>> {
         let Some(at) = self.value(key) else { return Vec::new() };
         match at.value.as_array() {
@@ -358,7 +359,7 @@ impl<'d, 't> Table<'d, 't> {
         }
     }
 
-    /// An array of strings; each has its line.
+    /// An array of strings, each with its line.
     pub fn strings(&self, key: &str) -> Vec<At<&'d str>> {
         let strings = self.array(key).into_iter().filter_map(|at| match at.value {
             DeValue::String(text) => Some(At { value: &**text, line: at.line }),
@@ -376,12 +377,12 @@ impl<'d, 't> Table<'d, 't> {
         elements.collect()
     }
 
-    /// `[key]`, or an inline table.
+    /// The table `[key]`, or the key's inline table.
     pub fn table(&self, key: &str) -> Option<Table<'d, 't>> {
         self.section_of(key, &self.value(key)?)
     }
 
-    /// `[[key]]`, as often as it is written.
+    /// All tables `[[key]]`.
     pub fn tables(&self, key: &str) -> Vec<Table<'d, 't>> {
         self.array(key).iter().filter_map(|at| self.section_of(key, at)).collect()
     }
@@ -393,14 +394,14 @@ impl<'d, 't> Table<'d, 't> {
         }
     }
 
-    /// Every entry, for a table whose keys are the user's own: key, line of the key, value.
+    /// Every entry of a table whose keys the user chooses: the key and the value, each with its line.
     pub fn entries(&self) -> impl Iterator<Item = (At<&'d str>, At<&'d DeValue<'t>>)> + use<'_, 'd, 't> {
         self.entries.iter().map(|(key, value)| {
             (At { value: &**key.get_ref(), line: self.document.line(key.span().start) }, self.at(value))
         })
     }
 
-    /// A table with the user's own keys.
+    /// A table whose keys the user chooses.
     pub fn user_table(&self, key: &str) -> Option<Table<'d, 't>> {
         let at = self.value(key)?;
         match (at.value, self.key(key).value.user_table()) {

@@ -1,5 +1,5 @@
 //! `[disk]` and `[image]`: the attributes that an image is registered with. Mistakes that do not depend on the base are
-//! found here, with their lines; the others when the base is known.
+//! found here, with their lines. The others are found when the base is known.
 
 use super::keys::UEFI;
 use super::keys::{DISK, VOLUME_TYPES};
@@ -7,10 +7,10 @@ use crate::cloud::VolumeKind;
 use crate::config::key_table::{Condition, KeyRule, Literal, ValueType};
 use crate::config::toml_reader::{At, Table, did_you_mean, listed};
 
-/// Types that exist, but not for root volumes.
+/// Types that EC2 has, but does not allow for root volumes.
 const NOT_BOOTABLE: [&str; 2] = ["sc1", "st1"];
 
-/// `[image]`: attributes that replace the base's. `Some(None)` drops one that the base has.
+/// `[image]`: attributes that replace the base's. `Some(None)` removes an attribute that the base has.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RegistrationSettings {
     /// `legacy-bios`, `uefi` or `uefi-preferred`.
@@ -32,8 +32,8 @@ pub fn disk(top: &Table) -> (Option<u64>, VolumeKind) {
     let number = |key| disk.integer(key).and_then(|n| u32::try_from(n).ok());
     let encrypted = disk.boolean("encrypted");
     let kms_key = disk.string("kms_key").and_then(|at| match encrypted {
-        Some(true) => disk.check("kms_key", at.line, key(at.value)),
-        None if disk.has("encrypted") => None, // a mistake in `encrypted` is noted already
+        Some(true) => disk.check("kms_key", at.line, check_kms_key(at.value)),
+        None if disk.has("encrypted") => None, // a mistake in `encrypted` was reported already
         _ => disk.wrong("kms_key", at.line, "requires `encrypted = true`"),
     });
     let (iops, throughput) = (number("iops"), number("throughput"));
@@ -47,7 +47,7 @@ pub fn disk(top: &Table) -> (Option<u64>, VolumeKind) {
     (disk.integer("size_gib"), kind)
 }
 
-/// The keys of `[disk]` that do not fit the type, and why; none if there is no type.
+/// The keys of `[disk]` that do not fit the volume's type, and why. If no type is set, every key fits.
 pub fn misfits(kind: &VolumeKind) -> Vec<(&'static str, String)> {
     let Some(volume_type) = kind.volume_type.as_deref() else { return Vec::new() };
     let given = |key: &str| match key {
@@ -75,7 +75,7 @@ pub fn misfits(kind: &VolumeKind) -> Vec<(&'static str, String)> {
     misfits.collect()
 }
 
-/// The conditions that each type of volume sets for the other keys.
+/// For each type of volume, the conditions for the other keys.
 fn volume_rules() -> impl Iterator<Item = (&'static str, &'static [Condition])> {
     DISK.rules.iter().filter_map(|rule| match rule {
         KeyRule::When("type", Literal::Text(name), conditions) => Some((*name, *conditions)),
@@ -101,13 +101,13 @@ fn known_type(name: &str) -> Result<String, String> {
 }
 
 /// Checks a KMS key: its id, its ARN, or an alias.
-fn key(name: &str) -> Result<String, String> {
+fn check_kms_key(name: &str) -> Result<String, String> {
     let good = |c: char| c.is_ascii_alphanumeric() || "-_/:".contains(c);
-    let spelt = name.starts_with("alias/")
+    let known_form = name.starts_with("alias/")
         || name.starts_with("arn:")
         || name.starts_with("mrk-")
         || name.len() == 36 && name.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
-    if spelt && name.len() <= 2048 && name.chars().all(good) {
+    if known_form && name.len() <= 2048 && name.chars().all(good) {
         Ok(name.to_owned())
     } else {
         Err(format!("is {name:?}: it should be a KMS key's id, ARN or alias, such as \"alias/images\""))

@@ -9,7 +9,7 @@ use crate::ids::ImageId;
 use std::path::Path;
 use toml::de::DeValue;
 
-/// Owners that EC2 accepts besides a 12-digit account.
+/// Owners that EC2 accepts instead of an account's 12 digits.
 const OWNERS: [&str; 4] = ["self", "amazon", "aws-marketplace", "aws-backup-vault"];
 
 pub fn read(top: &Table, dir: &Path) -> Option<From> {
@@ -67,7 +67,7 @@ fn image(table: &Table) -> Option<BaseRef> {
     }
     let owner = if table.has("owner") {
         let at = table.string("owner");
-        // A wrong owner is noted; the other keys are still checked.
+        // A wrong owner is reported here. The other keys are still checked.
         at.and_then(|at| table.check("owner", at.line, account(at.value)))
     } else {
         None

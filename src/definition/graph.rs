@@ -1,4 +1,4 @@
-//! Definitions that are based on each other: all that a bake needs, parents first.
+//! Loads definitions with all their parents, and sorts them so that parents come first.
 
 use crate::config::toml_reader::{listed, nearest};
 use crate::definition::{Definition, From, GivenVars};
@@ -12,27 +12,27 @@ use std::path::{Component, Path, PathBuf};
 pub struct BakeOrder {
     /// Parents come before their children.
     pub images: Vec<Definition>,
-    /// For each image, the index of its parent in `images`; `None` if it is based on an image of the cloud.
+    /// For each image, the index of its parent in `images`. `None` if the image is based on an image of the cloud.
     pub parent: Vec<Option<usize>>,
-    /// Whether the user named it; other definitions are only parents.
+    /// For each image, whether the user named it. The other images were loaded only as parents.
     pub named: Vec<bool>,
 }
 
 impl BakeOrder {
-    /// Loads these definitions and their parents. One directory spelled in several ways is one definition. Errors:
-    /// [`Kind::Definition`] with files and keys, if two have the same name or definitions form a cycle.
+    /// Loads these definitions and their parents. A directory that is spelled in several ways is loaded once. Errors:
+    /// [`Kind::Definition`], with files and keys, if two definitions have the same name or if definitions form a cycle.
     pub fn of(directories: &[impl AsRef<Path>]) -> Result<Self> {
         Self::with(directories, &GivenVars::new())
     }
 
-    /// The same, with values for variables. Each value is for all definitions that declare the variable, and at least
-    /// one has to.
+    /// Like [`Self::of`], with values of variables. A value is set in each definition that declares the variable.
+    /// Errors: also [`Kind::Usage`] if no definition declares a variable.
     pub fn with(directories: &[impl AsRef<Path>], given: &GivenVars) -> Result<Self> {
         let mut loader = Loader { given: given.clone(), ..Loader::default() };
         for directory in directories {
             loader.load(directory.as_ref(), true)?;
         }
-        // `images` grows as parents, and their parents, are loaded.
+        // `images` grows during the loop, because parents are added to it.
         let mut next = 0;
         while let Some(image) = loader.images.get(next) {
             let parent = match &image.from {
@@ -58,17 +58,17 @@ impl BakeOrder {
 #[derive(Default)]
 struct Loader {
     given: GivenVars,
-    /// Indexes of `images` by real path.
+    /// Indexes of `images` by canonical path.
     known: HashMap<PathBuf, usize>,
     images: Vec<Definition>,
-    /// Parents of `images`; shorter than `images` while these are still being followed.
+    /// The parent of each of `images`. It is shorter than `images` until all parents are loaded.
     parent: Vec<Option<usize>>,
     named: Vec<bool>,
 }
 
 impl Loader {
     fn load(&mut self, directory: &Path, named: bool) -> Result<usize> {
-        // Loading fails with a better message for a path that cannot be resolved.
+        // An error is ignored here, because `load_with` reports it with a better message.
         let real = std::fs::canonicalize(directory).unwrap_or_else(|_| directory.to_owned());
         if let Some(index) = self.known.get(&real) {
             return Ok(*index);
@@ -112,13 +112,14 @@ impl Loader {
             .into())
     }
 
-    /// Sorts: parents first, otherwise in the order in which they were named.
+    /// Sorts the images: parents come first. Otherwise the order is the one in which the user named them.
     fn into_order(self) -> Result<BakeOrder> {
         let mut sequence: Vec<usize> = Vec::new();
         // The position of each image in `sequence`.
         let mut positions = vec![None; self.images.len()];
         for start in 0..self.images.len() {
-            // Each image has at most one parent. So follow this chain until an image that has a position, or the end.
+            // Each image has at most one parent. So this follows the chain of parents to its end, or to an image that
+            // already has a position.
             let mut chain = Vec::new();
             let mut at = Some(start);
             while let Some(index) = at.filter(|index| positions[*index].is_none()) {
@@ -157,8 +158,8 @@ impl Loader {
     }
 }
 
-/// Normalizes `examples/web/../base` to `examples/base`, if that is the same directory (a symbolic link may make it
-/// another one).
+/// Normalizes `examples/web/../base` to `examples/base`, if this is the same directory. (It is another one if
+/// `examples/web` is a symbolic link.)
 fn normalize(path: &Path) -> PathBuf {
     let mut normalized = PathBuf::new();
     for component in path.components() {
@@ -186,7 +187,7 @@ mod tests {
     use super::*;
     use crate::error::hint_of;
 
-    /// Definitions, by directory and image.toml.
+    /// Writes definitions. `images` has the directory and the text of image.toml of each.
     fn tree(images: &[(&str, &str)]) -> tempfile::TempDir {
         let top = tempfile::tempdir().unwrap();
         for (dir, toml) in images {
@@ -205,7 +206,7 @@ mod tests {
         })
     }
 
-    /// Spelling, parent and whether it was named, of each.
+    /// For each image: its path below `top`, its parent, and whether it was named.
     fn shape(top: &Path, order: &BakeOrder) -> Vec<(String, Option<usize>, bool)> {
         let relative = |image: &Definition| image.dir.strip_prefix(top).unwrap().to_str().unwrap().to_owned();
         let images = order.images.iter().zip(&order.parent).zip(&order.named);
@@ -246,7 +247,7 @@ mod tests {
     fn a_symbolic_link_in_the_path_of_a_parent_is_followed() {
         let top = tree(&[("far/base", "from = \"AMI\""), ("far/web", "from = \"../base\"")]);
         std::os::unix::fs::symlink("far/web", top.path().join("web")).unwrap();
-        // DIR/web/../base is DIR/far/base, and DIR/base is nothing.
+        // DIR/web/../base is DIR/far/base. DIR/base does not exist.
         let found = order(top.path(), &["web"]).unwrap();
         assert_eq!(shape(top.path(), &found)[0], ("web/../base".into(), None, false));
     }

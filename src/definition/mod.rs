@@ -38,7 +38,7 @@ pub(crate) const DIRECTORY_HINT: &str = "A definition is a directory with an ima
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum From {
     Image(BaseRef),
-    /// Another definition's directory, as spelt in image.toml but relative to the working directory.
+    /// Another definition's directory: the path in image.toml, joined to the directory of this definition.
     Parent(PathBuf),
 }
 
@@ -56,7 +56,7 @@ pub enum Ask {
         source: PathBuf,
         package: crate::formats::package::PackageFile,
     },
-    /// A package file that is downloaded before the image is planned ([`crate::bake::download`]).
+    /// A package file that is downloaded before the plugin plans the installation ([`crate::bake::download`]).
     Url {
         url: String,
         /// Lower-case hexadecimal.
@@ -65,26 +65,26 @@ pub enum Ask {
     },
 }
 
-/// A package file that was downloaded, on this machine.
+/// A package file on this machine that was downloaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DownloadedFile {
     pub source: PathBuf,
     pub package: crate::formats::package::PackageFile,
 }
 
-/// `[[file]]`: placed after the packages are installed.
+/// `[[file]]`: a file that is copied into the image after the packages are installed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct File {
     /// On this machine, inside the definition's directories.
     pub source: PathBuf,
     /// Absolute, in the image.
     pub target: String,
-    /// Permission bits; default: 0755 if the source is executable, else 0644.
+    /// Permission bits. The default is 0755 if the source is executable, else 0644.
     pub mode: u32,
-    /// A user's name or number in the image; default root.
+    /// A user's name or number in the image. The default is root.
     pub owner: String,
     pub group: String,
-    /// `{{ name }}` in it stands for a variable.
+    /// Whether the file is a template, in which `{{ name }}` stands for a variable.
     pub template: bool,
 }
 
@@ -99,9 +99,10 @@ impl Default for From {
 pub struct Definition {
     /// As the user spelt it.
     pub dir: PathBuf,
-    /// The canonical path of the directory that all its files lie in, those of its inputs and links included.
+    /// The canonical path of the project directory. All files of the definition are below this directory, including the
+    /// files of its inputs and the targets of its links.
     pub project: PathBuf,
-    /// The family.
+    /// The name of the family. The names of the definition's images begin with it.
     pub name: String,
     /// Whether `name` is the directory's name, because image.toml sets none.
     pub name_is_default: bool,
@@ -118,14 +119,15 @@ pub struct Definition {
     pub tests: Vec<Script>,
     pub vars: Vars,
     pub size_gib: Option<u64>,
-    /// `[disk]`: the kind of volume, if it differs from the base's. The builder's disk is of this kind, too.
+    /// `[disk]`: the kind of volume, if it differs from the base's. The volume that the bake works on is also of this
+    /// kind.
     pub volume: VolumeKind,
     /// `[image]`
     pub registered: RegistrationSettings,
     pub tags: Tags,
     /// As spelt in image.toml: relative to `dir`.
     pub inputs: Vec<String>,
-    /// The plugin, by name; `None`: the one that claims the base image.
+    /// The plugin's name. `None` stands for the plugin that claims the base image.
     pub distro: Option<String>,
     pub upgrade: Upgrade,
     pub recommends: bool,
@@ -133,9 +135,10 @@ pub struct Definition {
     /// How files get their SELinux labels if the image enables SELinux.
     pub selinux: Selinux,
     pub network: bool,
-    /// Whether steps with the network can reach the builder's metadata service, and so its credentials.
+    /// Whether steps that have the network can reach the builder's metadata service, and with it the builder's
+    /// credentials.
     pub imds: bool,
-    /// `[clean] keep`: paths that the clean-up leaves alone and the lint accepts.
+    /// `[clean] keep`: paths that the clean-up does not change and the lint accepts.
     pub keep: Vec<String>,
 }
 
@@ -150,18 +153,18 @@ pub enum Selinux {
 }
 
 impl Definition {
-    /// Reads `dir`'s image.toml, and checks it and that the files that it names exist. An error lists every mistake,
-    /// each with file, line and key.
+    /// Reads `dir`'s image.toml. Checks its content, and that the files exist that it names. An error lists every
+    /// mistake, each with file, line and key.
     pub fn load(dir: &Path) -> Result<Self> {
         Self::load_with(dir, &GivenVars::new())
     }
 
-    /// The same, with values for those of its variables that are `given`.
+    /// Like [`Self::load`], with the `given` values of variables.
     pub fn load_with(dir: &Path, given: &GivenVars) -> Result<Self> {
         let real = directory(dir)?;
         let file = dir.join(FILE);
         let text = toml_reader::read_text(&file)?;
-        // Each `None` in here has noted a mistake; then the definition is not used.
+        // `Self::read` returns `None` only if it has reported a mistake. In that case `toml_reader::read` fails.
         let read =
             toml_reader::read(&file, &text, &keys::IMAGE_TOML, |top| Self::read(dir, &real, top, given))?;
         read.ok_or_else(|| Kind::Definition.error(format!("{} is not a valid definition", file.display())))
@@ -212,12 +215,12 @@ impl Definition {
         Some(definition)
     }
 
-    /// The directories that the checksum covers: the definition's own, and `DIR/` + each input as spelt.
+    /// The directories that the checksum covers: `dir`, and each of `inputs` joined to `dir`.
     pub fn directories(&self) -> Vec<PathBuf> {
         paths::directories(&self.dir, &self.inputs)
     }
 
-    /// The place in image.toml that names a package: in `packages` or in `hold`.
+    /// The place in image.toml where a package is named: in `packages` or in `hold`.
     pub fn place_of_package(&self, name: Option<&str>) -> String {
         let held = name.is_some_and(|name| self.hold.iter().any(|held| held == name));
         let asked = |ask: &Ask| matches!(ask, Ask::Named { name: asked, .. } if Some(asked.as_str()) == name);
@@ -225,9 +228,10 @@ impl Definition {
         self.place(key, name)
     }
 
-    /// `examples/web/image.toml:4: `packages``, for a mistake that only shows later: no such base, no such package.
-    /// `value` picks an element of an array: a package's name. `[disk]`'s `iops` is spelt `disk.iops`. The line
-    /// is left out if the file or the key is missing.
+    /// The place of a key in image.toml, such as `examples/web/image.toml:4: `packages``. It is for mistakes that are
+    /// found only after the file was read, such as an unknown package. The key `iops` of `[disk]` is spelt `disk.iops`.
+    /// `value` selects an element of an array, such as a package's name. The line is left out if the file or the key is
+    /// missing.
     pub fn place(&self, key: &str, value: Option<&str>) -> String {
         let file = self.dir.join(FILE);
         let picks = |element: &str| {
@@ -248,7 +252,7 @@ impl Definition {
     }
 }
 
-/// The canonical path of a directory that holds an image.toml.
+/// The canonical path of a directory, which must contain an image.toml.
 fn directory(dir: &Path) -> Result<PathBuf> {
     let shown = dir.display();
     let real = std::fs::canonicalize(dir).map_err(|e| match e.kind() {

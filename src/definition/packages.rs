@@ -1,4 +1,4 @@
-//! `packages`: names, pins, groups, and package files, on this machine or by URL.
+//! Reads `packages`: names with or without a version, groups, and package files on this machine or by URL.
 
 use super::Ask;
 use super::paths::Sources;
@@ -30,7 +30,7 @@ pub fn read(top: &Table, sources: &Sources) -> Vec<Ask> {
     asks.collect()
 }
 
-/// Reads `{ url = "https://…", sha256 = "…" }`. Only a file with this digest is ever installed.
+/// Reads `{ url = "https://…", sha256 = "…" }`. A file with another digest is never installed.
 fn by_url(table: &Table) -> Option<Ask> {
     let url = table.string("url").and_then(|at| table.check("url", at.line, package_url(at.value)));
     let sha256 = table.string("sha256").and_then(|at| {
@@ -40,7 +40,7 @@ fn by_url(table: &Table) -> Option<Ask> {
     Some(Ask::Url { url: url?, sha256: sha256?, file: None })
 }
 
-/// Checks an address. It must not hold a user's name or password, because it appears in image.toml and in logs.
+/// Checks a URL. It must not contain a user's name or password, because oven writes it to logs.
 pub fn package_url(text: &str) -> Result<String, String> {
     let good = url(text, &["http", "https"])?;
     let host = good.split("://").nth(1).and_then(|rest| rest.split('/').next());
@@ -86,7 +86,8 @@ fn ask(spelt: &str, sources: &Sources) -> Result<Ask, String> {
     Ok(Ask::Named { name: name.into(), version: version.map(Into::into) })
 }
 
-/// Checks a group's name. For dnf it may be a title, which has spaces; dnf's environments begin with `^`.
+/// Checks a group's name. With dnf it may be a title, which contains spaces. The name of a dnf environment begins with
+/// `^`.
 fn check_group(spelt: &str, name: &str) -> Result<(), String> {
     let rest = name.strip_prefix('^').unwrap_or(name);
     let allowed = |c: char| c.is_ascii_alphanumeric() || "+-._:() ".contains(c);
@@ -100,7 +101,7 @@ fn check_group(spelt: &str, name: &str) -> Result<(), String> {
 }
 
 pub fn check_name(spelt: &str, name: &str) -> Result<(), String> {
-    // A name and, for multiarch, `:` and an architecture.
+    // With multiarch, `:` and an architecture may follow the name.
     let (bare, architecture) = name.split_once(':').map_or((name, None), |(bare, arch)| (bare, Some(arch)));
     let allowed = |c: char| c.is_ascii_alphanumeric() || "+-._".contains(c);
     if spelt.is_empty() {

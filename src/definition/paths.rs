@@ -1,5 +1,5 @@
-//! Checks the files that a definition names. A file outside the directories that the checksum covers is refused.
-//! Otherwise it could change, and the existing image would still be accepted.
+//! Checks the files that a definition names. A file outside the directories that the checksum covers is refused,
+//! because a change of the file would not cause a new bake.
 
 use super::FILE;
 use crate::config::toml_reader::{Table, kind_of};
@@ -19,7 +19,7 @@ pub struct Sources {
 /// A file that the checksum covers.
 #[derive(Debug)]
 pub struct Source {
-    /// The definition's directory as the user wrote it, joined with the file's path as image.toml has it.
+    /// The definition's directory as the user wrote it, joined with the file's path as image.toml spells it.
     pub path: PathBuf,
     pub executable: bool,
 }
@@ -29,8 +29,8 @@ pub fn is_executable(metadata: &Metadata) -> bool {
     metadata.permissions().mode() & 0o100 != 0
 }
 
-/// Returns `dir`, and `dir/` plus each input as image.toml has it. Trailing slashes of `dir` are removed, so that they
-/// cannot change the order of the files.
+/// Returns `dir`, and each input joined to `dir` as image.toml spells it. Trailing slashes of `dir` are removed, so
+/// that they cannot change the order of the files.
 pub fn directories(dir: &Path, inputs: &[String]) -> Vec<PathBuf> {
     let bytes = dir.as_os_str().as_bytes();
     let end = bytes.iter().rposition(|b| *b != b'/').map_or(bytes.len().min(1), |last| last + 1);
@@ -39,10 +39,12 @@ pub fn directories(dir: &Path, inputs: &[String]) -> Vec<PathBuf> {
     std::iter::once(dir).chain(inputs).collect()
 }
 
-/// Returns the project directory. `inputs` and symbolic links of a definition must not lead out of it, because somebody
-/// else may have written the definition, and the user who runs oven may be root. It is the nearest directory, from the
-/// definition upwards, that has a git repository or an oven.toml. If there is none, it is the definition's parent
-/// directory. `real` is the definition's canonical path.
+/// Returns the project directory. If the definition's directory is a git repository, it is that directory. Otherwise it
+/// is the nearest directory above that has a git repository or an oven.toml. If there is none, it is the definition's
+/// parent directory. `real` is the definition's canonical path.
+///
+/// `inputs` and symbolic links of a definition must not lead out of the project, because somebody else may have written
+/// the definition, and the user who runs oven may be root.
 pub fn project(real: &Path) -> PathBuf {
     let git = |dir: &Path| dir.join(".git").is_dir();
     let mut above = real.ancestors().skip(1);
@@ -102,7 +104,7 @@ impl Sources {
         ))
     }
 
-    /// Checks that this is a regular file that the checksum covers.
+    /// Checks that `spelt`, a path of image.toml, is a regular file that the checksum covers.
     pub fn file(&self, spelt: &str) -> Result<Source, String> {
         relative(spelt)?;
         let path = self.dir.join(spelt);
@@ -133,7 +135,7 @@ impl Sources {
         Ok(Source { path, executable: is_executable(&metadata) })
     }
 
-    /// Checks that this is a script that the kernel can start.
+    /// Checks that `spelt`, a path of image.toml, is a script that the kernel can start.
     pub fn script(&self, spelt: &str) -> Result<PathBuf, String> {
         let source = self.file(spelt)?;
         let mut start = Vec::new();

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::io::Read;
 
 pub(super) const MAX_NAME: usize = 64;
-/// A distribution's key with twenty years of signatures has some 100 KiB.
+/// The maximal size of a key in bytes. A distribution's key with twenty years of signatures has some 100 KiB.
 const MAX_KEY: u64 = 1 << 20;
 const BEGIN: &str = "-----BEGIN PGP PUBLIC KEY BLOCK-----";
 const END: &str = "-----END PGP PUBLIC KEY BLOCK-----";
@@ -22,7 +22,7 @@ pub fn read(top: &Table, sources: &Sources) -> Vec<Repository> {
     let mut lines = BTreeMap::new();
     let tables = top.tables("repository").into_iter();
     let repositories = tables.filter_map(|table| {
-        let repository = one(&table, sources)?;
+        let repository = read_one(&table, sources)?;
         let line = table.value("name")?.line;
         match lines.insert(repository.name.to_ascii_lowercase(), line) {
             None => Some(repository),
@@ -34,12 +34,12 @@ pub fn read(top: &Table, sources: &Sources) -> Vec<Repository> {
     repositories.collect()
 }
 
-fn one(table: &Table, sources: &Sources) -> Option<Repository> {
+fn read_one(table: &Table, sources: &Sources) -> Option<Repository> {
     let name = table.string("name").and_then(|at| table.check("name", at.line, file_name(at.value)));
     let url = table.string("url").and_then(|at| table.check("url", at.line, package_url(at.value)));
     let suite = table.string("suite").map(|at| table.check("suite", at.line, suite_name(at.value)));
     let components = table.strings("components").into_iter().filter_map(|At { value, line }| {
-        let good = word(value, "-_./+");
+        let good = is_word(value, "-_./+");
         let checked = if good {
             Ok(value.to_owned())
         } else {
@@ -71,7 +71,7 @@ fn key(table: &Table, sources: &Sources) -> Option<Option<String>> {
         }
         None if !signed && !table.has("key") => Some(None),
         None => {
-            // A key of the wrong type is noted already; a missing one is noted here.
+            // A key of the wrong type was reported already. A missing key is reported here.
             if !table.has("key") {
                 let what = format!(
                     "{}. With `signed = false` no signature is checked: anyone who can change the network traffic \
@@ -85,7 +85,7 @@ fn key(table: &Table, sources: &Sources) -> Option<Option<String>> {
     }
 }
 
-/// The blocks of an armoured key, without the text around them.
+/// Reads the blocks of an armoured key, without the text around them.
 fn armoured(spelt: &str, path: &std::path::Path) -> Result<String, String> {
     let unread =
         |error: std::io::Error| format!("names {spelt:?}, but {} cannot be read: {error}", path.display());
@@ -101,7 +101,7 @@ fn armoured(spelt: &str, path: &std::path::Path) -> Result<String, String> {
             "is {spelt:?}, which is a private key: use the public key, because a private key must stay secret"
         ));
     }
-    // 0x99, or 0xc6: a packet that holds a public key.
+    // The first bytes of a binary key: a packet with a public key.
     if matches!(bytes.first(), Some(0x98..=0x9a | 0xc6)) {
         let how = "`gpg --no-default-keyring --keyring ./FILE --export --armor` converts it";
         return Err(format!("is {spelt:?}, which is a binary key, but must be ASCII-armoured: {how}"));
@@ -137,7 +137,7 @@ fn armoured(spelt: &str, path: &std::path::Path) -> Result<String, String> {
 
 /// Checks a repository's name. It becomes the name of a file, and of a section of dnf's settings.
 fn file_name(name: &str) -> Result<String, String> {
-    if word(name, "-_.") && name.len() <= MAX_NAME {
+    if is_word(name, "-_.") && name.len() <= MAX_NAME {
         return Ok(name.to_owned());
     }
     Err(format!(
@@ -154,7 +154,7 @@ fn suite_name(suite: &str) -> Result<String, String> {
     Err(format!("is {suite:?}: it should be a suite's name, such as \"bookworm\""))
 }
 
-fn word(text: &str, also: &str) -> bool {
+fn is_word(text: &str, also: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_alphanumeric())
         && text.chars().all(|c| c.is_ascii_alphanumeric() || also.contains(c))
 }
@@ -183,13 +183,13 @@ pub fn debconf(top: &Table) -> Vec<String> {
     answers.filter_map(|at| top.check("debconf", at.line, answer(at.value))).collect()
 }
 
-/// Checks an answer for debconf. A message never shows its value, which may be a password.
+/// Checks an answer for debconf. An error never shows the answer's value, because it may be a password.
 fn answer(text: &str) -> Result<String, String> {
     // As in debconf-set-selections, the value begins one space after the type.
     let mut rest = text;
     let mut next = || {
-        let (word, behind) = rest.trim_start().split_once([' ', '\t']).unwrap_or((rest.trim_start(), ""));
-        rest = behind;
+        let (word, after) = rest.trim_start().split_once([' ', '\t']).unwrap_or((rest.trim_start(), ""));
+        rest = after;
         word
     };
     let (package, question, kind) = (next(), next(), next());
@@ -201,7 +201,7 @@ fn answer(text: &str) -> Result<String, String> {
              Europe\""
         ));
     }
-    if !word(package, "+-.:") {
+    if !is_word(package, "+-.:") {
         return Err(format!("has {shown:?}: it must begin with a package name"));
     }
     if !TYPES.contains(&kind) {

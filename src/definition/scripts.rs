@@ -9,7 +9,7 @@ use toml::de::DeValue;
 
 /// The default time limit of a script, in seconds.
 pub(super) const DEFAULT_TIMEOUT: u64 = 3600;
-/// A week. A larger number is probably a mistake in the unit.
+/// The largest time limit, in seconds: a week. A larger number is probably a mistake in the unit.
 pub(super) const MAX_TIMEOUT: u64 = 7 * 24 * 3600;
 /// The maximum of `retries`.
 pub(super) const MAX_RETRIES: u64 = 20;
@@ -23,8 +23,8 @@ pub enum ScriptKind {
     Test,
 }
 
-/// The program to start. Paths are relative to the definition's directory. A path into one of its inputs begins with
-/// `..`.
+/// The program to start. Paths are relative to the definition's directory. A path of a file in one of `inputs` begins
+/// with `..`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Program {
     Script(PathBuf),
@@ -39,7 +39,7 @@ pub enum Program {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Playbook {
     pub path: PathBuf,
-    /// JSON values, by their names.
+    /// Variables of the playbook, as JSON values by name.
     pub vars: BTreeMap<String, serde_json::Value>,
     pub tags: Vec<String>,
 }
@@ -53,7 +53,7 @@ pub struct Script {
     pub program: Program,
     pub args: Vec<String>,
     pub env: BTreeMap<String, String>,
-    /// The names of the secrets that it gets from oven's environment.
+    /// The names of the secrets that the script gets from oven's environment.
     pub secrets: Vec<String>,
     pub network: bool,
     /// The maximum number of retries after a failure.
@@ -73,7 +73,7 @@ impl ScriptKind {
 }
 
 impl Script {
-    /// The name that the user gave it: a path or a program.
+    /// The script's name for messages: a path or a program.
     pub fn name(&self) -> String {
         match &self.program {
             Program::Script(path) | Program::Bats(path) => path.display().to_string(),
@@ -89,10 +89,10 @@ impl Script {
 
 /// Reads all scripts of one kind, in the order of the file.
 pub fn read(top: &Table, kind: ScriptKind, sources: &Sources, vars: &Vars) -> Vec<Script> {
-    top.tables(kind.key()).iter().filter_map(|table| one(table, kind, sources, vars)).collect()
+    top.tables(kind.key()).iter().filter_map(|table| read_one(table, kind, sources, vars)).collect()
 }
 
-fn one(table: &Table, kind: ScriptKind, sources: &Sources, vars: &Vars) -> Option<Script> {
+fn read_one(table: &Table, kind: ScriptKind, sources: &Sources, vars: &Vars) -> Option<Script> {
     let program = program(table, kind, sources);
     let args = strings(table, "args");
     if !args.is_empty() && table.has("command") {
@@ -182,7 +182,7 @@ fn secrets(table: &Table, vars: &Vars, env: &BTreeMap<String, String>) -> Vec<St
     let mut secrets: Vec<String> = Vec::new();
     for at in table.strings("secrets") {
         let name = at.value.to_owned();
-        // A text that is not a name is not shown. Somebody may have written the secret itself here.
+        // A text that is not a name is not shown, because somebody may have written the secret itself here.
         let checked = match free_name(&name) {
             Err(_) if variable_name(&name).is_err() => {
                 Err("has an element that is not a valid variable name: list names, not values".into())

@@ -9,9 +9,10 @@ use crate::config::toml_reader::Table;
 use std::path::Path;
 use toml::de::DeValue;
 
-/// EC2's limit, less `-` and the fingerprint's 12 digits, less `-` and the run's 8 that `--force` adds.
+/// The maximal length of a family's name. EC2 allows 128 characters for an image's name. oven appends `-` and 12 digits
+/// of the fingerprint, and with `--force` also `-` and 8 digits of the run's id.
 pub const MAX_NAME: usize = IMAGE_NAME_LENGTH.1 - 13 - 9;
-/// The tags that oven itself may put on an image; the rest of EC2's limit is the user's.
+/// The tags that oven itself may put on an image. The user can set as many as EC2 allows besides these.
 const OVEN_TAGS: [&str; 9] = [
     tag::CHECKSUM,
     tag::FINGERPRINT,
@@ -23,12 +24,13 @@ const OVEN_TAGS: [&str; 9] = [
     tag::FORCED,
     tag::KEPT,
 ];
-/// How many tags are left for the user.
+/// The maximal number of tags that the user can set.
 pub(super) const MAX_USER_TAGS: usize = MAX_TAGS - OVEN_TAGS.len();
-/// Directories that something else is mounted on when the image boots: a file there would never be seen.
+/// Directories on which another file system is mounted when an instance boots. A file below them would be hidden.
 const COVERED: [&str; 4] = ["/dev", "/proc", "/run", "/sys"];
 
-/// The family: `name`, or the base name of the definition's real directory.
+/// Reads the name of the family: `name`, or the last part of the definition's canonical path. The names of the family's
+/// images begin with it.
 pub fn name(top: &Table, real: &Path) -> Option<String> {
     if top.has("name") {
         let at = top.string("name")?;
@@ -44,7 +46,7 @@ pub fn name(top: &Table, real: &Path) -> Option<String> {
     )
 }
 
-/// Checks a family's name, with which the names of its images begin.
+/// Checks the name of a family.
 fn family(name: &str) -> Result<String, String> {
     match name {
         "" => Err("is empty, but the names of images begin with it".into()),
@@ -89,7 +91,7 @@ pub fn image_path(path: &str) -> Result<String, String> {
     if path == "/" {
         return Err("is the root of the image: name a path below it".into());
     }
-    // One trailing slash is a habit of people who mean a directory.
+    // One trailing slash is accepted, because people often write it after a directory.
     let parts: Vec<&str> = path.strip_suffix('/').unwrap_or(path)[1..].split('/').collect();
     match parts.iter().find(|part| matches!(**part, "" | "." | "..")) {
         Some(&"") => Err(format!("is {path:?}: replace `//` with `/`")),
@@ -114,7 +116,7 @@ pub fn target(path: &str) -> Result<String, String> {
     }
 }
 
-/// Permission bits, such as `"0644"`.
+/// Reads permission bits, such as `"0644"`.
 pub fn mode(table: &Table) -> Option<u32> {
     let at = table.value("mode")?;
     match at.value {
@@ -126,12 +128,12 @@ pub fn mode(table: &Table) -> Option<u32> {
             });
             table.check("mode", at.line, mode)
         }
-        // 644 would be 0o1204: a number is always a mistake, or looks like one.
+        // A number is rejected, because the number 644 would be 0o1204.
         _ => table.mistyped("mode", &at),
     }
 }
 
-/// A user's or group's name or number; root if the key is missing.
+/// Reads a user's or a group's name or number. The default is root.
 pub fn account(table: &Table, key: &str) -> Option<String> {
     if !table.has(key) {
         return Some("root".into());
@@ -139,7 +141,7 @@ pub fn account(table: &Table, key: &str) -> Option<String> {
     let at = table.string(key)?;
     let name = at.value;
     let number = !name.is_empty() && name.bytes().all(|b| b.is_ascii_digit());
-    // 4294967295 is (uid_t)-1, which means "leave as it is".
+    // 4294967295 is (uid_t)-1, with which chown leaves the owner unchanged.
     let good = if number {
         name.parse::<u32>().is_ok_and(|id| id != u32::MAX)
     } else {
@@ -150,7 +152,7 @@ pub fn account(table: &Table, key: &str) -> Option<String> {
     if good { Some(name.to_owned()) } else { table.unexpected(key, &at) }
 }
 
-/// `[tags]`.
+/// Reads `[tags]`.
 pub fn tags(top: &Table) -> Tags {
     let mut tags = Tags::new();
     let Some(table) = top.user_table("tags") else { return tags };
@@ -189,8 +191,8 @@ pub fn tags(top: &Table) -> Tags {
     tags
 }
 
-/// Checks a tag by which a base image is searched; oven's own are allowed. `*` and `?` are rejected: in EC2's filters
-/// they match anything.
+/// Checks a tag by which a base image is searched. Tags that oven sets are allowed. `*` and `?` are rejected, because
+/// EC2's filters treat them as wildcards.
 pub fn searched_tag(key: &str, value: &str) -> Result<(), String> {
     let (keys, values) = (key.chars().count(), value.chars().count());
     if key.is_empty() {

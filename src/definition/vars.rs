@@ -5,7 +5,7 @@ use crate::config::toml_reader::Table;
 use std::collections::BTreeMap;
 use toml::de::DeValue;
 
-/// Values of the command line: `--var NAME=VALUE`.
+/// Values of variables from the command line (`--var NAME=VALUE`), by name.
 pub type GivenVars = BTreeMap<String, String>;
 
 /// A definition's variables.
@@ -13,7 +13,7 @@ pub type GivenVars = BTreeMap<String, String>;
 pub struct Vars {
     /// The defaults in `[vars]`.
     pub declared: BTreeMap<String, String>,
-    /// The command line's values, for some of them.
+    /// The command line's values of some of the declared variables.
     pub given: GivenVars,
 }
 
@@ -37,7 +37,7 @@ impl Vars {
         Self { given: given.map(|(name, value)| (name.clone(), value.clone())).collect(), declared }
     }
 
-    /// The values that apply: the command line's, or else the defaults.
+    /// The value of each variable: the command line's value, or else the default.
     pub fn values(&self) -> BTreeMap<String, String> {
         let mut values = self.declared.clone();
         values.extend(self.given.clone());
@@ -56,7 +56,7 @@ pub fn given(text: &str) -> Result<(String, String), String> {
     Ok((name.to_owned(), value.to_owned()))
 }
 
-/// Checks that every shell can use a name.
+/// Checks that a shell accepts this name of a variable.
 pub(crate) fn variable_name(name: &str) -> Result<(), String> {
     let good = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
@@ -67,9 +67,9 @@ pub(crate) fn variable_name(name: &str) -> Result<(), String> {
         .into())
 }
 
-/// Names that mean something to the programs of a step: with a user's value these would behave differently, or fail.
-/// Those that end with `*` belong to the dynamic linker, the locale, the interpreters and the package managers; AWS's
-/// are the builder's credentials or would be taken for those; `OVEN_*` is oven's own.
+/// Names of variables that change how the programs of a step behave. With a user's value, the programs might fail. A
+/// name with `*` stands for all names with this beginning. `AWS_*` are the builder's credentials, or would be mistaken
+/// for them. `OVEN_*` are variables that oven sets.
 pub(super) const RESERVED: [&str; 32] = [
     "BASHOPTS",
     "BASH_ENV",
@@ -118,7 +118,7 @@ pub(crate) fn free_name(name: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Checks that a value can stand in an environment and in an argument.
+/// Checks that a value can be an environment variable's value or an argument.
 pub(crate) fn plain(value: &str) -> Result<(), String> {
     if value.contains('\0') { Err("has a NUL character".into()) } else { Ok(()) }
 }

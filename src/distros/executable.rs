@@ -1,4 +1,4 @@
-//! A plugin that is an executable: it is run in a sandbox, and its answers are validated.
+//! A plugin that is an executable. It is run in a sandbox, and its answers are validated.
 
 use super::sandboxed_plugin;
 use super::sandboxed_plugin::{PluginCall, PluginExit};
@@ -17,36 +17,38 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// A plugin answers at once; this allows for an interpreter that starts on a busy machine. It is less than the 10 s
-/// within which a stopped bake has to end.
+/// The time limit of a plugin. A plugin answers immediately, but on a busy machine its interpreter may start slowly.
+/// The limit is less than the 10 s within which a bake has to end after a signal.
 const TIMEOUT: Duration = Duration::from_secs(8);
 /// Additional time for the helper itself to end.
 const HELPER_TIMEOUT: Duration = Duration::from_secs(3);
-/// Bytes. The plans of our own plugins have some 10 KiB.
+/// The maximal size of an answer, in bytes. The plans of the built-in plugins have some 10 KiB.
 const ANSWER_MAX: usize = 4 << 20;
-/// Bytes of standard error that are read.
+/// The number of bytes of standard error that are remembered: the last ones.
 const STDERR_MAX: usize = 64 << 10;
-/// Lines of a plugin's standard error that an error message shows.
+/// The number of lines of a plugin's standard error that an error message shows.
 const STDERR_LINES_SHOWN: usize = 10;
-/// Bytes of the helper's message.
+/// The maximal size of the helper's message, in bytes.
 const MESSAGE_MAX: u64 = 1 << 20;
 
-/// A plugin that is an executable. Its file is read into memory once, so what was checked is what runs.
+/// A plugin that is an executable. Its file is read into memory once, so that oven runs the same content that it
+/// checked.
 pub struct ExecutablePlugin {
-    /// The path from which it was read.
+    /// The path from which the plugin was read.
     pub path: PathBuf,
     program: Vec<u8>,
     /// The program `oven`, which runs as the helper.
     helper: PathBuf,
     timeout: Duration,
-    /// Why the last run had no sandbox: the kernel allows no namespaces to users other than root.
+    /// The reason why the last run had no sandbox, if it had none.
     uncontained: Cell<Option<&'static str>>,
 }
 
-/// What a plugin wrote.
+/// The output of a plugin.
 #[derive(Debug)]
 struct PluginOutput {
     answer: String,
+    /// The last lines of standard error.
     words: String,
 }
 
@@ -56,12 +58,12 @@ impl ExecutablePlugin {
         Self { path, program, helper, timeout: TIMEOUT, uncontained }
     }
 
-    /// SHA-256, in hexadecimal digits.
+    /// The SHA-256 of the plugin's file, in hexadecimal digits.
     pub fn digest(&self) -> String {
         Sha256::digest(&self.program).iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// Why the last run had no sandbox, if it had none.
+    /// The reason why the last run had no sandbox, if it had none.
     pub fn uncontained(&self) -> Option<&'static str> {
         self.uncontained.get()
     }
@@ -75,7 +77,7 @@ impl ExecutablePlugin {
         }
     }
 
-    /// Asks for a plan. A refusal is the inner error.
+    /// Asks the plugin for a plan. The inner error is a refusal.
     pub fn plan(&self, job: &Job) -> Result<Result<Plan, Refused>> {
         let output = self.ask_plugin("plan", &text(&PlanRequest::new(job)))?;
         match PlanAnswer::read(&output.answer) {
@@ -122,8 +124,8 @@ impl ExecutablePlugin {
         Kind::Machine.failure(message).hint(hint).into()
     }
 
-    /// Runs the plugin in a sandbox, or without one for a user other than root to whom the kernel allows no
-    /// namespaces.
+    /// Runs the plugin in a sandbox. If the kernel does not allow a sandbox to a user other than root, runs it without
+    /// one. Returns how it ended, its answer, and its standard error.
     fn run(&self, verb: &str, request: &str) -> Result<(PluginExit, Vec<u8>, Vec<u8>)> {
         let root = rustix::process::geteuid().is_root();
         if self.uncontained.get().is_none() {
@@ -190,7 +192,7 @@ impl ExecutablePlugin {
             {
                 match rustix::io::read(fd, &mut buffer[..]).context("reading the plugin's standard error")? {
                     0 => stderr = None,
-                    // The last lines are the most useful.
+                    // Only the last bytes are kept, because the last lines are the most useful.
                     len => {
                         words.extend(&buffer[..len]);
                         let more = words.len().saturating_sub(STDERR_MAX);
@@ -213,7 +215,7 @@ impl ExecutablePlugin {
     }
 }
 
-/// The conformance suite runs a plugin as a bake does, but output on standard error is a fault, too.
+/// The conformance suite runs a plugin in the same way as a bake. But it treats output on standard error as a fault.
 impl Speaker for &ExecutablePlugin {
     fn ask(&self, verb: &str, request: &str) -> Result<String, String> {
         let (ended, answer, words) = self.run(verb, request).map_err(|error| format!("{error:#}"))?;
@@ -231,7 +233,7 @@ impl Speaker for &ExecutablePlugin {
     }
 }
 
-/// Why a plugin's output is not an answer.
+/// The reason why a plugin's output is not an answer, if it is not.
 fn find_fault(ended: &PluginExit, timeout: Duration, len: usize) -> Option<String> {
     if len > ANSWER_MAX {
         return Some(format!("it answered with more than {} MiB and was killed", ANSWER_MAX >> 20));
@@ -275,7 +277,7 @@ fn text(request: &impl serde::Serialize) -> String {
     serde_json::to_string(request).expect("texts, numbers and maps with texts as keys become JSON")
 }
 
-/// Killed when this value is dropped, together with all of the plugin.
+/// The helper's process. Dropping this value kills it and all processes of the plugin.
 struct Helper(Child);
 
 impl Drop for Helper {

@@ -1,4 +1,4 @@
-//! The known plugins, and which one supports an image.
+//! The known plugins, and the choice of the plugin for an image.
 
 pub mod executable;
 pub mod sandboxed_plugin;
@@ -36,7 +36,7 @@ impl fmt::Display for Origin {
     }
 }
 
-/// A plugin, whatever its origin.
+/// A plugin of any origin.
 pub struct KnownPlugin {
     pub id: String,
     pub origin: Origin,
@@ -74,7 +74,7 @@ impl KnownPlugin {
         }
     }
 
-    /// Why the last run had no sandbox, if it had none.
+    /// The reason why the last run had no sandbox, if it had none.
     pub fn uncontained(&self) -> Option<&'static str> {
         match &self.plugin {
             Plugin::BuiltIn(_) => None,
@@ -100,7 +100,7 @@ pub fn refused(refused: Refused) -> anyhow::Error {
 #[derive(Default)]
 pub struct PluginRegistry {
     known: Vec<KnownPlugin>,
-    /// Rejected files of the directories, and why.
+    /// Rejected files of the directories, with the reasons.
     refused: Vec<(PathBuf, String)>,
 }
 
@@ -114,8 +114,8 @@ impl PluginRegistry {
         Self { known: known.collect(), refused: Vec::new() }
     }
 
-    /// Adds the plugins of the directories, earlier ones first: a later one of the same name is hidden. A file that is
-    /// not trusted is listed as refused, and never run.
+    /// Adds the plugins of the directories. If several have the same name, the first one is used and the others are
+    /// listed as refused. A file that is not trusted is also listed as refused, and never run.
     pub fn look(mut self, directories: &[PathBuf], helper: &Path) -> Self {
         for file in search_path::find_plugins(directories) {
             let id = search_path::plugin_name(&file.path);
@@ -158,7 +158,7 @@ impl PluginRegistry {
         }
     }
 
-    /// A registry with one plugin of the command line, for a plugin under development.
+    /// A registry whose only plugin is one of the command line. It is for a plugin under development.
     pub fn alone(path: &Path, helper: &Path) -> Result<Self> {
         Self::default().give(path, helper)
     }
@@ -171,7 +171,7 @@ impl PluginRegistry {
         &self.refused
     }
 
-    /// The plugin that a definition names. `place`: the file and key that name it.
+    /// The plugin that a definition names. `place` is the file and the key that name it.
     pub fn named(&self, id: &str, place: &str) -> Result<&KnownPlugin> {
         self.known.iter().find(|known| known.id == id).ok_or_else(|| {
             Kind::Definition
@@ -181,8 +181,9 @@ impl PluginRegistry {
         })
     }
 
-    /// Finds the plugin that the definition names, or the one with the best claim on the image, and its claims.
-    /// Errors: `Definition`, with names, if no plugin or several claim it; `Machine` if a plugin does not answer.
+    /// Finds the plugin that the definition names, or else the plugin with the best claim on the image. Also returns
+    /// this plugin's claims. Errors: `Definition`, with the plugins' names, if no plugin or several plugins claim the
+    /// image; `Machine` if a plugin does not answer.
     pub fn detect(&self, os: &OsRelease, named: Option<(&str, &str)>) -> Result<(&KnownPlugin, Claims)> {
         if let Some((id, place)) = named {
             let known = self.named(id, place)?;
@@ -200,7 +201,7 @@ impl PluginRegistry {
                 Err(error) => failures.push(error),
             }
         }
-        // The plugin that failed may have been the right one, so no other is chosen.
+        // The plugin that failed may be the right one, so no other plugin is chosen.
         if let Some(error) = failures.pop() {
             return Err(error).with_context(|| format!("looking for a plugin for {}", system_name(os)));
         }

@@ -1,10 +1,10 @@
-//! `oven __plugin`: runs a plugin that is an executable in a sandbox. The plugin can read what every user may read; it
-//! can change nothing, has no network and leaves nothing behind.
+//! `oven __plugin`: the helper that runs an executable plugin in a sandbox. The plugin can read what every user may
+//! read. It cannot change anything and has no network, and no process of it survives.
 //!
-//! The plugin runs as user nobody, in its own namespaces without a network, on a read-only view of this machine, and
-//! ends together with all processes that it started. A user other than root gets the same by a user namespace, if the
-//! kernel allows it. If it does not, the plugin is the user's own process without a sandbox, and oven only makes sure
-//! that it ends.
+//! The plugin runs as user nobody, in its own namespaces without a network, on a read-only view of this machine. It
+//! ends together with all processes that it started. If oven is run by a user other than root, the sandbox uses a user
+//! namespace. If the kernel does not allow this, the plugin is an ordinary process of the user without a sandbox, and
+//! oven only makes sure that it ends.
 
 use crate::error::Kind;
 use crate::sys::mount::api;
@@ -25,34 +25,37 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-/// The hidden verb with which this program is the helper.
+/// The hidden verb of the command line that runs this helper.
 pub const VERB: &str = "__plugin";
-/// `nobody` and its group, on every distribution that oven runs on. The kernel also shows it for owners that a user
-/// namespace does not map.
+/// The ids of `nobody` and its group on every distribution that oven runs on. In a user namespace, the kernel also
+/// shows this id for owners that are not mapped.
 const NOBODY: u32 = 65534;
-/// The directory of the plugin's file while it runs, on a tmpfs over this machine's `/run`.
+/// The directory of the plugin's file in the sandbox. It is on a tmpfs that is mounted over `/run`.
 const PLUGIN_DIR: &str = "/run/oven-plugin";
-/// A process that ends this soon after the plugin is not a daemon.
+/// A process that ends within this time after the plugin is not reported as a daemon.
 const GRACE: Duration = Duration::from_millis(100);
-/// The most names of leftover processes in a message.
+/// The maximal number of names of leftover processes in a message.
 const MAX_NAMES: usize = 8;
-/// Limits on bytes of memory and on processes: a runaway plugin fails before the machine does.
+/// Limits of the plugin: bytes of memory, and processes. A plugin out of control fails before this machine runs out of
+/// either.
 const MAX_MEMORY: u64 = 4 << 30;
 const MAX_PROCESSES: u64 = 512;
-/// Size of the plugin's `/tmp`.
+/// The size of the plugin's `/tmp`.
 const TMP_SIZE: &str = "16m";
-/// Device nodes of the plugin's `/dev`: name, major, minor.
+/// The device nodes in the plugin's `/dev`: name, major number, minor number.
 const DEVICES: [(&str, u32, u32); 5] =
     [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9)];
 
-/// The first message to the helper. The program and the request follow.
+/// The first message to the helper. Two more messages follow: the plugin's program and the request.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct PluginCall {
-    /// The plugin's file. In the sandbox only its name is used, otherwise the file itself.
+    /// The plugin's file. In a sandbox, only the file's name is used, because the program is sent in a message. Without
+    /// a sandbox, this file is executed.
     pub path: PathBuf,
     pub verb: String,
+    /// Whether the plugin runs in a sandbox.
     pub contained: bool,
-    /// How long the plugin may take.
+    /// The time limit of the plugin.
     pub timeout: Duration,
 }
 
@@ -61,15 +64,16 @@ pub struct PluginCall {
 pub enum PluginExit {
     Exited {
         code: i32,
+        /// The names of processes that did not end together with the plugin.
         left: Vec<String>,
     },
     Signaled {
         number: i32,
     },
     TimedOut,
-    /// Not started: this machine does not allow the sandbox.
+    /// The plugin was not started, because this machine does not allow the sandbox.
     Uncontained(String),
-    /// Not started: the program itself cannot be started.
+    /// The plugin was not started, because its program cannot be started.
     Failed(String),
 }
 
@@ -92,7 +96,7 @@ pub fn receive(mut from: impl Read, max: u64) -> std::io::Result<Vec<u8>> {
     Ok(message)
 }
 
-/// Runs `oven __plugin`. It is called first in `main`, while the process has one thread.
+/// Runs `oven __plugin`. `main` calls this first, while the process has only one thread.
 pub fn helper_main() -> ExitCode {
     match serve() {
         Ok(code) => code,
@@ -150,7 +154,8 @@ fn die_with_parent() -> Result<()> {
 
 #[allow(unsafe_code)]
 fn fork() -> std::io::Result<Option<Pid>> {
-    // SAFETY: this process has one thread, so no lock or allocation of another one is left half done in the child.
+    // SAFETY: this process has only one thread. So in the child no lock is held, and no allocation is half done, by
+    // another thread.
     let pid = unsafe { libc::fork() };
     match pid {
         0 => Ok(None),
@@ -173,6 +178,7 @@ fn enter_namespaces() -> Result<()> {
     if needs_user_namespace {
         flags |= UnshareFlags::NEWUSER;
     }
+    // SAFETY: this process has only one thread, and the flags do not concern its memory or its descriptors.
     namespaces::unshare(flags).context("the kernel does not allow namespaces")?;
     if needs_user_namespace {
         let map =
@@ -184,12 +190,12 @@ fn enter_namespaces() -> Result<()> {
     Ok(())
 }
 
-/// Runs process 1 of the plugin's namespaces, or the plugin's parent if there are none.
+/// Runs the plugin as its parent process. In a sandbox, this is process 1 of the plugin's PID namespace.
 fn run_reaper(control: &UnixStream, call: &PluginCall, program: &[u8], request: &[u8]) -> Result<PluginExit> {
     die_with_parent()?;
     let mut path = call.path.clone();
     if call.contained {
-        // This process is nobody in a user namespace; without one it is still root.
+        // In a user namespace, this process already is nobody. Without a user namespace, it is still root.
         let root = is_root();
         match set_up_view(root, &call.path, program) {
             Ok(at) => path = at,
@@ -222,8 +228,9 @@ fn run_reaper(control: &UnixStream, call: &PluginCall, program: &[u8], request: 
     run(control, call, &path, request)
 }
 
-/// Sets up the plugin's view: this machine, read-only, with its own `/dev`, `/run`, `/tmp` and `/proc`, and the
-/// plugin's file.
+/// Sets up the file system that the plugin sees: a read-only view of this machine with other `/dev`, `/run`, `/tmp` and
+/// `/proc`. `/dev` is replaced only if `root` is true. Copies the plugin's program to [`PLUGIN_DIR`] and returns its
+/// path.
 fn set_up_view(root: bool, name: &Path, program: &[u8]) -> Result<PathBuf> {
     let open = |path: &str| {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -296,14 +303,14 @@ fn run(control: &UnixStream, call: &PluginCall, path: &Path, request: &[u8]) -> 
         if !fds[0].revents().is_empty() {
             break;
         }
-        // oven wrote nothing more: it ended, or has received enough.
+        // oven never writes to the socket at this point. So the socket is readable only if oven ended or closed it.
         if !fds[1].revents().is_empty() || Instant::now() >= deadline {
             end_all(call.contained);
             return Ok(PluginExit::TimedOut);
         }
     }
     let status = main.wait().context("waiting for the plugin")?;
-    let left = remaining(call.contained);
+    let left = running_after_grace(call.contained);
     end_all(call.contained);
     use std::os::unix::process::ExitStatusExt;
     Ok(match status.signal() {
@@ -335,12 +342,12 @@ fn start_failure(path: &Path, error: &std::io::Error) -> String {
     }
 }
 
-/// The names of processes that outlive the plugin's end by more than [`GRACE`].
-fn remaining(contained: bool) -> Vec<String> {
+/// The names of processes that still run [`GRACE`] after the plugin's end.
+fn running_after_grace(contained: bool) -> Vec<String> {
     let deadline = Instant::now() + GRACE;
     while reap_children() {
         if Instant::now() >= deadline {
-            let mut names: Vec<_> = others(contained).into_iter().map(|(_, name)| name).collect();
+            let mut names: Vec<_> = plugin_processes(contained).into_iter().map(|(_, name)| name).collect();
             names.truncate(MAX_NAMES);
             return names;
         }
@@ -350,7 +357,8 @@ fn remaining(contained: bool) -> Vec<String> {
     Vec::new()
 }
 
-/// Reaps ended processes. Answers whether there are any left: every orphan becomes a child of this process.
+/// Reaps ended children. Returns whether any children still run. Orphaned processes of the plugin are also children of
+/// this process.
 fn reap_children() -> bool {
     loop {
         match rustix::process::wait(WaitOptions::NOHANG) {
@@ -361,12 +369,12 @@ fn reap_children() -> bool {
     }
 }
 
-/// Ends all processes. In the sandbox they end with this process; without it they are killed here, generation by
-/// generation.
+/// Ends all processes of the plugin. In a sandbox, the kernel ends them when this process ends. Without a sandbox, this
+/// process kills its children. Their children then become its own, so this is repeated.
 fn end_all(contained: bool) {
     let deadline = Instant::now() + Duration::from_secs(2);
     while !contained && reap_children() && Instant::now() < deadline {
-        for (pid, _) in others(contained) {
+        for (pid, _) in plugin_processes(contained) {
             let pid = nix::unistd::Pid::from_raw(pid.as_raw_nonzero().get());
             _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
         }
@@ -374,13 +382,14 @@ fn end_all(contained: bool) {
     }
 }
 
-/// Processes that the plugin started: all others of this PID namespace, or this process's children.
-fn others(contained: bool) -> Vec<(Pid, String)> {
+/// Processes of the plugin: in a sandbox, all other processes of this PID namespace. Without a sandbox, the children of
+/// this process.
+fn plugin_processes(contained: bool) -> Vec<(Pid, String)> {
     let own = rustix::process::getpid();
     let Ok(processes) = std::fs::read_dir("/proc") else { return Vec::new() };
     let of = |entry: std::fs::DirEntry| {
         let pid = Pid::from_raw(entry.file_name().to_str()?.parse().ok()?)?;
-        // `12 (name) S 1 …`; the name may hold anything.
+        // `12 (name) S 1 …`. The name may contain any characters.
         let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
         let (name, rest) = stat.split_once(" (")?.1.rsplit_once(") ")?;
         let mut fields = rest.split(' ');

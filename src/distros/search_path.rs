@@ -1,4 +1,4 @@
-//! Finds plugins that are executables, and decides which are trusted.
+//! Finds executable plugins, and decides which of them are trusted.
 
 use crate::error::Kind;
 use anyhow::{Context, Result};
@@ -7,16 +7,17 @@ use std::io::Read;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// The directories of plugins: the administrator's, which takes precedence, and the one for packages.
+/// The directories of plugins: the administrator's directory, which takes precedence, and the directory for plugins of
+/// packages.
 pub const PLUGIN_DIRECTORIES: [&str; 2] = ["/etc/oven/distros.d", "/usr/lib/oven/distros.d"];
-/// Bytes. A larger file is not a plugin.
+/// The maximal size of a plugin's file, in bytes.
 const MAX: u64 = 64 << 20;
 
-/// A file of one of the directories.
+/// A file in one of the directories of plugins.
 #[derive(Debug)]
 pub struct PluginFile {
     pub path: PathBuf,
-    /// Its content, or why it is rejected.
+    /// The file's content, or the reason why the file is rejected.
     pub program: Result<Vec<u8>, String>,
 }
 
@@ -64,7 +65,7 @@ pub fn find_plugins(directories: &[PathBuf]) -> Vec<PluginFile> {
     found
 }
 
-/// Why files of a directory are not trusted: someone other than root could replace them.
+/// The reason why files of a directory are not trusted, if someone other than root could replace them.
 fn directory_fault(directory: &Path) -> Option<String> {
     let real = match directory.canonicalize() {
         Ok(real) => real,
@@ -72,7 +73,7 @@ fn directory_fault(directory: &Path) -> Option<String> {
     };
     real.ancestors().find_map(|dir| match dir.symlink_metadata() {
         Ok(metadata) => {
-            // In a sticky directory, others cannot rename root's files.
+            // A directory above may be writable by others if it is sticky: then they cannot rename root's files in it.
             let sticky = dir != real && metadata.mode() & 0o1000 != 0;
             let why = ownership_fault(&metadata).filter(|why| !(sticky && why.starts_with("is writable")));
             why.map(|why| format!("is in the directory {}, which {why}", dir.display()))
@@ -91,7 +92,7 @@ fn ownership_fault(metadata: &Metadata) -> Option<String> {
     }
 }
 
-/// Reads a file that only root can have put there.
+/// Reads a file that only root can have written.
 fn read_trusted(path: &Path) -> Result<Vec<u8>, String> {
     plugin_name(path)?;
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
@@ -182,7 +183,7 @@ mod tests {
         }
     }
 
-    /// As root. Another user's own directory is rejected as a whole.
+    /// If the test does not run as root, it checks that every file in a user's own directory is rejected.
     #[test]
     fn files_that_others_can_change_are_not_trusted() {
         let dir = tempfile::tempdir().unwrap();

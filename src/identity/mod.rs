@@ -1,4 +1,4 @@
-//! What makes two bakes the same: `ami_config_checksum`, and the fingerprint.
+//! Decides whether two bakes would make the same image, with `ami_config_checksum` and the fingerprint.
 
 pub mod checksum;
 pub mod fingerprint;

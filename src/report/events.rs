@@ -1,16 +1,16 @@
-//! The objects of the `--json` stream, as data: the reference page and the schema are generated from this table. Events
-//! are built in [`super::Report`]; the fields of results are in `cli/results.rs`.
+//! The table of the objects in the `--json` stream. The reference page and the schema are generated from it. Events are
+//! built in [`super::Report`]. The fields of results are in `cli/results.rs`.
 
 use crate::error::Kind;
 
-/// The version of the stream: each object says it. It changes when a field goes away or gets another meaning; new
-/// fields and events may come without a new version.
+/// The version of the stream, which each object contains. It changes if a field is removed or gets another meaning. It
+/// does not change if fields or events are added.
 pub const FORMAT: u64 = 1;
 
 /// An event of the stream, or a result of a verb.
 #[derive(Debug)]
 pub struct EventSpec {
-    /// What its field `event` says; of a result, the verb.
+    /// The value of the object's field `event`. For a result it is the verb.
     pub name: &'static str,
     pub doc: &'static str,
     pub fields: &'static [EventField],
@@ -20,12 +20,12 @@ pub struct EventSpec {
 pub struct EventField {
     pub name: &'static str,
     pub value: JsonType,
-    /// It is always there.
+    /// Whether every object has this field.
     pub always: bool,
     pub doc: &'static str,
 }
 
-/// What the value of a field may be.
+/// The type of a field's value.
 #[derive(Debug)]
 pub enum JsonType {
     Text,
@@ -34,7 +34,7 @@ pub enum JsonType {
     Integer,
     Boolean,
     List(&'static JsonType),
-    /// An object with any names; each value is of this type.
+    /// An object with any names, whose values are all of this type.
     Map(&'static JsonType),
     Object(&'static [EventField]),
     OrNull(&'static JsonType),
@@ -63,7 +63,7 @@ pub const KINDS: JsonType = JsonType::Words(&[
 ]);
 pub const TEXT_OR_NULL: JsonType = JsonType::OrNull(&JsonType::Text);
 
-/// Fields of each event, besides `event` and `format`.
+/// Fields of each event, in addition to `event` and `format`.
 pub static COMMON: &[EventField] = &[
     always(
         "at_ms",
@@ -74,7 +74,7 @@ pub static COMMON: &[EventField] = &[
     sometimes("image", JsonType::Text, "The name of the definition that the event is about."),
 ];
 
-/// All events but the result, which comes last.
+/// All events except the result, which is the last object of the stream.
 pub static EVENTS: &[EventSpec] = &[
     EventSpec {
         name: "step",

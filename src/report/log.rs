@@ -1,18 +1,18 @@
-//! The log file of a run. It is created with the first step: a run without steps leaves none.
+//! The log file of a run. It is created when the first step begins. A run without steps has no log file.
 
 use std::fs::File;
 use std::io::{Result, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-/// Logs in a directory: enough for weeks, and only some MiB.
+/// The maximal number of logs in a directory. So many logs cover weeks, and need only some MiB.
 const MAX_LOGS: usize = 200;
 
 #[derive(Default)]
 pub enum LogFile {
     #[default]
     None,
-    /// Lines from before the first step.
+    /// The file does not exist yet. `lines` are the lines from before the first step.
     Waiting {
         path: PathBuf,
         lines: Vec<String>,
@@ -28,7 +28,7 @@ impl LogFile {
         Self::Waiting { path: path.to_owned(), lines: vec![head.to_owned()] }
     }
 
-    /// The path of the file, once it exists.
+    /// The path of the file, if it exists already.
     pub fn path(&self) -> Option<&Path> {
         if let Self::Open { path, .. } = self { Some(path) } else { None }
     }
@@ -38,12 +38,12 @@ impl LogFile {
         match self {
             Self::None => {}
             Self::Waiting { lines, .. } => lines.push(line),
-            // Ignored: a full disk must not stop the clean-up that would free space.
+            // An error is ignored, because a full disk must not stop the clean-up, which may free space.
             Self::Open { file, .. } => _ = file.write_all(format!("{line}\n").as_bytes()),
         }
     }
 
-    /// Creates the file, if it does not exist yet, and removes the oldest ones.
+    /// Creates the file if it does not exist yet. Removes the oldest log files of the directory.
     pub fn begin(&mut self) -> Result<()> {
         let (path, lines) = match std::mem::take(self) {
             Self::Waiting { path, lines } => (path, lines),
@@ -63,7 +63,7 @@ impl LogFile {
     }
 }
 
-/// Removes all but the newest logs. A log that is being written is one of these.
+/// Removes all but the newest `keep` logs. Logs that are being written are among the newest.
 fn prune(dir: &Path, keep: usize) {
     let Ok(entries) = std::fs::read_dir(dir) else { return };
     let mut logs: Vec<(SystemTime, PathBuf)> = entries

@@ -1,4 +1,4 @@
-//! The output of a run: lines for people or a stream of JSON events, and a log file that holds everything.
+//! The output of a run: lines for people or a stream of JSON events, and a log file with everything.
 
 pub mod events;
 mod log;
@@ -24,13 +24,13 @@ use std::time::{Duration, Instant, SystemTime};
 pub enum Style {
     /// Lines for people on standard error.
     Human,
-    /// A JSON object a line on standard output.
+    /// JSON objects on standard output, one in each line.
     Json,
-    /// Nothing: for tests, and for verbs that only print an answer.
+    /// Nothing is shown. This is for tests, and for verbs that only print a result.
     Silent,
 }
 
-/// How much is shown; the log file holds everything.
+/// How much is shown. The log file contains everything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
     /// Failures and warnings.
@@ -41,39 +41,40 @@ pub enum Level {
     Verbose,
 }
 
-/// Shorter phases are left out of the times of several images.
+/// If several images are baked, shorter phases are not listed in the line with the times.
 const SHORT_PHASE: Duration = Duration::from_millis(50);
 
 /// The shortest time between two progress events.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 
-/// A handle on the output, cheap to clone. Each bake has its own ([`Report::of`]), so that lines of several bakes do
-/// not mix.
+/// A handle on the output, which is cheap to clone. Each bake has its own report ([`Report::of`]), so that the lines of
+/// several bakes can be distinguished.
 #[derive(Clone)]
 pub struct Report(Rc<Inner>);
 
 struct Inner {
     style: Style,
     level: Level,
-    /// The image that lines are about; empty outside a bake.
+    /// The name of the image that this report is about. Empty outside a bake.
     subject: String,
     /// Printed before each human line if several bakes run concurrently.
     prefix: String,
     screen: Screen,
     log: RefCell<LogFile>,
     phases: RefCell<Vec<(String, Duration)>>,
-    /// When the process began.
+    /// The start of the process.
     origin: Instant,
-    /// When this report's own work began.
+    /// The start of the work that this report is about.
     started: Cell<Instant>,
-    /// The running step, to which output belongs.
+    /// The id of the running step. A line of output is shown with this step.
     step: Cell<Option<u64>>,
-    /// Secrets to mask in every line. They come from one environment, and so are the same for all images.
+    /// Secrets to mask in every line. All reports of a process share them, because all secrets come from the same
+    /// environment.
     secrets: Rc<RefCell<Secrets>>,
     trace: Option<Trace>,
     /// The image's track in the trace.
     track: Track,
-    /// The current span of the track, which is the parent of new ones: the whole work, or a step.
+    /// The current span of the track: the span of the whole work or of a step. It is the parent of new spans.
     current_span: Cell<Option<SpanId>>,
 }
 
@@ -87,11 +88,11 @@ pub struct Step {
     span: Span,
     /// The current span before this step.
     previous_span: Option<SpanId>,
-    /// When its progress was reported last.
+    /// The time of the last progress event.
     last_progress: Cell<Option<Instant>>,
 }
 
-/// The span of all of a report's work in the trace, until it is dropped.
+/// The span in the trace for the whole work of a report. Dropping it ends the span.
 pub struct WorkSpan {
     report: Report,
     span: Span,
@@ -126,8 +127,8 @@ impl Report {
         Self::new(Style::Silent, Level::Quiet)
     }
 
-    /// A separate report for one image. `column`: several images are baked, and each line begins with the image's name
-    /// in a column of this width.
+    /// Makes a separate report for one image. If several images are baked, `column` is the width of the column with the
+    /// image's name, with which each line begins.
     pub fn of(&self, subject: &str, column: Option<usize>) -> Self {
         let prefix =
             column.map_or(String::new(), |width| format!("{:<1$}", format!("{subject}:"), width + 1));
@@ -150,12 +151,12 @@ impl Report {
         }))
     }
 
-    /// The track on which the work of this report is traced.
+    /// The track of this report's work in the trace.
     pub fn track(&self) -> Track {
         self.0.track.clone()
     }
 
-    /// Begins a span in the trace; everything from now on is part of it.
+    /// Begins a span in the trace for the whole work of this report. Later spans are part of this span.
     pub fn whole(&self, what: &str) -> WorkSpan {
         let span = self.0.track.span(Lane::Steps, what);
         self.0.current_span.set(span.id());
@@ -170,27 +171,27 @@ impl Report {
         span
     }
 
-    /// Ends the trace; warns if it is incomplete.
+    /// Ends the trace. Warns if the trace is incomplete.
     pub fn end_trace(&self) {
         if let Some(Err(error)) = self.0.trace.as_ref().map(Trace::end) {
             self.warn(format!("the trace is incomplete: {error:#}"));
         }
     }
 
-    /// Masks these secrets from now on: in this report and in all that share its origin.
+    /// From now on, masks these secrets in all reports of this process.
     pub fn hide(&self, secrets: &Secrets) {
         let both = self.0.secrets.borrow().with(secrets);
         *self.0.secrets.borrow_mut() = both;
         self.0.track.hide(secrets);
     }
 
-    /// The text without control characters and secrets.
+    /// Removes control characters from a text, and masks secrets in it.
     fn sanitize(&self, text: &str) -> String {
         self.0.secrets.borrow().mask(&without_control_characters(text)).into_owned()
     }
 
-    /// Begins the work of this report. From its first step on, everything is written to a log file. `about`: the first
-    /// line, for whoever finds the file.
+    /// Begins the work of this report. The log file is created when the first step begins. `about` is a description of
+    /// the work in the first line of the file.
     pub fn log_to(&self, path: &Path, about: &str) {
         self.0.started.set(Instant::now());
         let time = humantime::format_rfc3339_seconds(SystemTime::now());
@@ -198,7 +199,7 @@ impl Report {
         *self.0.log.borrow_mut() = LogFile::at(path, &head);
     }
 
-    /// The log file, if there is one.
+    /// The path of the log file, if the file exists.
     pub fn log_path(&self) -> Option<PathBuf> {
         self.0.log.borrow().path().map(Path::to_owned)
     }
@@ -211,7 +212,8 @@ impl Report {
         self.0.style
     }
 
-    /// Begins a step. `phase` is a single word by which the table of times sums; `what` is a gerund with its object.
+    /// Begins a step. `phase` is a single word: the table of times has the sum of all steps of a phase. `what` is a
+    /// gerund with its object, such as "mounting the disk".
     pub fn step(&self, phase: &str, what: impl Into<String>) -> Step {
         let what = self.sanitize(&what.into());
         let begun = self.0.log.borrow_mut().begin();
@@ -238,8 +240,8 @@ impl Report {
         }
     }
 
-    /// Reports a line of a step's output. Control characters are removed, as a package must not control the user's
-    /// terminal.
+    /// Reports a line of a step's output. Control characters are removed, because a package must not be able to control
+    /// the user's terminal.
     pub fn output(&self, line: &str) {
         let line = self.sanitize(line);
         self.log("out", &line);
@@ -251,7 +253,7 @@ impl Report {
         }
     }
 
-    /// Reports something that the user should know but need not act upon.
+    /// Reports something that the user should know, but that needs no action.
     pub fn note(&self, text: impl AsRef<str>) {
         self.message("note", text.as_ref(), Level::Normal);
     }
@@ -264,10 +266,10 @@ impl Report {
         self.message("detail", text.as_ref(), Level::Verbose);
     }
 
-    /// Reports a failure: the cause, what to do about it, and where the log is. People see no line for an
-    /// interruption.
+    /// Reports a failure: the cause, what to do, and the path of the log. For an interruption, no line is shown to
+    /// people.
     pub fn failure(&self, failure: &anyhow::Error) {
-        // The message may contain names of files of an image.
+        // The message is sanitized, because it may contain names of an image's files.
         let (text, kind) = (self.sanitize(&format!("{failure:#}")), Kind::of(failure));
         let hint = error::hint_of(failure).map(|hint| self.sanitize(&hint));
         self.log("error", &text);
@@ -289,7 +291,7 @@ impl Report {
         self.print(&lines);
     }
 
-    /// Writes an object to the JSON stream. Does nothing in other styles.
+    /// Writes an object to the JSON stream. Does nothing if the style is not `Json`.
     pub fn event(&self, mut event: Value) {
         if self.0.style != Style::Json {
             return;
@@ -300,7 +302,7 @@ impl Report {
         }
         event["format"] = json!(events::FORMAT);
         event["at_ms"] = json!(self.0.origin.elapsed().as_millis() as u64);
-        // If the reader is gone (EPIPE), the bake continues.
+        // If standard output is a closed pipe (EPIPE), the bake continues.
         _ = writeln!(std::io::stdout().lock(), "{event}");
     }
 
@@ -367,8 +369,8 @@ impl Report {
 }
 
 impl Step {
-    /// Reports the bytes that are done, of `all` if that is known: shown with the running step, and from time to time
-    /// as an event.
+    /// Reports how many bytes are done. `all` is their total number, if it is known. The progress is shown with the
+    /// running step, and sent as an event. Calls that follow each other too fast are ignored.
     pub fn progress(&self, done: u64, all: Option<u64>) {
         let is_recent = self.last_progress.get().is_some_and(|time| time.elapsed() < PROGRESS_INTERVAL);
         if is_recent && all != Some(done) {
@@ -380,7 +382,7 @@ impl Step {
         self.report.event(json!({"event": "progress", "phase": self.phase, "bytes": done, "of": all}));
     }
 
-    /// Ends a step that succeeded: prints its line and its time.
+    /// Ends a step that succeeded, and prints a line with its time.
     pub fn done(mut self) {
         self.span.tell("done", true);
         let time = self.started.elapsed();

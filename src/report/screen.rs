@@ -1,5 +1,4 @@
-//! Standard error, for people: lines and, on a terminal, a last line that shows the running steps and is updated in
-//! place.
+//! Writes to standard error, for people. On a terminal, the last line shows the running steps and is redrawn in place.
 
 use crate::sys::lock::lock_mutex;
 use rustix::termios::tcgetwinsize;
@@ -7,13 +6,13 @@ use std::io::{IsTerminal, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How often the last line is redrawn: often enough to look alive, and cheap.
+/// The interval at which the last line is redrawn.
 const TICK: Duration = Duration::from_millis(200);
 /// A step that ends within this time is not shown as running.
 const SHORT: Duration = Duration::from_millis(300);
-/// Without a terminal, a long step prints a line at this interval: CI systems take silence for a hang.
+/// Without a terminal, a long step prints a line at this interval. Otherwise CI systems might assume that oven hangs.
 const REMINDER: Duration = Duration::from_secs(60);
-/// The width that is assumed if the terminal does not know its own.
+/// The assumed width of a terminal that does not report its width.
 const USUAL_WIDTH: usize = 80;
 
 /// A handle on standard error, shared by several bakes and the signal listener. Cheap to clone.
@@ -49,7 +48,7 @@ struct State {
 struct RunningStep {
     id: u64,
     what: String,
-    /// The last line of its output.
+    /// The last line of the step's output.
     output: String,
     started: Instant,
     reminders: u32,
@@ -65,7 +64,7 @@ pub enum TextStyle {
 }
 
 impl Screen {
-    /// `quiet`: never show running steps.
+    /// If `quiet` is true, running steps are never shown.
     pub fn new(quiet: bool) -> Self {
         let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
         let is_capable = std::io::stderr().is_terminal() && set("TERM").is_some_and(|term| term != "dumb");
@@ -78,7 +77,7 @@ impl Screen {
         Self(Arc::new(Shared { kind, state: Mutex::default(), step_begun: Condvar::new() }))
     }
 
-    /// Whether lines may be redrawn and have colours.
+    /// Whether lines can be redrawn and can have colours.
     pub fn is_terminal(&self) -> bool {
         matches!(self.0.kind, Kind::Terminal { .. })
     }
@@ -96,7 +95,7 @@ impl Screen {
         }
     }
 
-    /// Prints lines that stay. If the reader is gone, the bake continues.
+    /// Prints lines that are not redrawn. If standard error is a closed pipe, the bake continues.
     pub fn print(&self, lines: &str) {
         let mut state = self.state();
         let erase = self.erase(&mut state);
@@ -104,7 +103,7 @@ impl Screen {
         self.draw(&mut state);
     }
 
-    /// Begins a step. The answer is its id, for [`Screen::heard`] and [`Screen::end`].
+    /// Begins a step. Returns the step's id, for [`Screen::heard`] and [`Screen::end`].
     pub fn begin(&self, what: String) -> u64 {
         let mut state = self.state();
         let (id, started) = (state.next, Instant::now());
@@ -112,7 +111,8 @@ impl Screen {
         state.running.push(RunningStep { id, what, output: String::new(), started, reminders: 0 });
         if self.0.kind != Kind::Quiet && !std::mem::replace(&mut state.ticking, true) {
             let screen = self.clone();
-            // A thread, as the runtime's only thread may be busy. If it cannot start, the line is just not updated.
+            // This needs a thread, because the runtime's only thread may be busy. If the thread cannot start, the line
+            // is not updated.
             _ = std::thread::Builder::new().name("screen".into()).spawn(move || screen.tick());
         }
         self.0.step_begun.notify_one();
@@ -160,7 +160,8 @@ impl Screen {
         let line = line(&state.running, Instant::now(), width(), |text| self.paint(TextStyle::Dim, text));
         if line != state.drawn {
             let erase = self.erase(state);
-            // Without line wrap, so that there is one line to erase, however wide its characters are.
+            // The terminal's line wrap is turned off, so that only one line has to be erased, even if some characters
+            // are wide.
             let drawn = if line.is_empty() { String::new() } else { format!("\x1b[?7l{line}\x1b[?7h") };
             write(&format!("{erase}{drawn}"));
             state.drawn = line;
@@ -200,8 +201,8 @@ fn width() -> usize {
     if columns == 0 { USUAL_WIDTH } else { columns }
 }
 
-/// The last line: ` … installing 2 packages 12 s Unpacking curl (7.88.1) ...`. Several concurrent steps are shown
-/// without their output. Empty if no step has run for long.
+/// The last line: ` … installing 2 packages 12 s Unpacking curl (7.88.1) ...`. If several steps run concurrently, their
+/// output is not shown. The result is empty if no step has run for [`SHORT`].
 fn line(steps: &[RunningStep], now: Instant, width: usize, dim: impl Fn(&str) -> String) -> String {
     let long: Vec<_> = steps.iter().filter(|step| now.duration_since(step.started) >= SHORT).collect();
     let describe =

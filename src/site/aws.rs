@@ -1,4 +1,4 @@
-//! A site in EC2, made from settings and, for some verbs, this instance.
+//! Makes a site in EC2. Some verbs also need to identify this instance.
 
 use super::{Findings, Site, Use};
 use crate::cloud::aws::ebs::Ebs;
@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-/// For logs, locks and documents.
+/// The directory for logs, locks and documents of images.
 const STATE_DIR: &str = "/var/lib/oven";
 const SYS: &str = "/sys";
 const DEV: &str = "/dev";
@@ -19,7 +19,7 @@ const DEV: &str = "/dev";
 pub async fn site(settings: Settings, report: Report, used: Use) -> Result<Site> {
     let direct = settings.disks() == Strategy::Direct;
     let instance = match used {
-        // This works on any machine, even without a metadata service.
+        // With direct disks, any machine can bake, even without a metadata service.
         Use::Builds if direct => None,
         Use::Builds => {
             has_nvme()?;
@@ -31,7 +31,7 @@ pub async fn site(settings: Settings, report: Report, used: Use) -> Result<Site>
     connect(settings, report, instance).await
 }
 
-/// Checks everything, whatever fails.
+/// Makes all checks, even if some fail. Also makes the site, if this is possible.
 pub async fn examine(settings: Settings, report: Report) -> (Findings, Result<Site>) {
     if settings.disks() == Strategy::Direct {
         return (Vec::new(), connect(settings, report, None).await);

@@ -1,4 +1,4 @@
-//! A site in a local region, made from settings.
+//! Makes a site in a local region.
 
 use super::Site;
 use crate::cloud::local::Region;

@@ -1,4 +1,4 @@
-//! The site of a bake. Only this module turns settings into a cloud, disks and distros.
+//! The site of a bake: its cloud, disks and plugins. Only this module makes them from settings.
 
 #[cfg(feature = "aws")]
 mod aws;
@@ -25,43 +25,44 @@ use oven_distro::Distro;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-/// In bytes: with less free space than this a volume cannot grow.
+/// With less free space than this, in bytes, a disk is regarded as full.
 const FULL: u64 = 64 << 20;
 
-/// All that a bake needs to know of its surroundings. Cheap to clone.
+/// The cloud, the disks, the plugins and the directories that a verb works with. Cheap to clone.
 #[derive(Clone)]
 pub struct Site {
     pub cloud: Rc<dyn Cloud>,
     pub disks: Rc<dyn DiskStrategy>,
     pub distros: Rc<PluginRegistry>,
-    /// The program that runs steps: this one, re-executed.
+    /// The program that runs steps: oven's own executable.
     pub helper: PathBuf,
-    /// For mount points. It is private to this process if the verb mounted it so.
+    /// The directory for mount points. It is private to this process if the verb mounted a private tmpfs.
     pub scratch: PathBuf,
-    /// For logs and locks.
+    /// The directory for logs and locks.
     pub state: PathBuf,
     pub settings: Rc<Settings>,
     pub report: Report,
-    /// The blocks of the cloud's snapshots, sent and read without a volume.
+    /// The block API of the cloud, which reads and writes snapshots without a volume.
     pub blocks: Rc<dyn BlockApi>,
 }
 
-/// What was checked, and what is wrong with it.
+/// The results of checks: a description of each check, and its error if it failed.
 pub type Findings = Vec<(String, Result<()>)>;
 
-/// What a verb does with the cloud.
+/// The use that a verb makes of the cloud.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Use {
-    /// It bakes. In AWS, this machine has to be a builder instance if volumes are attached.
+    /// The verb bakes. In AWS, this machine has to be a builder instance if volumes are attached.
     Builds,
-    /// It sweeps. If this machine is an instance, its own processes have to be recognised.
+    /// The verb sweeps. If this machine is an instance, it must be identified, so that its processes can be recognised
+    /// as owners.
     Sweeps,
-    /// It works on any machine.
+    /// The verb only reads. It works on any machine.
     Looks,
 }
 
 impl Site {
-    /// The site that `settings` describe.
+    /// Makes the site that `settings` describe.
     pub async fn new(settings: Settings, report: Report, used: Use) -> Result<Self> {
         if settings.cloud == AWS {
             #[cfg(feature = "aws")]
@@ -76,7 +77,7 @@ impl Site {
         local::site(settings, report)
     }
 
-    /// The site of a cloud. `state` is the state directory of this machine.
+    /// Makes the site of a cloud. `state` is the state directory of this machine.
     fn with<C, B>(
         cloud: Rc<C>,
         blocks: Rc<B>,
@@ -109,7 +110,7 @@ impl Site {
         })
     }
 
-    /// The site that the flags and the `oven.toml` of these definitions describe.
+    /// Makes the site that the flags and the `oven.toml` of these definitions describe.
     pub async fn of(
         overrides: &Overrides,
         definitions: &[Definition],
@@ -159,7 +160,7 @@ impl Site {
         Ok(site)
     }
 
-    /// Findings about what a site needs, and the site itself if it can be made.
+    /// Checks the requirements of a site. Returns the results, and the site itself if it can be made.
     pub async fn examine(overrides: &Overrides, report: &Report) -> (Findings, Result<Self>) {
         match Settings::resolve(Path::new("."), overrides) {
             #[cfg(feature = "aws")]
@@ -168,7 +169,7 @@ impl Site {
         }
     }
 
-    /// The same site for one of several definitions, with its own settings and report.
+    /// Returns the same site with the settings and the report of one of several definitions.
     pub fn for_image(&self, overrides: &Overrides, image: &Definition, report: Report) -> Result<Self> {
         let settings = Rc::new(Settings::resolve(&image.dir, overrides)?);
         Ok(Self { settings, report, ..self.clone() })
@@ -178,7 +179,7 @@ impl Site {
         self.state.join("logs").join(format!("{}.log", run.short()))
     }
 
-    /// An empty directory for a run's mount points.
+    /// Creates an empty directory for a run's mount points.
     pub fn scratch(&self, run: &RunId) -> Result<PathBuf> {
         let dir = self.scratch.join(run.short());
         std::fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
@@ -191,7 +192,7 @@ impl Site {
             keep_on_failure,
             on_failure: Box::new(move |error| {
                 failed.failure(error);
-                // A disk that cannot grow any further causes errors that do not name the reason.
+                // If a disk is full, other errors occur that do not name this reason.
                 if let Some(free) = crate::sys::space::free_space(&state).filter(|free| *free < FULL) {
                     let dir = state.display();
                     failed
@@ -202,7 +203,7 @@ impl Site {
         }
     }
 
-    /// A command of oven's, with the flags that it needs to find this region.
+    /// A command of oven, with the flags that it needs to find this region.
     pub fn spelt(&self, command: &str) -> String {
         spelt(&self.settings, &self.state, command)
     }
@@ -213,12 +214,13 @@ impl Site {
     }
 }
 
-/// This program, which is its own helper.
+/// The helper, which is this program itself.
 pub fn helper() -> Result<PathBuf> {
     std::env::current_exe().context("finding the executable of oven")
 }
 
-/// All plugins: the built-in ones, those in the plugin directories, and `given` of the command line.
+/// All plugins: the built-in plugins, the plugins in the plugin directories, and the `given` plugins of the command
+/// line.
 pub fn plugins(given: &[PathBuf], helper: &Path) -> Result<PluginRegistry> {
     let directories: Vec<_> = distros::PLUGIN_DIRECTORIES.iter().map(PathBuf::from).collect();
     let installed = PluginRegistry::built_in(built_in()).look(&directories, helper);
@@ -229,7 +231,8 @@ fn built_in() -> Vec<Box<dyn Distro>> {
     vec![Box::new(oven_debian::Debian), Box::new(oven_redhat::RedHat), Box::new(oven_suse::Suse)]
 }
 
-/// `oven …` with the flags that select this site: elsewhere the variable or oven.toml that selects it may be missing.
+/// Adds the flags that select this site to a command `oven …`. They are needed if the user runs the command in another
+/// environment or directory, where an environment variable or the oven.toml may be missing.
 fn spelt(settings: &Settings, state: &Path, command: &str) -> String {
     let Some(rest) = command.strip_prefix("oven ") else { return command.to_owned() };
     let mut flags = Vec::new();
@@ -254,10 +257,11 @@ fn spelt(settings: &Settings, state: &Path, command: &str) -> String {
     format!("oven {flags}{rest}")
 }
 
-/// Rejects a path inside a definition. Its files all count, so one that each bake changes would make each image new.
+/// Rejects a path inside a definition. All files in a definition are part of its fingerprint. So a file that each bake
+/// changes would cause a new image each time.
 pub fn refuse_inside(what: &str, path: &Path, hint: &str, definitions: &[Definition]) -> Result<()> {
     let absolute = std::path::absolute(path).with_context(|| format!("looking for {}", path.display()))?;
-    // It may not exist yet.
+    // The path may not exist yet. So this takes the nearest directory above that exists.
     let real = absolute.ancestors().find_map(|dir| dir.canonicalize().ok()).unwrap_or_default();
     for dir in definitions.iter().flat_map(Definition::directories) {
         if dir.canonicalize().is_ok_and(|dir| real.starts_with(dir)) {

@@ -1,5 +1,5 @@
-//! The conformance suite for plugins. It tests a plugin through its JSON requests and answers, so an executable and a
-//! [`Distro`] in Rust are tested alike.
+//! The conformance suite for plugins. It tests a plugin with JSON requests and answers. So an executable and a
+//! [`Distro`] in Rust are tested in the same way.
 
 mod difference;
 mod golden;
@@ -18,12 +18,12 @@ use std::fmt;
 
 /// A plugin that answers JSON requests.
 pub trait Speaker {
-    /// The answer to a request, both as JSON text. The error says why there is none: a crash or a timeout, for
-    /// example.
+    /// Returns the answer to a request. Both are JSON text. The error is the reason why there is no answer, such as a
+    /// crash or a timeout.
     fn ask(&self, verb: &str, request: &str) -> Result<String, String>;
 }
 
-/// A plugin in Rust, called as if it were an executable.
+/// A plugin in Rust, which is called as if it were an executable.
 pub struct InProcess<'a>(pub &'a dyn Distro);
 
 impl Speaker for InProcess<'_> {
@@ -32,12 +32,12 @@ impl Speaker for InProcess<'_> {
     }
 }
 
-/// A golden plan: a job, and the answer that its author reviewed.
+/// A golden plan: a job, and the answer that the plugin's author reviewed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Case {
     pub name: String,
     pub job: Job,
-    /// `None`: not stored yet.
+    /// `None` if no answer is stored yet.
     pub answer: Option<Result<Plan, Refused>>,
 }
 
@@ -91,7 +91,7 @@ impl fmt::Display for Rule {
 #[derive(Debug, Default)]
 pub struct Findings {
     faults: Vec<(Rule, String)>,
-    /// The suite did not finish: the plugin claims no system, or left too many requests without an answer.
+    /// Whether the suite could not finish, because the plugin claims no system or did not answer too many requests.
     pub incomplete: bool,
 }
 
@@ -113,19 +113,19 @@ impl Findings {
     }
 }
 
-/// One line for each fault; empty if there is none.
+/// Writes one line for each fault. Empty if there are no faults.
 impl fmt::Display for Findings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.faults.iter().try_for_each(|(rule, fault)| writeln!(f, "{rule}: {fault}"))
     }
 }
 
-/// The systems of which the suite asks a plugin, by name.
+/// The systems for which the suite asks a plugin, by name.
 pub fn systems() -> Vec<(String, OsRelease)> {
     samples::known().into_iter().map(|(name, text)| (name, OsRelease::parse(text))).collect()
 }
 
-/// The suite stops after this many requests without an answer, as each may take the whole timeout.
+/// The suite stops after this many requests without an answer, because each of them may take the whole time limit.
 const MAX_SILENT: usize = 3;
 
 /// Tests a plugin in Rust: `assert!(findings.is_fine(), "{findings}")`.
@@ -141,7 +141,7 @@ pub fn check_speaker(speaker: &dyn Speaker, cases: &[Case]) -> Findings {
     suite.findings
 }
 
-/// The current answers to the golden plans' jobs, to be stored. The error names the case.
+/// The current answers to the jobs of the golden plans, which the caller stores. The error names the case.
 pub fn answers(speaker: &dyn Speaker, cases: &[Case]) -> Result<Vec<Result<Plan, Refused>>, String> {
     let answer = |case: &Case| {
         let answer = speaker.ask("plan", &text(&PlanRequest::new(&case.job)));
@@ -158,7 +158,7 @@ struct Suite<'a> {
     silent: usize,
 }
 
-/// The plugin left too many requests without an answer.
+/// The plugin did not answer too many requests.
 struct TooSilent;
 
 type TestResult<T> = Result<T, TooSilent>;
@@ -168,7 +168,7 @@ impl Suite<'_> {
         self.findings.incomplete = !matches!(self.run_all(cases), Ok(true));
     }
 
-    /// Answers whether there was a system on which all rules could be tested.
+    /// Returns whether there was a system for which all rules could be tested.
     fn run_all(&mut self, cases: &[Case]) -> TestResult<bool> {
         let own = self.test_claims(cases)?;
         let golden = self.test_golden(cases)?;
@@ -190,7 +190,7 @@ impl Suite<'_> {
         self.findings.add(rule, fault);
     }
 
-    /// Sends the request twice and compares the answers.
+    /// Sends a request twice, and checks that both answers are the same.
     fn ask(&mut self, about: &str, verb: &str, request: &str) -> TestResult<Option<String>> {
         let (first, second) = (self.speaker.ask(verb, request), self.speaker.ask(verb, request));
         for answer in [&first, &second] {
@@ -234,7 +234,7 @@ impl Suite<'_> {
         Ok(Some(claims))
     }
 
-    /// A plan or a refusal; `None` if there is no answer that can be parsed.
+    /// Asks for a plan. Returns the plan or the refusal, or `None` if the answer cannot be parsed.
     fn plan(&mut self, about: &str, job: &Job) -> TestResult<Option<Result<Plan, Refused>>> {
         let Some(answer) = self.ask(about, "plan", &text(&PlanRequest::new(job)))? else { return Ok(None) };
         match PlanAnswer::read(&answer) {
@@ -257,7 +257,7 @@ impl Suite<'_> {
         }
     }
 
-    /// Tests the claims on known and unknown systems. Answers with the system that the plugin claims best.
+    /// Tests the claims on known and unknown systems. Returns the system with the plugin's best claim.
     fn test_claims(&mut self, cases: &[Case]) -> TestResult<Option<(OsRelease, Claims)>> {
         let of_cases = cases.iter().map(|case| (case.name.clone(), case.job.os_release.clone()));
         let mut own: Vec<(OsRelease, Claims)> = Vec::new();
@@ -268,7 +268,7 @@ impl Suite<'_> {
                 own.push((os, claims));
             }
         }
-        // The first of the best claims; the author's own cases come first.
+        // Selects the first of the best claims. The systems of the golden plans come first.
         let best = own.iter().map(|(_, claims)| claims.claim).max().unwrap_or(Claim::No);
         let own = own.into_iter().find(|(_, claims)| claims.claim == best);
         let mut unknown: Vec<_> =
@@ -300,7 +300,7 @@ impl Suite<'_> {
         Ok(own)
     }
 
-    /// Tests the golden plans. Answers with the first job for which there is a plan with steps.
+    /// Tests the golden plans. Returns the first job whose plan has steps.
     fn test_golden(&mut self, cases: &[Case]) -> TestResult<Option<Job>> {
         let mut first = None;
         for case in cases {
@@ -348,7 +348,7 @@ impl Suite<'_> {
             ("plan", "an unknown kind of package", with(&plan, "/job", kind)),
             ("plan", "an unknown field of a package", with(&plan, "/job", field)),
         ] {
-            // A failure is as good as a refusal: nothing is done.
+            // A failure is accepted in place of a refusal, because in both cases nothing is done.
             let Ok(answer) = self.speaker.ask(verb, &request.to_string()) else { continue };
             let refused = match verb {
                 "claims" => ClaimsAnswer::read(&answer).is_ok_and(|answer| answer.is_err()),
@@ -365,7 +365,7 @@ impl Suite<'_> {
     }
 }
 
-/// A job without requests: the image and architecture of `job` alone.
+/// A job without requests. It has only the image and the architecture of `job`.
 fn job_without_requests(job: &Job) -> Job {
     let architecture =
         if job.architecture.is_empty() { "x86_64".to_owned() } else { job.architecture.clone() };

@@ -1,9 +1,9 @@
 //! The contract between oven and its distro plugins.
 //!
-//! A plugin is a pure function: it takes a [`Job`], which describes an image and what a definition wants of it, and
-//! returns a [`Plan`], which says what to do in the image. It runs nothing, mounts nothing and has no state; oven
-//! executes the plan in a contained root. A plugin that is an executable exchanges the same types as JSON ([`wire`]);
-//! [`serve`] turns a [`Distro`] into one. [`check()`] tests a plugin in any language against this contract.
+//! A plugin is a pure function. It takes a [`Job`], which describes an image and the requests of a definition. It
+//! returns a [`Plan`], which says what to do in the image. A plugin runs nothing, mounts nothing and has no state. oven
+//! executes the plan in a sandbox. An executable plugin exchanges the same types as JSON ([`wire`]). [`serve`] turns a
+//! [`Distro`] into an executable plugin. [`check()`] tests plugins in any language against this contract.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -25,9 +25,10 @@ pub enum Claim {
     /// The plugin does not support the image.
     #[default]
     No,
-    /// The image is a relative (`ID_LIKE`). Used if no other plugin claims the image exactly.
+    /// The plugin supports a related distribution, which the image names in `ID_LIKE`. It is used if no other plugin
+    /// claims the image exactly.
     Family,
-    /// The plugin was written for this `ID`.
+    /// The plugin was written for the image's `ID`.
     Exact,
 }
 
@@ -36,30 +37,30 @@ pub enum Claim {
 #[serde(deny_unknown_fields)]
 pub struct Claims {
     pub claim: Claim,
-    /// Absolute paths in the image. The [`Job`] says for each whether the image has it.
+    /// Absolute paths in the image. [`Job::present`] says which of them the image has.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub look_for: Vec<String>,
-    /// Absolute paths of small text files in the image. The [`Job`] holds the content of those that exist.
+    /// Absolute paths of small text files in the image. [`Job::texts`] has the content of the files that exist.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub read: Vec<String>,
 }
 
 /// A distribution: which images it supports, and how packages are installed there.
 pub trait Distro {
-    /// A short name, as in a definition's `distro = "…"`: `debian`.
+    /// A short name, such as `debian`. A definition can select the plugin with this name: `distro = "…"`.
     fn id(&self) -> &str;
-    /// Whether the plugin supports an image with this os-release.
+    /// Says whether the plugin supports an image with this os-release.
     fn claims(&self, os: &OsRelease) -> Claims;
-    /// The plan for a job. Deterministic: the same job gives the same plan.
+    /// Makes the plan for a job. The same job must always give the same plan.
     fn plan(&self, job: &Job) -> Result<Plan, Refused>;
 }
 
-/// An image, and what a definition wants of it.
+/// An image, and the requests of a definition.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Job {
     pub os_release: OsRelease,
-    /// `x86_64` or `arm64`, as the image is registered.
+    /// `x86_64` or `arm64`, as in the registration of the image.
     pub architecture: String,
     /// For each path of [`Claims::look_for`]: whether the image has it.
     #[serde(default)]
@@ -70,36 +71,37 @@ pub struct Job {
     /// The packages to install, in the definition's order.
     #[serde(default)]
     pub packages: Vec<Package>,
-    /// Which installed packages are upgraded first.
+    /// Which installed packages are upgraded before packages are installed.
     #[serde(default)]
     pub upgrade: Upgrade,
     /// Package repositories in addition to the image's own.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub repositories: Vec<Repository>,
-    /// Packages to hold: no upgrade changes them, neither in this bake nor later on an instance.
+    /// Packages to hold. No upgrade may change them, neither in this bake nor later on an instance.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hold: Vec<String>,
     /// Answers to the questions that packages ask during installation: debconf's `PACKAGE QUESTION TYPE VALUE`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub debconf: Vec<String>,
-    /// Programs that the definition's provisioners need and the image lacks: `ansible-playbook`. They are installed
-    /// for the bake and removed at its end.
+    /// Programs that the definition needs and the image lacks, such as `ansible-playbook`. They are installed for the
+    /// bake and removed at its end.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tools: Vec<String>,
-    /// Also install the packages that the wanted ones merely recommend.
+    /// Whether recommended packages are also installed.
     #[serde(default)]
     pub recommends: bool,
-    /// Which version of a configuration file wins if both the image and a package changed it.
+    /// Which version of a configuration file is used if both the image and a package changed it.
     #[serde(default)]
     pub conffiles: Conffiles,
-    /// The definition says `network = true`: install steps have the network, too.
+    /// Whether install steps also have the network. It is true if the definition has `network = true`.
     #[serde(default)]
     pub network: bool,
-    /// A mirror that replaces the image's own archive while packages are fetched. The image keeps its own
-    /// configuration.
+    /// A mirror that replaces the image's own archive while packages are fetched. The configuration in the image must
+    /// not change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mirror: Option<String>,
-    /// Certificates (PEM) to trust while packages are fetched: a path that exists in fetch steps.
+    /// The path of a file with certificates (PEM), which are trusted while packages are fetched. The file exists in
+    /// fetch steps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<String>,
 }
@@ -119,24 +121,25 @@ pub enum Upgrade {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Repository {
-    /// The name of its configuration file in the image: letters, digits, `-`, `_` and `.`.
+    /// The name of the repository and of its configuration file in the image. It consists of letters, digits, `-`, `_`
+    /// and `.`.
     pub name: String,
     pub url: String,
-    /// The OpenPGP key that signs it, ASCII-armoured. `None`: the repository is not signed, and the definition says
-    /// so.
+    /// The OpenPGP key that signs the repository, ASCII-armoured. `None` if the definition says that the repository is
+    /// not signed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
-    /// Debian only: `bookworm`. A flat repository has none.
+    /// The suite, such as `bookworm`. Only for apt. A flat repository has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub suite: Option<String>,
-    /// Debian only: `main`.
+    /// The components, such as `main`. Only for apt.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub components: Vec<String>,
-    /// Whether it stays in the image; otherwise it exists for this bake alone.
+    /// Whether the repository stays in the image. Otherwise it exists only during this bake.
     pub keep: bool,
 }
 
-/// Which version of a configuration file wins if both the image and a package changed it.
+/// Which version of a configuration file is used if both the image and a package changed it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Conffiles {
@@ -168,65 +171,64 @@ pub enum Package {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Plan {
-    /// Files that exist only while steps run. Those below `/etc` exist only in the plan's own steps: the definition's
-    /// scripts see the image's configuration, and may change it.
+    /// Files that exist only while steps run. Files below `/etc` exist only in the plan's own steps, because the
+    /// definition's scripts must see the image's configuration and may change it.
     #[serde(default)]
     pub shims: Vec<Shim>,
-    /// Files that are written into the image before the first step, and stay there: below [`FILE_PLACES`], owned by
-    /// root.
+    /// Files that are written into the image before the first step, and stay there. They must be below one of
+    /// [`FILE_PLACES`]. Their owner is root.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<Shim>,
-    /// The steps, in the order in which they run. Phases never go back.
+    /// The steps, in the order in which they run. The phases must be in the order of [`Phase`].
     #[serde(default)]
     pub steps: Vec<Step>,
-    /// Commands whose output is stored with the image, by name. They run without network, after all steps but those of
-    /// phase clean. `packages` prints one line for each package, in columns separated by tabs: name, version,
-    /// architecture and, if [`Plan::expect`] is to be checked, state and provided names (separated by commas). The
-    /// first three columns are stored. `held` prints the names of held packages, one on each line. oven also runs it
-    /// before the first step: a definition that asks for another version of a package that the base image holds is
-    /// rejected.
+    /// Facts: commands whose output is stored with the image, by name. They run without network, after all steps except
+    /// those of phase clean.
+    ///
+    /// The fact `packages` prints one line for each package. Its columns are separated by tabs: name, version,
+    /// architecture, and also state and provided names (separated by commas) if [`Plan::expect`] has to be checked.
+    /// Only the first three columns are stored.
+    ///
+    /// The fact `held` prints the names of held packages, one on each line. oven also runs it before the first step. If
+    /// a definition asks for another version of a package that the base image holds, it is rejected.
     #[serde(default)]
     pub facts: BTreeMap<String, Vec<String>>,
-    /// What the fact `packages` has to show, before and after the steps.
+    /// The expected output of the fact `packages`, before and after the steps.
     #[serde(default)]
     pub expect: Expect,
-    /// What lines of a failed step's output mean, the most specific first.
+    /// Explanations of lines in a failed step's output. The most specific explanation must come first.
     #[serde(default)]
     pub troubles: Vec<Trouble>,
-    /// Lines of output that mean failure even if the step's exit status is 0.
+    /// Lines of output that mean a failure even if the step's exit status is 0.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failures: Vec<Trouble>,
-    /// Lines of output that are not a failure, but that the user should know about. Each is reported once.
+    /// Lines of output that are not a failure, but that the user should know. Each is reported once.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<Trouble>,
-    /// Directories that the package manager downloads into, also if this plan downloads nothing. oven caches those that
-    /// have sources on the builder from bake to bake. Any file that is in one of them after the steps of phase clean
-    /// fails the bake.
+    /// Directories into which the package manager downloads. oven caches them on the builder, for later bakes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub caches: Vec<Cache>,
-    /// How [`Job::tools`] are installed and removed again. A plugin that does not support tools leaves this out; then
-    /// the definition has to list their packages.
+    /// How [`Job::tools`] are installed and removed again. `None` if the plugin does not support this. In that case the
+    /// definition has to list the packages of the tools.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tools: Option<Tools>,
 }
 
-/// A directory that the package manager downloads into: indexes of repositories, and packages.
+/// A directory into which the package manager downloads indexes of repositories or packages.
 ///
-/// Steps see the cache of earlier bakes of the same base in place of the image's directory. Fetch steps may change it,
-/// package code may not, and steps of phase clean see the image's own directory. Nothing of the cache is written to
-/// the image. The package manager has to ask its repositories whether cached files are still current; oven only
-/// ensures that they are unchanged since they were downloaded.
-///
-/// Steps of phase clean have to empty the image's own directory, since a script may have downloaded something. oven
-/// verifies that only directories remain in it.
+/// In steps, the cache of earlier bakes of the same base replaces the image's directory. Fetch steps can change the
+/// cache, but the code of packages cannot. Steps of phase clean see the image's own directory. The cache is never
+/// written to the image. The package manager has to ask its repositories whether cached files are still current. oven
+/// only ensures that the files did not change after they were downloaded.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cache {
-    /// Absolute, below one of [`CACHE_PLACES`].
+    /// The directory's absolute path, below one of [`CACHE_PLACES`].
     pub path: String,
     pub holds: Holds,
     /// Absolute paths of files and directories that define where packages come from and who signs them: repositories,
-    /// keys, credentials. If one of them differs, as steps see it, another cache is used. Without sources, nothing is
+    /// keys, credentials. If one of these files differs from the file of an earlier bake, another cache is used.
+    /// Without sources, nothing is
     /// cached: steps see the image's own directory, and oven only verifies that no files remain in it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sources: Vec<String>,
@@ -236,29 +238,29 @@ pub struct Cache {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Holds {
-    /// Together they describe one state of the repositories: one bad file makes the whole cache unusable.
+    /// All files together describe one state of the repositories. One bad file makes the whole cache unusable.
     Indexes,
-    /// Each file is independent of the others: the files of several bakes are merged.
+    /// The files are independent of each other. So the files of several bakes are merged.
     Packages,
 }
 
 /// Directories in which a plan may declare caches.
 pub const CACHE_PLACES: [&str; 2] = ["/var/cache", "/var/lib"];
 
-/// Programs that are in the image for this bake alone. oven compares the fact `packages` before and after, and so
-/// knows which packages were added: the plugin need not.
+/// The installation and the removal of programs that are in the image only during this bake. oven itself finds out
+/// which packages were added, because it compares the fact `packages` before and after the installation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tools {
-    /// Steps of phases fetch and install that download and install them. They run after [`Plan::steps`] (except phase
-    /// clean), if the image still lacks the programs. Their packages have to be marked as installed automatically, as
-    /// a dependency is.
+    /// Steps of the phases fetch and install, which download and install the programs. They run after [`Plan::steps`]
+    /// (except phase clean), if the image still lacks the programs. They have to mark the packages as installed
+    /// automatically, as if the packages were dependencies.
     pub steps: Vec<Step>,
-    /// Asks which packages are no longer needed after the definition's scripts. Of the added packages, these are
-    /// removed.
+    /// Asks which packages are no longer needed. oven asks this after the definition's scripts, and removes the added
+    /// packages that are no longer needed.
     pub unneeded: Question,
-    /// Steps that remove exactly those packages and their configuration. An argument that contains `{name}` is
-    /// repeated for each package; `{version}` and `{architecture}` are filled in as well.
+    /// Steps that remove exactly these packages and their configuration. An argument that contains `{name}` is repeated
+    /// for each package. `{version}` and `{architecture}` are also replaced.
     pub remove: Vec<Step>,
 }
 
@@ -269,24 +271,24 @@ pub struct Question {
     pub argv: Vec<String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
-    /// Pattern of a whole output line. The first `*` stands for a package's name (a `:` in it, and what follows, is
-    /// dropped). Other lines are ignored.
+    /// The pattern of a whole line of output. The first `*` stands for a package's name; a `:` in the name and
+    /// everything after it are ignored. Lines that do not match are ignored.
     pub output: String,
 }
 
-/// Directories in which a plan may write files that stay: configuration, keys, and data that distributions keep with
-/// them. Everything else in an image comes from packages.
+/// Directories in which a plan may write files that stay in the image: configuration, keys, and similar data. All other
+/// files of an image come from packages.
 pub const FILE_PLACES: [&str; 3] = ["/etc", "/usr/lib", "/usr/share"];
 
-/// What the fact `packages` has to show.
+/// The expected output of the fact `packages`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Expect {
-    /// States of a healthy package. Any other state fails the bake: before the first step, as a fault of the base
-    /// image, and after the last one.
+    /// The states of a healthy package. If a package is in any other state, the bake fails. oven checks this before the
+    /// first step, where it is a fault of the base image, and after the last step.
     #[serde(default)]
     pub sound: Vec<String>,
-    /// States of a package that is not installed: its line is ignored.
+    /// The states of a package that is not installed. Lines with these states are ignored.
     #[serde(default)]
     pub absent: Vec<String>,
     /// Packages that have to be installed and healthy after the plan's steps.
@@ -300,36 +302,37 @@ pub struct Expect {
 pub struct Wanted {
     /// The package's name or, if there is no version, a name that an installed package provides.
     pub name: String,
-    /// In the package manager's spelling; `None`: any.
+    /// The architecture as the package manager spells it. `None` allows any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub architecture: Option<String>,
-    /// An exact version, or a pattern with `*`; `None`: any.
+    /// An exact version, or a pattern with `*`. `None` allows any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
 }
 
-/// What a line of a step's output means.
+/// The explanation of a line in a step's output.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Trouble {
-    /// Pattern of the whole line; `*` stands for any text.
+    /// The pattern of the whole line. `*` stands for any text.
     pub output: String,
-    /// What was wrong. `{1}` is the text of the first `*`, `{2}` of the second.
+    /// What was wrong. `{1}` stands for the text that the first `*` matched, `{2}` for the second.
     pub means: String,
-    /// What the user can do, as a whole sentence; `{1}` as above.
+    /// What the user can do, as a whole sentence. `{1}` has the same meaning as in `means`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
-    /// Set if image.toml is at fault, so that retrying is useless: the package that it should not ask for (`{1}` as
-    /// above), or empty if no single package is at fault.
+    /// Set if the mistake is in image.toml, so that a retry would be useless. It is the package that image.toml should
+    /// not ask for (`{1}` has the same meaning as in `means`), or empty if no single package is the mistake.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub package: Option<String>,
 }
 
-/// A file. As a shim it is mounted over `path` while steps run, and never written into the image.
+/// A file of a plan. A shim is mounted over `path` while steps run, and never written into the image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Shim {
-    /// Absolute path in the image. A shim below `/run` needs no file to cover: steps have a `/run` of their own.
+    /// The absolute path in the image. A shim below `/run` does not need an existing file, because steps have a
+    /// separate `/run`.
     pub path: String,
     pub content: String,
     /// Permission bits, such as `0o755`.
@@ -342,15 +345,15 @@ pub struct Shim {
 pub enum Phase {
     /// Prepare the package manager.
     Prepare,
-    /// Download: with the network, and without running any package's code.
+    /// Download. These steps have the network and run no code of packages.
     Fetch,
-    /// Upgrade installed packages: no network.
+    /// Upgrade installed packages, without the network.
     Upgrade,
-    /// Install: no network, unless the job says so.
+    /// Install packages, without the network unless [`Job::network`] is set.
     Install,
     /// Verify that the packages are installed.
     Verify,
-    /// Remove the package manager's leftovers; runs after the definition's own scripts and tests.
+    /// Remove the package manager's leftovers. These steps run after the definition's own scripts and tests.
     Clean,
 }
 
@@ -359,33 +362,33 @@ pub enum Phase {
 #[serde(deny_unknown_fields)]
 pub struct Step {
     pub phase: Phase,
-    /// What the step does, as a gerund with its object: `refreshing the package index`.
+    /// What the step does: a gerund with its object, such as `refreshing the package index`.
     pub why: String,
     /// The program, found in the image's `PATH`, and its arguments. No shell is involved.
     pub argv: Vec<String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
-    /// How often the step is retried after a failure.
+    /// How many times the step is retried after a failure.
     #[serde(default)]
     pub retries: u32,
-    /// A command that runs before each retry, without network, and whose failure is ignored. It drops what the failed
-    /// attempt may have damaged.
+    /// A command that runs before each retry, without network. It removes files that the failed attempt may have
+    /// damaged. Its failure is ignored.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub before_retry: Vec<String>,
     #[serde(default)]
     pub network: bool,
-    /// Exit codes other than 0 that mean success: "done, and a reboot is advised", for example.
+    /// Exit codes other than 0 that mean success, such as the code for "done, and a reboot is advised".
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub also_good: Vec<u8>,
-    /// The fetch step only downloads what is missing. With the same base, plan and caches it has nothing to do a
-    /// second time, and is skipped.
+    /// Whether this fetch step downloads only missing files. Then it has nothing to do in a second bake with the same
+    /// base, plan and caches, and is skipped there.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub once: bool,
-    /// Seconds.
+    /// The time limit in seconds.
     pub timeout: u64,
 }
 
-/// A plugin does not support a job: which part of it, and why.
+/// The reason why a plugin does not support a job. It names the part of the job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Refused(pub String);

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 pub struct OsRelease(pub BTreeMap<String, String>);
 
 impl OsRelease {
-    /// Parses shell-style assignments. Other lines are ignored, as os-release(5) asks of readers.
+    /// Parses shell-style assignments. Other lines are ignored, as os-release(5) requires.
     pub fn parse(text: &str) -> Self {
         let assignments = text.lines().filter_map(|line| {
             let line = line.trim();
@@ -18,12 +18,12 @@ impl OsRelease {
         Self(assignments.collect())
     }
 
-    /// `ID`; `linux` where it is absent, as os-release(5) says.
+    /// `ID`. If it is missing, `linux`, which is the default of os-release(5).
     pub fn id(&self) -> &str {
         self.get("ID").unwrap_or("linux")
     }
 
-    /// `ID_LIKE`, closest relative first.
+    /// The words of `ID_LIKE`. The closest relative comes first.
     pub fn id_like(&self) -> impl Iterator<Item = &str> {
         self.get("ID_LIKE").unwrap_or("").split_ascii_whitespace()
     }

@@ -1,29 +1,30 @@
-//! Validates every plugin's answers: oven does so before it executes anything, and so does [`crate::check()`].
+//! Validates the answers of plugins. oven does this before it executes anything. [`crate::check()`] uses the same
+//! rules.
 
 use crate::{CACHE_PLACES, Cache, Claims, FILE_PLACES, Job, Phase, Plan, Shim, Step, Tools, Trouble};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Seconds. A step that takes longer than a day hangs.
+/// The longest time limit of a step, in seconds. A step that takes longer than a day hangs.
 const MAX_TIMEOUT: u64 = 24 * 3600;
 const MAX_RETRIES: u32 = 10;
-/// Far more than any plan needs: a plugin that wants more has a bug.
+/// No plan needs nearly so many. A plugin with more has a bug.
 const MAX_PATHS: usize = 1000;
 const MAX_STEPS: usize = 1000;
-/// A package manager has two or three.
+/// A package manager has only two or three caches.
 const MAX_CACHES: usize = 16;
 /// Directories of package managers' databases, which are not caches.
 const DATABASES: [&str; 4] = ["/var/lib/apt", "/var/lib/dpkg", "/var/lib/rpm", "/var/lib/pacman"];
-/// Highest mode of a file that stays in the image: only root may write it.
+/// The permissions that a file which stays in the image may have: only root can write it.
 const MAX_MODE: u32 = 0o755;
-/// Bytes of a file that stays in the image. A larger file is not configuration.
+/// The maximal size of a file that stays in the image, in bytes. A larger file is not configuration.
 const MAX_CONTENT: usize = 4 << 20;
-/// Characters of a text that is shown on one line.
+/// The maximal length of a text that is shown on one line, in characters.
 const MAX_LINE: usize = 200;
-/// File systems of the running kernel: no file can be put there.
+/// Directories with file systems of the running kernel. No file can be written there.
 const KERNEL_DIRS: [&str; 3] = ["/dev", "/proc", "/sys"];
 /// Paths that oven itself creates below `/run` in a step.
 const RESERVED: [&str; 3] = ["/run/oven/packages", "/run/oven/definition", "/run/oven/ca.pem"];
-/// Names of documents that oven itself stores with an image.
+/// Names of facts that oven itself stores with an image.
 const RESERVED_FACTS: [&str; 1] = ["inputs.json"];
 
 /// The faults of an answer to `claims`; empty if it is valid.
@@ -268,7 +269,7 @@ fn trouble_fault(trouble: &Trouble) -> Option<String> {
     Some(format!("{{{lost}}} has no `*`: output has {stars} of them"))
 }
 
-/// The fault of an absolute path in the image, as a sentence that begins with the path.
+/// The fault of a path in the image, if it has one. It is a sentence that begins with the path.
 fn path_fault(path: &str) -> Option<String> {
     let wrong = if !path.starts_with('/') {
         "is not absolute: a path in the image begins with `/`"
@@ -284,7 +285,7 @@ fn path_fault(path: &str) -> Option<String> {
     Some(format!("{path:?} {wrong}"))
 }
 
-/// The fault of a text that is shown on a line of its own.
+/// The fault of a text that is shown on one line, if it has one.
 pub(crate) fn line_fault(text: &str) -> Option<String> {
     if text.trim().is_empty() {
         Some("is empty".into())

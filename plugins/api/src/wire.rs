@@ -8,12 +8,12 @@ use serde_json::Value;
 use std::io::{Read, Write};
 use std::process::ExitCode;
 
-/// The version of this contract: `api` in every request and answer. It is raised by a change that an older plugin
-/// would not notice. A new field that is left out when a definition does not use it does not raise it.
+/// The version of this contract, which is the field `api` in every request and answer. It is raised if an older plugin
+/// would not notice a change. It is not raised for a new field that requests contain only if the definition uses it.
 pub const API: u32 = 1;
-/// The questions to a plugin: its first argument.
+/// The requests that a plugin answers. The verb is its first argument.
 pub const VERBS: [&str; 2] = ["claims", "plan"];
-/// Exit status for a wrong command line.
+/// The exit status for a wrong command line.
 const USAGE: u8 = 2;
 
 /// The request of `PLUGIN claims`.
@@ -32,7 +32,7 @@ pub struct PlanRequest {
     pub job: Job,
 }
 
-/// The answer of `PLUGIN claims`: [`Claims`], or why the plugin cannot answer.
+/// The answer of `PLUGIN claims`: [`Claims`], or the reason why the plugin refuses the request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClaimsAnswer {
@@ -47,7 +47,7 @@ pub struct ClaimsAnswer {
     pub refused: Option<Refused>,
 }
 
-/// The answer of `PLUGIN plan`: a plan, or why there is none.
+/// The answer of `PLUGIN plan`: a plan, or the reason why the plugin refuses the job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PlanAnswer {
@@ -93,7 +93,7 @@ impl ClaimsAnswer {
         }
     }
 
-    /// Parses an answer. The outer error says what is wrong with it; the inner one is the plugin's refusal.
+    /// Parses an answer. The outer error says what is wrong with the answer. The inner error is the plugin's refusal.
     pub fn read(text: &str) -> Result<Result<Claims, Refused>, String> {
         let Self { api, claim, look_for, read, refused } = parse_answer(text)?;
         ensure_version(api)?;
@@ -115,7 +115,7 @@ impl PlanAnswer {
         }
     }
 
-    /// Parses an answer. The outer error says what is wrong with it; the inner one is the plugin's refusal.
+    /// Parses an answer. The outer error says what is wrong with the answer. The inner error is the plugin's refusal.
     pub fn read(text: &str) -> Result<Result<Plan, Refused>, String> {
         let Self { api, plan, refused } = parse_answer(text)?;
         ensure_version(api)?;
@@ -130,7 +130,7 @@ impl PlanAnswer {
 
 fn parse_request<T: Serialize + DeserializeOwned>(text: &str) -> Result<T, Refused> {
     let unreadable = |error: String| Refused(format!("the request cannot be parsed: {error}"));
-    // Check the version first: a request of another version may have other fields.
+    // The version is checked first, because a request of another version may have other fields.
     let request: Value = serde_json::from_str(text).map_err(|error| unreadable(error.to_string()))?;
     match request.get("api").and_then(Value::as_u64) {
         Some(api) if api == u64::from(API) => parse_strictly(text).map_err(unreadable),
@@ -148,7 +148,7 @@ fn parse_answer<T: Serialize + DeserializeOwned>(text: &str) -> Result<T, String
     parse_strictly(text).map_err(|error| format!("does not follow the contract: {error}"))
 }
 
-/// Parses JSON strictly: serde would also accept an array for a structure, and an object for a word.
+/// Parses JSON strictly. serde would also accept an array instead of an object, and an object instead of a word.
 fn parse_strictly<T: Serialize + DeserializeOwned>(text: &str) -> Result<T, String> {
     let value: T = serde_json::from_str(text).map_err(|error| error.to_string())?;
     let document = serde_json::from_str(text).map_err(|error| error.to_string())?;
@@ -159,11 +159,11 @@ fn parse_strictly<T: Serialize + DeserializeOwned>(text: &str) -> Result<T, Stri
     }
 }
 
-/// Finds a place where the document has an array or an object, and the parsed value has none.
+/// Finds a place where the document has an array or an object, but the parsed value has another type.
 fn find_wrong_type(document: &Value, parsed: &Value, at: String) -> Option<String> {
     match (document, parsed) {
         (Value::Object(document), Value::Object(parsed)) => document.iter().find_map(|(key, value)| {
-            // A field that is not serialized has its default value.
+            // A field that is missing in `parsed` has its default value, so it cannot be of the wrong type.
             find_wrong_type(value, parsed.get(key)?, format!("{at}.{key}"))
         }),
         (Value::Array(document), Value::Array(parsed)) => {
@@ -188,8 +188,8 @@ fn ensure_version(api: u32) -> Result<(), String> {
 
 /// Turns a [`Distro`] into an executable: `fn main() -> ExitCode { oven_distro::serve(&Void) }`.
 ///
-/// A request that cannot be served is refused in the answer, with exit status 0. Exit status 2 means a wrong command
-/// line.
+/// If the plugin refuses a request, its answer says so and the exit status is 0. Exit status 2 means that the command
+/// line is wrong.
 pub fn serve(distro: &impl Distro) -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     let verb = match (arguments.next(), arguments.next()) {
@@ -211,7 +211,7 @@ pub fn serve(distro: &impl Distro) -> ExitCode {
     }
 }
 
-/// A plugin's answer to a request, both as JSON text. `verb` is one of [`VERBS`].
+/// Returns a plugin's answer to a request. Both are JSON text. `verb` is one of [`VERBS`].
 pub fn answer(distro: &dyn Distro, verb: &str, request: &str) -> String {
     let text = match verb {
         "claims" => {

@@ -1,5 +1,5 @@
-//! Tests that the schemas agree with the types. Each schema is tried with samples that set every field, and with these
-//! samples changed in one place in every known way: schema and types have to accept and reject the same documents.
+//! Tests that the schemas agree with the types: both must accept and reject the same documents. The documents are
+//! samples that set every field, and copies of the samples that are changed in one place.
 
 use oven_distro::wire::{ClaimsAnswer, ClaimsRequest, PlanAnswer, PlanRequest};
 use oven_distro::*;
@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// The part of JSON Schema that our schemas use. An unknown keyword fails the test.
+/// A JSON schema. Only the keywords that the schemas use are implemented. With an unknown keyword, the test fails.
 struct Schema(Value);
 
 impl Schema {
@@ -90,7 +90,7 @@ fn is(name: &Value, value: &Value) -> bool {
     }
 }
 
-/// The document, changed in one place in every way that we know.
+/// Copies of the document. Each is changed in one place, in one of the ways that are listed here.
 fn mutations(value: &Value) -> Vec<Value> {
     let mut all = vec![
         json!(null),
@@ -151,7 +151,7 @@ fn agree(name: &str, samples: &[Value], types_accept: &dyn Fn(&str) -> bool) {
         }
     }
     assert!(tried > 50, "{tried}");
-    // A field that no sample sets was not tried.
+    // Every field must be in a sample, because otherwise it was not tried.
     let mut used = BTreeSet::new();
     fn keys(value: &Value, used: &mut BTreeSet<String>) {
         match value {
@@ -174,7 +174,8 @@ fn os_release() -> OsRelease {
 
 fn job() -> Job {
     let text = || Some("text".to_owned());
-    // Every field is named: a new field does not compile until it is here, and then in the schema.
+    // Every field is listed. So this does not compile until a new field is added here. The test then requires it in the
+    // schema.
     Job {
         os_release: os_release(),
         architecture: "x86_64".into(),

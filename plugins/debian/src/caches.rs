@@ -1,12 +1,12 @@
 //! The directories of apt's downloads: indexes and packages.
 //!
-//! In every bake apt asks its repositories whether they have newer indexes, by the date of the ones it has. But it
-//! accepts a cached package by name and size alone. So cached packages are first verified against the indexes'
-//! checksums.
+//! In every bake, apt asks its repositories whether they have newer indexes than the cached ones. But apt compares only
+//! the name and the size of a cached package. So cached packages are first verified against the checksums in the
+//! indexes.
 //!
-//! Half of the time that an installation takes goes into decompressing packages, one after the other. So packages are
-//! decompressed beforehand, on all processors, and the result is cached. dpkg calls `dpkg-deb`, and first finds our
-//! wrapper, which uses that cache.
+//! An installation spends half of its time decompressing packages, one after the other. So packages are decompressed
+//! beforehand on all processors, and the result is cached. In its `PATH`, dpkg finds oven's wrapper of `dpkg-deb`
+//! first. The wrapper uses the cache.
 
 use crate::{LISTS, conf};
 use oven_distro::{Cache, Holds, Shim};
@@ -14,7 +14,7 @@ use oven_distro::{Cache, Holds, Shim};
 const ARCHIVES: &str = "/var/cache/apt";
 
 /// The files that define where packages come from, who signs them, and with which credentials they are downloaded.
-/// Settings and pins count as well, as they select what is downloaded.
+/// Settings and pins are included, because they select what is downloaded.
 const SOURCES: [&str; 15] = [
     "/etc/apt/sources.list",
     "/etc/apt/sources.list.d",
@@ -59,8 +59,8 @@ pub fn shims() -> [Shim; 3] {
     ]
 }
 
-/// grep finds whole lines fast: it searches all of Debian's index in some hundredths of a second. Packages of a
-/// repository that lists no SHA256 are downloaded again.
+/// The script uses grep, which searches all of Debian's index in some hundredths of a second. If a repository lists no
+/// SHA256 of its packages, they are removed and downloaded again.
 const PRUNE_SCRIPT: &str = r#"#!/bin/sh
 # Removes cached packages that no index lists (any more), and their decompressed copies: apt would use one in place of
 # a new package of the same name and size.
@@ -83,7 +83,7 @@ done
 exit 0
 "#;
 
-/// A failure does not fail the bake: dpkg-deb decompresses what is missing here.
+/// A failure of this script does not fail the bake, because dpkg-deb decompresses the missing packages.
 const DECOMPRESS_SCRIPT: &str = r#"#!/bin/sh
 # Decompresses downloaded packages for bin/dpkg-deb: NAME.tar has the files, NAME.control the control files. NAME.sum
 # has the package's checksum, as another repository may use the same name for another file.

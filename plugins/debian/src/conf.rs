@@ -1,15 +1,15 @@
 //! The configuration of apt while oven bakes.
 //!
 //! apt first reads the file that `APT_CONFIG` names, then `/etc/apt/apt.conf.d`, then its main file. The image's own
-//! settings have to apply (its repositories may need them), but must not override ours. So the first file declares a
-//! second one as the main file, which is read last.
+//! settings have to apply, because its repositories may need them. But they must not override oven's settings. So the
+//! first file declares another file as the main file, which is read last.
 
 use crate::{caches, verify};
 use oven_distro::{Conffiles, Job, Shim};
 
 /// The file that `APT_CONFIG` names.
 pub const APT_CONFIG: &str = "/run/oven/apt.conf";
-/// The same, for `apt-get update`.
+/// The file that `APT_CONFIG` names for `apt-get update`.
 pub const UPDATE_CONFIG: &str = "/run/oven/apt-update.conf";
 const MAIN_CONFIG: &str = "/run/oven/apt-last.conf";
 /// The image's own main file, if it has one.
@@ -18,8 +18,8 @@ pub const MIRROR_SOURCES: &str = "/run/oven/sources.list";
 
 pub fn apt_configs() -> [Shim; 2] {
     let main = format!("Dir::Etc::main \"{MAIN_CONFIG}\";\n");
-    // `update` would rebuild apt's binary cache of the indexes even if they did not change. The next command builds it
-    // if it is needed.
+    // By default, `update` rebuilds apt's binary cache of the indexes even if they did not change. This is turned off.
+    // The next command of apt builds the cache if it needs it.
     let update =
         format!("{main}pkgCacheFile::Generate \"false\";\nDir::Bin::apt-key \"{}\";\n", verify::APT_KEY);
     [(APT_CONFIG, main), (UPDATE_CONFIG, update)].map(|(path, content)| Shim {
@@ -29,7 +29,7 @@ pub fn apt_configs() -> [Shim; 2] {
     })
 }
 
-/// The main file. `has_main`: the image has a main file of its own.
+/// The main file. `has_main` is true if the image has its own main file.
 pub fn main_config(job: &Job, has_main: bool) -> Shim {
     let mut text = String::new();
     if has_main {
@@ -38,7 +38,7 @@ pub fn main_config(job: &Job, has_main: bool) -> Shim {
     text += BEHAVIOUR;
     text += &format!("DPkg::Path \"{}\";\n", caches::PATH);
     text += &format!("APT::Install-Recommends \"{}\";\n", job.recommends);
-    // A version or a package file in the definition wins over a newer installed version.
+    // With this, a version or a package file of the definition can replace a newer installed version.
     text += "APT::Get::allow-downgrades \"true\";\n";
     text += match job.conffiles {
         Conffiles::Keep => "DPkg::Options { \"--force-confdef\"; \"--force-confold\"; };\n",

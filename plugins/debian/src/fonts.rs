@@ -1,8 +1,8 @@
-//! Avoids a pause of two seconds in fontconfig's maintainer script: the longest of all package scripts.
+//! Avoids a pause of two seconds in fontconfig's maintainer script. No other package script takes so long.
 
 use oven_distro::Shim;
 
-/// In a directory of [`crate::caches::PATH`].
+/// A replacement of `fc-cache`, in a directory of [`crate::caches::PATH`].
 pub fn shim() -> Shim {
     Shim { path: "/run/oven/bin/fc-cache".into(), content: FC_CACHE.into(), mode: 0o755 }
 }

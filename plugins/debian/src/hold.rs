@@ -1,9 +1,9 @@
-//! Held packages: no upgrade changes them.
+//! Held packages. No upgrade changes them.
 
 use crate::STATUS;
 use oven_distro::{Job, Package, Refused, Wanted};
 
-/// Refuses what apt-mark would not read as a name.
+/// Refuses names that apt-mark would not read as a name.
 pub fn check_names(job: &Job) -> Result<(), Refused> {
     for name in &job.hold {
         let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || "+.-:".contains(c));
@@ -14,8 +14,8 @@ pub fn check_names(job: &Job) -> Result<(), Refused> {
     Ok(())
 }
 
-/// Splits the held packages into those that the image must already have, and those that this job installs: these can
-/// be held only afterwards.
+/// Splits the held packages into packages that the image must already have, and packages that this job installs. The
+/// latter can be held only after their installation.
 pub fn split_by_time(job: &Job) -> (Vec<String>, Vec<String>) {
     let bare = |name: &str| name.split(':').next().unwrap_or_default().to_owned();
     let installs = |held: &String| {
@@ -27,20 +27,21 @@ pub fn split_by_time(job: &Job) -> (Vec<String>, Vec<String>) {
     job.hold.iter().cloned().partition(|held| !installs(held))
 }
 
-/// Lists held packages in the format of `apt-mark showhold`, which is slower: it builds an index of all packages, and
-/// runs dpkg again and again to ask for its architectures.
+/// Lists held packages in the format of `apt-mark showhold`. That command is slower, because it builds an index of all
+/// packages, and runs dpkg many times to get its architectures.
 pub fn list_command() -> Vec<String> {
     ["awk", LIST_SCRIPT, STATUS].map(str::to_owned).to_vec()
 }
 
-/// The package dpkg has the image's own architecture. Names of packages of other architectures include theirs.
+/// The package dpkg has the image's own architecture. The name of a package of another architecture includes that
+/// architecture.
 const LIST_SCRIPT: &str = r#"/^Package: / { name = $2; hold = 0 }
 /^Status: hold / { held[++count] = name; hold = 1 }
 /^Architecture: / { if (name == "dpkg") own = $2; if (hold) of[count] = $2 }
 END { for (i = 1; i <= count; i++) print held[i] (of[i] == "" || of[i] == own || of[i] == "all" ? "" : ":" of[i]) }"#;
 
-/// Adds the held packages to the expected ones: apt-mark accepts the name of any package that a repository has, so
-/// their presence has to be checked.
+/// Adds the held packages to the expected packages. This checks that they are installed, because apt-mark also accepts
+/// packages that are not installed.
 pub fn add_expected(job: &Job, mut wanted: Vec<Wanted>) -> Vec<Wanted> {
     for held in &job.hold {
         let (name, architecture) =

@@ -1,8 +1,8 @@
 //! Debian, Ubuntu and their relatives: apt and dpkg.
 //!
-//! Packages are downloaded in one step, which has the network and runs no package's code, and installed in another,
-//! which has no network. Both are the same apt command, so both resolve to the same set of packages. A configuration
-//! file that exists only while the steps run controls how apt behaves (`conf.rs`).
+//! Packages are downloaded in one step, which has the network and runs no code of packages. They are installed in
+//! another step, which has no network. Both steps use the same apt command, so both select the same packages. A
+//! configuration file that exists only while the steps run controls how apt behaves (`conf.rs`).
 
 mod caches;
 mod conf;
@@ -34,16 +34,16 @@ const DEBCONF_ANSWERS: &str = "/run/oven/debconf";
 const STATUS: &str = "/var/lib/dpkg/status";
 const LISTS: &str = "/var/lib/apt/lists";
 const INITRAMFS_TOOLS: &str = "/usr/sbin/mkinitramfs";
-/// The last configuration file that initramfs-tools reads. It becomes part of the initramfs, where nothing reads it.
+/// The last configuration file that initramfs-tools reads. It is copied into the initramfs, but nothing reads it there.
 const GENERIC_INITRAMFS: &str = "/etc/initramfs-tools/conf.d/zz-generic";
 
-/// Seconds. An index is some 10 MB; all packages of Debian that a server needs are some 1 GB.
+/// Time limits in seconds. An index has some 10 MB. All packages of a server have some 1 GB.
 const UPDATE_TIMEOUT: u64 = 15 * 60;
 const FETCH_TIMEOUT: u64 = 60 * 60;
-/// A package's script that runs for longer than this hangs.
+/// If a package's script runs longer than this, it hangs.
 const INSTALL_TIMEOUT: u64 = 60 * 60;
 const CLEAN_TIMEOUT: u64 = 5 * 60;
-/// apt retries each file by itself; this is for an archive that changes while it is read.
+/// apt itself retries each file. These retries are for an archive that changes while it is read.
 const RETRIES: u32 = 2;
 
 impl Distro for Debian {
@@ -119,14 +119,15 @@ impl Distro for Debian {
     }
 }
 
-/// Keeps services from being started: `invoke-rc.d` and `deb-systemd-invoke` run this script if it is executable, and
-/// its exit status 101 means "forbidden".
+/// Prevents the start of services. `invoke-rc.d` and `deb-systemd-invoke` run this script if it is executable. Its exit
+/// status 101 means "forbidden".
 fn policy_rc_d() -> Shim {
     let content = "#!/bin/sh\n# Exists while oven bakes: services start when an instance boots.\nexit 101\n";
     Shim { path: "/usr/sbin/policy-rc.d".into(), content: content.into(), mode: 0o755 }
 }
 
-/// An initramfs with the drivers for every machine, not only for the builder. It is initramfs-tools' own default.
+/// Makes an initramfs with the drivers for every machine, not only for the builder. This is initramfs-tools' own
+/// default.
 fn generic_initramfs() -> Shim {
     Shim { path: GENERIC_INITRAMFS.into(), content: "MODULES=most\n".into(), mode: 0o644 }
 }
@@ -136,8 +137,8 @@ fn list_packages_command() -> Vec<String> {
     ["dpkg-query", "-W", format].map(str::to_owned).to_vec()
 }
 
-/// dpkg's names for states of packages. A package in any other state is half-installed, unpacked, half-configured or
-/// waits for a trigger: `dpkg --audit` reports these, too.
+/// dpkg's names for states of packages. A package in any other state is broken: half-installed, unpacked,
+/// half-configured or waiting for a trigger. `dpkg --audit` also reports these states.
 fn expected_states() -> Expect {
     let (sound, absent) = (["installed"], ["config-files", "not-installed"]);
     Expect {
@@ -150,7 +151,7 @@ fn expected_states() -> Expect {
 /// The answers to packages' debconf questions, as a file.
 fn debconf_answers(debconf: &[String]) -> Option<Shim> {
     let content = debconf.iter().map(|line| format!("{line}\n")).collect::<String>();
-    // Readable by root alone: an answer may be a password.
+    // Only root can read the file, because an answer may be a password.
     (!debconf.is_empty()).then(|| Shim { path: DEBCONF_ANSWERS.into(), content, mode: 0o600 })
 }
 
@@ -163,7 +164,8 @@ fn refresh_step(job: &Job) -> Step {
         argv: ["apt-get", "update"].map(str::to_owned).to_vec(),
         env,
         retries: RETRIES,
-        // Deletes the index, so that apt downloads all of it again instead of mixing it with a proxy's stale copies.
+        // Deletes the index, so that apt downloads all of it again, and does not combine it with stale copies of a
+        // proxy.
         before_retry: ["find", LISTS, "-xdev", "-type", "f", "-delete"].map(str::to_owned).to_vec(),
         network: true,
         also_good: Vec::new(),
@@ -172,7 +174,7 @@ fn refresh_step(job: &Job) -> Step {
     }
 }
 
-/// A new index may no longer list packages that are cached.
+/// Removes cached packages that the new index no longer lists.
 fn prune_step(job: &Job) -> Step {
     Step {
         phase: Phase::Fetch,
@@ -181,7 +183,7 @@ fn prune_step(job: &Job) -> Step {
         env: environment(job.conffiles),
         retries: 0,
         before_retry: Vec::new(),
-        // Required for fetch steps; this one does not use it.
+        // Fetch steps must have the network, although this step does not use it.
         network: true,
         also_good: Vec::new(),
         once: true,
@@ -215,7 +217,7 @@ fn steps(job: &Job, packages: &[String], downloads: bool) -> Vec<Step> {
         let why = "storing answers to debconf questions";
         steps.push(step(Phase::Prepare, why, &["debconf-set-selections", DEBCONF_ANSWERS], &[]));
     }
-    // Packages that this job installs can only be held afterwards.
+    // Packages that this job installs can only be held after their installation.
     let (hold_first, hold_after) = hold::split_by_time(job);
     if !hold_first.is_empty() {
         steps.push(step(Phase::Prepare, "holding packages", &["apt-mark", "hold", "--"], &hold_first));
@@ -223,8 +225,8 @@ fn steps(job: &Job, packages: &[String], downloads: bool) -> Vec<Step> {
     if downloads {
         steps.extend([refresh_step(job), prune_step(job)]);
     }
-    // oven does not choose what an upgrade removes. `dist-upgrade` is the command that upgrades everything, including
-    // a kernel whose package has a new name.
+    // `dist-upgrade` is used, because it upgrades everything, including a kernel whose package has a new name. apt
+    // decides which packages it removes.
     let (what, upgrade) = match job.upgrade {
         Upgrade::Security => ("security upgrades", security::UPGRADE),
         Upgrade::None | Upgrade::All => ("upgrades", &["dist-upgrade"][..]),
@@ -238,8 +240,8 @@ fn steps(job: &Job, packages: &[String], downloads: bool) -> Vec<Step> {
         n => format!("{n} packages"),
     };
     if !packages.is_empty() {
-        // Downloaded together with the upgrade, as both will be installed together. Not with security upgrades, whose
-        // pins must not apply to requested packages.
+        // Requested packages are downloaded together with the upgrade, because both will be installed together.
+        // Security upgrades are an exception: their pins must not apply to requested packages.
         let verb = if job.upgrade == Upgrade::All { "dist-upgrade" } else { "install" };
         let why = format!("downloading {count} and dependencies");
         steps.push(fetch(&why, &["apt-get", "--download-only", verb, "--"], packages));
@@ -251,7 +253,7 @@ fn steps(job: &Job, packages: &[String], downloads: bool) -> Vec<Step> {
         network: job.network,
         ..step(phase, why, argv, packages)
     };
-    // Without --no-download: with it, apt does not resolve the path of a local file, and fails on it.
+    // The option --no-download is not used, because with it apt fails on the path of a local file.
     if job.upgrade == Upgrade::Security {
         steps.push(step(Phase::Upgrade, security::FIND_SUITE_WHY, security::FIND_SUITE, &[]));
     }
@@ -276,7 +278,7 @@ fn steps(job: &Job, packages: &[String], downloads: bool) -> Vec<Step> {
 }
 
 fn environment(conffiles: Conffiles) -> BTreeMap<String, String> {
-    // ucf handles the configuration files that dpkg does not know.
+    // The program ucf handles configuration files that dpkg does not know.
     let ucf = match conffiles {
         Conffiles::Keep => "UCF_FORCE_CONFFOLD",
         Conffiles::Replace => "UCF_FORCE_CONFFNEW",
@@ -296,8 +298,8 @@ fn environment(conffiles: Conffiles) -> BTreeMap<String, String> {
     .into()
 }
 
-/// Removes the indexes (symlinks, if a repository is a directory of the image) and the downloaded packages.
-/// Directories stay, as some belong to apt's own user, and so do symlinks to directories.
+/// Removes the indexes and the downloaded packages. (If a repository is a directory of the image, its indexes are
+/// symlinks.) Directories and symlinks to directories are not removed, because some belong to apt's own user.
 fn clean_step() -> Step {
     let argv = [
         &["find", LISTS, "/var/cache/apt", "-mindepth", "1", "-xdev"][..],

@@ -1,13 +1,13 @@
 //! A mirror that replaces the distribution's own archive while packages are fetched.
 //!
-//! Other repositories of the image (its own files in `sources.list.d`) stay as they are.
+//! Other repositories of the image, which are in files of `sources.list.d`, are not replaced.
 
 use crate::conf;
 use oven_distro::{Job, Refused, Shim};
 
 const DEBIAN_KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 const UBUNTU_KEYRING: &str = "/usr/share/keyrings/ubuntu-archive-keyring.gpg";
-/// Files in which the distributions list their own archive, in addition to sources.list.
+/// Files in which distributions list their own archive, in addition to sources.list.
 const OWN_SOURCES: [&str; 2] =
     ["/etc/apt/sources.list.d/debian.sources", "/etc/apt/sources.list.d/ubuntu.sources"];
 
@@ -60,7 +60,8 @@ fn sources(job: &Job, mirror: &str, has: impl Fn(&str) -> bool) -> Result<String
                 ));
             };
             let signed = signed(DEBIAN_KEYRING);
-            // Debian 12 made firmware a component of its own, and Debian 11 renamed the security archive.
+            // Since Debian 12, firmware is a separate component. Since Debian 11, the suite of the security archive has
+            // another name.
             let components = if version >= 12 {
                 "main contrib non-free non-free-firmware"
             } else {
@@ -78,7 +79,7 @@ fn sources(job: &Job, mirror: &str, has: impl Fn(&str) -> bool) -> Result<String
     }
 }
 
-/// The address of Debian's security archive, which is in the directory of the main one.
+/// The address of Debian's security archive, which is in the same directory as the main archive.
 fn security_archive(uri: &str) -> Option<String> {
     let mut segments: Vec<&str> = uri.split('/').collect();
     let last = segments.iter().rposition(|segment| *segment == "debian")?;

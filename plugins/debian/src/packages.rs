@@ -1,4 +1,4 @@
-//! The packages that a definition requests for: as apt's arguments, and as packages to expect afterwards.
+//! The packages that a definition requests, as arguments of apt, and as packages that must be installed afterwards.
 
 use oven_distro::{Job, Package, Refused, Wanted};
 
@@ -45,7 +45,8 @@ fn parse_name(spelling: &str, version: Option<&str>) -> Result<(String, Wanted),
         Some((name, architecture)) => (name, Some(architecture)),
         None => (spelling, None),
     };
-    // apt would not read these as a name, but as a file, suite, removal, task or pattern.
+    // Not every text is accepted, because apt would read it as a file, a suite, a removal, a task or a pattern instead
+    // of a name.
     if spelling.contains('/') {
         return refuse(
             "a suite cannot be given with the name; pin a version instead, such as `NAME=*~bpo12*`",
@@ -70,7 +71,7 @@ fn parse_name(spelling: &str, version: Option<&str>) -> Result<(String, Wanted),
         Some(version) => format!("{spelling}={version}"),
         None => spelling.to_owned(),
     };
-    // apt's own names for "any architecture that fits".
+    // `any` and `native` are apt's names for any suitable architecture.
     let architecture = architecture.filter(|a| !["any", "native"].contains(a)).map(str::to_owned);
     Ok((argument, Wanted { name: name.to_owned(), architecture, version: version.map(str::to_owned) }))
 }
@@ -84,7 +85,7 @@ fn check_file(job: &Job, path: &str, architecture: &str) -> Result<(), Refused> 
         "x86_64" => "amd64",
         other => other,
     };
-    // Foreign architectures may have been added to the image: apt checks these.
+    // Other foreign architectures may have been added to the image. apt checks these.
     if ["amd64", "arm64"].contains(&architecture) && architecture != image_architecture {
         return Err(Refused(format!(
             "packages: `{file}` is for {architecture}, but the image is {image_architecture}"

@@ -1,15 +1,15 @@
 //! Package repositories that a definition adds to the image's own.
 //!
-//! Each has a file of its own (deb822) that names the keys that may sign it: no key is trusted for another repository.
-//! A repository with `keep = false` exists only while the plan's steps run. Keys are separate files: apt reads keys
-//! inside of such a file only since 2.3.10.
+//! Each repository has its own file (deb822), which names the keys that may sign the repository. So no key is trusted
+//! for another repository. A repository with `keep = false` exists only while the plan's steps run. Keys are separate
+//! files, because apt reads keys in a deb822 file only since version 2.3.10.
 
 use oven_distro::{Job, Refused, Repository, Shim, Trouble};
 
 const KEYRINGS: &str = "/etc/apt/keyrings";
 const TEMPORARY_KEYRINGS: &str = "/run/oven/keyrings";
 const PARTS: &str = "/etc/apt/sources.list.d";
-/// Names of the distribution's own files.
+/// The names of the distribution's own files, which no repository may have.
 const RESERVED: [&str; 2] = ["debian", "ubuntu"];
 const END: &str = "-----END PGP PUBLIC KEY BLOCK-----\n";
 
@@ -18,7 +18,7 @@ const END: &str = "-----END PGP PUBLIC KEY BLOCK-----\n";
 pub struct Repositories {
     pub files: Vec<Shim>,
     pub shims: Vec<Shim>,
-    /// Warnings of apt that have to fail the bake.
+    /// Warnings of apt with which the bake has to fail.
     pub failures: Vec<Trouble>,
 }
 
@@ -30,7 +30,7 @@ pub fn from_job(job: &Job) -> Result<Repositories, Refused> {
         if RESERVED.contains(&name.to_ascii_lowercase().as_str()) {
             return refuse("the distribution's own repository has this name: choose another name");
         }
-        // The values become lines of configuration files, and patterns of apt's messages.
+        // The values are checked, because they become parts of configuration files and of patterns for apt's messages.
         let plain = |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_graphic() && c != '/');
         if !plain(name) || name.starts_with('.') {
             return refuse("a name can only have letters, digits, `-`, `_` and `.`");
@@ -69,7 +69,7 @@ fn shim(path: String, content: String) -> Shim {
     Shim { path, content, mode: 0o644 }
 }
 
-/// Splits a file of keys, as apt only reads the first block of a file.
+/// Splits a file of keys into blocks, because apt reads only the first block of a file.
 fn split_keys(key: &str) -> impl Iterator<Item = &str> {
     key.split_inclusive(END).filter(|block| block.ends_with(END))
 }
@@ -82,7 +82,8 @@ fn suites(repository: &Repository) -> Result<String, Refused> {
         return refuse("`suite` or one of `components` is not a single word");
     }
     match suite.as_deref() {
-        // apt's own rule: a path that ends with a slash has no components, and a suite needs some.
+        // These are apt's rules: a path that ends with a slash must have no components, and a suite must have at least
+        // one.
         None if components.is_empty() => Ok("Suites: ./\n".to_owned()),
         None => refuse("`components` needs a `suite`, such as \"bookworm\""),
         Some(path) if path.ends_with('/') && components.is_empty() => Ok(format!("Suites: {path}\n")),
@@ -96,7 +97,7 @@ fn suites(repository: &Repository) -> Result<String, Refused> {
     }
 }
 
-/// Matches apt's warning about a misspelt component, without which apt continues.
+/// Matches apt's warning about a misspelt component. After this warning, apt continues without the component.
 fn missing_component_warnings(repository: &Repository) -> [Trouble; 2] {
     let Repository { name, url, suite, .. } = repository;
     let (url, suite) = (url.trim_end_matches('/'), suite.as_deref().unwrap_or("./"));

@@ -1,21 +1,23 @@
 //! Security upgrades.
 //!
-//! apt has no command for them, but it has priorities (apt_preferences(5)). During the upgrade installed packages have
-//! priority 100 and packages of every repository 99, so they replace no installed package, though they may be
-//! installed as new dependencies; the security suites have 500. Packages that a definition asks for by name are not
-//! installed under these pins.
+//! apt has no command for security upgrades, but it has priorities (apt_preferences(5)). During the upgrade, installed
+//! packages have priority 100, packages of the security suites 500, and packages of all other repositories 99. So only
+//! packages of the security suites replace installed packages. Others can only be installed as new dependencies. These
+//! pins do not apply when the packages of the definition are installed.
 
 use oven_distro::{Job, Shim, Upgrade};
 
-/// The image's own file of pins, which our file replaces. apt still reads the pins of preferences.d.
+/// The image's own file of pins. During the upgrade, the file `PINS` replaces it. apt still reads the pins of
+/// preferences.d.
 pub const IMAGE_PREFERENCES: &str = "/etc/apt/preferences";
 const PINS: &str = "/run/oven/security.pref";
 
-/// apt-get's arguments.
+/// The arguments of apt-get for the upgrade.
 pub const UPGRADE: &[&str] = &["-o", "Dir::Etc::preferences=/run/oven/security.pref", "dist-upgrade"];
 
 pub const FIND_SUITE_WHY: &str = "looking for a security suite among the image's repositories";
-/// Exits with 1 if there is none: otherwise an upgrade without security suites would look as if there were no updates.
+/// Exits with 1 if the image has no security suite. Without this check, the upgrade would do nothing in such an image,
+/// as if there were no updates.
 pub const FIND_SUITE: &[&str] = &[
     "grep",
     "-rlE",
@@ -24,14 +26,14 @@ pub const FIND_SUITE: &[&str] = &[
     "/var/lib/apt/lists",
 ];
 
-/// For each repository the first matching row applies. Pins of single packages, which only the image has, take
-/// precedence.
+/// The priorities of repositories. The first matching row applies. The image may have pins of single packages; they
+/// take precedence.
 const PRIORITIES: [(&str, u32); 5] = [
     ("release a=now", 100), // installed packages
     ("release l=Debian-Security", 500),
     ("release a=*-security", 500), // Ubuntu, and extended support
     ("release n=*-security", 500),
-    ("release *", 99), // also repositories without fields
+    ("release *", 99), // all others, including repositories without fields
 ];
 
 pub fn pins(job: &Job) -> Option<Shim> {

@@ -1,10 +1,10 @@
-//! Programs that are installed for a bake alone, and removed again.
+//! Programs that are installed only for a bake, and removed at its end.
 
 use crate::{CLEAN_TIMEOUT, FETCH_TIMEOUT, INSTALL_TIMEOUT, RETRIES, environment, prune_step, refresh_step};
 use oven_distro::{Job, Phase, Question, Step, Tools};
 
-/// `None` if the job asks for no tools, or if the package of one is unknown. `has_index`: the plan's own steps refresh
-/// the package index.
+/// `None` if the job asks for no tools, or if the package of a tool is unknown. `has_index` is true if the plan's own
+/// steps refresh the package index.
 pub fn tools(job: &Job, has_index: bool) -> Option<Tools> {
     if job.tools.is_empty() {
         return None;
@@ -47,7 +47,7 @@ pub fn tools(job: &Job, has_index: bool) -> Option<Tools> {
         &["apt-mark", "auto"],
         &packages,
     ));
-    // A package is unneeded even if others recommend or suggest it.
+    // With these options, a package counts as unneeded even if others recommend or suggest it.
     let unneeded = [
         "apt-get",
         "--simulate",
@@ -65,9 +65,9 @@ pub fn tools(job: &Job, has_index: bool) -> Option<Tools> {
             output: "Remv * *".into(),
         },
         remove: vec![
-            // apt keeps the mark after the package is removed.
+            // apt would keep the mark "automatically installed" after the package is removed.
             step(Phase::Install, &format!("unmarking {names}"), &["apt-mark", "manual", "{name}"], &[]),
-            // dpkg is used directly: it removes exactly the given packages, or none.
+            // dpkg is used directly, because it removes exactly the given packages or none.
             Step {
                 timeout: CLEAN_TIMEOUT,
                 ..step(Phase::Install, &format!("removing {names}"), &["dpkg", "--purge", "{name}"], &[])
@@ -78,14 +78,14 @@ pub fn tools(job: &Job, has_index: bool) -> Option<Tools> {
 
 fn package_of(job: &Job, program: &str) -> Option<&'static str> {
     match program {
-        // Older releases have one package, which contains all collections.
+        // Older releases have only one package, which contains all collections.
         "ansible-playbook" if is_older_release(job) => Some("ansible"),
         "ansible-playbook" => Some("ansible-core"),
         _ => None,
     }
 }
 
-/// Before Debian 12 and Ubuntu 22.04.
+/// Whether the release is older than Debian 12 or Ubuntu 22.04.
 fn is_older_release(job: &Job) -> bool {
     let first = match job.os_release.id() {
         "ubuntu" => 22,

@@ -4,7 +4,7 @@ use oven_distro::Trouble;
 
 struct Row(&'static str, &'static str, Option<&'static str>, Option<&'static str>);
 
-/// image.toml is at fault, but no single package of it.
+/// The mistake is in image.toml, but it is not a single package.
 const NO_SINGLE_PACKAGE: Option<&str> = Some("");
 const SEARCH: Option<&str> = Some("Check its spelling, and which repositories the base image has.");
 const INCOMPATIBLE: Option<&str> =
@@ -16,7 +16,7 @@ const SCRIPT: Option<&str> = Some(
      image.toml says `network = true`).",
 );
 
-/// The most specific rows come first: for incompatible packages apt also prints general messages.
+/// The most specific rows come first, because apt also prints general messages if packages are incompatible.
 const ROWS: &[Row] = &[
     Row(
         "E: Unable to locate package *",

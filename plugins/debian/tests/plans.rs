@@ -1,4 +1,4 @@
-//! Golden plans: a change of a plan has to be reviewed. `OVEN_BLESS=1` rewrites them.
+//! Golden plans, so that every change of a plan is reviewed. `OVEN_BLESS=1` rewrites them.
 
 use oven_debian::Debian;
 use oven_distro::check::without_defaults;
@@ -47,7 +47,7 @@ fn golden(name: &str, job: &Job) {
     assert_eq!(serde_json::from_str::<Plan>(&stored).unwrap(), plan, "a plan survives JSON");
 }
 
-/// Checks what holds for every plan.
+/// Checks the rules that every plan must follow.
 fn check_plan(plan: &Plan) {
     assert!(plan.steps.windows(2).all(|pair| pair[0].phase <= pair[1].phase), "phases never go back");
     for step in &plan.steps {

@@ -1,4 +1,4 @@
-//! The golden plan that installs Ansible for a bake alone. `OVEN_BLESS=1` rewrites it.
+//! The golden plan that installs Ansible only for a bake. `OVEN_BLESS=1` rewrites it.
 
 use oven_debian::Debian;
 use oven_distro::check::without_defaults;

@@ -1,8 +1,8 @@
 //! Fedora, RHEL, Amazon Linux, Rocky, Alma, CentOS, Oracle and their relatives: dnf, yum or microdnf, and rpm.
 //!
-//! Packages are downloaded in one step, which has the network and runs no package's code, and installed in another,
-//! which has no network and takes them from the cache. The image's own settings and repositories apply. Additional
-//! settings of a bake are given on the command line (`manager.rs`), so none of them can stay.
+//! Packages are downloaded in one step, which has the network and runs no code of packages. They are installed from the
+//! cache in another step, which has no network. The image's own settings and repositories apply. Additional settings of
+//! a bake are given on the command line (`manager.rs`), so they cannot remain in the image.
 
 mod manager;
 mod mirror;
@@ -124,7 +124,7 @@ fn steps(
     let count = count(requests);
     let clean = manager.clean_metadata_command();
     let get = |why: &str, verb: Vec<String>, arguments: &[String]| {
-        // dnf 5 accepts this option only after the verb.
+        // dnf 5 accepts the download option only after the verb.
         let (verb, more) = verb.split_at(1);
         let argv = manager.argv(&[options, verb, &manager.download_options(), more, arguments]);
         let step = fetch(why, argv, &clean);
@@ -157,8 +157,8 @@ fn steps(
     Ok(steps)
 }
 
-/// Held packages are locked first, as they may be older than the upgrade's versions; those that this job installs are
-/// locked afterwards.
+/// Locks held packages before the upgrade, so that it does not change them. Held packages that this job installs are
+/// locked after their installation.
 fn holds(job: &Job, manager: Manager, requests: &PackageRequests) -> Result<Vec<Step>, Refused> {
     let is_requested = |name: &String| requests.wanted.iter().any(|wanted| wanted.name == *name);
     let mut steps = Vec::new();
@@ -191,7 +191,7 @@ fn clean(manager: Manager) -> Vec<Step> {
     };
     let mut steps =
         vec![step("removing package indexes and caches", manager.argv(&[&manager.clean_all_command()]))];
-    // Lists of expired metadata, of files to delete and of trusted keys, which `clean all` leaves.
+    // `clean all` does not remove these lists of expired metadata, of files to delete and of trusted keys.
     let lists: &[&str] = match manager {
         Manager::Dnf5 => &["/var/cache/libdnf5/temporary_files.toml"],
         Manager::Dnf => &[

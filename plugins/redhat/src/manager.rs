@@ -4,8 +4,8 @@ use crate::mirror;
 use oven_distro::{Job, Package, Refused, Step, Upgrade};
 use oven_rpm::{Spelling, words};
 
-/// In the order of preference, if an image has several: `/usr/bin/dnf` may be dnf 4 or 5, and on all but the oldest
-/// systems `/usr/bin/yum` is a name of dnf.
+/// In the order of preference, if an image has several of them. `/usr/bin/dnf` may be dnf 4 or dnf 5. On all but the
+/// oldest systems, `/usr/bin/yum` is only another name of dnf.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Manager {
     Dnf5,
@@ -50,7 +50,7 @@ impl Manager {
             .collect()
     }
 
-    /// Sets a locale that the system has: yum's systems have no `C.UTF-8` yet.
+    /// Sets a locale that the system has. Systems with yum do not have `C.UTF-8` yet.
     pub fn with_locale(self, mut step: Step) -> Step {
         if self == Self::Yum {
             step.env.insert("LC_ALL".to_owned(), "C".to_owned());
@@ -70,9 +70,9 @@ impl Manager {
         Spelling { named: spell_package, group: |name| format!("@{name}"), missing, missing_group }
     }
 
-    /// The options of every call. They turn an unreachable repository from a warning into an error, unless its own
-    /// file says otherwise, and only accept the newest version of a package. Signatures are checked as the image's own
-    /// settings say.
+    /// The options of every call. With them, an unreachable repository is an error and not a warning, unless the
+    /// repository's file sets this. Only the newest version of a package is accepted. The image's own settings decide
+    /// whether signatures are checked.
     pub fn options(self, job: &Job) -> Result<Vec<String>, Refused> {
         let weak = if job.recommends { "install_weak_deps=1" } else { "install_weak_deps=0" };
         let settings: &[&str] = match self {
@@ -103,7 +103,8 @@ impl Manager {
         Ok(options)
     }
 
-    /// The directory of its downloads, one of [`CACHES`]; microdnf has another one in each release.
+    /// The directory of the package manager's downloads. `None` for microdnf, because its directory differs between
+    /// releases.
     pub fn cache(self) -> Option<&'static str> {
         match self {
             Self::Dnf5 => Some("/var/cache/libdnf5"),
@@ -116,30 +117,31 @@ impl Manager {
     pub fn refresh_command(self) -> Vec<String> {
         match self {
             Self::Dnf5 | Self::Dnf | Self::Microdnf => words(["makecache", "--refresh"]),
-            // yum has no `--refresh`, and its metadata may be as old as the base.
+            // yum has no `--refresh`. Without this setting, it would use metadata that may be as old as the base image.
             Self::Yum => words(["--setopt=metadata_expire=0", "makecache", "fast"]),
         }
     }
 
-    /// Options that only download, and change nothing but the list of trusted keys.
+    /// Options with which a command only downloads. It changes nothing except the list of trusted keys.
     pub fn download_options(self) -> Vec<String> {
         match self {
             Self::Dnf5 | Self::Dnf | Self::Yum => words(["--downloadonly"]),
-            // microdnf has no such option, but downloads packages before rpm tests the transaction.
+            // microdnf has no option for this. But if rpm only tests the transaction, microdnf still downloads the
+            // packages first.
             Self::Microdnf => words(["--setopt=tsflags=test"]),
         }
     }
 
-    /// Options that use downloaded packages, and do not look for newer ones.
+    /// Options with which a command uses downloaded packages and does not search for newer ones.
     pub fn cache_only_options(self) -> Vec<String> {
         match self {
             Self::Dnf5 | Self::Dnf | Self::Yum => words(["-C"]),
-            // microdnf never looks for newer metadata by itself.
+            // microdnf does not need an option, because it never searches for newer metadata by itself.
             Self::Microdnf => Vec::new(),
         }
     }
 
-    /// The command that upgrades, if the job wants one.
+    /// The command that upgrades packages, if the job asks for an upgrade.
     pub fn upgrade_command(self, job: &Job) -> Result<Option<Vec<String>>, Refused> {
         let mut verb = match (job.upgrade, self) {
             (Upgrade::None, _) => return Ok(None),
@@ -152,7 +154,7 @@ impl Manager {
                 return Err(Refused(why.to_owned()));
             }
         };
-        // This call may not know the lock yet, and microdnf has no locks.
+        // Held packages are also excluded, because their lock may not exist yet. microdnf supports no locks.
         verb.extend(
             job.hold.iter().filter(|_| self != Self::Microdnf).map(|name| format!("--exclude={name}")),
         );
@@ -190,21 +192,21 @@ impl Manager {
 
     pub fn clean_all_command(self) -> Vec<String> {
         match self {
-            // By default yum leaves the files of disabled repositories.
+            // Without this option, yum does not remove the files of disabled repositories.
             Self::Yum => words(["--enablerepo=*", "clean", "all"]),
             Self::Dnf5 | Self::Dnf | Self::Microdnf => words(["clean", "all"]),
         }
     }
 }
 
-/// Spells a package as `NAME-EPOCH:VERSION-RELEASE.ARCHITECTURE`. Each package manager takes a missing epoch for any
-/// epoch, so it is always given.
+/// Spells a package as `NAME-EPOCH:VERSION-RELEASE.ARCHITECTURE`. The epoch is always given, because all package
+/// managers accept any epoch if it is missing.
 fn spell_package(name: &str, architecture: Option<&str>, version: Option<&str>) -> String {
     let mut text = name.to_owned();
     if let Some(version) = version {
         let epoch = if version.contains(':') || version.starts_with('*') { "" } else { "0:" };
         text += &format!("-{epoch}{version}");
-        // An architecture is only accepted after a release.
+        // The package managers accept an architecture only after a release.
         if architecture.is_some() && !version.contains('-') && !version.ends_with('*') {
             text += "-*";
         }

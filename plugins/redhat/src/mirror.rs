@@ -1,11 +1,11 @@
 //! A mirror that replaces the distribution's own repositories while packages are fetched.
 //!
-//! Other repositories of the image stay as they are, and so do the keys that the image's files name.
+//! Other repositories of the image are not replaced. The keys that the image's files name still apply.
 
 use oven_distro::{Job, Refused};
 use oven_rpm::architecture;
 
-/// The repositories of a distribution, each with its path below a mirror, where `{v}` is the release and `{a}` the
+/// The repositories of a distribution, each with its path below a mirror. In a path, `{v}` is the release and `{a}` the
 /// architecture.
 const FEDORA: &[(&str, &str)] =
     &[("fedora", "releases/{v}/Everything/{a}/os/"), ("updates", "updates/{v}/Everything/{a}/")];
@@ -40,7 +40,7 @@ pub fn options(job: &Job) -> Result<Vec<String>, Refused> {
     };
     let of = |(id, place): &(&str, &str)| {
         let place = place.replace("{v}", version).replace("{a}", architecture(job));
-        // `baseurl` is only used if there is no list of mirrors.
+        // The lists of mirrors are removed, because with them `baseurl` would not be used.
         [("metalink", String::new()), ("mirrorlist", String::new()), ("baseurl", format!("{uri}/{place}"))]
             .map(|(key, value)| format!("--setopt={id}.{key}={value}"))
     };

@@ -4,7 +4,8 @@ use oven_distro::{Job, Plan, Refused, Repository, Shim};
 
 const DIRECTORY: &str = "/etc/yum.repos.d";
 
-/// Repositories that stay are files of the image; the others exist only while the plan's steps run.
+/// Adds the repositories to the plan. Repositories that stay become files of the image. The others exist only while the
+/// plan's steps run.
 pub fn add(job: &Job, plan: &mut Plan) -> Result<(), Refused> {
     for repository in &job.repositories {
         let file = file(repository)?;

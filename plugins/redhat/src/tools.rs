@@ -1,12 +1,12 @@
-//! Programs that are installed for a bake alone, and removed again.
+//! Programs that are installed only for a bake, and removed at its end.
 
 use crate::manager::Manager;
 use oven_distro::{Job, Phase, Question, Refused, Step, Tools};
 use oven_rpm::{UPDATE_TIMEOUT, fetch, step, words};
 
-/// `None` if the job asks for no tools, if the package of one is unknown, or if the package manager cannot tell which
-/// packages were installed as dependencies: yum and microdnf. `is_refreshed`: the plan's own steps refresh the package
-/// index.
+/// `None` if the job asks for no tools, or if the package of a tool is unknown. Also `None` for yum and microdnf, which
+/// do not record which packages were installed as dependencies. `is_refreshed` is true if the plan's own steps refresh
+/// the package index.
 pub fn tools(job: &Job, manager: Manager, is_refreshed: bool) -> Result<Option<Tools>, Refused> {
     let (mark, list): (&[_], _) = match manager {
         Manager::Dnf5 => (&["mark", "dependency"], "%{name}\\n"),
@@ -20,7 +20,7 @@ pub fn tools(job: &Job, manager: Manager, is_refreshed: bool) -> Result<Option<T
     let options = manager.options(&Job { recommends: false, ..job.clone() })?;
     let clean = manager.clean_metadata_command();
     let verb = words(["install"]);
-    // Queries of installed packages need no repositories.
+    // Commands that only concern installed packages need no repositories.
     let installed = words(["-y", "--disablerepo=*"]);
     let mut steps = Vec::new();
     if !is_refreshed {

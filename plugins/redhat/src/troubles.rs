@@ -5,7 +5,7 @@ use oven_rpm::trouble;
 
 struct Row(&'static str, &'static str, Option<&'static str>, Option<&'static str>);
 
-/// image.toml is at fault, but no single package of it.
+/// The mistake is in image.toml, but it is not a single package.
 const NO_SINGLE_PACKAGE: Option<&str> = Some("");
 const SEARCH: Option<&str> = Some("Check its spelling, and which repositories the base image has.");
 const INCOMPATIBLE: Option<&str> =
@@ -154,10 +154,10 @@ pub fn troubles() -> Vec<Trouble> {
     oven_rpm::troubles().into_iter().chain(rows).collect()
 }
 
-/// Messages that mean failure although the exit status is 0.
+/// Messages that mean a failure although the exit status is 0.
 pub fn failures() -> Vec<Trouble> {
     let mut failures = oven_rpm::failures();
-    // yum continues without packages that it does not find, and so does dnf if the image's settings say so.
+    // yum continues if it does not find a package. dnf does the same if the image's settings allow it.
     let missing = ROWS.iter().filter(|row| row.0.starts_with("No ") || row.0.starts_with("Warning: Group"));
     failures.extend(missing.map(|Row(output, means, hint, package)| trouble(output, means, *hint, *package)));
     failures.push(trouble(

@@ -1,6 +1,6 @@
-//! Golden plans: a change of a plan has to be reviewed. `OVEN_BLESS=1` rewrites them.
+//! Golden plans, so that every change of a plan is reviewed. `OVEN_BLESS=1` rewrites them.
 //!
-//! These are the only tests of dnf 5, yum and microdnf: those of the root ring run dnf 4.
+//! These are the only tests of dnf 5, yum and microdnf. The tests of the root ring run dnf 4.
 
 use oven_distro::check::without_defaults;
 use oven_distro::{Claim, Conffiles, Distro, Job, OsRelease, Package, Phase, Plan, Repository, Upgrade};
@@ -60,7 +60,7 @@ fn golden(name: &str, job: &Job) -> Plan {
     plan
 }
 
-/// Checks what holds for every plan.
+/// Checks the rules that every plan must follow.
 fn check_plan(plan: &Plan) {
     assert!(plan.steps.windows(2).all(|pair| pair[0].phase <= pair[1].phase), "phases never go back");
     for step in &plan.steps {

@@ -1,4 +1,4 @@
-//! The golden plans that install Ansible for a bake alone. `OVEN_BLESS=1` rewrites them.
+//! The golden plans that install Ansible only for a bake. `OVEN_BLESS=1` rewrites them.
 
 use oven_distro::check::without_defaults;
 use oven_distro::{Distro, Job, OsRelease, Package, Phase, Tools};

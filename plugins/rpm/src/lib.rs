@@ -1,5 +1,5 @@
-//! The common part of the plugins for rpm: how package names are spelled, how rpm is queried, and what its messages
-//! mean. Each package manager on top of rpm (dnf, zypper) has a plugin of its own.
+//! The common part of the plugins for rpm: the spelling of package names, queries of rpm, and explanations of its
+//! messages. There is a separate plugin for each package manager that uses rpm (dnf, zypper).
 
 mod packages;
 mod repository;
@@ -15,21 +15,21 @@ use std::collections::BTreeMap;
 pub const RPM: &str = "/usr/bin/rpm";
 pub const DRACUT: &str = "/usr/bin/dracut";
 
-/// Seconds. An index is some 50 MB.
+/// Time limits in seconds. An index has some 50 MB.
 pub const UPDATE_TIMEOUT: u64 = 15 * 60;
 pub const FETCH_TIMEOUT: u64 = 60 * 60;
-/// A package's script that runs for longer than this hangs.
+/// If a package's script runs longer than this, it hangs.
 pub const INSTALL_TIMEOUT: u64 = 60 * 60;
 pub const CLEAN_TIMEOUT: u64 = 5 * 60;
-/// For a mirror that changes while it is read, or fails for a moment.
+/// Retries are for a mirror that changes while it is read, or that fails for a short time.
 pub const RETRIES: u32 = 2;
 
-/// Our names for states of packages, as rpm has none: an entry of its database is either an installed package or a
-/// key.
+/// oven's names for states of packages, because rpm has none. An entry of rpm's database is either an installed package
+/// or a key.
 const INSTALLED: &str = "installed";
 const KEY: &str = "key";
 
-/// The command that lists packages, in the columns of the fact `packages`. rpm leaves out an epoch of 0, as dpkg does.
+/// The command of the fact `packages`. As in the output of dpkg, an epoch of 0 is left out.
 pub fn list_packages_command() -> Vec<String> {
     let format = format!(
         "%{{NAME}}\\t%|EPOCH?{{%{{EPOCH}}:}}|%{{VERSION}}-%{{RELEASE}}\\t%{{ARCH}}\\t\
@@ -42,8 +42,8 @@ pub fn expected(packages: Vec<Wanted>) -> Expect {
     Expect { sound: vec![INSTALLED.to_owned()], absent: vec![KEY.to_owned()], packages }
 }
 
-/// Configures dracut, which by default only includes the drivers of the machine on which it runs. dracut reads its
-/// files in the order of their names, whichever directory they are in, and the last one wins.
+/// Configures dracut, which by default only includes the drivers of the machine on which it runs. dracut reads the
+/// files of all its directories in the order of their names. The last file takes precedence.
 pub fn generic_initramfs() -> Shim {
     let path = "/etc/dracut.conf.d/zz-generic.conf";
     Shim { path: path.to_owned(), content: "hostonly=\"no\"\n".to_owned(), mode: 0o644 }
@@ -59,7 +59,7 @@ pub fn architecture(job: &oven_distro::Job) -> &str {
 
 /// A step without the network.
 pub fn step(phase: Phase, why: &str, argv: Vec<String>) -> Step {
-    // Plugins match the messages, so they have to be in English.
+    // Messages have to be in English, because they are compared with patterns.
     let env = BTreeMap::from([("LC_ALL".to_owned(), "C.UTF-8".to_owned())]);
     Step {
         phase,
@@ -75,7 +75,7 @@ pub fn step(phase: Phase, why: &str, argv: Vec<String>) -> Step {
     }
 }
 
-/// A step that downloads. `clean`: the command that drops the metadata which a failed attempt may have left.
+/// A step that downloads. `clean` is the command that removes metadata after a failed attempt.
 pub fn fetch(why: &str, argv: Vec<String>, clean: &[String]) -> Step {
     Step {
         retries: RETRIES,
@@ -100,7 +100,8 @@ pub fn count(requests: &PackageRequests) -> String {
     }
 }
 
-/// The path of a repository's key: in the image if the repository stays there, otherwise in the steps' own `/run`.
+/// The path of a repository's key. It is in the image if the repository stays there, otherwise in the `/run` of the
+/// steps.
 pub fn key_file(repository: &Repository) -> String {
     let directory = if repository.keep { "/etc/pki/rpm-gpg" } else { "/run/oven/keys" };
     format!("{directory}/RPM-GPG-KEY-{}", repository.name)

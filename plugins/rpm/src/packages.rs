@@ -1,20 +1,21 @@
-//! The packages that a definition requests for: as arguments, and as packages to expect afterwards.
+//! The packages that a definition requests, as arguments of the package manager, and as packages that must be installed
+//! afterwards.
 
 use crate::{architecture, trouble};
 use oven_distro::{Job, Package, Refused, Trouble, Wanted};
 
-/// Architectures of rpm that may follow a name: `glibc.i686`.
+/// The architectures of rpm, which may follow a name, as in `glibc.i686`.
 const ARCHITECTURES: [&str; 7] = ["aarch64", "armv7hl", "i386", "i586", "i686", "noarch", "x86_64"];
 
-/// How a package manager spells packages, and the messages about those that it does not find.
+/// How a package manager spells packages, and its messages about packages that it does not find.
 #[derive(Clone, Copy)]
 pub struct Spelling {
-    /// A package by name, architecture and version.
+    /// Spells a package by name, architecture and version.
     pub named: fn(&str, Option<&str>, Option<&str>) -> String,
     pub group: fn(&str) -> String,
-    /// Its messages if it does not find a package, with `{}` for the argument.
+    /// The messages if a package is not found. `{}` stands for the argument.
     pub missing: &'static [&'static str],
-    /// The same for a group, with `{}` for its name.
+    /// The messages if a group is not found. `{}` stands for its name.
     pub missing_group: &'static [&'static str],
 }
 
@@ -22,9 +23,9 @@ pub struct Spelling {
 pub struct PackageRequests {
     pub arguments: Vec<String>,
     pub wanted: Vec<Wanted>,
-    /// What the package manager's messages mean if it does not find them.
+    /// Explanations of the package manager's messages if it does not find a package.
     pub troubles: Vec<Trouble>,
-    /// Whether one of them is a file.
+    /// Whether a package is a file.
     pub files: bool,
 }
 
@@ -66,8 +67,8 @@ impl PackageRequests {
         Ok(requests)
     }
 
-    /// Adds the trouble that no repository has a version or a group, in the words of the definition and not of the
-    /// argument.
+    /// Adds the explanation that no repository has a version or a group. It uses the spelling of the definition and not
+    /// the spelling of the argument.
     fn add_not_found(&mut self, name: &str, version: Option<&str>, argument: &str, missing: &[&str]) {
         let (means, hint) = match version {
             Some(version) => (
@@ -89,7 +90,7 @@ impl PackageRequests {
 
 fn parse_name(given: &str, version: Option<&str>, spelling: &Spelling) -> Result<(String, Wanted), Refused> {
     let refuse = |why: &str| Err(Refused(format!("packages: `{given}`: {why}")));
-    // Either Debian's form, `glibc:i686`, or rpm's, `glibc.i686`.
+    // The architecture is spelled as in Debian, `glibc:i686`, or as in rpm, `glibc.i686`.
     let (name, architecture) = match given.split_once(':').or_else(|| given.rsplit_once('.')) {
         Some((name, architecture)) if ARCHITECTURES.contains(&architecture) => (name, Some(architecture)),
         Some((_, architecture)) if given.contains(':') => {
@@ -119,7 +120,8 @@ fn parse_name(given: &str, version: Option<&str>, spelling: &Spelling) -> Result
     Ok((argument, wanted))
 }
 
-/// The pattern of a version. A version without a release matches every release: neither part contains a `-`.
+/// The pattern of a version. A version without a release matches every release. Neither a version nor a release
+/// contains a `-`.
 fn version_pattern(version: &str) -> String {
     if version.contains('-') || version.ends_with('*') { version.to_owned() } else { format!("{version}-*") }
 }
@@ -142,7 +144,7 @@ fn check_file(job: &Job, path: &str, file_architecture: &str) -> Result<(), Refu
     let fits = match file_architecture {
         "noarch" => true,
         "i386" | "i486" | "i586" | "i686" => image_architecture == "x86_64",
-        // `x86_64_v2` and so on: rpm knows what the machine supports.
+        // `x86_64_v2` and so on are accepted, because rpm knows what the machine supports.
         other => other == image_architecture || other.starts_with(&format!("{image_architecture}_v")),
     };
     if !fits {

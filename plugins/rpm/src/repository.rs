@@ -2,8 +2,7 @@
 
 use oven_distro::{Refused, Repository};
 
-/// Refuses names and addresses that would add something else to the file or its path: another directory, section or
-/// setting.
+/// Refuses values that would add a section or a setting to the file, or a directory to its path.
 pub fn check(repository: &Repository) -> Result<(), Refused> {
     let Repository { name, url, suite, components, .. } = repository;
     let refuse = |why: &str| Err(Refused(format!("[[repository]] `{name}`: {why}")));

@@ -1,4 +1,4 @@
-//! Explains rpm's own messages, whichever package manager calls it.
+//! Explains rpm's own messages, which are the same for all package managers.
 
 use oven_distro::Trouble;
 
@@ -36,13 +36,14 @@ pub fn troubles() -> Vec<Trouble> {
     ]
 }
 
-/// Messages that mean failure although the exit status is 0: rpm continues if a script fails after the files are
+/// Messages that mean a failure although the exit status is 0. rpm continues if a script fails after the files were
 /// installed.
 pub fn failures() -> Vec<Trouble> {
     vec![script_failed()]
 }
 
-/// Matches `warning: %post(site-1.0-1.noarch) scriptlet failed, exit status 1`; dnf 5 prints other text before it.
+/// Matches `warning: %post(site-1.0-1.noarch) scriptlet failed, exit status 1`. dnf 5 prints another text at the
+/// beginning of the line.
 fn script_failed() -> Trouble {
     trouble("*%*(*) scriptlet failed, *", "the %{2} script of the package `{3}` failed ({4})", SCRIPT, None)
 }

@@ -1,7 +1,7 @@
 //! SUSE Linux Enterprise and openSUSE: zypper and rpm.
 //!
-//! Packages are downloaded in one step, which has the network and runs no package's code, and installed in another,
-//! which has no network and takes them from the cache.
+//! Packages are downloaded in one step, which has the network and runs no code of packages. They are installed from the
+//! cache in another step, which has no network.
 
 mod repository;
 mod troubles;
@@ -32,7 +32,7 @@ const IDS: [&str; 8] = [
 ];
 /// Rolling releases, which are upgraded as a whole.
 const ROLLING: [&str; 3] = ["opensuse-microos", "opensuse-slowroll", "opensuse-tumbleweed"];
-/// Exit status for "done, and a reboot is advised", which happens when an instance boots.
+/// The exit status for "done, and a reboot is advised". It is a success, because an instance boots the image later.
 const REBOOT_ADVISED: u8 = 102;
 
 impl Distro for Suse {
@@ -114,7 +114,8 @@ fn refuse_unsupported(job: &Job) -> Result<(), Refused> {
 const SPELLING: Spelling = Spelling {
     named: |name, architecture, version| {
         let architecture = architecture.map(|a| format!(".{a}")).unwrap_or_default();
-        // zypper supports no patterns: it installs the newest version, which is compared with the pattern afterwards.
+        // zypper does not support patterns. It installs the newest version, and oven compares this version with the
+        // pattern afterwards.
         let version = version.map(|v| v.strip_suffix("-*").unwrap_or(v)).filter(|v| !v.contains('*'));
         let version = version.map(|v| format!("={v}")).unwrap_or_default();
         format!("{name}{architecture}{version}")
@@ -137,7 +138,7 @@ fn steps(job: &Job, requests: &PackageRequests) -> Vec<Step> {
     let clean = zypper(&["clean", "--metadata", "--raw-metadata"]);
     let recommends = if job.recommends { "--recommends" } else { "--no-recommends" };
     let accept_licenses = "--auto-agree-with-licenses";
-    // zypper refreshes missing metadata by itself: a retry relies on that after the metadata was dropped.
+    // zypper downloads missing metadata by itself. A retry relies on this, because the metadata is removed before it.
     let get = |why: &str, verb: &[&str], more: &[&str], arguments: &[String]| {
         let argv = zypper(&[verb, &["--download-only", accept_licenses], more].concat());
         let argv = argv.into_iter().chain(arguments.iter().cloned()).collect();
@@ -148,7 +149,7 @@ fn steps(job: &Job, requests: &PackageRequests) -> Vec<Step> {
         let argv = argv.into_iter().chain(arguments.iter().cloned()).collect();
         Step { network: job.network, also_good: vec![REBOOT_ADVISED], ..step(phase, why, argv) }
     };
-    // An explicit refresh asks every repository, however recent the last one was, and downloads new metadata.
+    // An explicit refresh asks every repository for new metadata, even if the last refresh was a short time ago.
     let refresh = fetch("refreshing the package index", zypper(&["refresh"]), &clean);
     let mut steps = vec![Step { timeout: UPDATE_TIMEOUT, ..refresh }];
     let upgrade: Option<&[&str]> = match job.upgrade {
@@ -157,10 +158,10 @@ fn steps(job: &Job, requests: &PackageRequests) -> Vec<Step> {
         Upgrade::All => Some(&["update"]),
         Upgrade::Security => Some(&["patch", "--category", "security"]),
     };
-    // A version or a package file in the definition wins over a newer installed version.
+    // With --oldpackage, a version or a package file of the definition can replace a newer installed version.
     let mut more = vec![recommends, "--oldpackage"];
     if requests.files {
-        // The files are the definition's own: their content is part of the fingerprint.
+        // The files need not be signed, because they are part of the definition and of its fingerprint.
         more.push("--allow-unsigned-rpm");
     }
     if let Some(verb) = upgrade {
@@ -185,8 +186,8 @@ fn steps(job: &Job, requests: &PackageRequests) -> Vec<Step> {
     steps
 }
 
-/// Locks held packages. A lock also keeps a package from being installed, so packages of this job are locked after
-/// their installation.
+/// Locks held packages. A lock also prevents the installation of a package. So packages that this job installs are
+/// locked after their installation.
 fn holds(job: &Job, requests: &PackageRequests) -> Result<Vec<Step>, Refused> {
     let is_requested = |name: &String| requests.wanted.iter().any(|wanted| wanted.name == *name);
     let mut steps = Vec::new();

@@ -5,8 +5,9 @@ use oven_rpm::{step, words};
 
 const DIRECTORY: &str = "/etc/zypp/repos.d";
 
-/// Adds the repositories to the plan. Repositories that stay are files of the image; the others exist only while the
-/// plan's steps run. Answers with the steps that import their keys into rpm: zypper would ask before it trusts a key.
+/// Adds the repositories to the plan. Repositories that stay become files of the image. The others exist only while the
+/// plan's steps run. Returns steps that import the repositories' keys into rpm, because otherwise zypper would ask
+/// whether it may trust a key.
 pub fn add(job: &Job, plan: &mut Plan) -> Result<Vec<Step>, Refused> {
     let mut steps = Vec::new();
     for repository in &job.repositories {
@@ -28,7 +29,7 @@ fn file(repository: &Repository) -> Result<Shim, Refused> {
     let Repository { name, url, key, .. } = repository;
     let mut text =
         format!("# Added by oven.\n[{name}]\nname={name}\nbaseurl={url}\nenabled=1\nautorefresh=0\n");
-    // Every package is verified, so the index need not be signed: most are not.
+    // The signature of each package is checked. So the index need not be signed, and most are not.
     match key {
         Some(_) => {
             let key = oven_rpm::key_file(repository);

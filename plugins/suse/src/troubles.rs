@@ -5,7 +5,7 @@ use oven_rpm::trouble;
 
 struct Row(&'static str, &'static str, Option<&'static str>, Option<&'static str>);
 
-/// image.toml is at fault, but no single package of it.
+/// The mistake is in image.toml, but it is not a single package.
 const NO_SINGLE_PACKAGE: Option<&str> = Some("");
 const SEARCH: Option<&str> = Some(
     "Check its spelling, whether it is for this architecture, and which repositories the base image has.",
@@ -51,7 +51,7 @@ const ROWS: &[Row] = &[
         KEY,
         None,
     ),
-    // These come first, as packages of a skipped repository are reported as missing, too.
+    // These rows come first, because zypper also reports the packages of a skipped repository as missing.
     Row("*File '*' not found on medium '*'", "there is no {2} at {3}", REACH, None),
     Row("Download (curl) error for '*':", "{1} could not be downloaded", REACH, None),
     Row(

@@ -1,6 +1,7 @@
-//! Package files by URL: downloaded on this machine before an image is planned, and cached by their digest.
+//! Downloads the package files that a definition names by URL. This is done on this machine before the plugin makes its
+//! plan. The files are cached by their digest.
 //!
-//! The file at an address may change or be malicious: only a file with the digest in image.toml is ever used.
+//! The file at a URL may change or be malicious. So a file is used only if it has the digest in image.toml.
 
 #[cfg(test)]
 mod tests;
@@ -26,15 +27,16 @@ use ureq::{Agent, Proxy};
 
 /// The directory of downloads, below a site's state directory.
 pub const DIR: &str = "downloads";
-/// Attempts for each address. The pause between them doubles.
+/// The number of attempts for each URL. The pause after each attempt is twice as long as the one before.
 const ATTEMPTS: u32 = 4;
 const PAUSE: Duration = Duration::from_secs(2);
-/// For a connection, and for each read.
+/// The time limit for a connection, and for each read.
 const TIMEOUT: Duration = Duration::from_secs(60);
-/// Bytes. Kernels with their debug symbols have 1 GiB.
+/// The maximal size of a package, in bytes. Kernels with debug symbols have 1 GiB.
 const MAX_BYTES: u64 = 8 << 30;
 const CA_FILE_MAX: u64 = 16 << 20;
-/// Files in which Linux distributions store trusted certificates. If there is none, Mozilla's are used.
+/// Files in which Linux distributions store trusted certificates. If none of them exists, Mozilla's certificates are
+/// used.
 const BUNDLES: [&str; 4] = [
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
@@ -44,9 +46,9 @@ const BUNDLES: [&str; 4] = [
 const NETWORK: &str =
     "Is the address reachable from here? `[network]` of oven.toml sets `proxy` and `ca_file`.";
 
-/// Why a download failed.
+/// The reason why a download failed.
 enum DownloadError {
-    /// It may succeed if it is retried.
+    /// The download may succeed if it is retried.
     Temporary(String),
     /// image.toml is wrong.
     Wrong(String),
@@ -54,7 +56,7 @@ enum DownloadError {
     Distrusted(String),
 }
 
-/// The definition of a bake, with its packages by URL downloaded.
+/// Downloads the packages by URL of a bake's definition, and returns the definition with the downloaded files.
 pub async fn download_packages(bake: &Bake<'_>) -> Result<Definition> {
     let site = bake.site;
     let dir = site.state.join(DIR);
@@ -62,12 +64,11 @@ pub async fn download_packages(bake: &Bake<'_>) -> Result<Definition> {
     fetch_packages(bake.image, &dir, &site.settings.network, &site.report).await
 }
 
-/// Downloads all packages by URL of a definition that `dir` does not have yet. Answers with the definition in which
-/// they are files.
+/// Downloads a definition's packages by URL, unless `dir` has them already. Returns the definition with the downloaded
+/// files.
 ///
-/// # Errors
-/// [`Kind::Definition`] with file, line and key if there is nothing at an address, or another file; [`Kind::Step`] if
-/// the network fails.
+/// # Errors [`Kind::Definition`] with file, line and key if a URL has no file or another file; [`Kind::Step`] if the
+/// network fails.
 pub async fn fetch_packages(
     image: &Definition,
     dir: &Path,
@@ -99,12 +100,12 @@ pub async fn fetch_packages(
     Ok(image)
 }
 
-/// A file that was downloaded earlier, if its digest still matches.
+/// Returns the file that was downloaded earlier, if it still has this digest.
 fn cached(path: &Path, sha256: &str) -> Option<package::PackageFile> {
     package::read(path).ok().filter(|package| package.sha256 == *sha256)
 }
 
-/// A file name whose ending shows a plugin and its package manager the kind of package.
+/// A file name. Its ending tells a package manager the kind of the package.
 fn file_name(url: &str) -> String {
     let path = url.split(['?', '#']).next().unwrap_or_default();
     let name = path.rsplit('/').next().unwrap_or_default();
@@ -137,7 +138,7 @@ async fn download(
     remove_stale_parts(dir);
     let mut pause = PAUSE;
     for attempt in 1.. {
-        // Removed when this future is dropped, even if the thread is still writing to it.
+        // The temporary file is removed when this future is dropped, even if the thread is still writing to it.
         let part = tempfile::Builder::new().prefix(PART).tempfile_in(dir);
         let part = part.with_context(|| format!("creating a file in {}", dir.display()))?;
         let error = match fetch(agent, url, part.reopen().context("reopening the temporary file")?).await? {
@@ -187,21 +188,21 @@ fn distrust_failure(url: &str, what: &str) -> Failure {
 }
 
 const PART: &str = ".part-";
-/// An older partial download belongs to a killed process.
+/// A partial download that is older than this belongs to a killed process.
 const PART_AGE: Duration = Duration::from_secs(24 * 3600);
 
-/// Removes partial downloads of killed processes, but not those that others may be writing.
+/// Removes partial downloads of killed processes, but not downloads that other processes may be writing.
 fn remove_stale_parts(dir: &Path) {
     for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
         let age = entry.metadata().and_then(|m| m.modified()).ok().and_then(|time| time.elapsed().ok());
         if entry.file_name().to_string_lossy().starts_with(PART) && age.is_some_and(|age| age > PART_AGE) {
-            _ = std::fs::remove_file(entry.path()); // another oven may have done so
+            _ = std::fs::remove_file(entry.path()); // another process may have removed it
         }
     }
 }
 
-/// Downloads an address into a file, and answers with its digest. It works in a thread: if this future is dropped,
-/// nobody waits for the thread, which ends when it sees the flag or with the process.
+/// Downloads a URL into a file, and returns the file's digest. This is done in a thread. If this future is dropped, the
+/// thread ends when it sees the flag, or when the process ends. Nobody waits for the thread.
 async fn fetch(agent: &Agent, url: &str, file: File) -> Result<Result<String, DownloadError>> {
     struct Stop(Arc<AtomicBool>);
     impl Drop for Stop {
@@ -283,7 +284,7 @@ fn agent(network: &NetworkSettings) -> Result<Agent> {
     let tls = TlsConfig::builder().unversioned_rustls_crypto_provider(Arc::new(ring::default_provider()));
     let config = Agent::config_builder()
         .tls_config(tls.root_certs(roots).build())
-        // The proxy of oven.toml, as for fetch steps, and not the one of this process's environment.
+        // As in fetch steps, this is the proxy of oven.toml, and not the proxy of this process's environment.
         .proxy(proxy(network)?)
         .user_agent(concat!("oven/", env!("CARGO_PKG_VERSION")))
         .accept_encoding("identity")
@@ -294,7 +295,7 @@ fn agent(network: &NetworkSettings) -> Result<Agent> {
     Ok(config.build().into())
 }
 
-/// The proxy of oven.toml. An HTTP proxy gets a CONNECT request, whatever the address.
+/// The proxy of oven.toml. An HTTP proxy always gets a CONNECT request, even for an `http` URL.
 fn proxy(network: &NetworkSettings) -> Result<Option<Proxy>> {
     let Some(address) = &network.proxy else { return Ok(None) };
     let wrong = || Kind::Definition.error("oven.toml: `proxy` of [network] is not the address of a proxy");
@@ -314,7 +315,7 @@ fn proxy(network: &NetworkSettings) -> Result<Option<Proxy>> {
     Ok(Some(proxy.build().map_err(|_| wrong())?))
 }
 
-/// This machine's certificates, and those of `ca_file`.
+/// This machine's trusted certificates, and the certificates of `ca_file`.
 fn root_certificates(network: &NetworkSettings) -> Result<RootCerts> {
     let mut certificates = Vec::new();
     let own = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);

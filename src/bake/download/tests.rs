@@ -7,7 +7,7 @@ use std::net::TcpListener;
 
 const CONTROL: &str = "Package: site\nVersion: 1.0\nArchitecture: all\n";
 
-/// A server that gives these answers, one for each connection, and then ends. The thread answers with the requests.
+/// Starts a server that gives these answers, one for each connection, and then ends. The thread returns the requests.
 fn server(answers: Vec<Vec<u8>>) -> (String, std::thread::JoinHandle<Vec<String>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -35,7 +35,7 @@ fn good() -> (Vec<u8>, String) {
     (deb, digest)
 }
 
-/// Downloads one package. Answers with the result and the files in the directory. Pauses are skipped.
+/// Downloads one package, without pauses. Returns the result, and the files in the directory.
 fn run(
     url: &str,
     sha256: &str,
@@ -80,7 +80,7 @@ fn only_a_file_with_the_digest_is_accepted() {
 #[test]
 fn temporary_errors_are_retried_and_others_are_reported() {
     let (deb, digest) = good();
-    // Cut short, then whole.
+    // The first answer is truncated, the second is an error, and the third is complete.
     let (at, served) = server(vec![
         answer("200 OK", deb.len() + 9, &deb),
         answer("503 No", 0, b""),

@@ -1,4 +1,4 @@
-//! Copies the disk, in a cloud that can do that.
+//! Copies the disk, if the cloud supports this.
 
 use super::{Import, ImportOutcome, source, verify};
 use crate::cloud::{DiskCopier, Image};
@@ -6,7 +6,7 @@ use crate::undo::{Debt, Due, Undo};
 use anyhow::Result;
 use std::fs::File;
 
-/// Copies the disk into an image. `new`: no image has the name yet.
+/// Copies the disk into an image. `new` is true if no image has the name yet.
 pub async fn disk(
     import: &Import<'_>,
     copier: &dyn DiskCopier,
@@ -33,7 +33,7 @@ pub async fn disk(
     Ok(ImportOutcome { image, new })
 }
 
-/// The clean-up of a new image, which is executed if its verification fails.
+/// The clean-up action that removes a new image if its verification fails.
 fn image_debt(import: &Import<'_>, image: &Image) -> Debt {
     let (cloud, id, snapshot) = (import.site.cloud.clone(), image.id.clone(), image.snapshot.clone());
     Debt {

@@ -39,7 +39,7 @@ pub async fn import(import: &Import<'_>, stop: impl Future<Output = ()>) -> Ende
         request::check(import.wanted)?; //                              1. check
         let file = source::open(import.wanted)?;
         let holder = name::holder(import).await?; //                    2. look up the name
-        // 3. Copy the disk or upload its blocks. 4. Verify. 5. Register.
+        // The other steps: 3. copy the disk or upload its blocks, 4. verify, 5. register.
         let imported = match import.site.cloud.disk_copier() {
             Some(copier) => copy::disk(import, copier, file, holder.is_none(), &undo).await,
             None => import_blocks(import, file, holder.as_ref(), &undo).await,

@@ -12,10 +12,10 @@ pub async fn holder(import: &Import<'_>) -> Result<Option<Image>> {
     Ok(images.into_iter().find(|image| image.name == import.wanted.name))
 }
 
-/// Fails if an image that oven did not create has the name. Called before the upload. Errors: [`Kind::Cloud`].
+/// Fails if an image that oven did not create has the name. It is called before the upload. Errors: [`Kind::Cloud`].
 pub async fn ensure_free(import: &Import<'_>) -> Result<()> {
     let name = &import.wanted.name;
-    // This field takes a pattern. An image name is a safe pattern, because it cannot contain wildcards.
+    // EC2 reads the name as a pattern. This is safe, because an image name cannot contain wildcards.
     let named = BaseRef::Name { name: name.to_owned(), owner: Some("self".to_owned()) };
     match import.site.cloud.base(&BaseRef::Deprecated(named.into())).await {
         Ok(base) => {
@@ -40,7 +40,7 @@ pub fn explain_conflict(import: &Import<'_>, holder: Option<&Image>, error: Erro
     }
 }
 
-/// Adds a hint to the error: what the user can do if another image has the name.
+/// Adds a hint to the error. It says what the user can do if another image has the name.
 fn with_name_hint(import: &Import<'_>, error: Error, holder: &ImageId) -> Error {
     let site = import.site;
     let remove = site.spelt(&site.cloud.removal_command(holder));

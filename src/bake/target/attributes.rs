@@ -1,4 +1,5 @@
-//! The attributes that an image is registered with: the base's, unless `[disk]` or `[image]` overrides them.
+//! The attributes with which an image is registered: the base's attributes, unless `[disk]` or `[image]` overrides
+//! them.
 
 use crate::cloud::{Attributes, Base, VolumeKind};
 use crate::definition::{DEFAULT_TYPE, Definition, UEFI, misfits};
@@ -6,7 +7,8 @@ use crate::error::Kind;
 use crate::ids::Architecture;
 use anyhow::Result;
 
-/// Merges the attributes. Refuses combinations that EC2 would refuse at registration, and images that would not boot.
+/// Merges the attributes of the definition and of the base. Refuses combinations with which EC2 would refuse the
+/// registration, or with which instances would not boot.
 ///
 /// # Errors
 /// [`Kind::Definition`], with the file, line and key of every mistake.

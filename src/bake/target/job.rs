@@ -1,4 +1,4 @@
-//! Creates the job of a plugin: the request for a plan, made from a definition.
+//! Creates the job of a plugin from a definition. The job is part of the request for a plan.
 
 use crate::config::project::NetworkSettings;
 use crate::definition::{Ask, Definition};
@@ -10,8 +10,8 @@ use crate::provision::{CA_FILE, package_path};
 use anyhow::Result;
 use oven_distro::{Claims, Job, OsRelease, Package};
 
-/// Creates a definition's job without reading the image, and assumes that the image has none of the tools. Package
-/// files with a URL must be downloaded before ([`super::super::download`]); the job omits those that are not.
+/// Creates a definition's job without reading the image. It assumes that the image has none of the tools. Package files
+/// with a URL should already be downloaded ([`super::super::download`]), because the job omits files that are not.
 pub fn wishes(
     image: &Definition,
     os_release: OsRelease,

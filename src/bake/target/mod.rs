@@ -64,12 +64,12 @@ pub async fn base(site: &Site, image: &Definition, from: &BaseRef) -> Result<Bas
     }
 }
 
-/// The number of hexadecimal digits of the fingerprint in an AMI's name. These 48 bits are enough, because a definition
-/// never has so many images that two of them would have the same digits.
+/// The number of hexadecimal digits of the fingerprint in an AMI's name. They have 48 bits. A definition never has so
+/// many images that two of them would have the same digits.
 const NAME_DIGITS: usize = 12;
 
-/// The name of an image. It contains the fingerprint, and image names are unique. So two builders cannot register the
-/// same bake twice.
+/// The name of an image. It contains digits of the fingerprint, and names of images are unique. So two builders cannot
+/// register the same bake twice.
 pub fn name(image: &Definition, inputs: &Inputs, run: Option<&RunId>) -> String {
     let fingerprint = inputs.fingerprint();
     let digits = &fingerprint[..NAME_DIGITS];
@@ -114,12 +114,13 @@ pub async fn find(site: &Site, inputs: &Inputs, options: &BakeOptions) -> Result
 }
 
 /// The disk of a bake. If the definition does not set the volume type, the disk has the fastest type that costs nothing
-/// extra, not the base's type.
+/// extra. The base's type is ignored.
 pub fn disk_spec(image: &Definition, base: &Base, run: &RunId) -> DiskSpec {
     // The disk strategy and the cloud add the tags that mark the owner.
     let tags = run_tags(image, run);
     let VolumeKind { volume_type, iops, throughput, .. } = &image.volume;
-    // Exception: IOPS and throughput are valid only for a volume type. If one is set, the image's type is used.
+    // There is one exception: if the definition sets IOPS or throughput, the base's type is used, because these values
+    // are valid only for that type.
     let inherited = base.attributes.root_volume.volume_type.clone();
     let inherited = inherited.filter(|_| iops.is_some() || throughput.is_some());
     let volume_type = volume_type.clone().or(inherited).unwrap_or_else(|| DEFAULT_TYPE.to_owned());
@@ -154,8 +155,8 @@ pub fn distro<'a>(site: &'a Site, image: &Definition, os: &OsRelease) -> Result<
     Ok((known, claims))
 }
 
-/// Creates the job for the distribution's plugin. Fails if the image's programs are for another architecture than the
-/// base was registered with, or cannot run on this machine.
+/// Creates the job for the distribution's plugin. Fails if the image's programs have another architecture than the
+/// base's registration, or if they cannot run on this machine.
 pub fn job(
     image: &Definition,
     base: &Base,
@@ -187,7 +188,8 @@ fn fits(base: &Base, programs: Architecture) -> Result<()> {
     Ok(())
 }
 
-/// The specification of the image to register. `facts` become documents of the image.
+/// The specification of the image to register. `facts` are the outputs of the plan's facts, which are stored with the
+/// image.
 pub fn image_spec(bake: &Bake<'_>, target: Target, facts: BTreeMap<String, String>) -> ImageSpec {
     let Target { base, attributes, inputs } = target;
     let Bake { image, run, options, .. } = bake;

@@ -1,4 +1,4 @@
-//! Golden plans: pairs of files, `CASE.request.json` and `CASE.answer.json`, as they go over the wire.
+//! Golden plans: pairs of files `CASE.request.json` and `CASE.answer.json`, with the messages to and from a plugin.
 
 use crate::error::Kind;
 use anyhow::{Context, Result};
@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 const REQUEST: &str = ".request.json";
 const ANSWER: &str = ".answer.json";
 
-/// The cases of a directory, by name. `asked`: the user names it, so it has to exist.
+/// Reads the cases of a directory, sorted by name. `asked` is true if the user named the directory. In that case it
+/// must exist.
 pub fn read(dir: &Path, asked: bool) -> Result<Vec<Case>> {
     let entries = match std::fs::read_dir(dir) {
         Ok(entries) => entries,
@@ -35,7 +36,7 @@ pub fn read(dir: &Path, asked: bool) -> Result<Vec<Case>> {
     cases.collect()
 }
 
-/// Writes the answers that have changed. The result has their paths.
+/// Writes the answers that have changed. Returns the paths of the written files.
 pub fn bless(dir: &Path, cases: &mut [Case], speaker: &dyn Speaker) -> Result<Vec<PathBuf>> {
     let now = check::answers(speaker, cases).map_err(|why| Kind::Definition.failure(why))?;
     let mut written = Vec::new();

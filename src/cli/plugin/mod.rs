@@ -74,7 +74,7 @@ fn list(global: &GlobalArgs, report: &Report) -> Result<End> {
     Ok(End::success(json!({"plugins": objects, "passed_over": passed_over})))
 }
 
-/// The claims of a plugin about widely known systems.
+/// The claims of a plugin on widely known systems.
 fn claims_of(known: &KnownPlugin) -> Result<Vec<(&'static str, Vec<String>)>> {
     let mut claims = vec![("exact", Vec::new()), ("family", Vec::new())];
     for (name, os) in check::systems() {
@@ -147,10 +147,10 @@ fn check_all(global: &GlobalArgs, args: &args::PluginCheckArgs, report: &Report)
     Ok(End { code, result: json!({"plugin": spelt, "conforms": faults == 0, "rules": rules}) })
 }
 
-/// A plugin's plan for an image that the command line describes.
+/// `oven plan --os-release`: prints a plugin's plan for an image that the command line describes.
 pub fn plan(global: &GlobalArgs, args: &args::PlanArgs, report: &Report) -> Result<End> {
-    let paper = &args.on_paper;
-    let file = paper.os_release.as_deref().unwrap_or(Path::new("/etc/os-release"));
+    let flags = &args.os_release_plan;
+    let file = flags.os_release.as_deref().unwrap_or(Path::new("/etc/os-release"));
     let read = |what: &str, file: &Path| {
         std::fs::read_to_string(file)
             .map_err(|error| Kind::Usage.error(format!("cannot read {what} {}: {error}", file.display())))
@@ -158,7 +158,7 @@ pub fn plan(global: &GlobalArgs, args: &args::PlanArgs, report: &Report) -> Resu
     let os_release = OsRelease::parse(&read("the os-release file", file)?);
     let image = match &args.definitions[..] {
         [] => None,
-        // Its parents are loaded, too: a variable may only be declared there.
+        // The definition's parents are loaded as well, because a variable of `--var` may be declared only in a parent.
         [_] => BakeOrder::with(&args.definitions, &args.vars.given())?.images.pop(),
         _ => return Err(Kind::Usage.error("`oven plan --os-release` takes only one definition")),
     };
@@ -169,11 +169,11 @@ pub fn plan(global: &GlobalArgs, args: &args::PlanArgs, report: &Report) -> Resu
     report_containment(known, report);
     let tools = image.as_ref().map(scripts::tools).unwrap_or_default();
     let is_tool = |path: &String| tools.iter().any(|tool| programs::is_program_path(path, tool));
-    let unasked = paper.has.iter().find(|path| !claims.look_for.contains(path) && !is_tool(path));
+    let unasked = flags.has.iter().find(|path| !claims.look_for.contains(path) && !is_tool(path));
     if let Some(path) = unasked {
         report.warn(format!("--has {path}: the plugin {} does not look for this path", known.id));
     }
-    let architecture = architecture(paper)?;
+    let architecture = architecture(flags)?;
     let mut job = match &image {
         Some(image) => {
             for ask in &image.packages {
@@ -188,13 +188,13 @@ pub fn plan(global: &GlobalArgs, args: &args::PlanArgs, report: &Report) -> Resu
         }
         None => Job { os_release, architecture: architecture.to_string(), ..Job::default() },
     };
-    job.tools.retain(|tool| !paper.has.iter().any(|path| programs::is_program_path(path, tool)));
-    let has = |path: &String| paper.has.is_empty() || paper.has.contains(path);
+    job.tools.retain(|tool| !flags.has.iter().any(|path| programs::is_program_path(path, tool)));
+    let has = |path: &String| flags.has.is_empty() || flags.has.contains(path);
     job.present = claims.look_for.iter().map(|path| (path.clone(), has(path))).collect();
-    for (path, file) in &paper.text {
+    for (path, file) in &flags.text {
         job.texts.insert(path.clone(), read("the text file", file)?);
     }
-    let (key, value): (_, Value) = if paper.request {
+    let (key, value): (_, Value) = if flags.request {
         ("request", serde_json::to_value(PlanRequest::new(&job))?)
     } else {
         ("plan", serde_json::to_value(known.plan(&job)?)?)
@@ -209,9 +209,9 @@ pub fn plan(global: &GlobalArgs, args: &args::PlanArgs, report: &Report) -> Resu
     Ok(End::success(json!({"plugin": known.id, key: value})))
 }
 
-fn architecture(paper: &args::PaperPlanArgs) -> Result<Architecture> {
+fn architecture(flags: &args::OsReleasePlanArgs) -> Result<Architecture> {
     let known = [Architecture::X86_64, Architecture::Arm64];
-    let Some(arch) = &paper.arch else { return Ok(Architecture::HOST) };
+    let Some(arch) = &flags.arch else { return Ok(Architecture::HOST) };
     known.into_iter().find(|known| known.as_str() == arch).ok_or_else(|| {
         let known = known.map(Architecture::as_str).join(" or ");
         Kind::Usage.error(format!("--arch must be {known}, not {arch}"))

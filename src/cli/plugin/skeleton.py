@@ -47,17 +47,18 @@ def plan(request):
     return {
         "plan": {
             "steps": [
-                # With the network, and without package code.
+                # These steps have the network, and run no code of packages.
                 step("fetch", "refreshing the package index", "update", network=True, retries=2, timeout=900),
                 step("fetch", f"downloading {count}", "fetch", "--", *names, network=True, retries=2),
-                # With package code, and without the network, unless the definition asks for it.
+                # This step runs code of packages. It has the network only if the definition asks for it.
                 step("install", f"installing {count}", "install", "--", *names, network=job.get("network", False)),
                 step("clean", "removing downloaded packages", "clean", timeout=300),
             ],
-            # Lines of name, version and architecture, separated by tabs: oven checks that all are installed.
+            # Prints name, version and architecture of each package, separated by tabs. oven checks that all are
+            # installed.
             "facts": {"packages": [PKG, "list"]},
             "expect": {"packages": [{"name": name} for name in names]},
-            # What a line of output means to the definition's author.
+            # Explains a line of output to the definition's author.
             "troubles": [{"output": "*no such package: *", "means": "there is no package `{2}`", "package": "{2}"}],
         }
     }

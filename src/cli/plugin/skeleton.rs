@@ -1,4 +1,4 @@
-//! `oven plugin new`: writes a plugin that works, for an imaginary package manager.
+//! `oven plugin new`: writes a working plugin for an imaginary package manager.
 
 use crate::cli::args::{Lang, PluginNewArgs};
 use crate::error::Kind;
@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 const PYTHON: &str = include_str!("skeleton.py");
 const SH: &str = include_str!("skeleton.sh");
 
-/// Writes it into a directory, without overwriting anything. Answers with the paths; the plugin's is the first.
+/// Writes the plugin and its golden plans into a directory, without overwriting anything. Returns the paths of the
+/// written files; the first is the plugin's.
 pub fn write(dir: &Path, args: &PluginNewArgs) -> Result<Vec<PathBuf>> {
     let name = &args.name;
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_".contains(c);

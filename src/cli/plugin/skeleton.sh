@@ -18,7 +18,7 @@ def only($known): (keys - $known)[0];
 def supported: ["os_release", "architecture", "present", "texts", "packages", "network"];
 def ignored: ["recommends", "conffiles", "mirror", "ca_file", "tools"];
 
-# Anything but a name is refused, such as an option or a script.
+# A text that is not a name is refused, such as an option or a script.
 def is_name: test("\\A[A-Za-z0-9][A-Za-z0-9.+_-]*\\z");
 
 def claims:
@@ -29,12 +29,12 @@ def claims:
     | {api: 1, claim: $claim, look_for: ["/usr/bin/pkg"]};    # the job will say which of these the image has
 
 def steps($names): [
-    # With the network, and without package code.
+    # These steps have the network, and run no code of packages.
     {phase: "fetch", why: "refreshing the package index", argv: ["pkg", "update"],
      network: true, retries: 2, timeout: 900},
     {phase: "fetch", why: "downloading packages", argv: (["pkg", "fetch", "--"] + $names),
      network: true, retries: 2, timeout: 3600},
-    # With package code, and without the network, unless the definition asks for it.
+    # This step runs code of packages. It has the network only if the definition asks for it.
     {phase: "install", why: "installing packages", argv: (["pkg", "install", "--"] + $names),
      network: (.network // false), timeout: 3600},
     {phase: "clean", why: "removing downloaded packages", argv: ["pkg", "clean"], timeout: 300}
@@ -50,10 +50,11 @@ def plan:
       elif .present["/usr/bin/pkg"] | not then refused("packages cannot be installed: the image has no /usr/bin/pkg")
       else {api: 1, plan: {
           steps: steps($names),
-          # Lines of name, version and architecture, separated by tabs: oven checks that all are installed.
+          # Prints name, version and architecture of each package, separated by tabs. oven checks that all are
+          # installed.
           facts: {packages: ["pkg", "list"]},
           expect: {packages: [$names[] | {name: .}]},
-          # What a line of output means to the author of the definition.
+          # Explains a line of output to the author of the definition.
           troubles: [{output: "*no such package: *", means: "there is no package `{2}`", package: "{2}"}]
       }} end;
 

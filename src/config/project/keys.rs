@@ -1,5 +1,5 @@
-//! What an oven.toml may say: the parser works from this table, and the reference page and the schema are generated
-//! from it.
+//! The keys of oven.toml. The parser works from this table, and the reference page and the schema are generated from
+//! it.
 
 use super::{CACHE_GIB, CACHE_MOST};
 use crate::config::key_table::{
@@ -8,13 +8,13 @@ use crate::config::key_table::{
 
 const PATH: ValueType = text(r"^[^\x00]+$");
 
-/// A host and a path of a URL.
+/// A pattern for the host and the path of a URL.
 macro_rules! host {
     () => {
         r"[!#%&()*+,.0-9=?A-Z\[\]_a-z~-][!#%&()*+,.0-9:=?A-Z\[\]_a-z~-]*(/[!#%&()*+,./0-9:=?@A-Z\[\]_a-z~-]*)?$"
     };
 }
-/// Name and password.
+/// A pattern for the user's name and password in a URL.
 macro_rules! user {
     () => {
         r"([!#%&()*+,.0-9:=?@A-Z\[\]_a-z~-]*@)?"

@@ -1,5 +1,5 @@
-//! A project's settings: `oven.toml` in the definition's directory or the nearest one above it. Flags override the
-//! environment (clap sees to that), and both override the file.
+//! A project's settings. They are in `oven.toml` in the definition's directory, or in the nearest directory above that
+//! has an `oven.toml`. Flags override environment variables (clap does this), and both override the file.
 
 pub mod keys;
 
@@ -17,21 +17,21 @@ const LOCAL: &str = "local";
 /// EC2.
 pub const AWS: &str = "aws";
 const CLOUDS: &[&str] = if cfg!(feature = "aws") { &[AWS, LOCAL] } else { &[LOCAL] };
-/// Ways to get a disk, by the words of the setting.
+/// The values of the setting `disks`.
 const DISKS: &[(&str, Strategy)] = &[("attached", Strategy::Attached), ("direct", Strategy::Direct)];
-/// In GiB: the used blocks of a dozen usual base images (1 to 2 GiB each), and room for the one that is being read. A
-/// builder's disk is much larger.
+/// The default of `cache_gib`. It is enough for the used blocks of a dozen usual base images, which have 1 to 2 GiB
+/// each. A builder's disk is much larger.
 const CACHE_GIB: u64 = 20;
-/// In GiB: the size of EBS's largest volume. A larger number is a typing error.
+/// The maximum of `cache_gib`: the size of EBS's largest volume. A larger number is a typing error.
 const CACHE_MOST: u64 = 64 << 10;
 
-/// Where a bake gets its disk.
+/// How a bake accesses its disk.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Strategy {
-    /// A volume, attached to this machine.
+    /// A volume is created and attached to this machine.
     #[default]
     Attached,
-    /// The base's blocks, read and sent through the cloud's block API: nothing is attached.
+    /// No volume is created. Blocks are read and written with the cloud's block API.
     Direct,
 }
 
@@ -47,32 +47,33 @@ impl Strategy {
 /// Network settings for fetch steps. None of them stays in the image.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NetworkSettings {
-    /// `http://proxy.example:3128`.
+    /// A URL, such as `http://proxy.example:3128`.
     pub proxy: Option<String>,
     /// Hosts that are reached without the proxy, separated by commas.
     pub no_proxy: Option<String>,
-    /// On this machine: certificates in PEM that are trusted besides the image's own.
+    /// A file on this machine with certificates (PEM) that are trusted in addition to the image's own.
     pub ca_file: Option<PathBuf>,
-    /// Replaces the image's own archive while packages are fetched.
+    /// The URL that replaces the image's package archive while packages are fetched.
     pub mirror: Option<String>,
 }
 
 /// Settings for every image of a project.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// The oven.toml that was read.
+    /// The oven.toml that was read, if there is one.
     pub file: Option<PathBuf>,
     /// The cloud where images are baked: one of `CLOUDS`.
     pub cloud: String,
     pub region: Option<String>,
     /// The directory of the local region, relative to the working directory.
     pub region_dir: Option<PathBuf>,
-    /// The builder's id and its availability zone. They are needed if the metadata service is not reachable.
+    /// The builder's instance id. It is needed if the metadata service is not reachable.
     pub instance_id: Option<String>,
+    /// The builder's availability zone. It is needed if the metadata service is not reachable.
     pub zone: Option<String>,
-    /// As set; [`Settings::disks`] applies the default.
+    /// `None` if it is not set. [`Settings::disks`] applies the default.
     pub disks: Option<Strategy>,
-    /// Upper bound for the cache of base images' blocks.
+    /// The maximal size of the cache for blocks of base images, in GiB.
     pub cache_gib: u64,
     pub network: NetworkSettings,
 }
@@ -95,13 +96,13 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Where a bake gets its disk.
+    /// How a bake accesses its disk.
     pub fn disks(&self) -> Strategy {
         self.disks.unwrap_or_default()
     }
 
-    /// The settings for a definition, or for a command in a directory: its oven.toml or the nearest one above, or else
-    /// the defaults.
+    /// The settings that apply in a directory: those of the nearest oven.toml from the directory upwards, or else the
+    /// defaults.
     pub fn for_definition(dir: &Path) -> Result<Self> {
         match find(dir)? {
             Some(file) => Self::load(&file),
@@ -114,7 +115,7 @@ impl Settings {
         Self::for_definition(dir)?.merge(overrides)
     }
 
-    /// Reads one oven.toml. An error lists every mistake, each with file, line and key.
+    /// Reads an oven.toml. An error lists every mistake, each with file, line and key.
     pub fn load(file: &Path) -> Result<Self> {
         let text = toml_reader::read_text(file)?;
         toml_reader::read(file, &text, &keys::OVEN_TOML, |top| Self::read(file, top))
@@ -174,7 +175,8 @@ impl Settings {
     }
 }
 
-/// The nearest oven.toml from a directory upwards, spelt from the directory's real path.
+/// Finds the nearest oven.toml from a directory upwards. The result is below the directory's canonical path or above
+/// it.
 fn find(dir: &Path) -> Result<Option<PathBuf>> {
     let real = std::fs::canonicalize(dir)
         .map_err(|e| Kind::Definition.failure(format!("{}: cannot be read: {e}", dir.display())))
@@ -185,7 +187,8 @@ fn find(dir: &Path) -> Result<Option<PathBuf>> {
     };
     let owner = |path: &Path| path.metadata().map(|metadata| metadata.uid());
     let owned = owner(&file).with_context(|| format!("examining {}", file.display()))?;
-    // Whoever can write above the definition (in /tmp, say) must not choose root's region directory or mirror.
+    // A user who can write to a directory above the definition, such as /tmp, must not be able to choose the region
+    // directory or the mirror for root.
     let sudo = std::env::var("SUDO_UID").ok().and_then(|uid| uid.parse().ok());
     let trusted = [Some(0), Some(rustix::process::geteuid().as_raw()), sudo, owner(&real).ok()];
     if !trusted.contains(&Some(owned)) {
@@ -241,7 +244,7 @@ fn strategy(name: &str) -> Result<Strategy, String> {
     })
 }
 
-/// `a` or `b`.
+/// Joins words: `a` or `b`.
 fn alternatives(words: impl IntoIterator<Item = impl std::fmt::Display>) -> String {
     let quoted: Vec<_> = words.into_iter().map(|word| format!("`{word}`")).collect();
     quoted.join(" or ")
@@ -255,7 +258,7 @@ fn instance(id: &str) -> Result<String, String> {
     }
 }
 
-/// Zones of EC2 proper, and local and wavelength zones: `us-west-2-lax-1a`. Its letter or number comes last.
+/// Checks the name of an availability zone, a local zone or a wavelength zone, such as `us-west-2-lax-1a`.
 fn zone_name(name: &str) -> Result<String, String> {
     let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     let letter = name.ends_with(|c: char| c.is_ascii_lowercase());
@@ -283,7 +286,8 @@ fn path(dir: &Path, spelt: &str) -> Result<PathBuf, String> {
     Ok(dir.join(spelt))
 }
 
-/// A URL that can stand in an environment variable and in apt's configuration: no spaces, quotes or escapes.
+/// Checks a URL. It is used in environment variables and in apt's configuration, so it must not contain spaces, quotes
+/// or escapes.
 pub(crate) fn url(text: &str, schemes: &[&str]) -> Result<String, String> {
     let shown = without_secret(text);
     let Some((_, rest)) = text.split_once("://").filter(|(scheme, _)| schemes.contains(scheme)) else {
@@ -301,7 +305,7 @@ pub(crate) fn url(text: &str, schemes: &[&str]) -> Result<String, String> {
     }
 }
 
-/// For messages: a proxy's URL may hold a password.
+/// The URL without user name and password, for messages.
 fn without_secret(url: &str) -> String {
     match url.rsplit_once('@') {
         Some((before, after)) => {
@@ -332,7 +336,7 @@ mod tests {
         top
     }
 
-    /// Settings of `project/images/web`, with `project/oven.toml` as given.
+    /// The settings of `project/images/web` if `project/oven.toml` has this text.
     fn settings(top: &Path, toml: &str) -> Result<Settings, String> {
         std::fs::write(top.join("project/oven.toml"), toml).unwrap();
         Settings::for_definition(&top.join("project/images/web")).map_err(|e| {

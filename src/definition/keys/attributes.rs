@@ -6,12 +6,13 @@ use crate::config::key_table::{
     ANY_TEXT, DefaultValue, KEY, KeyRule, Literal, Section, TextRule, TomlKey, ValueType,
 };
 
-/// What a TPM needs (EC2 user guide, NitroTPM), and the only one of arm64.
+/// The boot mode that a TPM requires (EC2 user guide, NitroTPM). It is the only boot mode of arm64.
 pub const UEFI: &str = "uefi";
 
 pub(crate) const BOOT_MODES: [&str; 3] = ["legacy-bios", UEFI, "uefi-preferred"];
 
-/// Where neither the definition nor the base names a type. EC2's own default is gp2: slower, and dearer.
+/// The volume's type if neither the definition nor the base names one. EC2's own default is gp2, which is slower and
+/// more expensive.
 pub const DEFAULT_TYPE: &str = "gp3";
 
 const FROM_BASE: DefaultValue = DefaultValue::Said("the base image's");
@@ -98,8 +99,8 @@ pub(crate) static DISK: Section = Section {
             ..KEY
         },
     ],
-    // What may be provisioned for each type (Amazon EBS user guide, volume types). How much of it a size allows is left
-    // to EC2, which says so before anything is baked.
+    // The limits of each type (Amazon EBS user guide, volume types). The limits also depend on the size of the volume.
+    // EC2 checks this itself, before anything is baked.
     rules: &[
         KeyRule::Needs("kms_key", "encrypted", Literal::Boolean(true)),
         KeyRule::When("type", Literal::Text("gp2"), &[Absent("iops"), Absent("throughput")]),
@@ -108,7 +109,7 @@ pub(crate) static DISK: Section = Section {
             Literal::Text("gp3"),
             &[Within("iops", 3000, 80_000), Within("throughput", 125, 2000)],
         ),
-        // Without IOPS, EC2 makes neither an io1 nor an io2.
+        // EC2 creates an io1 or io2 volume only if its IOPS are set.
         KeyRule::When(
             "type",
             Literal::Text("io1"),

@@ -1,5 +1,5 @@
-//! What an image.toml may say: the parser works from this table, and the reference page and the schema are generated
-//! from it. A new key is added here, and to the reader beside.
+//! The keys of image.toml. The parser works from this table, and the reference page and the schema are generated from
+//! it. A new key needs a row in this table, and code in `src/definition/` that reads its value.
 
 mod attributes;
 mod packages;
@@ -17,17 +17,17 @@ use crate::config::key_table::{
     ValueType, text,
 };
 
-/// One line: no control characters.
+/// A pattern: one line, without control characters.
 const LINE: &str = r"^[^\x00-\x1f\x7f-\x9f]*$";
-/// The same, and not empty.
+/// Like [`LINE`], but not empty.
 const FILLED: &str = r"^[^\x00-\x1f\x7f-\x9f]+$";
-/// What an environment, and an argument, can hold.
+/// A text that can be an environment variable's value or an argument.
 const NO_NUL: ValueType = text(r"^[^\x00]*$");
 const ARGUMENTS: ValueType =
     ValueType::Array(&ArrayRule { element: NO_NUL, first: None, least: 0, unique: false });
 /// A path that is relative to the definition's directory.
 const RELATIVE: &str = r"^[^/\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$";
-/// A file that counts in the checksum: no directory, and not hidden.
+/// A path of a file that the checksum covers: it is neither a directory nor hidden.
 const SOURCE: ValueType =
     ValueType::Text(TextRule { pattern: RELATIVE, never: r"/$|(^|/)\.[^/]*$", ..ANY_TEXT });
 const IMAGE_PATH: &str = r"^(/[^/\x00-\x1f\x7f-\x9f]+)+$";
@@ -38,7 +38,7 @@ const ACCOUNT: ValueType = ValueType::Text(TextRule {
     ..ANY_TEXT
 });
 const VARIABLE: TextRule = TextRule { pattern: "^[A-Za-z_][A-Za-z0-9_]*$", ..ANY_TEXT };
-/// A variable that every step gets.
+/// The name of a variable that every step gets.
 const FREE_VARIABLE: TextRule = TextRule { reserved: &RESERVED, ..VARIABLE };
 
 macro_rules! spellings {
@@ -48,7 +48,7 @@ macro_rules! spellings {
          used"
     };
 }
-/// What `from` may be.
+/// The allowed values of `from`, for messages.
 pub(super) const SPELLINGS: &str = spellings!();
 
 /// The whole file.

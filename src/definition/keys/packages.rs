@@ -1,4 +1,4 @@
-//! Packages, and where they come from.
+//! The keys for packages and for their repositories.
 
 use super::SOURCE;
 use crate::config::key_table::{

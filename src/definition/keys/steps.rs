@@ -1,4 +1,4 @@
-//! `[[run]]`, `[[ansible]]` and `[[test]]`.
+//! The keys of `[[run]]`, `[[ansible]]` and `[[test]]`.
 
 use super::{ARGUMENTS, FREE_VARIABLE, NO_NUL, SOURCE, VARIABLE};
 use crate::config::key_table::{

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn what_it_stands_on_has_these_spellings() {
+fn all_spellings_of_from_are_read() {
     let top = tree();
     let name = |name: &str, owner: Option<&str>| {
         From::Image(BaseRef::Name { name: name.into(), owner: owner.map(Into::into) })

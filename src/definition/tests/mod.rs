@@ -12,7 +12,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 
 const GOOD: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/definitions/whole.toml"));
 
-/// `web`, `base` and `common` in a directory of their own.
+/// A temporary directory with the definitions `web` and `base`, and other directories that they can name.
 fn tree() -> tempfile::TempDir {
     let top = tempfile::tempdir().unwrap();
     let file = |path: &str, content: &[u8], mode: u32| {
@@ -41,13 +41,13 @@ fn tree() -> tempfile::TempDir {
     top
 }
 
-/// A new file each time: ext4 waits for the disk when one is cut to nothing and written again.
+/// Writes a new file each time, because ext4 waits for the disk if a file is truncated and written again.
 fn rewrite(top: &Path, toml: &[u8]) {
     std::fs::remove_file(top.join("web/image.toml")).unwrap();
     std::fs::write(top.join("web/image.toml"), toml).unwrap();
 }
 
-/// Loads `web` with another image.toml; `DIR` stands for the tree's directory in an error.
+/// Loads `web` with another image.toml. In an error, `DIR` stands for the tree's directory.
 fn load(top: &Path, toml: &str) -> Result<Definition, String> {
     rewrite(top, toml.as_bytes());
     Definition::load(&top.join("web")).map_err(|e| {
@@ -147,7 +147,7 @@ fn the_name_is_that_of_the_real_directory() {
     assert!(error.ends_with("set `name`"), "{error}");
 }
 
-/// Text of image.toml (below `from`), and the error after `DIR/web/image.toml:`.
+/// Each case is a text of image.toml, which follows `from`, and the error after `DIR/web/image.toml:`.
 #[test]
 fn each_mistake_names_line_and_key_and_what_to_do() {
     let top = tree();
@@ -393,7 +393,7 @@ fn mistakes_of_syntax_name_the_key_too() {
 }
 
 #[test]
-fn all_mistakes_are_in_one_error_in_the_order_of_lines() {
+fn all_mistakes_are_reported_in_the_order_of_lines() {
     let top = tree();
     let error = load(top.path(), "upgrade = 1\nfrom = \"x\"\n[disk]\nsize_gib = 0\n").unwrap_err();
     let lines: Vec<_> = error.lines().map(|line| line.split('`').next().unwrap()).collect();
@@ -469,7 +469,7 @@ fn directories_are_spelt_without_a_slash_at_the_end() {
     }
 }
 
-/// A small generator of our own, so that a failure can be repeated.
+/// A small generator of pseudo-random numbers. Its numbers are always the same, so a failure can be repeated.
 fn next(state: &mut u64) -> usize {
     *state ^= *state << 13;
     *state ^= *state >> 7;
@@ -500,7 +500,7 @@ fn no_image_toml_makes_the_parser_panic() {
     for _ in 0..1000 {
         let mut bytes = GOOD.as_bytes().to_vec();
         for _ in 0..=next(&mut state) % 4 {
-            // One more, so that an empty file has a place, too.
+            // `+ 1`, because bytes can also be added at the end, and the file may be empty.
             let at = next(&mut state) % (bytes.len() + 1);
             let length = (next(&mut state) % 8).min(bytes.len() - at);
             match next(&mut state) % 4 {

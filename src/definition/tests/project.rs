@@ -1,4 +1,4 @@
-//! What a definition may reach: the files of its project.
+//! A definition can use only the files of its project.
 
 use super::*;
 
@@ -29,7 +29,7 @@ fn nothing_leads_out_of_the_project() {
         let error = load(top.path(), &format!("from = \"ami-01234567\"\n{toml}\n")).unwrap_err();
         assert!(error.contains(expected), "{toml}\ngives {error}");
     }
-    // A repository of its own, and one with a settings file above it.
+    // The project is the definition's own repository, its parent directory, or the directory with an oven.toml.
     let toml = "from = \"ami-01234567\"\ninputs = [\"../common\"]\n";
     assert_eq!(load(top.path(), toml).unwrap().project, real);
     std::fs::create_dir(top.path().join("web/.git")).unwrap();

@@ -55,7 +55,7 @@ fn all_that_a_script_can_say() {
         timeout: 5,
         ..plain(ScriptKind::Run, 21, Program::Command(texts(&["systemctl", "enable"])))
     };
-    // In the order of the file, whatever they are.
+    // Scripts and playbooks are in the order of the file.
     assert_eq!(web.runs, [setup, plain(ScriptKind::Ansible, 12, Program::Playbook(playbook)), command]);
     let bats = plain(ScriptKind::Test, 26, Program::Bats("web.bats".into()));
     assert_eq!(web.tests, [Script { args: texts(&["--tap"]), ..bats }]);
@@ -176,7 +176,7 @@ fn each_mistake_has_its_place() {
         let error = load(top.path(), &format!("{BASE}{toml}\n")).unwrap_err();
         assert!(error.contains(&format!("DIR/web/image.toml:{expected}")), "{toml}\n{error}");
     }
-    // A value in the place of a name is not shown.
+    // If somebody writes a value instead of a name, the error does not show it.
     let toml = format!("{BASE}[[run]]\nscript = \"setup.sh\"\nsecrets = [\"hunter2!\"]\n");
     let error = load(top.path(), &toml).unwrap_err();
     assert!(

@@ -1,9 +1,9 @@
-//! `ami_config_checksum`: exactly the algorithm of GumGum's AMI Bakery, so that each tool finds the images that the
-//! other baked.
+//! Computes `ami_config_checksum` with exactly the algorithm of GumGum's AMI Bakery, so that each tool finds the images
+//! that the other tool baked.
 //!
-//! It covers every file below the directories, except those whose own name begins with a dot. The files are sorted by
-//! the bytes of their paths as given; the checksum is the SHA1 of the files' hexadecimal SHA1s, concatenated without
-//! separators. A link to a file counts as its target; links to directories are not followed.
+//! The checksum covers every file below the directories, except files whose own name begins with a dot. The files are
+//! sorted by the bytes of their paths as given. The checksum is the SHA1 of the files' hexadecimal SHA1s, concatenated
+//! without separators. A link to a file counts as its target. Links to directories are not followed.
 
 #[cfg(test)]
 mod tests;
@@ -23,11 +23,12 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-/// Bytes that each thread reads at a time: large enough to make system calls cheap, small enough for the CPU's cache.
+/// The number of bytes that each thread reads at a time. It is large enough to make system calls cheap, and small
+/// enough for the CPU's cache.
 const BUFFER_BYTES: usize = 256 << 10;
-/// More threads than this read faster than any disk.
+/// The maximal number of threads. So many threads can read more than any disk can deliver.
 const MAX_THREADS: usize = 32;
-/// The number of files to stat (not to read) for which another thread is worth starting.
+/// The number of files to stat (not to read) that justifies another thread.
 const STAT_SHARE: usize = 512;
 
 /// The checksum, and the files that it covers.
@@ -35,7 +36,7 @@ const STAT_SHARE: usize = 512;
 pub struct Checksum {
     /// 40 hexadecimal digits, in lower case.
     pub hex: String,
-    /// Path as given and SHA1 of each file, in the order of the checksum.
+    /// The path as given and the SHA1 of each file, in the order in which the checksum covers them.
     pub files: Vec<(OsString, String)>,
     /// Warnings about what the user may not have intended.
     pub warnings: Vec<String>,
@@ -44,16 +45,16 @@ pub struct Checksum {
 /// A file that the checksum covers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CountedFile {
-    /// The path as given: the directory as the caller spelled it, and the path from there.
+    /// The path as given: the directory as the caller spelled it, joined with the path below it.
     pub path: PathBuf,
     pub sha1: String,
-    /// The owner's executable bit, as git stores it.
+    /// The owner's executable bit, which is the only bit that git stores.
     pub executable: bool,
     /// The link's text, if it is a symbolic link.
     pub link: Option<PathBuf>,
 }
 
-/// The files of directories, as the checksum covers them.
+/// The files that the checksum covers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct DefinitionTree {
     /// Sorted by the bytes of their paths.
@@ -63,8 +64,8 @@ pub(crate) struct DefinitionTree {
     pub warnings: Vec<String>,
 }
 
-/// `ami_config_checksum` of these directories, as one list of files. Errors: [`Kind::Definition`], with the file that
-/// cannot be part of it.
+/// Computes the `ami_config_checksum` of these directories, whose files form one list. Errors: [`Kind::Definition`],
+/// with the file that cannot be part of it.
 pub fn config_checksum(directories: &[impl AsRef<Path>]) -> Result<Checksum> {
     let tree = DefinitionTree::read(directories)?;
     let hex = tree.checksum();
@@ -72,7 +73,7 @@ pub fn config_checksum(directories: &[impl AsRef<Path>]) -> Result<Checksum> {
     Ok(Checksum { hex, files, warnings: tree.warnings })
 }
 
-/// Lower-case hexadecimal.
+/// Writes bytes as lower-case hexadecimal digits.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
@@ -112,7 +113,8 @@ impl DefinitionTree {
         hex(&all.finalize())
     }
 
-    /// Lists a directory tree. It has its own stack, so that a deep tree cannot exhaust the thread's.
+    /// Lists a directory tree. It uses its own list as the stack, so that a deep tree cannot exhaust the thread's
+    /// stack.
     fn walk(&mut self, top: &Path) -> Result<()> {
         let metadata = std::fs::metadata(top).map_err(|e| match e.kind() {
             ErrorKind::NotFound => Kind::Definition
@@ -150,8 +152,8 @@ impl DefinitionTree {
         Ok(())
     }
 
-    /// Adds a symbolic link. A link to a file counts as that file. A link to a directory is not followed, but is
-    /// recorded: a path in image.toml may lead through it.
+    /// Adds a symbolic link. A link to a file counts as that file. A link to a directory is not followed. But it is
+    /// recorded, because a path in image.toml may contain it.
     fn add_link(&mut self, path: PathBuf, is_hidden: bool) -> Result<()> {
         let target = std::fs::metadata(&path);
         let is_directory = target.as_ref().is_ok_and(Metadata::is_dir);
@@ -177,7 +179,8 @@ impl DefinitionTree {
         self.files.push(CountedFile { path, sha1: String::new(), executable: false, link });
     }
 
-    /// Reads the files' metadata and content, on all cores. Large files go first, so that none is left for the end.
+    /// Reads the files' metadata and content on all cores. Large files are read first, so that at the end no core has
+    /// to wait for a large file.
     fn examine(&mut self) -> Result<()> {
         let files = &self.files;
         let mut order: Vec<usize> = (0..files.len()).collect();
@@ -198,8 +201,8 @@ impl DefinitionTree {
     }
 }
 
-/// Does `work` for each index, in this order, on at most as many threads as there are cores, each with at least
-/// `share` indexes. After a failure the other threads stop. Of several failures, the one of the smallest index is
+/// Calls `work` for each index, in this order. It uses at most as many threads as there are cores, and one thread for
+/// each `share` indexes. After a failure, all threads stop. Of several failures, the failure with the smallest index is
 /// returned.
 fn on_all_cores<T: Send>(
     indexes: &[usize],
@@ -255,7 +258,7 @@ fn file_sha1(path: &Path) -> Result<String> {
     thread_local! {
         static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; BUFFER_BYTES].into());
     }
-    // Does not block if a FIFO has replaced the file.
+    // With these flags, `open` does not block if a FIFO has replaced the file.
     let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
     let file = File::options().read(true).custom_flags(flags).open(path);
     let mut file = file.map_err(|e| unreadable(path, e))?;

@@ -12,7 +12,7 @@ fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
     top
 }
 
-/// The message, with `DIR` for the tree's directory.
+/// The error's message, in which `DIR` stands for the tree's directory.
 fn error(top: &Path, directory: &str) -> String {
     let error = config_checksum(&[top.join(directory)]).unwrap_err();
     assert_eq!(Kind::of(&error), Kind::Definition);
@@ -49,7 +49,8 @@ fn the_published_vectors_match() {
     }
 }
 
-/// The expected values come from the original's checksum.py, and from another implementation in Python.
+/// The expected values were computed with the checksum.py of GumGum's AMI Bakery, and with another implementation in
+/// Python.
 #[test]
 fn links_hidden_directories_and_several_directories_count_as_in_the_original() {
     let top = tree(&[
@@ -69,7 +70,7 @@ fn links_hidden_directories_and_several_directories_count_as_in_the_original() {
     ]);
     symlink("../c/lib", top.path().join("w/to-file")).unwrap();
     symlink("../c", top.path().join("w/to-dir")).unwrap();
-    // Hidden, so it is no error.
+    // A hidden link without a target is ignored, so it is not an error.
     symlink("nowhere", top.path().join("w/.dangling")).unwrap();
     let checksum = |directories: &[&str]| {
         let directories: Vec<_> = directories.iter().map(|dir| top.path().join(dir)).collect();
@@ -82,13 +83,13 @@ fn links_hidden_directories_and_several_directories_count_as_in_the_original() {
     assert_eq!(checksum(&["w/", "c/"]), "6be7655351b26ec3278a4b2d528518f3629b9e51");
 }
 
-/// The order of Python's os.fsencode; computed by hand with hashlib.
+/// The files are in the order that os.fsencode gives in Python. The expected value was computed with hashlib.
 #[test]
 fn names_that_are_no_utf8_sort_by_their_bytes() {
     let all: Vec<u8> = (0..=255).collect();
     let top = tree(&[("b/a", "a"), ("b/é", "e")]);
     std::fs::write(top.path().join("b").join(std::ffi::OsStr::from_bytes(b"\xff\xfe")), "bytes").unwrap();
-    // 3 MiB: several buffers full.
+    // 3 MiB, which is several times the size of the buffer.
     std::fs::write(top.path().join("b/big"), all.repeat(4096 * 3)).unwrap();
     assert_eq!(
         config_checksum(&[top.path().join("b")]).unwrap().hex,

@@ -1,8 +1,8 @@
 //! The digest of the inputs, for a tag: `v1;FORMAT;ARCHITECTURE;BASE;SNAPSHOT;DEPTH;ENTRIES`.
 //!
 //! Each file has an entry of 7 characters: 3 of its path's hash and 4 of its content's hash. If there are too many
-//! files for a tag's 256 characters, the files of a directory share an entry. DEPTH says how many levels of
-//! directories are told apart.
+//! files for a tag's 256 characters, the files of a directory share an entry. DEPTH says how many levels of directories
+//! are distinguished.
 
 use super::{InputFile, Inputs};
 use sha1::{Digest, Sha1};
@@ -15,7 +15,7 @@ const CONTENT_CHARACTERS: usize = 4;
 const ENTRY: usize = PATH_CHARACTERS + CONTENT_CHARACTERS;
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 
-/// Prefix of an entry that is not a file: no path in a definition begins with it.
+/// The prefix of the name of an entry that is not a file. No path in a definition begins with it.
 pub const VARIABLES: &str = "/";
 
 /// Which files share an entry.
@@ -29,7 +29,7 @@ pub enum Depth {
     Whole,
 }
 
-/// From fine to coarse.
+/// All depths, from fine to coarse.
 const DEPTHS: [Depth; 5] =
     [Depth::Files, Depth::Directories(3), Depth::Directories(2), Depth::Directories(1), Depth::Whole];
 
@@ -41,7 +41,7 @@ pub struct ParsedDigest {
     pub base: String,
     pub snapshot: String,
     pub depth: Depth,
-    /// Hash of the content by hash of the path (or of the directory's).
+    /// The hash of each group's content, by the hash of its name.
     pub entries: BTreeMap<String, String>,
 }
 
@@ -69,19 +69,19 @@ impl Depth {
             Self::Directories(count) => count,
             Self::Whole => return String::new(),
         };
-        // The `..` of an input do not count as directories.
+        // The `..`s at the beginning of an input's path do not count as directories.
         let up: usize = path.split('/').take_while(|part| *part == "..").count();
         let parts: Vec<&str> = path.split('/').collect();
         if parts.len() <= up + count { path.into() } else { format!("{}/", parts[..up + count].join("/")) }
     }
 }
 
-/// The entry of each group of files, by the group's name: hash of the name, hash of the content.
+/// The entry of each group, by the group's name. An entry is the hash of the name and the hash of the content.
 pub fn entries_by_group(inputs: &Inputs, depth: Depth) -> BTreeMap<String, (String, String)> {
     let mut groups: BTreeMap<String, Sha1> = BTreeMap::new();
     for (path, InputFile { executable, link, sha1 }) in &inputs.files {
         let hasher = groups.entry(depth.file_group(path)).or_default();
-        // No field can contain a NUL and none is left out, so different fields cannot give the same text.
+        // No field can contain a NUL, and all fields are always written. So different fields cannot give the same text.
         let (link, sha1) = (link.as_deref().unwrap_or_default(), sha1.as_deref().unwrap_or_default());
         hasher.update(format!("{path}\0{executable}\0{link}\0{sha1}\0"));
     }
@@ -106,7 +106,7 @@ pub fn write(inputs: &Inputs) -> String {
     let fixed = format!("v1;{format};{architecture};{};{};", base.id, base.snapshot);
     let max_entries = MAX.saturating_sub(fixed.len() + 2) / ENTRY;
     for depth in DEPTHS {
-        // Skips the work of grouping a huge definition if the files alone are too many.
+        // Grouping a huge definition takes long. It is skipped if there are too many files for one entry each.
         if depth == Depth::Files && files.len() + vars.len() > max_entries {
             continue;
         }
@@ -119,7 +119,7 @@ pub fn write(inputs: &Inputs) -> String {
     fixed
 }
 
-/// Parses a digest; `None` if this version does not know its form.
+/// Parses a digest. `None` if this version of oven does not know its form.
 pub fn parse(digest: &str) -> Option<ParsedDigest> {
     let fields: [&str; 7] = digest.split(';').collect::<Vec<_>>().try_into().ok()?;
     let [version, format, architecture, base, snapshot, letter, entries] = fields;

@@ -5,15 +5,15 @@ use super::digest::Depth;
 use super::{InputFile, Inputs};
 use std::collections::BTreeSet;
 
-/// Characters of a variable's value that are shown.
+/// The maximal number of characters of a variable's value that are shown.
 const VALUE_MAX: usize = 60;
 
-/// What is known about an older image's inputs.
+/// The inputs of an older image, as far as they are known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PreviousInputs {
-    /// The JSON that is stored with the image.
+    /// All inputs, from the JSON that is stored with the image.
     Full(Box<Inputs>),
-    /// Only its tag, as another machine baked it.
+    /// Only the digest in the image's tag, because another machine baked the image.
     Digest(String),
 }
 
@@ -26,7 +26,7 @@ impl PreviousInputs {
     }
 }
 
-/// The differences, one on each line: `files/nginx.conf changed`. Empty if none is found.
+/// Lists the differences, such as `files/nginx.conf changed`. Empty if none is found.
 pub fn explain(old: &PreviousInputs, new: &Inputs) -> Vec<String> {
     match old {
         PreviousInputs::Full(old) => compare(old, new),
@@ -39,7 +39,7 @@ pub fn explain(old: &PreviousInputs, new: &Inputs) -> Vec<String> {
     }
 }
 
-/// Compares (base, snapshot, architecture, format) of both.
+/// Compares base, snapshot, architecture and format, in this order.
 fn compare_common(lines: &mut Vec<String>, old: [&str; 4], new: [&str; 4]) {
     let [base, snapshot, architecture, format] = old;
     if base != new[0] {

@@ -1,4 +1,5 @@
-//! Everything that can change an image's content: the fingerprint over it, and the differences between two.
+//! The inputs of an image: everything that can change its content. Computes their fingerprint, and explains the
+//! differences between two images' inputs.
 
 #[cfg(test)]
 mod tests;
@@ -22,12 +23,12 @@ use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-/// Raised when a change of oven or of a built-in plugin makes a different image of the same definition. Every image is
-/// then rebuilt once.
+/// This number is raised if a change of oven or of a built-in plugin makes a different image from the same definition.
+/// It causes a new bake of every image.
 pub const FORMAT: u32 = 2;
 
-/// The inputs of an image. Their JSON is canonical: keys are sorted (the fields are declared in that order), and there
-/// are no spaces.
+/// The inputs of an image. Their JSON is canonical: the keys are sorted, because the fields are declared in that order,
+/// and there are no spaces.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inputs {
     architecture: Architecture,
@@ -36,8 +37,8 @@ pub struct Inputs {
     /// The files, by their path relative to the definition's directory, escaped by [`escape_path`].
     files: BTreeMap<String, InputFile>,
     format: u32,
-    /// The family, from which an image's name and tags are made. (Inputs stored by versions in which it did not count
-    /// have none.)
+    /// The name of the family, from which the image's name and tags are made. (Inputs that were stored by older
+    /// versions of oven have none.)
     #[serde(default)]
     name: String,
     /// The variables' values, including those of the command line.
@@ -63,17 +64,18 @@ struct InputFile {
     /// The text of a symbolic link.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     link: Option<String>,
-    /// The digest of its content; `None` for a link to a directory.
+    /// The digest of the file's content. `None` for a link to a directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     sha1: Option<String>,
 }
 
 impl Inputs {
-    /// Reads all files of the definition. Errors: [`Kind::Definition`], with the file that cannot be part of it.
+    /// Reads all files of the definition. Errors: [`Kind::Definition`], with the file that cannot be part of a
+    /// definition.
     pub fn of(image: &Definition, base: &Base, settings: &Settings) -> Result<Self> {
-        // No setting reaches an image: those of the network are for fetch steps alone, and the others define where and
-        // how it is baked. A new setting that does would have to be part of the fingerprint, so this code does not
-        // compile until the setting is listed here.
+        // No setting changes an image. The network's settings apply only to fetch steps, and the others define where
+        // and how the image is baked. A setting that changes the image would have to be part of the fingerprint. So
+        // this code does not compile until a new setting is listed here.
         let Settings {
             file: _,
             cloud: _,
@@ -99,8 +101,8 @@ impl Inputs {
         })
     }
 
-    /// Adds an external plugin that the definition names, with the digest of its file. Its changes are explained like
-    /// those of a file.
+    /// Adds an external plugin that the definition names. `digest` is the digest of the plugin's file. A change of the
+    /// plugin is explained like the change of a file.
     pub fn with_plugin(mut self, id: &str, digest: &str) -> Self {
         let file = InputFile { executable: false, link: None, sha1: Some(hex(&Sha1::digest(digest))) };
         let key = format!("the plugin {id}");
@@ -109,15 +111,15 @@ impl Inputs {
         self
     }
 
-    /// Reads the definition again. Errors: [`Kind::Definition`] if it changed, as the image may contain parts of both
-    /// versions.
+    /// Reads the definition again. Errors: [`Kind::Definition`] if the definition changed, because the image may
+    /// contain parts of both versions.
     pub fn ensure_unchanged(&self, image: &Definition) -> Result<()> {
         let (tree, mut files) = read_files(image)?;
         files.extend(self.plugin.iter().filter_map(|key| Some((key.clone(), self.files.get(key)?.clone()))));
         let now = Self { checksum: tree.checksum(), files, ..self.clone() };
         let mut differences = explain::compare(self, &now);
-        // image.toml was parsed before the files were read, so the checksum may cover a newer version than the one
-        // that was baked.
+        // image.toml was parsed before the files were read. So the checksum may cover a newer version of image.toml
+        // than the version that was baked.
         if differences.is_empty() && Definition::load_with(&image.dir, &image.vars.given)? != *image {
             differences.push(format!("{} changed", definition::FILE));
         }
@@ -136,12 +138,12 @@ impl Inputs {
         self.architecture
     }
 
-    /// `ami_config_checksum`.
+    /// The value of the tag `ami_config_checksum`.
     pub fn checksum(&self) -> &str {
         &self.checksum
     }
 
-    /// `oven:fingerprint`: 40 hexadecimal digits in lower case.
+    /// The value of the tag `oven:fingerprint`: 40 lower-case hexadecimal digits.
     pub fn fingerprint(&self) -> String {
         hex(&Sha1::digest(self.to_json()))
     }
@@ -151,8 +153,8 @@ impl Inputs {
         serde_json::to_string(self).expect("texts, numbers and maps with texts as keys become JSON")
     }
 
-    /// A digest of the inputs that fits a tag (at most 256 characters), from which [`explain()`] still finds
-    /// differences.
+    /// A digest of the inputs that fits into a tag (at most 256 characters). [`explain()`] can find differences from
+    /// it.
     pub fn digest(&self) -> String {
         digest::write(self)
     }

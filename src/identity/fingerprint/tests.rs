@@ -17,7 +17,7 @@ fn base() -> Base {
     }
 }
 
-/// A definition with these files, in `web` of a directory of its own.
+/// A definition `web` with these files, in a temporary directory.
 fn web(files: &[(&str, &str)]) -> (tempfile::TempDir, Definition) {
     let top = tempfile::tempdir().unwrap();
     write(top.path(), "web/image.toml", "from = \"ami-0123456789abcdef0\"\n");
@@ -49,7 +49,7 @@ fn the_json_is_canonical() {
     let (top, image) = web(&[("setup.sh", "#!/bin/sh\n")]);
     std::fs::set_permissions(top.path().join("web/setup.sh"), Permissions::from_mode(0o755)).unwrap();
     let inputs = inputs(&image);
-    // Each sha1 is `sha1sum`'s, and the fingerprint is that of this text.
+    // Each `sha1` is the one that `sha1sum` prints. The fingerprint is the SHA1 of this text.
     let expected = concat!(
         r#"{"architecture":"x86_64","base":{"id":"ami-0123456789abcdef0","snapshot":"snap-0123456789abcdef0"},"#,
         r#""checksum":"6888762048223e8edbf42063b22f5f65241e8a60","#,
@@ -63,7 +63,8 @@ fn the_json_is_canonical() {
     assert_eq!(serde_json::to_string(&sorted).unwrap(), expected, "the fields are declared in another order");
 }
 
-/// Every key of the provisioners counts: image.toml's bytes do. And what a variable is, whoever says so.
+/// Every key of `[[run]]` and `[[ansible]]` changes the fingerprint, because the bytes of image.toml are part of it.
+/// The value of a variable is also part of it, no matter whether it comes from image.toml or from the command line.
 #[test]
 fn provisioners_and_variables_count() {
     let top = tempfile::tempdir().unwrap();
@@ -129,7 +130,8 @@ fn provisioners_and_variables_count() {
     assert_ne!(plain.digest(), moved.digest());
 }
 
-/// A family has its directory's name if the definition sets none; then no file contains the name.
+/// If the definition sets no name, the family has the directory's name, which no file contains. It still is part of the
+/// fingerprint.
 #[test]
 fn of_two_families_with_equal_files_each_has_its_own_images() {
     let (top, web) = web(&[("setup.sh", "x")]);
@@ -144,7 +146,7 @@ fn of_two_families_with_equal_files_each_has_its_own_images() {
     assert_eq!(web.fingerprint(), same.fingerprint());
 }
 
-/// Digests of older images can still be compared.
+/// Inputs that are stored with older images can still be read.
 #[test]
 fn inputs_without_a_family_are_read() {
     let (_top, image) = web(&[("x", "1")]);
@@ -201,13 +203,13 @@ fn what_can_change_an_image_changes_the_fingerprint_and_is_explained() {
             &["text2 is new", "one file or directory was removed (the tag does not have its name)"],
         ),
         (
-            // A link counts with what it leads to.
+            // A link to a file has the permissions and the content of the file.
             "the executable bit",
             |dir| std::fs::set_permissions(dir.join("run"), Permissions::from_mode(0o755)).unwrap(),
             &["link is now executable", "run is now executable"],
             &["link changed", "run changed"],
         ),
-        // git stores no more than the executable bit, so a checkout elsewhere may differ in this.
+        // git stores only the executable bit, so another checkout may differ in the other bits.
         (
             "other bits",
             |dir| std::fs::set_permissions(dir.join("run"), Permissions::from_mode(0o600)).unwrap(),
@@ -291,7 +293,7 @@ fn base_architecture_and_format_are_explained() {
     assert_eq!(explained(&old, &new), (vec![expected.into()], vec![expected.into()]));
 }
 
-/// Inputs of that many files, in directories of ten.
+/// Inputs with `count` files, ten in each directory.
 fn many(count: usize) -> Inputs {
     let (_top, image) = web(&[]);
     let mut inputs = inputs(&image);
@@ -319,7 +321,7 @@ fn the_digest_fits_a_tag_and_coarsens_with_many_files() {
         let mut new = old.clone();
         new.files.get_mut("../common/d0/e/f0").unwrap().executable = true;
         assert_eq!(explained(&old, &new).1, [name], "{count}");
-        // The new one may have more files than a digest of its own could hold.
+        // The new inputs may have more files than fit into a digest.
         assert_eq!(explained(&old, &old).1, Vec::<String>::new());
     }
     let mut old = many(0);
@@ -365,7 +367,8 @@ fn a_definition_that_moved_under_its_parent_keeps_its_warnings() {
     assert!(inputs.warnings()[0].contains(".git is in the definition"), "{:?}", inputs.warnings());
     assert!(!inputs.to_json().contains("inside"));
     let from = [From::Image(BaseRef::Id(base().id)), From::Parent(PathBuf::from("../base"))];
-    // `from` counts by the base's id, so a rebuilt parent makes a new image.
+    // The fingerprint contains the id of the base image and not the text of `from`. So a rebuilt parent causes a new
+    // image.
     let prints: Vec<_> = from
         .into_iter()
         .map(|from| self::inputs(&Definition { from, ..image.clone() }).fingerprint())
@@ -378,7 +381,7 @@ fn a_change_while_baking_is_found() {
     let (top, image) = web(&[("setup.sh", "#!/bin/sh\n")]);
     let inputs = inputs(&image);
     inputs.ensure_unchanged(&image).unwrap();
-    // Files that an editor or a CI system leaves next to image.toml do not count.
+    // Hidden files, which an editor or a CI system may write next to image.toml, are not part of the definition.
     write(top.path(), "web/.ami_id.json", "{}");
     inputs.ensure_unchanged(&image).unwrap();
     write(top.path(), "web/setup.sh", "#!/bin/sh\nfalse\n");
@@ -392,7 +395,8 @@ fn a_change_while_baking_is_found() {
     assert!(error.to_string().ends_with("web changed while it was baked: image.toml changed"), "{error}");
 }
 
-/// Whatever image.toml says is in the file, and every file counts: this stays true of each key that is added.
+/// Every key of image.toml changes the fingerprint, and so does every file. This must stay true for keys that are added
+/// later.
 #[test]
 fn every_key_and_what_it_names_reaches_the_fingerprint() {
     let key = "-----BEGIN PGP PUBLIC KEY BLOCK-----\n\nmQ==\n-----END PGP PUBLIC KEY BLOCK-----\n";
@@ -425,7 +429,8 @@ fn every_key_and_what_it_names_reaches_the_fingerprint() {
     write(top.path(), "web/key.asc", &key.replace("mQ", "mR"));
     load(&definitions[8]);
     assert_eq!(prints.len(), definitions.len() + 1);
-    // And a bake sees whether what was read is still what is there.
+    // A bake compares definitions to find changes of image.toml, so two definitions with different keys must not be
+    // equal.
     for (index, image) in images.iter().enumerate() {
         assert!(images[..index].iter().all(|other| other != image), "{image:?}");
     }
@@ -445,7 +450,7 @@ fn a_plugin_that_is_named_counts() {
         assert_eq!(explain(&old.clone().unwrap(), &two), ["the plugin void changed"]);
         assert_eq!(explain(&old.unwrap(), &one), Vec::<String>::new());
     }
-    // It is not a file that could be missed.
+    // The plugin is not a file of the definition, so it does not count as a missing file.
     one.ensure_unchanged(&image).unwrap();
     write(top.path(), "web/setup.sh", "#!/bin/sh\nfalse\n");
     let error = one.ensure_unchanged(&image).unwrap_err();

@@ -3,7 +3,8 @@
 //! A plan lists its caches; those without sources are ignored here. Fetch steps run no package code. They see the
 //! downloads of earlier bakes with the same base and the same sources; each file is verified by its recorded digest.
 //! Only fetch steps write to the caches that are published. Before package code can run, the caches are published for
-//! the next bake, and later steps cannot change published files. Scripts of the definition may write to the caches, too.
+//! the next bake, and later steps cannot change published files. Scripts of the definition may write to the caches,
+//! too.
 //! Later steps of this bake see their writes and the downloads after them, but both are discarded when the bake ends.
 
 pub(crate) mod key;

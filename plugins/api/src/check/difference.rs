@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-/// The first place where two documents differ: `plan.steps[0].why is "b"; it was "a"`.
+/// Describes the first difference between two documents, such as `plan.steps[0].why is "b"; it was "a"`.
 pub fn difference(before: &Value, after: &Value) -> Option<String> {
     find_difference(before, after, String::new())
 }
@@ -35,7 +35,7 @@ fn find_difference(before: &Value, after: &Value, at: String) -> Option<String> 
     }
 }
 
-/// A value as JSON, cut off to fit on a line.
+/// A value as JSON, cut off so that it fits on a line.
 fn abbreviate(value: &Value) -> String {
     const MAX: usize = 80;
     let text = value.to_string();

@@ -1,9 +1,9 @@
-//! Tests jobs that ask for more than packages by name: either the plan differs, or the plugin refuses.
+//! Tests jobs that ask for more than packages by name. Either the plan must differ, or the plugin must refuse the job.
 
 use super::{Rule, Suite, TestResult, named};
 use crate::{Conffiles, Job, Package, Phase, Plan, Repository, Upgrade};
 
-/// A package that most distributions have; the tests do not depend on it.
+/// A package that most distributions have. The tests do not depend on this.
 const NAME: &str = "tree";
 const FILE: &str = "/run/oven/packages/1-site_1.0_all";
 
@@ -27,7 +27,7 @@ pub fn run(suite: &mut Suite, empty: &Job) -> TestResult<()> {
             format!("one package: nothing verifies afterwards that `{NAME}` is installed: {how}"),
         );
     }
-    // An image without the files that the plugin looked for also gets a plan or a refusal.
+    // For an image without the files of `look_for`, the answer must also be a plan or a refusal.
     let lacking = one.present.keys().map(|path| (path.clone(), false)).collect();
     suite.plan("(an image without the files of `look_for`)", &Job { present: lacking, ..one.clone() })?;
     test_requests(suite, &one, &plan)
@@ -98,7 +98,7 @@ fn test_requests(suite: &mut Suite, one: &Job, plan: &Plan) -> TestResult<()> {
         let what = "a tool for the bake is refused, even for definitions whose packages contain it";
         suite.fault(Rule::Heeds, format!("{what}: leave `tools` out of the plan ({refused})"));
     }
-    // These may leave the plan unchanged, but the plugin has to accept them.
+    // These requests need not change the plan, but the plugin has to accept them.
     for (what, job) in [
         ("recommended packages", Job { recommends: true, ..one.clone() }),
         ("packages' configuration files", Job { conffiles: Conffiles::Replace, ..one.clone() }),
@@ -112,7 +112,7 @@ fn test_requests(suite: &mut Suite, one: &Job, plan: &Plan) -> TestResult<()> {
     Ok(())
 }
 
-/// Whether a step that changes the image names `word`, or might read a file that does.
+/// Whether a step that changes the image contains `word` in its arguments, or can read a file that contains `word`.
 fn installs(plan: &Plan, word: &str) -> bool {
     let changes = |phase| phase == Phase::Upgrade || phase == Phase::Install;
     let mut steps = plan.steps.iter().filter(|step| changes(step.phase));

@@ -1,6 +1,6 @@
-//! The os-release files of which the suite asks a plugin, with the fields that plugins read.
+//! The os-release files that the suite shows to a plugin, with the fields that plugins read.
 
-/// The known distributions, by name. Each `ID` represents its relatives.
+/// The known distributions, by name. Each `ID` also represents its relatives.
 pub fn known() -> Vec<(String, &'static str)> {
     KNOWN
         .iter()

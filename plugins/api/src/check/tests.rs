@@ -1,10 +1,10 @@
-//! Tests the suite itself: a correct plugin passes, and each kind of fault breaks its rule alone.
+//! Tests the suite itself. A correct plugin passes, and each kind of fault breaks exactly one rule.
 
 use super::*;
 use crate::{Expect, Phase, Shim, Step, Wanted};
 use std::cell::Cell;
 
-/// What is wrong with the plugin.
+/// The fault of the tested plugin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
     None,
