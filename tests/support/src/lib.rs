@@ -1,5 +1,5 @@
-//! The code that the rings of oven's tests share. Each test creates its own world with this crate. The world takes the ring's
-//! lock (see [`ring`]), so that no test has to remember the lock.
+//! The code that the rings of oven's tests share. Each test creates its own world with this crate. The world takes the
+//! ring's lock (see [`ring`]), so that no test has to remember the lock.
 //!
 //! | what a test needs | type |
 //! |---|---|

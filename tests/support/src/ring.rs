@@ -8,7 +8,7 @@
 //!
 //! - A thread that holds the lock can take it again without waiting, because a test may create several worlds.
 //! - Threads that a test starts belong to the test. They do not wait while any test holds the lock. They are recognized
-//! because they have no name, and the test harness names the tests' own threads.
+//!   because they have no name, and the test harness names the tests' own threads.
 //! - A test that waits for the exclusive lock goes before tests that ask later. Otherwise it could wait for ever.
 //! - A test that panics releases the lock, because its worlds are dropped.
 //!
