@@ -45,10 +45,10 @@ struct Args {
     /// Delays in milliseconds: {"creating": 500, "attaching": 300, ..}
     #[arg(long)]
     delays: Option<String>,
-    /// Use latencies and delays similar to those of AWS; --delays and --latencies take precedence
+    /// Use latencies and delays like those of AWS; --delays and --latencies take precedence
     #[arg(long)]
     plausible: bool,
-    /// The minimum and maximum latency of actions in milliseconds: {"PutSnapshotBlock": [15, 30], "Describe*": [80, 150]}
+    /// Minimum and maximum latencies in milliseconds: {"PutSnapshotBlock": [15, 30], "Describe*": [80, 150]}
     #[arg(long)]
     latencies: Option<String>,
     /// Options of the EBS direct APIs: {"page": 100, "empty_pages": 2, "timeout": 500, ..}

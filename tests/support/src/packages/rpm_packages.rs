@@ -1,5 +1,5 @@
-//! The packages of these tests. Each package has one special property. rpmbuild builds them once, and they are in two repositories:
-//! one without and one with signatures.
+//! The packages of these tests. Each package has one special property. rpmbuild builds them once, and they are in two
+//! repositories: one without and one with signatures.
 
 use crate::programs::kept_dir;
 use std::fs;
