@@ -12,7 +12,7 @@ pub const LARGER_DISK_HINT: &str = "Use a larger disk: set `size_gib` of `[disk]
 /// message.
 const MIN_FREE_SHARE: u64 = 1024;
 
-/// ext4 counts blocks as free that it reserves. It reserves one block in 50, but at most 4096 blocks
+/// ext4 also counts its reserved blocks as free. It reserves one block in 50, but at most 4096 blocks
 /// (ext4_calculate_resv_clusters).
 const EXT4_RESERVE: (u64, u64) = (50, 4096);
 

@@ -15,8 +15,8 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// A generation with this many recorded steps loses them. This is rare, because fewer definitions share a base, and each
-/// has two or three such steps.
+/// If a generation has this many recorded steps, the next generation forgets them. This is rare, because fewer
+/// definitions share a base, and each has two or three such steps.
 const DONE_MAX: usize = 1000;
 
 /// The overlay's directories for one cache. Without `lower`, steps see `upper` alone.

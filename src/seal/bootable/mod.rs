@@ -126,8 +126,8 @@ async fn check_kernel(
             None => format!("{image}: it has no nvme driver built in, and no initramfs"),
         });
     }
-    // The network starts after the root is mounted, so a module of the root file system is enough. An image whose root
-    // is on the network is not supported.
+    // The network starts after the root is mounted, so a module of the root file system is enough. A root on the
+    // network is not considered.
     if !drivers.ena && !kernels::has_module(inside, version, "ena")? {
         let what = "has no ena driver: it is not built in, not in the initramfs and not among the modules";
         found.push(format!("{image}: the kernel {version} {what}"));
