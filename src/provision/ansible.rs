@@ -1,5 +1,5 @@
-//! Programs that are in the image only during this bake. The plan installs them, and afterwards they are removed with
-//! all packages that were installed with them.
+//! Installs Ansible for the bake only, if the image lacks it. After the last playbook, Ansible is removed together with
+//! all packages that were installed with it.
 
 use super::command::{CommandRunner, ImageCommand};
 use super::packages;
@@ -16,10 +16,10 @@ use std::time::Duration;
 
 /// The maximum number of packages that an error message names.
 const NAMED_MAX: usize = 10;
-/// The time limit for the query for unneeded packages, which takes only a moment.
+/// The time limit for listing the packages that nothing needs. The command takes only a moment.
 const TIMEOUT: Duration = Duration::from_secs(120);
 
-/// The packages that were installed only for the bake and are removed at its end.
+/// The packages that were installed only for the bake and are removed after the last playbook.
 pub struct BakeTools {
     installed: Vec<InstalledPackage>,
 }
@@ -68,8 +68,8 @@ impl BakeTools {
         Ok(Some(Self { installed }))
     }
 
-    /// Removes the packages that were installed with Ansible and that no other package needs. Packages that a script
-    /// installed since then remain, and so do their dependencies.
+    /// Removes the packages that were installed with Ansible, except those that another package needs. For example, a
+    /// script may have installed a package that needs one of them.
     pub async fn remove(self, runner: &CommandRunner<'_>) -> Result<()> {
         let Some(tools) = &runner.work.plan.tools else { return Ok(()) };
         let before = list_packages(runner).await?;
@@ -129,8 +129,8 @@ impl BakeTools {
     }
 }
 
-/// Returns the packages of the image. Errors: the plan has no fact that lists them, so the packages that were installed
-/// with a tool cannot be determined.
+/// Returns the packages of the image. Fails if the plan has no fact that lists them, because then oven cannot find out
+/// which packages were installed with Ansible.
 async fn list_packages(runner: &CommandRunner<'_>) -> Result<Vec<InstalledPackage>> {
     plan_steps::packages_of(runner).await?.ok_or_else(|| {
         let what =

@@ -20,7 +20,7 @@ use std::time::Duration;
 const PACKAGES: &str = "/run/oven/packages";
 /// The pause before the first retry. Each later pause is twice as long as the one before.
 const PAUSE: Duration = Duration::from_secs(2);
-/// The time limit for the command before a retry. Such a command deletes a cache, which takes seconds.
+/// The time limit for the command before a retry. The command deletes a cache, which takes seconds.
 const BEFORE_RETRY_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 /// The maximum size of a command's output that oven reads as a value. No fact is larger.
 const ANSWER_MAX: usize = 16 << 20;
@@ -36,13 +36,16 @@ pub struct ImageCommand<'a> {
     pub env: BTreeMap<String, String>,
     pub cwd: String,
     pub network: bool,
-    /// Whether it downloads packages without running their code. Only such commands get the settings of `[network]`.
+    /// Whether the command downloads packages without running their code. Only such commands get the settings of
+    /// `[network]`.
     pub fetches: bool,
-    /// Whether it runs neither code of packages nor scripts of the definition. Only then may its downloads be cached.
+    /// Whether the command runs neither code of packages nor scripts of the definition. Downloads are cached only until
+    /// the first command that is not trusted.
     pub trusted: bool,
     pub caches: CacheAccess,
     pub shims: Vec<Shim>,
     pub binds: Vec<BindMount>,
+    /// Whether the command's writes to the image are discarded.
     pub throwaway: bool,
     pub retries: u32,
     /// A command that runs before each retry, without network. If it is empty, nothing runs.
@@ -72,7 +75,8 @@ pub struct CommandRunner<'a> {
     pub place: MountedImage<'a>,
     pub work: ProvisionContext<'a>,
     packages: Vec<BindMount>,
-    /// Whether steps with network access are fenced off from the metadata service. Determined at the first such step.
+    /// Whether steps with network access are fenced off from the metadata service. This is determined when the first
+    /// such step starts.
     fenced: OnceCell<bool>,
     /// The environment of commands that download packages.
     network_env: BTreeMap<String, String>,
@@ -180,31 +184,32 @@ impl<'a> CommandRunner<'a> {
         let step = report.step(&call.phase, call.why.clone());
         let mut pause = PAUSE;
         for attempt in 0.. {
-            let (mut listener, mut failures) = (Diagnoser::new(call.troubles), Diagnoser::new(call.failures));
+            let (mut diagnoser, mut failures) =
+                (Diagnoser::new(call.troubles), Diagnoser::new(call.failures));
             let mut notes = Diagnoser::new(call.notes);
             let mut on_line = |line: &str| {
                 report.output(line);
-                listener.line(line);
+                diagnoser.line(line);
                 failures.line(line);
                 notes.line(line);
             };
             let exit = self.once(call, &mut on_line).await.with_context(|| call.why.clone())?;
-            self.tell_of_daemons(call, &exit);
+            self.report_daemons(call, &exit);
             let failed = failures.meaning();
             let good = call.is_good(exit.status);
             if good && failed.is_none() {
-                self.tell(&notes);
+                self.report_notes(&notes);
                 break;
             }
-            let meaning = if good { failed } else { listener.meaning().or(failed) };
+            let meaning = if good { failed } else { diagnoser.meaning().or(failed) };
             let hopeless = exit.status == ExitStatus::TimedOut
-                || listener.no_space
+                || diagnoser.no_space
                 || meaning.as_ref().is_some_and(|meaning| meaning.package.is_some());
             if attempt == call.retries || hopeless {
                 if call.trusted {
-                    self.downloads.settle(report).await; // complete downloads can be used again
+                    self.downloads.settle(report).await; // later bakes use the complete downloads
                 }
-                return Err(self.failure(call, exit.status, &listener, meaning).into());
+                return Err(self.failure(call, exit.status, &diagnoser, meaning).into());
             }
             report.warn(format!("{} failed ({}): retrying in {} s", call.why, exit.status, pause.as_secs()));
             tokio::time::sleep(pause).await;
@@ -241,10 +246,10 @@ impl<'a> CommandRunner<'a> {
 
     /// Runs a command, and returns its output.
     pub async fn ask(&self, call: &ImageCommand<'_>) -> Result<String> {
-        let mut listener = Diagnoser::new(call.troubles);
+        let mut diagnoser = Diagnoser::new(call.troubles);
         let mut answer = String::new();
         let mut on_line = |line: &str| {
-            listener.line(line);
+            diagnoser.line(line);
             if answer.len() + line.len() < ANSWER_MAX {
                 answer.push_str(line);
                 answer.push('\n');
@@ -252,8 +257,8 @@ impl<'a> CommandRunner<'a> {
         };
         let exit = self.once(call, &mut on_line).await.with_context(|| call.why.clone())?;
         if !exit.status.success() {
-            let meaning = listener.meaning();
-            return Err(self.failure(call, exit.status, &listener, meaning).into());
+            let meaning = diagnoser.meaning();
+            return Err(self.failure(call, exit.status, &diagnoser, meaning).into());
         }
         Ok(answer)
     }
@@ -291,7 +296,7 @@ impl<'a> CommandRunner<'a> {
     }
 
     /// Reports the output lines of a step that the user should know.
-    fn tell(&self, notes: &Diagnoser) {
+    fn report_notes(&self, notes: &Diagnoser) {
         for Diagnosis { means, hint, .. } in notes.all() {
             let hint = hint.map(|hint| format!(" ({})", hint.trim_end_matches('.'))).unwrap_or_default();
             self.work.report.note(format!("{means}{hint}"));
@@ -303,7 +308,7 @@ impl<'a> CommandRunner<'a> {
         *self.fenced.get_or_init(|| !work.image.imds && work.guard.fences(work.report))
     }
 
-    fn tell_of_daemons(&self, call: &ImageCommand<'_>, exit: &StepExit) {
+    fn report_daemons(&self, call: &ImageCommand<'_>, exit: &StepExit) {
         if exit.left.is_empty() {
             return;
         }
@@ -317,23 +322,23 @@ impl<'a> CommandRunner<'a> {
         &self,
         call: &ImageCommand<'_>,
         status: ExitStatus,
-        heard: &Diagnoser,
+        diagnoser: &Diagnoser,
         meaning: Option<Diagnosis>,
     ) -> Failure {
         let image = self.work.image;
-        let tail = heard.tail();
+        let tail = diagnoser.tail();
         let how = match status {
             ExitStatus::TimedOut => {
                 format!("it took longer than {} s and was killed", call.timeout.as_secs())
             }
             status => format!("{}: {status}", call.name),
         };
-        if let Some(dir) = self.downloads.dir().filter(|_| call.fetches && heard.no_space)
+        if let Some(dir) = self.downloads.dir().filter(|_| call.fetches && diagnoser.no_space)
             && DiskSpace::of(self.place.root).is_ok_and(|space| !space.is_full())
         {
             return no_space_failure(&dir);
         }
-        let full = heard.no_space || DiskSpace::of(self.place.root).is_ok_and(|space| space.is_full());
+        let full = diagnoser.no_space || DiskSpace::of(self.place.root).is_ok_and(|space| space.is_full());
         if full {
             let what = format!("{} failed: the image's disk is full ({how}){tail}", call.why);
             return Kind::Step.failure(what).hint(space::LARGER_DISK_HINT);
@@ -370,14 +375,14 @@ impl<'a> CommandRunner<'a> {
                 Some(DefinitionTable { table, .. }) => failure.hint(format!("Increase `timeout` (in seconds) of the [[{table}]].")),
                 None => failure.hint("Perhaps a package's script waits for input, but steps cannot ask the user."),
             },
-            _ if heard.metadata && call.network && self.fenced() => failure.hint(
+            _ if diagnoser.metadata && call.network && self.fenced() => failure.hint(
                 "oven blocks access to the builder's metadata service, because it supplies the builder's credentials. If \
                  these steps may have them, set `imds = true` at the top of image.toml.",
             ),
-            Some(DefinitionTable { table, .. }) if heard.no_network && !call.network => failure.hint(format!(
+            Some(DefinitionTable { table, .. }) if diagnoser.no_network && !call.network => failure.hint(format!(
                 "It runs without the network. If it needs the network, set `network = true` in its [[{table}]]."
             )),
-            None if heard.no_network && !call.network => failure.hint(
+            None if diagnoser.no_network && !call.network => failure.hint(
                 "Packages are installed without the network. If a package's script has to download something, set \
                  `network = true` at the top of image.toml.",
             ),

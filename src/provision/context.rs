@@ -38,7 +38,8 @@ pub struct ProvisionContext<'a> {
     pub guard: EgressGuard,
     /// The path of this program.
     pub helper: &'a Path,
-    /// The package cache. `None` means that packages are cached in the image during the bake.
+    /// The package cache. `None` means that nothing is cached for later bakes. Then package managers download to the
+    /// image's own directories.
     pub kept: Option<&'a PackageCache>,
     pub report: &'a Report,
 }
@@ -53,16 +54,16 @@ impl ProvisionContext<'_> {
 /// Whether steps with the network are prevented from reaching the builder's credentials ([`crate::sandbox::egress`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EgressGuard {
-    /// Steps are fenced if this machine supports it. This is for a bake that needs no credentials; the builder may have
-    /// none.
+    /// Steps are fenced if this machine supports it. This is used if the bake needs no cloud credentials, because the
+    /// builder may have none.
     Wanted,
-    /// Without a fence, a step with the network fails. This is for a builder in the cloud: its role may do everything
-    /// that the bake does, and more.
+    /// A step with the network fails if it cannot be fenced. This is used on a builder in the cloud, because its role
+    /// has at least the permissions that the bake needs.
     Required,
 }
 
 impl EgressGuard {
-    /// Returns whether steps are fenced. If that is impossible and not required, logs the reason once.
+    /// Returns whether steps are fenced. If a fence is impossible and not required, logs the reason.
     pub(crate) fn fences(self, report: &Report) -> bool {
         if self == Self::Required {
             return true;

@@ -41,7 +41,7 @@ fn place_one(
         );
         return Err(invalid("target", target, why).into());
     }
-    // If the target is a symlink, it is replaced and not followed. So the file has exactly the path in image.toml.
+    // A symlink at the target is replaced and not followed. So the file has exactly the path in image.toml.
     if kind(inside, target)? == Some(FileType::Directory) {
         let why = format!("{target} is a directory in the image");
         let hint = "Add the file's name to `target`, which is the path of the file and not of its directory.";

@@ -24,14 +24,14 @@ const NO_NETWORK: [&str; 8] = [
     "eai_again",
     "cannot assign requested address",
 ];
-/// Names of the metadata service.
+/// Addresses and names of the metadata service in messages of programs, in lower case.
 const METADATA: [&str; 4] = ["169.254.169.254", "169.254.170.2", "fd00:ec2::254", "ec2 metadata"];
 
 /// The output of a step so far.
 pub struct Diagnoser<'a> {
     troubles: &'a [Trouble],
     tail: VecDeque<String>,
-    /// The index of the trouble, and the texts that its `*` matched.
+    /// The matches so far: the index of the trouble in `troubles`, and the texts that the pattern's `*` matched.
     matched: Vec<(usize, Vec<String>)>,
     pub no_space: bool,
     pub no_network: bool,
@@ -81,7 +81,8 @@ impl<'a> Diagnoser<'a> {
         self.tail.push_back(line.to_owned());
     }
 
-    /// Returns the explanation of the first trouble in the plugin's list that matched, for all of its matches.
+    /// Returns the explanation of the trouble that matched. If several matched, the first in the plugin's list is used.
+    /// The explanation names up to `MATCHES_MAX` of its matches.
     pub fn meaning(&self) -> Option<Diagnosis> {
         let index = self.matched.iter().map(|(index, _)| *index).min()?;
         let trouble = &self.troubles[index];
@@ -163,14 +164,14 @@ mod tests {
     #[test]
     fn the_first_trouble_is_explained_with_each_of_its_matches_once() {
         let troubles = [trouble("E: Unable to locate package *", "no package `{1}`"), trouble("E: *", "{1}")];
-        let mut listener = Diagnoser::new(&troubles);
+        let mut diagnoser = Diagnoser::new(&troubles);
         for line in
             ["Reading…", "E: general", "E: Unable to locate package a", "E: Unable to locate package b"]
         {
-            listener.line(line);
-            listener.line(line);
+            diagnoser.line(line);
+            diagnoser.line(line);
         }
-        let meaning = listener.meaning().unwrap();
+        let meaning = diagnoser.meaning().unwrap();
         assert_eq!(meaning.means, "no package `a`; no package `b`");
         assert_eq!((meaning.hint.as_deref(), meaning.package.as_deref()), (Some("See a."), Some("a")));
         assert_eq!(Diagnoser::new(&troubles).meaning(), None);
@@ -179,18 +180,18 @@ mod tests {
     #[test]
     fn all_matches_are_explained_in_their_order() {
         let troubles = [trouble("*two *", "second {2}"), trouble("one *", "first {1}")];
-        let mut listener = Diagnoser::new(&troubles);
-        ["one a", "x two b", "one a", "nothing"].iter().for_each(|line| listener.line(line));
-        assert_eq!(listener.all().map(|meaning| meaning.means).collect::<Vec<_>>(), ["first a", "second b"]);
+        let mut diagnoser = Diagnoser::new(&troubles);
+        ["one a", "x two b", "one a", "nothing"].iter().for_each(|line| diagnoser.line(line));
+        assert_eq!(diagnoser.all().map(|meaning| meaning.means).collect::<Vec<_>>(), ["first a", "second b"]);
     }
 
     #[test]
     fn the_last_lines_have_no_control_characters() {
-        let mut listener = Diagnoser::new(&[]);
-        (0..100).for_each(|n| listener.line(&format!("\x1b[31mline {n}\r")));
-        listener.line("");
-        listener.line(&"x".repeat(9999));
-        let tail = listener.tail();
+        let mut diagnoser = Diagnoser::new(&[]);
+        (0..100).for_each(|n| diagnoser.line(&format!("\x1b[31mline {n}\r")));
+        diagnoser.line("");
+        diagnoser.line(&"x".repeat(9999));
+        let tail = diagnoser.tail();
         assert_eq!(tail.lines().count(), 21);
         assert!(tail.contains("[31mline 99") && !tail.contains('\x1b') && !tail.contains("line 80\n"));
         assert!(tail.len() < 2000);
@@ -198,12 +199,12 @@ mod tests {
 
     #[test]
     fn a_full_disk_and_a_missing_network_are_recognized() {
-        let mut listener = Diagnoser::new(&[]);
-        listener.line("cp: error writing 'x': No space left on device");
-        assert!(listener.no_space && !listener.no_network);
-        listener.line("curl: (6) Could not resolve host: example.org");
-        assert!(listener.no_network && !listener.metadata);
-        listener.line("Failed to connect to 169.254.169.254 port 80: Operation not permitted");
-        assert!(listener.metadata);
+        let mut diagnoser = Diagnoser::new(&[]);
+        diagnoser.line("cp: error writing 'x': No space left on device");
+        assert!(diagnoser.no_space && !diagnoser.no_network);
+        diagnoser.line("curl: (6) Could not resolve host: example.org");
+        assert!(diagnoser.no_network && !diagnoser.metadata);
+        diagnoser.line("Failed to connect to 169.254.169.254 port 80: Operation not permitted");
+        assert!(diagnoser.metadata);
     }
 }

@@ -1,4 +1,4 @@
-//! Runs a plan in a mounted image, and the files, scripts and tests that the definition adds to it.
+//! Provisions a mounted image: runs the plan's steps, places the definition's files, and runs its scripts and tests.
 
 pub mod ansible;
 pub mod command;
@@ -30,8 +30,8 @@ use std::collections::BTreeMap;
 /// The message for broken packages of the base.
 const BASE: &str = "packages of the base image are not installed correctly";
 
-/// Runs the plan's steps, except those that clean. Returns the packages of the image after them, or `None` if the plan
-/// changes nothing or has no fact that lists packages.
+/// Runs the plan's steps, except those that clean. Returns the packages that are installed afterwards, or `None` if the
+/// plan changes nothing or has no fact that lists packages.
 ///
 /// Errors: `Step` if a step fails or the image's packages are not in the expected state; `Definition` if the definition
 /// requests something impossible.
@@ -71,7 +71,8 @@ pub async fn files_and_scripts(runner: &CommandRunner<'_>) -> Result<()> {
     scripts::test(runner).await
 }
 
-/// Returns the plan's facts of the finished image. `installed` are its packages, if no script can have changed them.
+/// Returns the plan's facts of the finished image. `installed` has the packages after the plan's steps. They are listed
+/// again if scripts may have changed them.
 pub async fn facts(
     runner: &CommandRunner<'_>,
     mut installed: Option<Vec<InstalledPackage>>,

@@ -1,5 +1,5 @@
-//! The network settings of fetch steps: `[network]` of oven.toml. Fetch steps run no package code, and other steps do
-//! not see these settings, so none of them can remain in the image.
+//! The settings of `[network]` in oven.toml. Only fetch steps see them. Fetch steps run no package code, so no setting
+//! can remain in the image.
 
 use crate::config::project::NetworkSettings;
 use crate::error::Kind;
@@ -19,7 +19,7 @@ const CA_FILE_MAX: u64 = 16 << 20;
 const BUNDLES: [&str; 3] =
     ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
 
-/// The variables that name the certificates' file. Each program reads its own one.
+/// The variables that name the certificates' file. Different programs read different variables.
 const CA_VARIABLES: [&str; 2] = [
     "SSL_CERT_FILE",  // OpenSSL
     "CURL_CA_BUNDLE", // curl
@@ -44,9 +44,8 @@ pub fn environment(settings: &NetworkSettings, certificates: bool) -> BTreeMap<S
     environment
 }
 
-/// Returns only the certificates of a file. Other content is removed: private keys, or secrets of a different file that
-/// somebody named in oven.toml. This is needed because oven reads the file as root, and programs of the image see the
-/// result.
+/// Returns the certificates in a text. Private keys and all other content are removed, because programs of the image
+/// see the result. oven reads the file as root, so oven.toml could name any secret file by mistake.
 fn certificate_blocks(text: &str) -> String {
     let mut found = String::new();
     let mut in_certificate = false;

@@ -53,7 +53,7 @@ pub fn document(packages: &[InstalledPackage]) -> String {
     lines.concat()
 }
 
-/// Fails if a package is in a wrong state. `where_` names the owner of the packages, for the message.
+/// Fails if a package is in a wrong state. `where_` is the start of the error message.
 pub fn ensure_sound(packages: &[InstalledPackage], expect: &Expect, where_: &str) -> Result<()> {
     if expect.sound.is_empty() {
         return Ok(());
@@ -66,7 +66,8 @@ pub fn ensure_sound(packages: &[InstalledPackage], expect: &Expect, where_: &str
     Err(Kind::Step.error(format!("{where_}: {}", list_first(&broken, NAMED_MAX, ", "))))
 }
 
-/// Reports the base's held packages, which no upgrade changes. Fails if the definition requests another version of one.
+/// Reports the base's held packages, which no upgrade changes. Fails if the definition requests another version of a
+/// held package.
 pub fn ensure_not_held(
     held: &[String],
     packages: &[InstalledPackage],
@@ -133,7 +134,7 @@ fn lacks(packages: &[InstalledPackage], wanted: &Wanted) -> Option<String> {
     Some(format!("{}{have}", spelt(&format!("={version}"))))
 }
 
-/// Matches like apt, ignoring case.
+/// Returns whether a version matches a pattern with `*`. Ignores case, as apt does.
 fn matches_version(pattern: &str, version: &str) -> bool {
     match_wildcards(&pattern.to_ascii_lowercase(), &version.to_ascii_lowercase()).is_some()
 }

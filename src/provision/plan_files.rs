@@ -54,16 +54,16 @@ fn write_file(inside: &ImageTree, file: &Shim, work: &ProvisionContext<'_>) -> R
     }
     work.report.detail(format!("{} ({:04o})", file.path, file.mode));
     let write = || inside.write(&file.path, file.content.as_bytes(), file.mode, 0, 0);
-    // Writing the same file again must not make an earlier bake's cached data look outdated, so the times of its
-    // directory are preserved.
+    // The directory's times are preserved. Otherwise the cached data of an earlier bake would look outdated, even if
+    // the same file is written again.
     let parent = Path::new(&file.path).parent().and_then(Path::to_str).unwrap_or_default();
     match inside.open(parent, OFlags::PATH | OFlags::DIRECTORY) {
         Ok(dir) => keep_directory_times(&dir, write),
-        Err(_) => write(), // it is created by the write
+        Err(_) => write(), // the write creates the directory
     }
 }
 
-/// Returns the error in a file's path, as the end of a sentence.
+/// Checks a file of the plan. The error is the end of a sentence that begins with the file's path.
 fn check(file: &Shim, unmounted: &[impl AsRef<Path>]) -> Result<(), String> {
     let normalized = validate::target(&file.path)?;
     if normalized != file.path || !FILE_PLACES.iter().any(|dir| Path::new(&normalized).starts_with(dir)) {

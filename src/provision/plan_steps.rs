@@ -9,7 +9,7 @@ use oven_distro::{Phase, Plan, Step};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// The time limit for a fact, which takes only a moment.
+/// The time limit for the query of a fact. A query takes only a moment.
 const FACT_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Returns the steps of a plan that change the image.
@@ -54,7 +54,7 @@ pub async fn run_step(runner: &CommandRunner<'_>, step: &Step) -> Result<()> {
             .work
             .report
             .detail(format!("{}: skipped, because it was done before and nothing has changed", step.why));
-        // The step is recorded as if it had run, so the next bake can skip it, too.
+        // The step is recorded as if it had run, so that the next bake can also skip it.
         runner.downloads.note_done(name);
         return Ok(());
     }
@@ -75,14 +75,14 @@ fn phase(phase: Phase) -> &'static str {
     }
 }
 
-/// Returns the packages of the image, or `None` if the plan has no such fact.
+/// Returns the packages of the image, or `None` if the plan has no fact that lists them.
 pub async fn packages_of(runner: &CommandRunner<'_>) -> Result<Option<Vec<InstalledPackage>>> {
     let Some(argv) = runner.work.plan.facts.get(packages::FACT) else { return Ok(None) };
     let output = ask(runner, packages::FACT, argv).await?;
     Ok(Some(packages::parse(&output, &runner.work.plan.expect)?))
 }
 
-/// Returns the packages of the image that no upgrade changes.
+/// Returns the held packages of the image, which no upgrade changes.
 pub async fn held(runner: &CommandRunner<'_>) -> Result<Vec<String>> {
     let Some(argv) = runner.work.plan.facts.get(packages::HELD) else { return Ok(Vec::new()) };
     let output = ask(runner, packages::HELD, argv).await?;

@@ -12,7 +12,7 @@ use std::path::{Component, Path, PathBuf};
 /// The path at which scripts see the definition's directory. It is their working directory.
 pub const DEFINITION_DIR: &str = "/run/oven/definition";
 const OVEN: &str = "/run/oven";
-/// The directory for inputs whose path in image.toml would lead to another place in a step.
+/// The directory for inputs that cannot be mounted at their path relative to the definition.
 const INPUTS: &str = "/run/oven/inputs";
 /// The directory for files of the definition that are links to files outside of it.
 const LINKED: &str = "/run/oven/linked";
@@ -26,8 +26,9 @@ pub struct ScriptMounts {
     pub binds: Vec<BindMount>,
 }
 
-/// Returns the read-only mounts of the definition's directories for scripts. Each input has the same path relative to
-/// the definition as on this machine, so that `../common/x` leads to it.
+/// Returns the read-only mounts of the definition's directories for scripts. An input has the same path relative to the
+/// definition as on this machine, so that `../common/x` leads to it. If that path is taken or not below `/run/oven`,
+/// the input is mounted below `INPUTS`.
 pub fn script_mounts(image: &Definition, shims: &[Shim]) -> Result<ScriptMounts> {
     let within = || Some(image.project.clone());
     let mut binds = vec![BindMount {
@@ -69,7 +70,8 @@ pub fn script_path(image: &Definition, script: &Path, seen: &mut ScriptMounts) -
         seen.binds.iter().find_map(|bind| Some((&bind.target, path.strip_prefix(&bind.source).ok()?)));
     let target = match below {
         Some((target, rest)) => Path::new(target).join(rest),
-        // A link that leads out of the definition. Its target is part of the checksum, and is mounted separately.
+        // This link leads out of the definition. The file that it leads to is part of the checksum, and is mounted
+        // separately.
         None => Path::new(LINKED).join(script.file_name().unwrap_or_default()),
     };
     let Some(text) = target.to_str().map(str::to_owned) else {
@@ -86,7 +88,7 @@ fn canonical(path: &Path) -> Result<PathBuf> {
     std::fs::canonicalize(path).with_context(|| format!("resolving {}", path.display()))
 }
 
-/// Returns the words before a script's path; none for an ELF program.
+/// Returns the interpreter of a script and its argument. Returns nothing for an ELF program.
 fn interpreter(start: &[u8]) -> Vec<String> {
     if start.starts_with(b"\x7fELF") {
         return Vec::new();
@@ -94,7 +96,7 @@ fn interpreter(start: &[u8]) -> Vec<String> {
     let first = start.split(|byte| *byte == b'\n').next().unwrap_or_default();
     let Some(line) = first.strip_prefix(b"#!") else { return vec!["/bin/sh".to_owned()] };
     let line = String::from_utf8_lossy(line);
-    // Splits the line as the kernel does: the rest of it is one argument.
+    // The kernel passes everything after the interpreter as one argument.
     let (program, argument) = match line.trim().split_once([' ', '\t']) {
         Some((program, argument)) => (program, argument.trim()),
         None => (line.trim(), ""),
@@ -107,9 +109,9 @@ pub fn environment(image: &Definition, kind: &str, seen: &ScriptMounts) -> BTree
     let inputs: Vec<_> =
         seen.binds.iter().skip(1).take(image.inputs.len()).map(|b| b.target.as_str()).collect();
     [
-        // The image's family.
+        // The name of the image.
         ("OVEN_NAME", image.name.as_str()),
-        // `run` or `test`.
+        // `run`, `ansible` or `test`.
         ("OVEN_PHASE", kind),
         // The definition's directory, which is the working directory.
         ("OVEN_DEFINITION", DEFINITION_DIR),
@@ -120,7 +122,7 @@ pub fn environment(image: &Definition, kind: &str, seen: &ScriptMounts) -> BTree
     .into()
 }
 
-/// Joins paths as texts, without following links: `..` removes a name.
+/// Joins paths as texts. Links are not followed, and `..` removes the last name.
 fn join(base: &Path, path: &Path) -> PathBuf {
     let mut joined = base.to_owned();
     for part in path.components() {

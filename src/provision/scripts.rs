@@ -14,13 +14,14 @@ use std::time::Duration;
 
 const BATS: &str = "bats";
 
-/// The path of the file with Ansible's variables. Ansible also writes to a directory below `/run`. Both disappear after
-/// the step, because steps have a private `/run`.
+/// The path of the file with Ansible's variables. The file disappears after the step, because each step has a private
+/// `/run`.
 const VARIABLES: &str = "/run/oven/ansible.json";
+/// The directory to which Ansible writes. It disappears for the same reason.
 const ANSIBLE_HOME: &str = "/run/ansible";
 
-/// Returns the programs that the definition's provisioners need. oven asks a plugin to install those that the image
-/// lacks.
+/// Returns the programs that the definition's provisioners need. oven asks the plugin to install those programs that
+/// the image lacks.
 pub fn tools(image: &Definition) -> Vec<String> {
     let playbooks = image.runs.iter().any(|script| script.playbook().is_some());
     playbooks.then(|| ANSIBLE.to_owned()).into_iter().collect()
@@ -36,8 +37,8 @@ pub async fn run(runner: &CommandRunner<'_>) -> Result<()> {
             tools = BakeTools::install(runner, script).await?;
         }
         run_script(runner, script).await?;
-        // After the last playbook, all provisioners and tests see the image without the bake's tools, as it will be at
-        // the end.
+        // Ansible is removed after the last playbook. So all later scripts and tests see the image as it will be at the
+        // end.
         if last == Some(index)
             && let Some(tools) = tools.take()
         {

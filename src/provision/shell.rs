@@ -14,7 +14,7 @@ pub struct ShellRequest<'a> {
     /// The path of this program.
     pub helper: &'a Path,
     pub shims: Vec<Shim>,
-    /// `None` without the network; otherwise how the builder's credentials are protected.
+    /// How the builder's credentials are protected. `None` means that the shell has no network.
     pub network: Option<EgressGuard>,
     /// A command to run instead of the shell.
     pub command: &'a [String],

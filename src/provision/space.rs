@@ -8,19 +8,19 @@ use std::path::Path;
 /// The hint for a full disk.
 pub const LARGER_DISK_HINT: &str = "Use a larger disk: set `size_gib` of `[disk]` in image.toml.";
 
-/// If less than one part in this number is free, the disk counts as full: a write may have failed without an error
+/// The disk counts as full if at most one part in this number is free. A write may then have failed without an error
 /// message.
 const MIN_FREE_SHARE: u64 = 1024;
 
-/// The share of blocks that ext4 reserves although they count as free: a fiftieth, but at most this number of blocks
+/// ext4 also counts its reserved blocks as free. It reserves one block in 50, but at most 4096 blocks
 /// (ext4_calculate_resv_clusters).
 const EXT4_RESERVE: (u64, u64) = (50, 4096);
 
-/// The free and the total number of blocks and of files of a file system.
+/// The space of a file system. Each pair has the free and the total number.
 #[derive(Debug, Clone, Copy)]
 pub struct DiskSpace {
     blocks: (u64, u64),
-    /// Zeros if the file system creates inodes as needed.
+    /// The numbers of inodes. Both are zero if the file system creates inodes as needed.
     files: (u64, u64),
 }
 
@@ -42,7 +42,7 @@ impl DiskSpace {
         low(self.blocks) || low(self.files)
     }
 
-    /// Fails if the disk became full after this was measured.
+    /// Fails if the disk became full after this value was measured.
     pub fn ensure_not_full(&self, root: &Path) -> Result<()> {
         let now = Self::of(root)?;
         if self.is_full() || !now.is_full() {
@@ -69,8 +69,8 @@ pub fn explain_full_disk(error: Error) -> Error {
         Some(Errno::NOSPC | Errno::DQUOT) => {
             Kind::Step.failure(format!("the image's disk is full: {error:#}")).hint(LARGER_DISK_HINT).into()
         }
-        // The kernel returns this after it found damage. Either a script wrote to the disk itself, or the disk is
-        // broken.
+        // The kernel returns this error after it found damage. Either a script wrote to the disk device itself, or the
+        // disk is broken.
         Some(Errno::ROFS) => Kind::Step
             .failure(format!("the image's file system became read-only: {error:#}"))
             .hint("The file system is damaged. The kernel's log (dmesg) says where.")

@@ -1,5 +1,6 @@
 //! Removes machine-specific data from an image. All changes are made through descriptors of the image's own
-//! directories, and no link is followed: a planted `/var/log -> /` is not cleaned, and the lint reports it.
+//! directories, and no symlink is followed. So a planted symlink from `/var/log` to `/` is not cleaned, and the lint
+//! reports it.
 
 use super::first_boot;
 use super::rules;
@@ -31,7 +32,7 @@ pub fn clean(inside: &ImageTree, keep: &[String]) -> Result<Vec<String>> {
     Ok(notes)
 }
 
-/// Empties current logs, so that their owner and mode do not change, and removes rotated logs.
+/// Removes rotated logs. Current logs are only emptied, so that their owners and modes do not change.
 fn clean_logs(inside: &ImageTree, keep: &[String]) -> Result<()> {
     if !inside.is_directory(rules::LOGS)? {
         return Ok(());
@@ -45,7 +46,8 @@ fn clean_logs(inside: &ImageTree, keep: &[String]) -> Result<()> {
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Ok(Walk::On);
         }
-        // If a log has several names, it may also be another file, which emptying would destroy. So it is removed.
+        // A log with several hard links may also be a file outside of the logs. Emptying would destroy that file, so
+        // only this name is removed.
         if rules::is_rotated(name) || stat.st_nlink > 1 {
             remove.push(path.to_owned());
         } else if stat.st_size > 0 {
@@ -62,8 +64,8 @@ fn clean_logs(inside: &ImageTree, keep: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Writes an empty file, so that each instance generates its own id. The text `uninitialized` would also make systemd
-/// apply presets, which could enable units that the definition disabled. Removing the file would have the same effect.
+/// Makes `/etc/machine-id` an empty file, so that each instance generates its own id. With the text `uninitialized`, or
+/// without the file, systemd would also apply presets, which could enable units that the definition disabled.
 fn empty_machine_id(inside: &ImageTree, keep: &[String]) -> Result<()> {
     let path = rules::MACHINE_ID;
     let exists = match inside.kind_of(path)? {
@@ -181,7 +183,8 @@ mod tests {
         assert_eq!(tree.read("var/log/syslog").as_deref(), Some(""));
     }
 
-    /// Plants a symlink at every path that is cleaned. The links lead to this machine's files or to the image's own.
+    /// Plants a symlink at every path that is cleaned. It leads to this machine's files, or to other files of the
+    /// image.
     #[test]
     fn planted_symlinks_are_not_followed() {
         let dirs = [

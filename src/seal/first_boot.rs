@@ -1,5 +1,5 @@
-//! Handles keys that every instance must generate for itself. They are removed. If nothing generates new ones at the
-//! first boot, a unit that does is added.
+//! Removes keys that every instance must generate for itself. If nothing in the image generates new keys at the first
+//! boot, adds a systemd unit that does so.
 
 use super::rules;
 use super::rules::is_excluded;
@@ -12,8 +12,9 @@ use rustix::io::Errno;
 const UNITS: [&str; 3] = ["/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"];
 
 const SSH_UNIT: &str = "oven-ssh-keys.service";
-/// The unit also runs before the socket, because an image may start sshd through one. That is before basic.target, so
-/// default dependencies, which order a unit after that target, would create a cycle.
+/// The unit runs before the sockets, because an image may start sshd through one. Sockets start before basic.target,
+/// but default dependencies order a unit after basic.target. This would be a cycle, so the unit has no default
+/// dependencies.
 const SSH_CONTENT: &str = "\
 # Added by oven: SSH host keys are not cloned, each instance makes its own.
 [Unit]
@@ -38,7 +39,7 @@ WantedBy=multi-user.target
 ";
 
 const SNAKEOIL_UNIT: &str = "oven-snakeoil.service";
-/// The unit runs before the targets after which services are ordered.
+/// Services start after basic.target, so this unit runs before that target.
 const SNAKEOIL_CONTENT: &str = "\
 # Added by oven: private keys are not cloned, each instance makes its own.
 [Unit]
@@ -63,8 +64,8 @@ pub fn has_systemd(inside: &ImageTree) -> Result<bool> {
     Ok(inside.exists("/usr/lib/systemd/systemd")? || inside.exists("/lib/systemd/systemd")?)
 }
 
-/// Removes SSH host keys if a unit generates new ones at boot, and adds such a unit if necessary. Returns a note about
-/// the added unit.
+/// Removes SSH host keys, and adds a unit that generates new ones if nothing else does. If sshd needs keys and the unit
+/// cannot be added, the keys remain. Returns a note about the added unit.
 pub fn replace_host_keys(inside: &ImageTree, keep: &[String]) -> Result<Option<String>> {
     let is_kept = |path: &str| is_excluded(keep, path);
     let keys = inside.expand(rules::HOST_KEYS)?;
@@ -74,7 +75,7 @@ pub fn replace_host_keys(inside: &ImageTree, keep: &[String]) -> Result<Option<S
     let mut note = None;
     if inside.exists("/usr/sbin/sshd")? && !makes_host_keys(inside)? {
         if !has_systemd(inside)? || !inside.exists("/usr/bin/ssh-keygen")? {
-            // Without keys sshd would not start, so they remain. The lint reports them.
+            // Without keys sshd would not start. So the keys remain, and the lint reports them.
             return Ok(None);
         }
         add_unit(inside, SSH_UNIT, SSH_CONTENT, "multi-user.target")?;
@@ -85,8 +86,8 @@ pub fn replace_host_keys(inside: &ImageTree, keep: &[String]) -> Result<Option<S
     Ok(note)
 }
 
-/// Removes the key that Debian's ssl-cert generates when it is installed (mail and database servers use it), and adds a
-/// unit that generates a new one. Returns a note about the unit.
+/// Removes the key that Debian's package ssl-cert generates at its installation, and adds a unit that generates a new
+/// one. Mail and database servers use this key. Returns a note about the added unit.
 pub fn replace_snakeoil_key(inside: &ImageTree, keep: &[String]) -> Result<Option<String>> {
     let is_kept = |path: &str| is_excluded(keep, path);
     if inside.kind_of(rules::SNAKEOIL)?.is_none() || is_kept(rules::SNAKEOIL) {
@@ -169,7 +170,7 @@ fn enabled_units(inside: &ImageTree) -> Result<Vec<String>> {
     Ok(all)
 }
 
-/// Returns the text of a unit and of its drop-ins, and for an instance of a template also the template's text.
+/// Returns the texts of a unit and its drop-ins. For an instance of a template, adds the template's texts.
 fn unit_text(inside: &ImageTree, name: &str) -> Result<String> {
     let template =
         name.split_once('@').and_then(|(stem, rest)| Some(format!("{stem}@.{}", rest.rsplit_once('.')?.1)));

@@ -14,12 +14,12 @@ use crate::provision::space::DiskSpace;
 use anyhow::{Context, Result};
 use std::time::SystemTime;
 
-/// The state of the image before the bake. The lint, the search for secrets and the boot check compare the result with
-/// it.
+/// The state of the image before the bake. The lint, the search for secrets and the boot check compare the finished
+/// image with it.
 pub struct Baseline {
     begun: SystemTime,
     space: DiskSpace,
-    since: secret_scan::BakeStart,
+    bake_start: secret_scan::BakeStart,
     lint: lint::LintBaseline,
     boot: bootable::BootBaseline,
 }
@@ -30,14 +30,14 @@ impl Baseline {
         Ok(Self {
             begun: SystemTime::now(),
             space: DiskSpace::of(place.root)?,
-            since: secret_scan::BakeStart::now(),
+            bake_start: secret_scan::BakeStart::now(),
             lint: lint::LintBaseline::of(place.inside, work)?,
             boot: bootable::BootBaseline::of(place.inside)?,
         })
     }
 
-    /// Call this after the packages are installed. Later changes are made by the definition's own scripts, and are
-    /// therefore intended.
+    /// Records a change of `/etc/resolv.conf` by a package. Call this after the packages are installed and before the
+    /// definition's scripts run, because changes by scripts are intended.
     pub fn note_packages(&mut self, runner: &CommandRunner<'_>) -> Result<()> {
         self.lint.record_resolv_conf(runner.place.inside)
     }
@@ -58,7 +58,7 @@ pub async fn image(runner: &CommandRunner<'_>, baseline: Baseline) -> Result<()>
         work.report.note(note);
     }
     lint::lint(place.inside, work, &baseline.lint)?;
-    secret_scan::ensure_no_secrets(place.inside, work.secrets, baseline.since)?;
+    secret_scan::ensure_no_secrets(place.inside, work.secrets, baseline.bake_start)?;
     step.done();
     selinux::label(runner, place.inside, work.image.selinux, baseline.begun).await?;
     baseline.space.ensure_not_full(place.root)

@@ -27,7 +27,7 @@ pub const FILES: &[(&str, &str)] = &[
     ("/var/lib/NetworkManager/*.lease", "a lease of an address"),
     ("/var/lib/NetworkManager/secret_key", "a machine's secret for addresses"),
     ("/var/lib/NetworkManager/timestamps", "a machine's past connections"),
-    // This is a symlink to the instance's directory. If it is a directory, it is emptied instead (see below).
+    // This is a symlink to the instance's directory. If it is a directory, it is emptied instead (see `DIRECTORIES`).
     ("/var/lib/cloud/instance", "the state of an instance"),
 ];
 
@@ -36,8 +36,8 @@ pub const DIRECTORIES: &[(&str, &str)] = &[
     ("/tmp", "a temporary file"),
     ("/var/tmp", "a temporary file"),
     ("/root/.cache", "a cache"),
-    // cloud-init's seed and scripts are not removed, because they belong to the image. No directory is created either:
-    // on Amazon Linux 2023, `instance` as a directory breaks cloud-init.
+    // cloud-init's seed and scripts are not removed, because they belong to the image. A missing directory is not
+    // created, because cloud-init of Amazon Linux 2023 fails if `instance` is a directory.
     ("/var/lib/cloud/data", "the state of an instance"),
     ("/var/lib/cloud/instance", "the state of an instance"),
     ("/var/lib/cloud/instances", "the state of an instance"),

@@ -1,10 +1,10 @@
 //! Searches the bake's changes in the image for the bake's secrets.
 //!
-//! It reads all files that were written, linked or changed after the bake began, and also searches their names and the
-//! targets of symlinks. It finds a secret in plain form, and in the encoded forms that [`crate::secrets`] lists. It
-//! does not find a secret that was compressed, encrypted or cut into pieces, or that is in extended attributes. It also
-//! does not find a secret that was written and deleted again: its blocks are free, but keep their content on a disk
-//! that cannot discard them.
+//! All files that were written, linked or changed after the bake began are searched, including their names and the
+//! targets of symlinks. A secret is found in plain form, and in the encoded forms that [`crate::secrets`] lists. It is
+//! not found if it was compressed, encrypted or cut into pieces, or if it is in extended attributes. It is also not
+//! found in deleted files. The blocks of these files are free, but still have their content on a disk that cannot
+//! discard them.
 
 use crate::error::Kind;
 use crate::image::tree::ImageTree;
@@ -16,14 +16,15 @@ use rustix::fs::FileType;
 use std::io::Read;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// The clock may be set back during a bake. So files that changed up to this long before the bake are read as well.
+/// Files that changed up to this long before the bake are also searched, because the clock may be set back during a
+/// bake.
 const MARGIN: Duration = Duration::from_secs(10 * 60);
 /// The number of bytes of a file that are read at a time.
 const CHUNK: usize = 1 << 20;
 /// The maximum number of paths that an error message names.
 const NAMED_MAX: usize = 20;
 
-/// The time at which a bake began, in seconds since 1970.
+/// The time from which on changed files are searched: `MARGIN` before the bake, in seconds since 1970.
 #[derive(Debug, Clone, Copy)]
 pub struct BakeStart(i64);
 
@@ -40,7 +41,7 @@ pub fn ensure_no_secrets(inside: &ImageTree, secrets: &Secrets, since: BakeStart
         return Ok(());
     }
     let mut found: Vec<(String, String)> = Vec::new();
-    // One walk does not enter other file systems, so each gets its own.
+    // A walk does not enter other file systems, so each file system gets its own walk.
     let mut trees = vec!["/".to_owned()];
     while let Some(tree) = trees.pop() {
         let device = rustix::fs::fstat(inside.open(&tree, rustix::fs::OFlags::PATH)?)?.st_dev;

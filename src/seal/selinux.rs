@@ -1,9 +1,9 @@
 //! Sets the SELinux labels of files that a bake created, by the image's own policy.
 //!
-//! A step may not set labels, because that needs `CAP_SYS_ADMIN`; and restorecon does nothing if the kernel has no
-//! SELinux. So the image's own `setfiles`, in an isolated step, only prints the label that each file should have. oven
-//! then writes the label to the file's attributes, through descriptors inside the image. Afterwards a sample is
-//! checked.
+//! A step cannot set labels, because this needs `CAP_SYS_ADMIN`. Besides, restorecon does nothing if the kernel has no
+//! SELinux. So an isolated step only runs the image's own `setfiles`, which prints the label that each file should
+//! have. Then oven writes the labels to the files' extended attributes, through descriptors inside the image, and
+//! checks a sample.
 
 use crate::definition::Selinux;
 use crate::error::Kind;
@@ -21,7 +21,7 @@ const SETFILES: [&str; 2] = ["/usr/sbin/setfiles", "/sbin/setfiles"];
 const EXCLUDED: [&str; 4] = ["/dev", "/proc", "/run", "/sys"];
 /// File systems that store labels; vfat does not.
 const LABELLED: [&str; 4] = ["ext2", "ext3", "ext4", "xfs"];
-/// The number of labelled files that are checked again, in addition to some files that every image needs.
+/// The number of labelled files that are checked again, in addition to the files in `VITAL`, which every image needs.
 const SAMPLE: usize = 64;
 const VITAL: [&str; 4] = ["/etc/passwd", "/etc/shadow", "/usr/lib/os-release", "/usr/bin/sh"];
 /// The time limit for setfiles. A million files take seconds.
@@ -41,7 +41,7 @@ struct Relabel<'a> {
 /// The policy of an image with SELinux enabled.
 struct Policy {
     contexts: String,
-    /// The compiled policy, with which labels are checked.
+    /// The path of the compiled policy, by which setfiles checks labels.
     binary: Option<String>,
 }
 
@@ -75,7 +75,7 @@ pub async fn label(
     let relabels: Vec<_> = output.lines().filter_map(parse).collect();
     let mut labelled = Vec::new();
     for relabel in &relabels {
-        // A label that the base's owner set on purpose is not changed.
+        // A file that the bake did not change keeps its label, because the base's owner may have set it on purpose.
         if (relabel.unlabelled || inside.changed_since(relabel.path, begun)?)
             && inside.set_label(relabel.path, relabel.label)?
         {
@@ -91,7 +91,7 @@ pub async fn label(
     Ok(())
 }
 
-/// Checks some of the files, and some that every instance needs, with setfiles.
+/// Checks a sample of the labelled files, and the files in `VITAL`, with setfiles.
 async fn verify(
     runner: &CommandRunner<'_>,
     inside: &ImageTree,
@@ -115,7 +115,7 @@ async fn verify(
         }
     }
     let output = runner.ask(&setfiles_command(runner, setfiles, policy, &sample)).await?;
-    // The base's owner may have given one of the other files a different label.
+    // Only files that this bake labelled count. The base's owner may have given another file a different label.
     let relabels = output.lines().filter_map(parse);
     match relabels.into_iter().find(|relabel| labelled.iter().any(|path| path == relabel.path)) {
         Some(relabel) => {
@@ -153,8 +153,8 @@ fn settings(config: &str) -> (String, String) {
     (mode, value("SELINUXTYPE").unwrap_or_else(|| "targeted".to_owned()))
 }
 
-/// Returns the image's own file system, and those mounted in it that store labels. setfiles does not go from one to
-/// another.
+/// Returns `/`, and the mount points in the image of other file systems that store labels. setfiles does not cross file
+/// systems, so it gets each of them.
 fn file_systems(root: &Path) -> Result<Vec<String>> {
     let mut found = vec!["/".to_owned()];
     let root = root.canonicalize().context("resolving the image's mount point")?;
@@ -180,7 +180,8 @@ fn find_setfiles(inside: &ImageTree) -> Result<Option<&'static str>> {
     Ok(None)
 }
 
-/// `-n` changes nothing. `-m` includes files even if the kernel reports no mount with support for labels.
+/// With `-n`, setfiles changes nothing. With `-m`, it includes files even if the kernel reports no mount with support
+/// for labels.
 fn setfiles_command<'a>(
     runner: &CommandRunner<'a>,
     setfiles: &str,
@@ -200,7 +201,7 @@ fn setfiles_command<'a>(
         name: "setfiles".to_owned(),
         argv,
         timeout: TIMEOUT,
-        // Files that a plan mounts over the image's files are not part of the image.
+        // Shims and bind mounts would hide the image's own files.
         shims: Vec::new(),
         binds: Vec::new(),
         ..ImageCommand::plan_defaults(runner)

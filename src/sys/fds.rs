@@ -6,6 +6,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
+/// Closes all descriptors from `first` on.
 #[allow(unsafe_code)]
 pub(crate) fn close_from(first: i32) -> Result<()> {
     // SAFETY: in this process nothing owns a descriptor from `first` on.
@@ -16,8 +17,8 @@ pub(crate) fn close_from(first: i32) -> Result<()> {
     Ok(())
 }
 
-/// Opens an object of this machine that must be in the directory `within`, whose path is canonical. The check is made
-/// on the opened object and not on the path, so nobody can exchange it afterwards.
+/// Opens an object of this machine. If `within` is given (a canonical path), the object must be in this directory. The
+/// opened object is checked and not the path, so nobody can exchange it afterwards.
 pub(crate) fn open_within(path: &Path, within: Option<&Path>, flags: OFlags) -> Result<OwnedFd> {
     let opening = || format!("opening {}", path.display());
     let fd = rustix::fs::openat(CWD, path, flags | OFlags::CLOEXEC, Mode::empty());

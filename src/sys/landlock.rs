@@ -1,6 +1,6 @@
-//! Restricts a process with Landlock. It has two uses. A step that shares the network cannot reach this machine's
-//! abstract sockets: they belong to the network namespace, so mounts cannot hide them. And a tool of this machine can
-//! write only to one file.
+//! Restricts a process with Landlock. There are two uses. A step with network access must not reach this machine's
+//! abstract sockets. They belong to the network namespace, so mounts cannot hide them. And a program of this machine
+//! that oven runs must write only to one file.
 
 use rustix::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
@@ -41,11 +41,12 @@ pub fn version() -> libc::c_long {
     unsafe { libc::syscall(CREATE_RULESET, std::ptr::null::<u8>(), 0, VERSION) }
 }
 
-/// Permits this process and its children to write only to this open file; they cannot create or remove anything. Needs
-/// no_new_privs. Without Landlock in the kernel it does nothing. Allocates no memory.
+/// Permits this process and its children to write only to this open file. They cannot create or remove anything. Needs
+/// no_new_privs. Has no effect on a kernel without Landlock. Allocates no memory.
 #[allow(unsafe_code)]
 pub fn restrict_writes_to(file: BorrowedFd<'_>) {
-    // SAFETY: the structures live until the calls return, and the sizes are theirs. A returned descriptor is new.
+    // SAFETY: the structures live until the calls return, and no size is larger than its structure. A returned
+    // descriptor is new.
     unsafe {
         let files = WRITE_FILE | CHANGE | if version() >= 3 { TRUNCATE } else { 0 };
         let ruleset = Ruleset { files, network: 0, scoped: 0 };
@@ -59,8 +60,8 @@ pub fn restrict_writes_to(file: BorrowedFd<'_>) {
     }
 }
 
-/// Hides abstract sockets from this process and its children, permanently. Needs no_new_privs. Kernels before 6.12 and
-/// those without Landlock cannot do this. On them, a step with the network can reach the sockets, as it can reach this
+/// Hides abstract sockets from this process and its children, permanently. Needs no_new_privs. Has no effect on kernels
+/// before 6.12 or without Landlock. There, a step with network access can reach these sockets, as it can reach this
 /// machine's ports.
 #[allow(unsafe_code)]
 pub fn hide_abstract_sockets() {

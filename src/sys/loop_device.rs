@@ -30,7 +30,7 @@ const PARTSCAN: u32 = 8;
 /// 0.11 s instead of 0.28 s, unmounting takes 0.03 s instead of 0.09 s, and 200 small files each with an fsync take
 /// 0.40 s in both cases. In addition, the disk's content is not in memory twice.
 const DIRECT_IO: u32 = 16;
-/// The sector size of EBS volumes, in which the partition tables of images count.
+/// The sector size of EBS volumes. It is the unit of the partition tables of images.
 const BLOCK_SIZE: u32 = 512;
 /// The major and minor number of `/dev/loop-control`, a character device, from the kernel's list of devices.
 const LOOP_CONTROL: (u32, u32) = (10, 237);
@@ -38,8 +38,8 @@ const LOOP_CONTROL: (u32, u32) = (10, 237);
 const LOOP_MAJOR: u32 = 7;
 /// The number of attempts if another process takes a free device first.
 const MAX_TRIES: u32 = 256;
-/// How long to wait for the unbinding after the last descriptor is closed. Another program's probe of the device may
-/// delay it.
+/// The time limit for the unbinding after the last descriptor is closed. A probe by another program may delay the
+/// unbinding.
 const RELEASE: PollPolicy = PollPolicy::local(Duration::from_secs(5));
 
 #[repr(C)]
@@ -188,7 +188,7 @@ pub(crate) fn open_node(name: &str, kind: FileType, (major, minor): (u32, u32)) 
 /// which it was created.
 pub fn nameless_node(kind: FileType, number: u64) -> std::io::Result<OwnedFd> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    // Many of these directories are mounted `nodev`. The first one that is not is used.
+    // Many of these directories are mounted `nodev`. The first directory that permits device nodes is used.
     let mut last = Error::from(ErrorKind::NotFound);
     for dir in [std::env::temp_dir(), "/run".into(), "/var/tmp".into(), "/dev".into()] {
         let made = tempfile::Builder::new().prefix(".oven-").make_in(&dir, |path| {
@@ -215,8 +215,8 @@ fn loop_error(what: &str, error: &Error) -> anyhow::Error {
     Kind::Machine.failure(format!("{what}: {error}")).hint(hint).into()
 }
 
-/// Returns the file's name and the disk's sequence number. Together they distinguish a binding from later ones of the
-/// same device.
+/// Returns the file's name and the disk's sequence number. Together they identify this binding among all bindings of
+/// the device.
 fn binding_of(rdev: u64) -> Option<(String, String)> {
     let dir = format!("/sys/dev/block/{}:{}", rustix::fs::major(rdev), rustix::fs::minor(rdev));
     let file = std::fs::read_to_string(format!("{dir}/loop/backing_file")).ok()?;

@@ -10,16 +10,15 @@ use tokio::time::Instant;
 /// The pauses between polls, and the time limit.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PollPolicy {
-    /// The pause between the first and the second poll. The duration of a poll counts as part of the pause, up to half
-    /// of it.
+    /// The first pause. A pause begins when a poll starts, but at least half of it follows the end of the poll.
     pub first: Duration,
     /// Each later pause is this fraction of the time waited so far, but at least `first`.
     pub share: f64,
     /// The longest pause.
     pub longest: Duration,
-    /// The time limit. The last poll is made at the deadline; after it, waiting fails.
+    /// The time limit. The last poll is made at the deadline. If it is not successful, waiting fails.
     pub deadline: Duration,
-    /// The kind of that failure: whoever is waited for is at fault.
+    /// The kind of that failure: whether this machine or the cloud did not become ready.
     pub failure: Kind,
 }
 
@@ -30,7 +29,7 @@ impl PollPolicy {
         Self { first, share: 0.5, longest, deadline, failure: Kind::Machine }
     }
 
-    /// Returns the same policy for a resource of a local region, which fails as a cloud's does.
+    /// Returns the same policy for a resource of a local region. A timeout then has the kind of a cloud's failure.
     pub const fn of_region(self) -> Self {
         Self { failure: Kind::Cloud, ..self }
     }
@@ -45,8 +44,7 @@ pub enum PollAnswer<T> {
 }
 
 /// Polls until `probe` returns [`PollAnswer::Ready`]. The first poll is made immediately, and an error of `probe` is
-/// returned immediately. After the deadline it fails with an error that contains `what` (after "waiting for") and the
-/// last state.
+/// returned immediately. After the deadline, returns an error with `what` (after "waiting for") and the last state.
 pub async fn poll_until<T>(
     what: &str,
     policy: &PollPolicy,
@@ -56,7 +54,7 @@ pub async fn poll_until<T>(
     let end = start + policy.deadline;
     let _span = Track::here().span(Lane::Waits, what);
     loop {
-        // The start time is taken before the poll, so that a last poll is made after the deadline.
+        // The time is taken before the poll, so that the last poll starts after the deadline.
         let begun = Instant::now();
         let last = begun >= end;
         match probe().await? {
@@ -75,7 +73,7 @@ pub async fn poll_until<T>(
     }
 }
 
-/// Waits for `awaited` and runs `other` concurrently; `other` is dropped unfinished when `awaited` is ready.
+/// Waits for `awaited`, and runs `other` meanwhile. If `awaited` is ready first, `other` is dropped unfinished.
 pub async fn wait_with_background<T>(awaited: impl Future<Output = T>, other: impl Future<Output = ()>) -> T {
     let (mut awaited, other) = (std::pin::pin!(awaited), std::pin::pin!(other));
     tokio::select! {

@@ -1,10 +1,10 @@
 //! The filter of a step's system calls. It is a deny-list in addition to the capabilities, and it turns syncs into
 //! no-ops.
 //!
-//! Calls that are useful only to escape from a container fail with EPERM. Calls that programs try first and do not
-//! depend on fail with ENOSYS. For programs of another architecture (i386 on x86_64, x32), all calls fail with ENOSYS,
-//! because their numbers mean other calls. So a package can be installed if it only contains an i386 program, but not
-//! if its script *runs* one.
+//! Calls that are useful only to escape from a container fail with EPERM. Calls that programs try first and can do
+//! without fail with ENOSYS. For programs of another architecture (i386 on x86_64, x32), all calls fail with ENOSYS,
+//! because the same numbers mean other calls there. So a package can be installed if it only contains an i386 program,
+//! but not if its script *runs* one.
 
 use anyhow::{Context, Result};
 use libc::{EAFNOSUPPORT, ENOSYS, EPERM, c_long, sock_filter};
@@ -17,10 +17,10 @@ const ARCH: u32 = 0xc000_00b7; // AUDIT_ARCH_AARCH64
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 compile_error!("oven knows the system calls of x86_64 and aarch64 only");
 
-/// The newest call that was reviewed: setxattrat and its relatives (Linux 6.13). Later calls fail as they do on an
-/// older kernel.
+/// The last call that was reviewed. It is one of the calls for extended attributes of Linux 6.13. Later calls fail as
+/// they do on an older kernel.
 const LAST_KNOWN: u32 = 466;
-/// The first number of x32, a second ABI with the same architecture value.
+/// The first call number of x32. This second ABI has the same architecture value as x86_64.
 #[cfg(target_arch = "x86_64")]
 const X32: u32 = 0x4000_0000;
 
@@ -78,7 +78,7 @@ const REFUSED: &[c_long] = &[
     libc::SYS_iopl,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_ioperm,
-    // files by handle, past the step's root
+    // files by handle, which leads out of the step's root
     libc::SYS_open_by_handle_at,
     libc::SYS_fanotify_init,
     // key rings, which no namespace separates
@@ -106,8 +106,8 @@ const ABSENT: &[c_long] = &[
     libc::SYS_io_uring_register,
 ];
 
-/// Calls that succeed immediately and do nothing. One real sync is made when the root is closed. `msync` is not among
-/// them: few programs use it, and it flushes mappings for other readers.
+/// Calls that succeed immediately and do nothing. One real sync is made when the root is closed. `msync` is not in this
+/// list, because few programs use it, and because it makes a mapping's changes visible to other readers.
 const SYNCS: &[c_long] =
     &[libc::SYS_fsync, libc::SYS_fdatasync, libc::SYS_sync, libc::SYS_syncfs, libc::SYS_sync_file_range];
 
@@ -117,11 +117,12 @@ const TIOCSTI: u32 = 0x5412;
 const TIOCLINUX: u32 = 0x541c;
 /// The request that sets another line discipline of a terminal. It would load a kernel module that no step needs.
 const TIOCSETD: u32 = 0x5423;
-/// All requests to loop devices are `0x4C..` (linux/loop.h). If the image's disk is a loop device, a step that may
-/// write to it could otherwise change its file's offset, or keep it bound after all users have closed it.
+/// All requests to loop devices are `0x4C..` (linux/loop.h), and they are refused. If the image's disk is a loop
+/// device, a step that may write to it could otherwise change the offset in its file. It could also keep the device
+/// bound after all users have closed it.
 const LOOP: u32 = 0x4c00;
-/// The allowed socket families. A socket of another family would make the kernel load a module, whatever the process's
-/// rights; and AF_VSOCK would reach the hypervisor, whatever the network namespace.
+/// The allowed socket families. For a socket of another family, the kernel would load a module even for a process
+/// without rights. An AF_VSOCK socket would reach the hypervisor from every network namespace.
 const FAMILIES: [i32; 4] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
 
 const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
@@ -141,7 +142,7 @@ const ARGUMENTS_AT: u32 = 16;
 pub struct SyscallFilter(Vec<sock_filter>);
 
 impl SyscallFilter {
-    /// Builds the filter. `sync`: whether syncs have an effect.
+    /// Builds the filter. If `sync` is false, syncs do nothing.
     pub fn new(sync: bool) -> Self {
         let mut filter = Self(Vec::new());
         filter.load(ARCH_AT);
@@ -202,7 +203,7 @@ impl SyscallFilter {
         Ok(())
     }
 
-    /// Refuses `mknod` of device nodes, by the type in its mode.
+    /// Refuses to create device nodes. The loaded argument is the mode, which contains the type.
     fn refuse_devices(block: &mut Self) {
         block.push(AND, 0, 0, libc::S_IFMT);
         block.when(JUMP_EQUAL, libc::S_IFCHR, EPERM);
@@ -226,7 +227,7 @@ impl SyscallFilter {
         self.push(jump, 1, 0, value);
         self.answer(libc::SECCOMP_RET_ERRNO | errno as u32);
     }
-    /// Filters a call by one argument. If the block does not refuse the call, it is allowed.
+    /// Filters a call by one argument. `judge` adds the checks. A call that they do not refuse is allowed.
     fn argument(&mut self, number: c_long, index: u32, judge: impl FnOnce(&mut Self)) {
         let mut block = Self(Vec::new());
         block.load(ARGUMENTS_AT + 8 * index);

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-/// Whether this process was asked to end. It is for threads that cannot wait for the runtime, because the runtime may
-/// be waiting for them.
+/// Whether a signal asked this process to end. This is for threads that cannot wait for the runtime, because the
+/// runtime may be waiting for them.
 static STOP_REQUESTED: AtomicBool = AtomicBool::new(false);
 
 /// Returns whether a signal asked this process to end.
@@ -26,20 +26,21 @@ pub enum Signal {
     Second(&'static str),
 }
 
-/// The stack size in bytes: the usual one of a process's first thread.
+/// The stack size in bytes. A process's first thread usually has this size.
 const STACK: usize = 8 << 20;
 
-/// Runs `work` in a second thread while the first one waits. The kernel sends a process's signal to its first thread,
-/// even if that thread is waiting in the kernel for a disk and cannot handle it. Then the signal would be lost.
+/// Runs `work` in a second thread, while the first thread only waits for it. The kernel sends a process's signal to the
+/// first thread, even if this thread is waiting in the kernel for a disk. If `work` ran there, the signal would not be
+/// handled.
 pub fn run_in_second_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     let thread = std::thread::Builder::new().name("oven".to_owned()).stack_size(STACK);
     let thread = thread.spawn(work).expect("a process can have two threads");
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-/// Listens for signals. The value in the receiver becomes true at the first one. The second one may end the process
-/// immediately, because the kernel removes local resources when the process ends. A separate thread listens, so that
-/// signals are handled while the runtime's thread is busy.
+/// Listens for signals in a separate thread, so that they are handled while the runtime's thread is busy. At the first
+/// signal, the value in the receiver becomes true. At the second signal, the process ends immediately. Then the kernel
+/// removes the local resources.
 pub fn listen(on_signal: impl Fn(Signal) + Send + 'static) -> Result<watch::Receiver<bool>> {
     let (sender, receiver) = watch::channel(false);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;

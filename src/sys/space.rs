@@ -9,7 +9,8 @@ pub fn free_space(dir: &Path) -> Option<u64> {
     rustix::fs::statvfs(dir).ok().map(|s| s.f_bavail.saturating_mul(s.f_frsize))
 }
 
-/// Converts an error of writing `needed` bytes in `dir`.
+/// Adds the directory to an error of writing `needed` bytes. If the disk is full, reports the needed and the free
+/// space.
 pub fn write_error(error: anyhow::Error, dir: &Path, needed: u64) -> anyhow::Error {
     match errno_of(&error) {
         Some(Errno::NOSPC | Errno::DQUOT) => no_space(dir, needed),

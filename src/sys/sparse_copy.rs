@@ -14,8 +14,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::Path;
 
-/// Runs of zeros of this length become holes, and digests are computed over blocks of this size. EBS direct would need
-/// only 512 KiB. Smaller blocks keep a trimmed file system sparse, and comparing them costs little time.
+/// The size of a block. Blocks of zeros become holes, and digests are computed over blocks. EBS direct needs no smaller
+/// blocks than 512 KiB. But smaller blocks keep a trimmed file system sparse, and comparing them costs little time.
 const BLOCK: usize = 64 << 10;
 /// The size of reads and writes. It is large enough for the disk's full speed with O_DIRECT, and small enough to cancel
 /// quickly.
@@ -30,8 +30,9 @@ pub fn length(mut file: &File) -> Result<u64> {
     Ok(file.seek(std::io::SeekFrom::End(0))?)
 }
 
-/// Copies `source` into a nameless file in `dir` of `size` bytes (at least the source's length). The bytes after the
-/// source are zeros, and zeros become holes. The data may not be on the disk yet, so call `fdatasync`.
+/// Copies `source` into a nameless file of `size` bytes in `dir`. `size` is at least the source's length, and the bytes
+/// after the source's end are zeros. Blocks of zeros become holes. The data may not be on the disk yet, so the caller
+/// must call `fdatasync`.
 pub fn copy(source: &File, size: u64, dir: &Path, cancelled: &CancelFlag) -> Result<TempFile> {
     let target = TempFile::new(dir)?;
     let full = |error| write_error(error, dir, allocated_bytes(source));
@@ -39,12 +40,12 @@ pub fn copy(source: &File, size: u64, dir: &Path, cancelled: &CancelFlag) -> Res
         ensure_room(source, dir)?;
         copy_data(source, target.file(), cancelled).map_err(full)?;
     }
-    // The last block was written with its padding.
+    // The last write may have been longer than the source, because it was padded.
     target.file().set_len(size).map_err(|e| full(e.into()))?;
     Ok(target)
 }
 
-/// Makes an empty file share the data of another one, without copying, if the file system supports that. Returns
+/// Makes an empty file share the data of another file without copying, if the file system supports this. Returns
 /// whether it did.
 fn reflink(source: &File, target: &File) -> bool {
     rustix::fs::ioctl_ficlone(target, source).is_ok()
@@ -58,9 +59,10 @@ fn ensure_room(source: &File, dir: &Path) -> Result<()> {
     }
 }
 
-/// Copies without the page cache. The written data are on the disk when it returns, so the first flush of a loop device
-/// on the copy is fast. Measured with 265 MiB on ext4: 0.11 s. copy_file_range took 0.08 s, and 0.07 s for the first
-/// flush, with twice the memory; and 0.8 s for the copy when that memory had to be freed first.
+/// Copies without the page cache. When this function returns, the written data are on the disk, so the first flush of a
+/// loop device on the copy is fast. Measured with 265 MiB on ext4, it took 0.11 s. copy_file_range took 0.08 s, with
+/// twice the memory, and the first flush after it took 0.07 s. If this memory had to be freed first, copy_file_range
+/// took 0.8 s.
 fn copy_data(source: &File, target: &File, cancelled: &CancelFlag) -> Result<()> {
     let mut writer = Writer { target, direct: set_direct_io(target, true) };
     let result = nonzero_blocks(source, cancelled, &mut |offset, data| writer.write(offset, data));
@@ -103,8 +105,8 @@ fn set_direct_io(file: &File, on: bool) -> bool {
     rustix::fs::fcntl_setfl(file, wanted).is_ok() && on
 }
 
-/// Returns the SHA-256 of a disk's content in lower-case hex, over each non-zero block and its offset. It depends
-/// neither on the positions of holes nor on zeros at the end.
+/// Returns a SHA-256 digest of a disk's content in lower-case hex. It is computed over each non-zero block and its
+/// offset. So it depends neither on the positions of holes nor on zeros at the end.
 pub fn digest(source: &File, cancelled: &CancelFlag) -> Result<String> {
     let mut hash = Sha256::new();
     nonzero_blocks(source, cancelled, &mut |offset, data| {
@@ -119,8 +121,9 @@ pub fn digest(source: &File, cancelled: &CancelFlag) -> Result<String> {
     Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// Calls `take` for runs of non-zero blocks, in order, with the offset (a multiple of a block) and the data. The memory
-/// is aligned to 4096 bytes, and its length is a multiple of that. The data are padded with zeros at the source's end.
+/// Calls `take` for runs of non-zero blocks, in order, with the offset (a multiple of the block size) and the data. The
+/// data are aligned to 4096 bytes, and their length is a multiple of 4096. At the source's end, they are padded with
+/// zeros.
 pub fn nonzero_blocks(
     source: &File,
     cancelled: &CancelFlag,
@@ -146,13 +149,13 @@ pub fn nonzero_blocks(
             nonzero_runs(&buffer[..filled], &mut |n, data| take(at + n as u64, data))?;
             at += want as u64;
         }
-        // The end of the source may not be a multiple of a block.
+        // The source may end in the middle of a block.
         at = at.next_multiple_of(BLOCK as u64);
     }
     Ok(())
 }
 
-/// Calls `take` for runs of non-zero blocks.
+/// Calls `take` for runs of non-zero blocks, with the offset in `data`.
 pub(crate) fn nonzero_runs(data: &[u8], take: &mut dyn FnMut(usize, &[u8]) -> Result<()>) -> Result<()> {
     let mut run = 0..0;
     for start in (0..data.len()).step_by(BLOCK) {
@@ -171,7 +174,7 @@ pub(crate) fn nonzero_runs(data: &[u8], take: &mut dyn FnMut(usize, &[u8]) -> Re
     if run.is_empty() { Ok(()) } else { take(run.start, &data[run.clone()]) }
 }
 
-/// Returns the next range with data, as far as the file system knows.
+/// Returns the next range that is not a hole, as far as the file system knows.
 pub(crate) fn data_after(source: BorrowedFd<'_>, at: u64, end: u64) -> Result<Option<(u64, u64)>> {
     let from = match rustix::fs::seek(source, SeekFrom::Data(at)) {
         Ok(from) => from,
@@ -187,11 +190,11 @@ pub(crate) fn data_after(source: BorrowedFd<'_>, at: u64, end: u64) -> Result<Op
 /// Returns the minimum space that a full copy takes, if it is known.
 fn space_needed(source: &File) -> Result<u64> {
     let metadata = source.metadata()?;
-    // A device may be mostly zeros, which is known only after reading it.
+    // A device may consist mostly of zeros. This is known only after reading it, so the minimum is 0.
     Ok(if metadata.file_type().is_block_device() { 0 } else { allocated_bytes(source) })
 }
 
-/// Returns the space that a file's data take on their disk, in bytes.
+/// Returns the number of bytes that a file takes on its disk. For a device, returns its length.
 pub fn allocated_bytes(source: &File) -> u64 {
     source.metadata().map_or(0, |m| if m.is_file() { m.blocks() * 512 } else { length(source).unwrap_or(0) })
 }

@@ -1,4 +1,4 @@
-//! Runs work that blocks in the kernel on a separate thread, because everything else shares one thread.
+//! Runs blocking work on a separate thread, because all other work shares one thread.
 
 use crate::error::Kind;
 use anyhow::Result;
@@ -36,7 +36,7 @@ pub async fn run_to_end<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'st
     }
 }
 
-/// Whether work was cancelled because nothing waits for it any more.
+/// Set when nothing waits for the result of work any more. The work must then end.
 #[derive(Debug, Clone, Default)]
 pub struct CancelFlag(Arc<AtomicBool>);
 
@@ -52,7 +52,7 @@ impl CancelFlag {
     }
 }
 
-/// Runs long work on another thread. Dropping the future cancels it.
+/// Runs long work on another thread. Dropping the future cancels the work.
 pub async fn run<T: Send + 'static>(
     work: impl FnOnce(&CancelFlag) -> Result<T> + Send + 'static,
 ) -> Result<T> {

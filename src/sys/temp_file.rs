@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 /// The prefix of named temporary files, for file systems without O_TMPFILE.
 pub const TEMP_PREFIX: &str = ".copy-";
 
-/// A file that is removed unless it gets a name, even if this process is killed.
+/// A file that is removed unless it gets a name. A file of O_TMPFILE is removed even if this process is killed.
 #[derive(Debug)]
 pub struct TempFile {
     file: File,
@@ -99,7 +99,7 @@ impl Drop for TempFile {
 }
 
 /// Writes a small file under a temporary name and renames it, so that concurrent writers do not interfere. With
-/// `durable` the file is synced. To survive a power failure, the directory must be synced, too.
+/// `durable`, the file is synced. To survive a power failure, the caller must also sync the directory.
 pub fn write_atomically(path: &Path, content: &[u8], durable: bool) -> Result<()> {
     let dir = path.parent().unwrap_or(Path::new("."));
     let temporary = dir.join(format!("{TEMP_PREFIX}{}", RunId::new()));

@@ -1,4 +1,5 @@
-//! Assigns spans to lanes: to the first lane of its kind on which a span nests.
+//! Assigns spans to lanes. A span is on its parent's lane if it nests there. Otherwise it is on the first free lane of
+//! its kind.
 
 use super::Lane;
 use serde_json::{Map, Value};
@@ -34,7 +35,7 @@ pub struct EndedSpan {
 }
 
 impl Lanes {
-    /// Begins a span. Answers with its id and, if it is on a new lane, that lane's number and name.
+    /// Begins a span. Returns its id. If the span is on a new lane, also returns the lane's number and name.
     pub fn begin(
         &mut self,
         pid: u32,
@@ -54,7 +55,8 @@ impl Lanes {
             return (id, None);
         }
         let before = self.lanes.iter().filter(|one| one.pid == pid && one.lane == lane).count() as u32;
-        // Lanes of a kind are adjacent, in the order of the kinds. A track has fewer than a thousand of a kind.
+        // The lanes of a kind have adjacent numbers, in the order of the kinds. A track has fewer than 1000 lanes of a
+        // kind.
         let tid = lane as u32 * 1000 + before + 1;
         self.lanes.push(LaneSpans { pid, lane, tid, open: vec![open] });
         let name =
@@ -62,7 +64,7 @@ impl Lanes {
         (id, Some((tid, name)))
     }
 
-    /// Ends a span and the spans inside of it. Empty if it has ended already.
+    /// Ends a span and the spans inside of it, and returns them. Returns nothing if the span has already ended.
     pub fn end(&mut self, id: u64, args: Map<String, Value>) -> Vec<EndedSpan> {
         let place = |one: &LaneSpans| one.open.iter().position(|open| open.id == id);
         let found = self.lanes.iter().enumerate().find_map(|(index, one)| Some((index, place(one)?)));

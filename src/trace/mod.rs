@@ -1,9 +1,9 @@
-//! A trace of the run: what took how long, and what ran concurrently. A Chrome trace (the Trace Event Format, in
-//! JSON), for Perfetto or chrome://tracing.
+//! Writes a trace of the run. It shows how long each part took, and which parts ran concurrently. The file has Chrome's
+//! Trace Event Format (JSON), which Perfetto and chrome://tracing can show.
 //!
-//! Each image is a [`Track`]. Concurrent spans of a track are on different lanes, and spans of one lane only nest. The
-//! file is valid JSON after every write, so a killed run leaves a usable one. Without `--trace` all of this does
-//! nothing.
+//! Each image has a [`Track`], which consists of lanes. Spans of one lane are nested and do not overlap otherwise.
+//! Concurrent spans of a track are on different lanes. The file is valid JSON after every write, so the trace of a
+//! killed run can be used. Without `--trace`, all of this does nothing.
 
 mod lanes;
 #[cfg(test)]
@@ -23,17 +23,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-/// The shortest time between two events of a counter, as a bake transfers thousands of blocks.
+/// The shortest time between two events of a counter. Without it, a bake would write thousands of events, one for each
+/// block.
 const COUNTER_INTERVAL: Duration = Duration::from_millis(50);
-/// Longer names are cut off: the arguments of a command may contain a script.
+/// The maximum length of a name in characters. Longer names are cut off, because the arguments of a command may contain
+/// a script.
 const NAME_MAX: usize = 120;
-/// The same for a span's other texts.
+/// The maximum length of a span's other texts.
 const TEXT_MAX: usize = 2000;
 
 /// The end of the file, which each event overwrites.
 const END: &str = "\n]}\n";
 
-/// The file. Cheap to clone.
+/// A trace file. Clones write to the same file.
 #[derive(Clone)]
 pub struct Trace(Arc<Shared>);
 
@@ -48,7 +50,7 @@ struct State {
     /// The position of the next event, where [`END`] is now.
     end: u64,
     events: u64,
-    /// The first write error, after which the file is incomplete.
+    /// The first write error. Nothing is written after it.
     broken: Option<std::io::Error>,
     lanes: Lanes,
     tracks: u32,
@@ -56,16 +58,16 @@ struct State {
     ended: bool,
 }
 
-/// The track of one image, or of the run itself. The default is not traced. Cheap to clone.
+/// The track of one image, or of the run itself. The default track writes nothing.
 #[derive(Clone, Default)]
 pub struct Track(Option<(Trace, u32)>);
 
-/// Lanes of one kind.
+/// A kind of lanes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Lane {
     /// A bake, its steps, and their commands.
     Steps,
-    /// Waiting.
+    /// Waits for a resource or for another process.
     Waits,
     Ec2,
     Ebs,
@@ -99,7 +101,7 @@ pub struct Counter {
     track: Track,
     name: &'static str,
     sum: AtomicU64,
-    /// The time of its last event, since the beginning of the trace.
+    /// The time of the last event, since the beginning of the trace.
     written: Mutex<Option<Duration>>,
 }
 
@@ -144,7 +146,7 @@ impl Trace {
         Ok(Self(Arc::new(shared)))
     }
 
-    /// A track of its own.
+    /// Creates a track.
     pub fn track(&self, name: &str) -> Track {
         let mut state = self.state();
         state.tracks += 1;
@@ -155,13 +157,13 @@ impl Trace {
         Track(Some((self.clone(), pid)))
     }
 
-    /// Masks these secrets from now on.
+    /// Masks these secrets in all later events.
     pub fn hide(&self, secrets: &Secrets) {
         let mut state = self.state();
         state.secrets = state.secrets.with(secrets);
     }
 
-    /// Ends all open spans. Errors: the file is incomplete.
+    /// Ends all open spans. Fails if an event could not be written.
     pub fn end(&self) -> Result<()> {
         let now = self.now();
         let mut state = self.state();
@@ -192,7 +194,8 @@ impl State {
         let text = format!("{}{event}", if self.events == 0 { "\n" } else { ",\n" });
         match self.file.write_all_at(format!("{text}{END}").as_bytes(), self.end) {
             Ok(()) => (self.end, self.events) = (self.end + text.len() as u64, self.events + 1),
-            // A full disk must not stop a bake, nor the clean-up that would free space. The file stays valid.
+            // A full disk must not stop a bake, nor the clean-up that would free space. So only the trace ends here,
+            // and its file is still valid.
             Err(error) => {
                 self.broken = Some(error);
                 _ = self.file.write_all_at(END.as_bytes(), self.end);
@@ -210,7 +213,7 @@ impl State {
         self.event(event);
     }
 
-    /// Masks secrets before it cuts the text off: half of a secret would not be found.
+    /// Masks secrets, and then cuts off the end of a long text. In the opposite order, part of a secret could remain.
     fn short(&self, text: &str, max: usize) -> String {
         let text = without_control_characters(text);
         let masked = self.secrets.mask(&text);
@@ -221,18 +224,19 @@ impl State {
     }
 }
 
-/// Whole microseconds: a span that ends when the next begins does not overlap it by a rounding error.
+/// Returns whole microseconds. So a span never overlaps the next one because of a rounding error.
 fn micros(time: Duration) -> u64 {
     time.as_micros() as u64
 }
 
 impl Track {
-    /// The track of the current future ([`Track::follow`]). Threads have none: pass it to them.
+    /// Returns the track of the current future ([`Track::follow`]). Another thread has no current track, so the track
+    /// must be passed to it.
     pub fn here() -> Self {
         CURRENT_TRACK.try_with(Clone::clone).unwrap_or_default()
     }
 
-    /// Runs the future with this as its current track.
+    /// Runs the future with this track as its current track.
     pub async fn follow<F: Future>(self, future: F) -> F::Output {
         CURRENT_TRACK.scope(self, future).await
     }
@@ -241,7 +245,8 @@ impl Track {
         self.begin(lane, name, None)
     }
 
-    /// Begins a span inside of another one, or next to it if that one has ended or contains a running one.
+    /// Begins a span inside of `parent`. If `parent` has ended or contains a running span, the new span is on another
+    /// lane.
     pub fn within(&self, parent: Option<SpanId>, lane: Lane, name: &str) -> Span {
         self.begin(lane, name, parent)
     }
@@ -255,7 +260,7 @@ impl Track {
             state.event(
                 json!({"ph": "M", "name": "thread_name", "pid": pid, "tid": tid, "args": {"name": name}}),
             );
-            // Viewers sort by name otherwise.
+            // Without this event, viewers sort the lanes by name.
             let order = json!({"sort_index": tid});
             state.event(
                 json!({"ph": "M", "name": "thread_sort_index", "pid": pid, "tid": tid, "args": order}),
@@ -315,7 +320,7 @@ impl Counter {
         let sum = self.sum.fetch_add(more, Ordering::Relaxed) + more;
         let Some((trace, _)) = &self.track.0 else { return };
         let now = trace.now();
-        // If another thread is writing, it is enough that that one does.
+        // If another thread is writing an event, this event is not needed.
         let Ok(mut written) = self.written.try_lock() else { return };
         if written.is_none_or(|last| now >= last + COUNTER_INTERVAL) {
             *written = Some(now);

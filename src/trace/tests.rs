@@ -6,14 +6,14 @@ fn trace() -> (tempfile::TempDir, Trace) {
     (dir, trace)
 }
 
-/// All events; panics if the file is not valid JSON.
+/// Returns all events. Panics if the file is not valid JSON.
 fn events(dir: &tempfile::TempDir) -> Vec<Value> {
     let text = std::fs::read(dir.path().join("trace.json")).unwrap();
     let mut trace: Value = serde_json::from_slice(&text).expect("the file is JSON at any time");
     serde_json::from_value(trace["traceEvents"].take()).unwrap()
 }
 
-/// (lane, name, from, to), in the order of the file.
+/// Returns all spans as (lane, name, from, to), in the order of the file.
 fn spans(dir: &tempfile::TempDir) -> Vec<(u64, String, u64, u64)> {
     let of = |event: &Value| {
         let (ts, dur) = (event["ts"].as_u64().unwrap(), event["dur"].as_u64().unwrap());
@@ -32,7 +32,7 @@ fn the_file_is_valid_after_every_event() {
     let inner = track.within(outer.id(), Lane::Steps, "inner");
     drop(inner);
     assert_eq!(spans(&dir).len(), 1);
-    // What a killed run would leave: the ended span, in a valid file.
+    // A run that is killed at this point leaves a valid file with the span that has ended.
     let names: Vec<_> = events(&dir).iter().map(|event| event["name"].clone()).collect();
     assert_eq!(names, ["process_name", "process_sort_index", "thread_name", "thread_sort_index", "inner"]);
     drop(outer);
@@ -128,7 +128,7 @@ async fn a_future_has_its_track_and_others_have_none() {
         })
     };
     tokio::join!(follow("one"), follow("two"));
-    // In any order.
+    // The order of the spans is not defined.
     let named: std::collections::BTreeSet<_> = events(&dir)
         .into_iter()
         .filter(|event| event["ph"] == "X")

@@ -1,5 +1,5 @@
-//! Runs slow calls to the cloud in the background of a story ([`super`] defines the terms). These are clean-up actions
-//! whose resources the story no longer needs, and work whose result the story uses later.
+//! Runs slow calls to the cloud in the background of a story ([`super`] defines the terms). There are two kinds:
+//! clean-up actions for resources that the story no longer needs, and work whose result the story uses later.
 
 use super::{DebtId, Payment, Undo};
 use anyhow::Result;
@@ -14,7 +14,7 @@ use std::task::{Context, Poll, Waker};
 pub struct BackgroundWork {
     under_way: RefCell<Vec<(DebtId, Payment)>>,
     work: RefCell<Vec<Weak<dyn PollWork>>>,
-    /// Whether resources may be preserved if the story fails. Then they must exist until the story ends.
+    /// Whether resources may be preserved if the story fails. If so, they must not be removed before the story ends.
     pub may_keep: Cell<bool>,
 }
 
@@ -68,8 +68,8 @@ impl Undo {
     /// because it could not continue without the result.
     pub fn meanwhile<T: 'static>(&self, work: impl Future<Output = Result<T>> + 'static) -> Background<T> {
         let work = Rc::new(Work(RefCell::new(WorkState::Running(Box::pin(work), None))));
-        let goes: Weak<Work<T>> = Rc::downgrade(&work);
-        self.early.work.borrow_mut().push(goes);
+        let weak: Weak<Work<T>> = Rc::downgrade(&work);
+        self.background.work.borrow_mut().push(weak);
         Background(work)
     }
 
@@ -77,50 +77,53 @@ impl Undo {
     /// story ends, because it remains registered until it succeeds. If the user may want to preserve the resource, the
     /// action is not started early.
     pub fn pay_early(&self, id: DebtId, payment: Payment) {
-        let owed = self.debts.borrow();
-        let Some((_, debt)) = owed.iter().find(|(owed, _)| *owed == id) else { return };
-        if !(self.early.may_keep.get() && debt.keep.is_some()) {
-            self.early.under_way.borrow_mut().push((id, payment));
+        let debts = self.debts.borrow();
+        let Some((_, debt)) = debts.iter().find(|(owed, _)| *owed == id) else { return };
+        if !(self.background.may_keep.get() && debt.keep.is_some()) {
+            self.background.under_way.borrow_mut().push((id, payment));
         }
     }
 
     /// Runs the story. Polls background work and early clean-up actions whenever the story waits.
-    pub(crate) async fn beside<T>(&self, mut story: Pin<&mut impl Future<Output = Result<T>>>) -> Result<T> {
+    pub(crate) async fn run_with_background<T>(
+        &self,
+        mut story: Pin<&mut impl Future<Output = Result<T>>>,
+    ) -> Result<T> {
         std::future::poll_fn(|cx| {
-            let told = story.as_mut().poll(cx);
-            if told.is_pending() {
+            let result = story.as_mut().poll(cx);
+            if result.is_pending() {
                 self.poll_background(cx)?;
                 self.poll_payments(cx);
             }
-            told
+            result
         })
         .await
     }
 
     fn poll_background(&self, cx: &mut Context<'_>) -> Result<()> {
-        let work: Vec<_> = self.early.work.borrow().iter().filter_map(Weak::upgrade).collect();
+        let work: Vec<_> = self.background.work.borrow().iter().filter_map(Weak::upgrade).collect();
         work.iter().try_for_each(|work| work.poll_work(cx))?;
-        self.early.work.borrow_mut().retain(|work| work.strong_count() > 0);
+        self.background.work.borrow_mut().retain(|work| work.strong_count() > 0);
         Ok(())
     }
 
     fn poll_payments(&self, cx: &mut Context<'_>) {
         // Removes the payments from the list first, so that the list is not borrowed while they are polled.
-        for (id, mut payment) in self.early.under_way.take() {
+        for (id, mut payment) in self.background.under_way.take() {
             match payment.as_mut().poll(cx) {
                 Poll::Ready(Ok(())) => self.forgive(id),
                 // The debt remains registered. An error is reported only if the clean-up at the end also fails.
                 Poll::Ready(Err(_)) => {}
-                Poll::Pending => self.early.under_way.borrow_mut().push((id, payment)),
+                Poll::Pending => self.background.under_way.borrow_mut().push((id, payment)),
             }
         }
     }
 
     /// Returns the future of a clean-up action that was started early and is not complete.
-    pub(crate) fn begun(&self, id: DebtId) -> Option<Payment> {
-        let mut under_way = self.early.under_way.borrow_mut();
-        let place = under_way.iter().position(|(begun, _)| *begun == id)?;
-        Some(under_way.remove(place).1)
+    pub(crate) fn take_begun(&self, id: DebtId) -> Option<Payment> {
+        let mut under_way = self.background.under_way.borrow_mut();
+        let index = under_way.iter().position(|(begun, _)| *begun == id)?;
+        Some(under_way.remove(index).1)
     }
 }
 
@@ -147,8 +150,8 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// Runs a story that removes its volume early. `early` is the duration and the result of this clean-up. `story` is
-    /// the time for which the story then continues, and its result. Returns the events, too.
+    /// Runs a story that removes its volume early. `early` has the duration and the result of this clean-up. `story`
+    /// has the time for which the story then continues, and its result. Also returns the events.
     async fn run_story(
         keep_on_failure: bool,
         stop: impl Future<Output = ()>,
@@ -257,8 +260,8 @@ mod tests {
         assert_eq!(events, ["registered", "paid"]);
     }
 
-    /// Runs a story that starts work of this duration. After `takes` the story uses the work's result; if `takes` is
-    /// `None`, it fails. Returns the events of the work.
+    /// Runs a story that starts work of this duration. After `takes`, the story uses the work's result. If `takes` is
+    /// `None`, the story fails. Also returns the events of the work, and the time that the story took.
     async fn run_with_work(
         work: Duration,
         takes: Option<Duration>,

@@ -49,7 +49,7 @@ pub struct Debt {
     pub what: String,
     /// The command that removes the resource by hand.
     pub command: String,
-    /// Ensures that the resource does not exist. May also be called if it never existed.
+    /// Ensures that the resource does not exist. May also be called if the resource never existed.
     pub pay: Box<dyn FnOnce() -> Payment>,
     /// Marks the resource as preserved. Called instead of `pay` after a failure, if the user wants to inspect it.
     pub keep: Option<Box<dyn FnOnce() -> Payment>>,
@@ -66,7 +66,7 @@ pub struct Undo {
     next: Cell<usize>,
     causes: RefCell<Vec<Cause>>,
     stops: RefCell<Vec<Box<dyn Fn()>>>,
-    early: background::BackgroundWork,
+    background: background::BackgroundWork,
 }
 
 /// A resource that could not be removed.
@@ -104,14 +104,14 @@ impl Undo {
         self.debts.borrow_mut().retain(|(owed, _)| *owed != id);
     }
 
-    /// Registers a function that is called when the story fails. It returns the real cause if it knows one. For
-    /// example, a file system reports an I/O error, but not the reason for it in the disk.
+    /// Registers a function that is called when the story fails. The function returns the real cause if it knows one.
+    /// For example, a file system reports only an I/O error, and the disk's server knows the reason.
     pub fn explain(&self, cause: impl Fn() -> Option<Error> + 'static) {
         self.causes.borrow_mut().push(Box::new(cause));
     }
 
-    /// Registers a function that is called when the story is interrupted, before it is dropped. If the story waits in a
-    /// system call, the function must end that wait.
+    /// Registers a function that is called when the story is interrupted, before the story is dropped. If the story
+    /// waits in a system call, the function must end that wait.
     pub fn on_stop(&self, end: impl Fn() + 'static) {
         self.stops.borrow_mut().push(Box::new(end));
     }
@@ -128,8 +128,8 @@ impl Undo {
         self.debts.borrow_mut().retain(|(_, debt)| debt.due == Due::Scratch);
     }
 
-    /// Makes [`scope`] execute the clean-up actions for failures even if the story succeeds. Called if the story will
-    /// return another builder's image, because then this run's snapshot is useless.
+    /// Makes [`scope`] execute the clean-up actions for failures even if the story succeeds. Call this if the story
+    /// will return another builder's image, because then this run's snapshot is useless.
     pub fn make_all_due(&self) {
         self.debts.borrow_mut().iter_mut().for_each(|(_, debt)| debt.due = Due::Scratch);
     }
@@ -153,7 +153,7 @@ pub async fn scope<T>(
     story: impl AsyncFnOnce(Rc<Undo>) -> Result<T>,
 ) -> Ended<T> {
     let undo = Rc::new(Undo::default());
-    undo.early.may_keep.set(policy.keep_on_failure);
+    undo.background.may_keep.set(policy.keep_on_failure);
     let (mut stop, mut stopped) = (std::pin::pin!(stop), false);
     let result = {
         let story = std::pin::pin!(story(undo.clone()));
@@ -164,10 +164,10 @@ pub async fn scope<T>(
                 undo.stops.borrow().iter().for_each(|end| end());
                 Err(Kind::Interrupted.error("interrupted"))
             }
-            result = undo.beside(story) => result.map_err(|error| undo.explain_cause(error)),
+            result = undo.run_with_background(story) => result.map_err(|error| undo.explain_cause(error)),
         }
     };
-    // The story may have failed because the stop ended a wait in a system call.
+    // `stop` may have ended a wait in a system call, and so made the story fail. Such a failure counts as an interrupt.
     let result = match result {
         Err(error) if !stopped && is_ready(&mut stop).await => {
             stopped = true;
@@ -192,15 +192,15 @@ pub async fn scope<T>(
         if !is_preserving {
             (policy.on_payment)(&debt.what);
         }
-        let mut payment = match (keep, undo.begun(id)) {
+        let mut payment = match (keep, undo.take_begun(id)) {
             (Some(keep), _) => keep(),
             (None, Some(begun)) if !stopped => {
                 Box::pin(async { if begun.await.is_ok() { Ok(()) } else { (debt.pay)().await } })
             }
             (None, _) => (debt.pay)(),
         };
-        // Each action has only its share of the remaining time, so that one that hangs does not use up the others'
-        // time.
+        // Each action has only its share of the remaining time. So an action that hangs does not use up the time of the
+        // others.
         let share = |until: Instant| {
             let now = Instant::now();
             now + until.saturating_duration_since(now) / (undo.debts.borrow().len() as u32 + 1)
@@ -322,8 +322,8 @@ mod tests {
         assert_eq!(ended.left[0].to_string(), "left behind: stuck (busy); remove it with: rm stuck");
     }
 
-    /// Runs a story whose volume can be preserved. If `stopped`, the story is interrupted, otherwise it returns
-    /// `result`. Returns the events, too.
+    /// Runs a story whose volume can be preserved. If `stopped`, the story is interrupted. Otherwise it returns
+    /// `result`. Also returns the events.
     async fn run_with_keep(stopped: bool, result: fn() -> Result<u8>) -> (Ended<u8>, Vec<String>) {
         let events = Rc::new(RefCell::new(Vec::new()));
         let record = |what: &str| events.borrow_mut().push(what.to_owned());

@@ -14,14 +14,14 @@ use std::path::Path;
 
 /// The version of the format. It is raised when the meaning of the key or of the cached data changes.
 const FORMAT: &str = "1";
-/// The number of digits of a key. It is large enough that no two keys are equal.
+/// The number of hexadecimal digits of a key: 160 bits, with which a collision is practically impossible.
 const DIGITS: usize = 40;
 
-/// The paths of the sources, each with the digest of its content.
+/// The paths of package sources (repositories, keys, credentials), each with the digest of its content.
 type Sources = BTreeMap<String, String>;
 
-/// Returns the key of the caches, made of letters and digits. It covers the sources as steps see them: the image's
-/// files with the plan's files over them, whether the plan's files are already placed or not.
+/// Returns the key of the caches, which consists of letters and digits. It depends on the sources as fetch steps see
+/// them. At the path of a plan's file, the plan's content counts, whether the file is already placed or not.
 pub fn cache_key(
     base: &str,
     caches: &[Cache],
@@ -43,9 +43,9 @@ pub fn cache_key(
     Ok(digest(text.as_bytes())[..DIGITS].to_owned())
 }
 
-/// Returns the key of a step, with which a later bake finds that the step was already done. It covers the step itself,
-/// the files that it sees, the earlier changes of the image, and the set of cached package files. It does not cover
-/// directories that are not cached or later steps, so a bake of other packages can skip a step that names no package.
+/// Returns the key of a step, by which a later bake recognizes that the step was already done. The key depends on the
+/// step, the package files of the definition, and the plan with only its `prepare` steps. It does not depend on other
+/// steps or on the requested packages. So a bake with other packages can skip a step that names no package.
 pub fn step_key(work: &ProvisionContext<'_>, step: &Step) -> Result<String> {
     let digest_of = |ask: &Ask| match ask {
         Ask::File { package, .. } => Some(package.sha256.clone()),
@@ -61,8 +61,8 @@ pub fn step_key(work: &ProvisionContext<'_>, step: &Step) -> Result<String> {
     Ok(digest(text.as_bytes())[..DIGITS].to_owned())
 }
 
-/// Adds a path of the image with everything below it. For a symlink, adds its target's path and, if the target is a
-/// file, its content.
+/// Adds a file, or everything below a directory. For a symlink below a directory, adds its target's path and, if the
+/// target is a file, the digest of its content.
 fn add_source(path: &str, inside: &ImageTree, contents: &mut Sources) -> Result<()> {
     if inside.directory(path)?.is_none() {
         if let Some(content) = file_digest(path, inside)? {

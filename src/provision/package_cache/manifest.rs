@@ -14,9 +14,10 @@ use std::path::{Path, PathBuf};
 const BUFFER_BYTES: usize = 256 << 10;
 /// The maximum depth. Package managers nest four or five directories.
 const DEPTH_MAX: usize = 32;
-/// The maximum number of threads. More do not read faster, because the disk is the limit.
+/// The maximum number of threads that compute digests. More threads are not faster, because the disk is the limit.
 const MAX_THREADS: usize = 4;
-/// The attribute of a directory in an overlay's upper layer that hides the lower directory's content.
+/// The attribute that marks an opaque directory in an overlay's upper layer. Such a directory hides the content of the
+/// lower layer's directory.
 const OPAQUE: &str = "trusted.overlay.opaque";
 
 /// An object in a cache. Objects of other types, and those with names that are not UTF-8, are not cached.
@@ -32,7 +33,7 @@ pub enum CacheEntry {
         uid: u32,
         gid: u32,
         size: u64,
-        /// The time of change, in seconds and nanoseconds. Package managers compare it.
+        /// The time of the last modification, in seconds and nanoseconds. Package managers compare it.
         modified: (i64, i64),
         digest: String,
     },
@@ -42,13 +43,13 @@ pub enum CacheEntry {
 /// The objects below a directory by path, each parent before its children. The directory itself has the empty path.
 pub type CacheTree = BTreeMap<String, CacheEntry>;
 
-/// The changes to an older tree, as an overlay's upper directory contains them.
+/// The changes to an older tree. They are read from an overlay's upper directory.
 #[derive(Debug, Default)]
 pub struct CacheChanges {
-    /// Paths that were removed: the older tree's objects at and below them are hidden. Objects in `tree` may replace
-    /// them.
+    /// Removed paths. The older tree's objects at and below these paths are hidden. `tree` may have new objects at the
+    /// same paths.
     pub gone: Vec<String>,
-    /// Directories whose older content is hidden.
+    /// Opaque directories: their older content is hidden.
     pub emptied: Vec<String>,
     pub tree: CacheTree,
 }
@@ -106,7 +107,7 @@ fn scan(
         let child = child.with_context(reading)?;
         let Ok(name) = child.file_name().into_string() else { continue };
         let below = if path.is_empty() { name } else { format!("{path}/{name}") };
-        let metadata = child.metadata().with_context(reading)?; // of the object itself
+        let metadata = child.metadata().with_context(reading)?; // symlinks are not followed
         if metadata.file_type().is_char_device() && metadata.rdev() == 0 {
             changes.gone.push(below);
         } else if metadata.is_dir() {
@@ -118,7 +119,7 @@ fn scan(
             if metadata.is_file() {
                 files.push(below.clone());
             }
-            changes.gone.push(below.clone()); // it hides a directory of that name with its content
+            changes.gone.push(below.clone()); // the older object may be a directory
             changes.tree.insert(below, entry);
         }
     }
@@ -139,7 +140,7 @@ fn read_entry(path: &Path, metadata: &Metadata) -> Result<Option<CacheEntry>> {
         target.into_os_string().into_string().ok().map(CacheEntry::Link)
     } else if metadata.is_file() {
         let size = metadata.size();
-        // Every run touches lock files. That does not count as a change.
+        // Package managers touch empty lock files in every run. So the time of an empty file is ignored.
         let modified = if size == 0 { (0, 0) } else { (metadata.mtime(), metadata.mtime_nsec()) };
         Some(CacheEntry::File { mode, uid, gid, size, modified, digest: String::new() })
     } else {
@@ -147,8 +148,8 @@ fn read_entry(path: &Path, metadata: &Metadata) -> Result<Option<CacheEntry>> {
     })
 }
 
-/// Returns the paths below `dir` that differ from the tree, that is, absent, changed and new ones. Also returns whether
-/// one of them is, or should be, a directory.
+/// Compares `dir` with `tree`. Returns the paths of missing, changed and new objects, and whether a directory is among
+/// these objects.
 pub fn differences(dir: &Path, tree: &CacheTree) -> Result<(Vec<String>, bool)> {
     let found = CacheChanges::read(dir)?;
     let paths: BTreeSet<_> = tree.keys().chain(found.tree.keys()).chain(&found.gone).collect();
@@ -157,11 +158,11 @@ pub fn differences(dir: &Path, tree: &CacheTree) -> Result<(Vec<String>, bool)> 
     let is_directory = |path: &String| {
         [tree, &found.tree].iter().any(|t| matches!(t.get(path), Some(CacheEntry::Directory { .. })))
     };
-    let directories = paths.iter().any(is_directory) || !found.emptied.is_empty();
-    Ok((paths, directories))
+    let directory_differs = paths.iter().any(is_directory) || !found.emptied.is_empty();
+    Ok((paths, directory_differs))
 }
 
-/// Computes the digests of files on several threads, the largest first.
+/// Computes the digests of files on several threads. The largest files are read first.
 fn digests(dir: &Path, files: Vec<String>) -> Result<Vec<(String, String)>> {
     let mut sized: Vec<(u64, String)> = Vec::with_capacity(files.len());
     for path in files {
@@ -209,8 +210,8 @@ pub fn open(path: &Path) -> Result<File> {
     Ok(file)
 }
 
-/// Creates `to` with all objects of a tree. `put` creates a file: it gets the path below `to`, and the path of the file
-/// to create.
+/// Creates `to` with all objects of a tree. `put` creates each file: it gets the file's path below `to`, and its full
+/// path.
 pub fn create_tree(to: &Path, tree: &CacheTree, put: &dyn Fn(&str, &Path) -> Result<()>) -> Result<()> {
     for (path, entry) in tree {
         let at = if path.is_empty() { PathBuf::from(to) } else { to.join(path) };

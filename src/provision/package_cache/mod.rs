@@ -1,11 +1,12 @@
 //! The package cache: downloads of package managers are stored on this machine for later bakes.
 //!
-//! A plan lists its caches; those without sources are ignored here. Fetch steps run no package code. They see the
-//! downloads of earlier bakes with the same base and the same sources; each file is verified by its recorded digest.
-//! Only fetch steps write to the caches that are published. Before package code can run, the caches are published for
-//! the next bake, and later steps cannot change published files. Scripts of the definition may write to the caches,
-//! too.
-//! Later steps of this bake see their writes and the downloads after them, but both are discarded when the bake ends.
+//! A plan names its caches. Fetch steps download packages, and run no package code. They see the downloads of earlier
+//! bakes that had the same base and the same package sources. Each cached file is first compared with its recorded
+//! digest.
+//!
+//! The caches are published for later bakes before package code can run, so published caches contain only downloads of
+//! fetch steps. Later steps cannot change published files. Scripts of the definition may also write to the caches.
+//! Later steps of the same bake see these writes, and the downloads after them. Both are discarded when the bake ends.
 
 pub(crate) mod key;
 pub(crate) mod manifest;
@@ -35,13 +36,13 @@ use tokio::task::JoinHandle;
 
 /// The package cache's directory, below a site's state directory.
 pub const DIR: &str = "packages";
-/// The limit of the package cache in bytes. It has room for four bases with the usual packages of a server each: a
-/// gigabyte for forty packages with their dependencies, indexes and decompressed files. A bake reads and verifies all
-/// files of its base, at some gigabytes a second.
+/// The size limit of the package cache in bytes. It has room for four bases with about 1 GiB each: forty packages of a
+/// server with their dependencies, indexes, and decompressed files. A larger cache would also delay bakes, because a
+/// bake reads and verifies all cached files of its base, at some gigabytes a second.
 pub const LIMIT: u64 = 4 << 30;
 
-/// The number of bytes that downloads leave free on this machine's disk, so that the builder continues to work whatever
-/// an image's package manager does.
+/// The number of bytes that downloads leave free on this machine's disk. So the builder continues to work even if an
+/// image's package manager downloads too much.
 const MIN_FREE: u64 = 1 << 30;
 /// The interval between checks of the free space.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
@@ -53,8 +54,8 @@ pub enum CacheAccess {
     None,
     /// The step sees the caches, but its writes are discarded when it ends.
     Read,
-    /// The step sees the caches, and later steps of this bake see its writes. They are discarded when the bake ends,
-    /// except downloads that are made before untrusted code runs: these are published.
+    /// The step sees the caches, and later steps of this bake see its writes. Downloads that are made before untrusted
+    /// code runs are published for later bakes. All other writes are discarded when the bake ends.
     Write,
 }
 
@@ -82,11 +83,12 @@ pub struct CacheUse {
 pub struct DownloadCaches<'a> {
     request: CacheRequest<'a>,
     caches: RefCell<Option<OpenCaches>>,
-    /// The caches, which a thread opens in the background while earlier steps run.
+    /// The caches that a thread opens in the background while earlier steps run. `None` if no thread was started, or if
+    /// a step already took its result.
     opening: RefCell<Option<Result<Option<Opening>>>>,
     /// Whether opening the caches was tried, successfully or not.
     tried_to_open: Cell<bool>,
-    /// Set once package code or a script may have run. Later downloads are then not published.
+    /// True after package code or a script may have run. Downloads after that are not published.
     distrusted: Cell<bool>,
 }
 
@@ -131,8 +133,8 @@ impl<'a> DownloadCaches<'a> {
         self.caches.borrow().as_ref().map(|caches| caches.dir.clone())
     }
 
-    /// Waits until the disk is almost full, so that a step that downloads must end, and returns the failure for that.
-    /// Waits for ever if the step does not write to the caches.
+    /// Waits until this machine's disk is almost full, and returns the failure of the step that is downloading. Never
+    /// returns if the caches are not open, or if the step does not write to them (`writes`).
     pub async fn full(&self, writes: bool) -> anyhow::Error {
         let Some(dir) = self.dir().filter(|_| writes) else { return std::future::pending().await };
         while crate::sys::space::free_space(&dir).is_none_or(|free| free >= MIN_FREE) {
@@ -141,7 +143,7 @@ impl<'a> DownloadCaches<'a> {
         no_space_failure(&dir).into()
     }
 
-    /// Returns whether a fetch step can be skipped. `step` identifies it among the steps of all plans.
+    /// Returns whether a fetch step can be skipped. `step` is its key (`key::step_key`).
     pub fn is_done(&self, step: &str) -> bool {
         let caches = self.caches.borrow();
         !self.distrusted.get()
@@ -211,10 +213,10 @@ impl Opening {
             return Ok(None);
         }
         let key = key::cache_key(&cache.base, &caches, plan, request.certificates.as_ref(), inside)?;
-        let (store, of_plan) = (cache.store.clone(), caches.clone());
+        let (store, opened) = (cache.store.clone(), caches.clone());
         let working = tokio::task::spawn_blocking(move || {
             let overlays = supports_overlays(&store);
-            CacheSession::open(&store, &key, &of_plan, seeds, overlays)
+            CacheSession::open(&store, &key, &opened, seeds, overlays)
         });
         Ok(Some(Self { dir, caches, working }))
     }
@@ -227,7 +229,7 @@ impl OpenCaches {
         let step = report.step("cache", "verifying cached packages");
         let working = working.await.context("waiting for a thread")??;
         step.done();
-        let (bytes, damaged) = working.found;
+        let (bytes, damaged) = (working.cached_bytes, working.damaged);
         if damaged > 0 {
             let dir = dir.display();
             report.warn(format!("{damaged} files in {dir} are damaged and are not used"));
@@ -248,8 +250,8 @@ impl OpenCaches {
         }
     }
 
-    /// Publishes the downloads. Returns `None` if the caches are lost meanwhile; steps then see the image's own
-    /// directories.
+    /// Publishes the downloads. Returns `None` if the publishing thread panicked, because the caches are then lost.
+    /// Later steps see the image's own directories instead.
     async fn publish(self, report: &Report) -> Option<Self> {
         let step = report.step("cache", "caching packages");
         let Self { dir, caches, mut working } = self;
@@ -275,8 +277,8 @@ pub(crate) fn no_space_failure(dir: &Path) -> Failure {
         .hint("Free some space on that disk. You can empty the directory while no bake runs.")
 }
 
-/// Returns the directories with which an empty cache begins: those of the image, with their owners and modes. Returns
-/// `None` if the image has no such directory.
+/// Returns the directories of a new cache. They have the paths, owners and modes of the image's directories at and
+/// below `path`. Returns `None` if the image does not have the directory `path`.
 fn read_seed(inside: &ImageTree, path: &str) -> Result<Option<CacheTree>> {
     let directory = |stat: &rustix::fs::Stat| CacheEntry::Directory {
         mode: stat.st_mode & 0o7777,
@@ -296,8 +298,8 @@ fn read_seed(inside: &ImageTree, path: &str) -> Result<Option<CacheTree>> {
     Ok(Some(tree))
 }
 
-/// Returns whether directories of the store can be the layers of an overlay. In a container their file system may not
-/// support that.
+/// Returns whether directories of the store can be the layers of an overlay. In a container, the store's file system
+/// may not support this.
 fn supports_overlays(store: &CacheStore) -> bool {
     let try_overlay = || -> Result<()> {
         let lock = store.lock()?;

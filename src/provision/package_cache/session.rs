@@ -1,4 +1,4 @@
-//! A bake's private caches: its changes over the downloads of earlier bakes.
+//! The caches of one bake: the downloads of earlier bakes, and the bake's own changes over them.
 
 use super::manifest;
 use super::manifest::{CacheChanges, CacheEntry, CacheTree};
@@ -15,10 +15,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// The maximum number of recorded steps. Fewer definitions share a base, and each has two or three such steps.
+/// If a generation has this many recorded steps, the next generation forgets them. This is rare, because fewer
+/// definitions share a base, and each has two or three such steps.
 const DONE_MAX: usize = 1000;
 
-/// The directories of a cache for steps: `upper` over `lower`, or `upper` alone.
+/// The overlay's directories for one cache. Without `lower`, steps see `upper` alone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CacheLayers {
     pub lower: Option<PathBuf>,
@@ -26,32 +27,35 @@ pub struct CacheLayers {
     pub work: PathBuf,
 }
 
-/// A bake's private caches. Downloads that were not published are removed when this value is dropped.
+/// The caches of one bake. Downloads that were not published are removed when this value is dropped.
 #[derive(Debug)]
 pub struct CacheSession {
     store: CacheStore,
     key: PathBuf,
-    holds: Vec<Holds>,
+    kinds: Vec<Holds>,
     seeds: Vec<CacheTree>,
     overlays: bool,
-    base: Option<CacheGeneration>,
-    /// The valid part of the base, for each cache.
+    /// The generation whose content steps see below this bake's changes.
+    generation: Option<CacheGeneration>,
+    /// The valid part of the generation, for each cache.
     trees: Vec<CacheTree>,
     layers: Vec<CacheLayers>,
-    /// The number of times that the layers were created. Each time they are in new directories.
+    /// The number of calls of `lay_out`. Each call creates directories with new names.
     layouts: u32,
     /// The steps of this bake that later bakes can skip.
     done: BTreeSet<String>,
-    /// The number of cached bytes that were found, and the number of damaged objects.
-    pub found: (u64, usize),
+    /// The number of bytes in valid cached files when the session was opened.
+    pub cached_bytes: u64,
+    /// The number of damaged objects in the generation.
+    pub damaged: usize,
     dir: PathBuf,
     _lock: FileLock,
 }
 
 impl CacheSession {
-    /// Opens a bake's private caches, with the downloads of earlier bakes with the same `key` (letters and digits). A
-    /// new cache begins with the directories of `seeds`. `overlays`: whether this machine can overlay directories; if
-    /// not, everything is copied.
+    /// Opens the caches of a bake, with the downloads of earlier bakes that had the same `key` (letters and digits). A
+    /// new cache begins with the directories of `seeds`. `overlays` is false if this machine cannot mount overlays.
+    /// Then all cached files are copied.
     pub fn open(
         store: &CacheStore,
         key: &str,
@@ -65,37 +69,42 @@ impl CacheSession {
         fs::create_dir_all(&key).with_context(|| format!("making {}", key.display()))?;
         let dir = store.work(&store_lock)?.keep();
         let lock = lock_file(&dir.join(LOCK), LockMode::Exclusive)?;
-        let base = CacheGeneration::newest(&key, caches.len())?;
+        let generation = CacheGeneration::newest(&key, caches.len())?;
         drop(store_lock);
-        let holds: Vec<_> = caches.iter().map(|cache| cache.holds).collect();
+        let kinds: Vec<_> = caches.iter().map(|cache| cache.holds).collect();
         let store = store.clone();
-        let (mut trees, mut damaged, mut found) = (Vec::new(), Vec::new(), (0, 0));
-        for (cache, holds) in holds.iter().enumerate() {
-            let (tree, bad) = match &base {
-                Some(base) => verify_tree(&base.tree(cache), &base.index.trees[cache], *holds)?,
+        let (mut trees, mut damaged_paths) = (Vec::new(), Vec::new());
+        let (mut cached_bytes, mut damaged) = (0, 0);
+        for (cache, kind) in kinds.iter().enumerate() {
+            let (tree, bad) = match &generation {
+                Some(generation) => {
+                    verify_tree(&generation.tree(cache), &generation.index.trees[cache], *kind)?
+                }
                 None => (CacheTree::new(), Vec::new()),
             };
-            found = (found.0 + total_bytes(&tree), found.1 + bad.len());
+            cached_bytes += total_bytes(&tree);
+            damaged += bad.len();
             trees.push(tree);
-            damaged.push(bad);
+            damaged_paths.push(bad);
         }
         let (layers, layouts, done) = (Vec::new(), 0, BTreeSet::new());
         let mut working = Self {
             store,
             key,
-            holds,
+            kinds,
             seeds,
             overlays,
-            base,
+            generation,
             trees,
             layers,
             layouts,
             done,
-            found,
+            cached_bytes,
+            damaged,
             dir,
             _lock: lock,
         };
-        working.lay_out(&damaged)?;
+        working.lay_out(&damaged_paths)?;
         Ok(working)
     }
 
@@ -104,7 +113,7 @@ impl CacheSession {
         &self.layers
     }
 
-    /// Creates new directories for steps, with damaged files hidden.
+    /// Creates new directories for steps. `damaged` has the paths of damaged files for each cache; they are hidden.
     fn lay_out(&mut self, damaged: &[Vec<String>]) -> Result<()> {
         self.layouts += 1;
         let layers: Result<_> = self
@@ -120,28 +129,29 @@ impl CacheSession {
     fn create_layers(&self, cache: usize, tree: &CacheTree, damaged: &[String]) -> Result<CacheLayers> {
         let new_dir = |what: &str| self.dir.join(format!("{what}-{cache}-{}", self.layouts));
         let (upper, work) = (new_dir("upper"), new_dir("work"));
-        let Some((base, top)) = self.base.as_ref().zip(tree.get("")) else {
+        let Some((generation, top)) = self.generation.as_ref().zip(tree.get("")) else {
             manifest::create_tree(&upper, &self.seeds[cache], &|_, _| bail!("a new cache has no files"))?;
             return Ok(CacheLayers { lower: None, upper, work });
         };
-        let lower = base.tree(cache);
+        let lower = generation.tree(cache);
         if self.overlays {
             fs::create_dir(&work).with_context(|| format!("making {}", work.display()))?;
-            let top = CacheTree::from([(String::new(), top.clone())]);
+            let top = CacheTree::from([(String::new(), top.clone())]); // a single directory
             manifest::create_tree(&upper, &top, &|_, _| bail!("a directory has no files"))?;
             if damaged.iter().try_for_each(|path| hide_file(&upper, path, tree)).is_ok() {
                 return Ok(CacheLayers { lower: Some(lower), upper, work });
             }
-            // This machine cannot create device nodes here, so the files are copied.
+            // Hiding a file needs a device node. If the node cannot be created, all files are copied instead.
             remove(&upper)?;
         }
         manifest::create_tree(&upper, tree, &|path, to| copy(&lower.join(path), to, &tree[path]))?;
         Ok(CacheLayers { lower: None, upper, work })
     }
 
-    /// Returns whether a step can be skipped because it was done before and nothing has changed since.
+    /// Returns whether a step can be skipped, because it was done before and the caches have not changed since.
     pub fn is_done(&self, step: &str) -> Result<bool> {
-        let Some(base) = self.base.as_ref().filter(|base| base.index.done.contains(step)) else {
+        let done_in = |generation: &&CacheGeneration| generation.index.done.contains(step);
+        let Some(generation) = self.generation.as_ref().filter(done_in) else {
             return Ok(false);
         };
         for (cache, layers) in self.layers.iter().enumerate() {
@@ -150,20 +160,20 @@ impl CacheSession {
                 Some(_) => changes.over(&self.trees[cache]),
                 None => changes.tree,
             };
-            if tree != base.index.trees[cache] {
+            if tree != generation.index.trees[cache] {
                 return Ok(false);
             }
         }
         Ok(true)
     }
 
-    /// Records that a step was done. It can be skipped until something changes.
+    /// Records that a step was done. Later bakes can skip it while the caches do not change.
     pub fn note_done(&mut self, step: String) {
         self.done.insert(step);
     }
 
-    /// Publishes the present content, merged with the content that others published meanwhile, and continues with the
-    /// result. Later writes of steps stay in this bake. Returns the number of added bytes.
+    /// Publishes this bake's caches, merged with those that other bakes published meanwhile. After that, steps see the
+    /// merged content, and their later writes are private to this bake. Returns the number of added bytes.
     pub fn publish(&mut self) -> Result<u64> {
         let mut mine = Vec::new();
         for (cache, layers) in self.layers.iter().enumerate() {
@@ -175,36 +185,38 @@ impl CacheSession {
             mine.push((changes, tree));
         }
         let store_lock = self.store.lock()?;
-        let newest = CacheGeneration::newest(&self.key, self.holds.len())?;
+        let newest = CacheGeneration::newest(&self.key, self.kinds.len())?;
         let theirs = |cache: usize| newest.as_ref().map(|newest| &newest.index.trees[cache]);
-        let base_is_newest = match (&newest, &self.base) {
-            (Some(newest), Some(base)) => newest.is(base),
+        let ours_is_newest = match (&newest, &self.generation) {
+            (Some(newest), Some(ours)) => newest.is(ours),
             (None, None) => true,
             _ => false,
         };
         let mut trees = Vec::new();
         for (cache, (_, tree)) in mine.iter().enumerate() {
             trees.push(match theirs(cache) {
-                Some(theirs) if !base_is_newest => merge(&self.trees[cache], tree, theirs, self.holds[cache]),
+                Some(theirs) if !ours_is_newest => merge(&self.trees[cache], tree, theirs, self.kinds[cache]),
                 _ => tree.clone(),
             });
         }
-        let since = self.download_times(&mut trees, newest.as_ref());
-        let indexes = |cache: usize| self.holds[cache] == Holds::Indexes;
-        // Packages that were downloaded with another index were never checked against this one.
-        let index_differs = !base_is_newest
-            && (0..mine.len()).any(|cache| indexes(cache) && theirs(cache) != Some(&mine[cache].1));
+        let download_times = self.remove_oldest(&mut trees, newest.as_ref());
+        let has_indexes = |cache: usize| self.kinds[cache] == Holds::Indexes;
+        // Another bake published another index. Its packages were not checked against this bake's index, or the other
+        // way round. So no step counts as done.
+        let index_differs = !ours_is_newest
+            && (0..mine.len()).any(|cache| has_indexes(cache) && theirs(cache) != Some(&mine[cache].1));
         let done = match index_differs {
             true => BTreeSet::new(),
             false => self.steps_done(&trees, mine.iter().map(|(_, tree)| tree), newest.as_ref()),
         };
-        let is_new = |cache: usize, tree: &CacheTree| theirs(cache) != Some(tree);
+        let differs = |cache: usize, tree: &CacheTree| theirs(cache) != Some(tree);
         let steps_unchanged = newest.as_ref().is_some_and(|newest| newest.index.done == done);
-        // A file that replaces a damaged one has the same entry, so a comparison of the trees does not show it.
-        let replaces_damaged = base_is_newest && self.found.1 > 0;
+        // A new download of a damaged file has the same entry as before. So a comparison of the trees does not show
+        // that the file was replaced.
+        let replaces_damaged = ours_is_newest && self.damaged > 0;
         if !replaces_damaged
             && steps_unchanged
-            && !trees.iter().enumerate().any(|(cache, tree)| is_new(cache, tree))
+            && !trees.iter().enumerate().any(|(cache, tree)| differs(cache, tree))
         {
             return Ok(0);
         }
@@ -214,47 +226,47 @@ impl CacheSession {
             let entry = &trees[cache][path];
             let from = if mine[cache].0.tree.get(path) == Some(entry) {
                 self.layers[cache].upper.join(path)
-            } else if let (Some(entry_of_base), Some(base)) = (self.trees[cache].get(path), &self.base)
-                && entry_of_base == entry
+            } else if let (Some(our_entry), Some(ours)) = (self.trees[cache].get(path), &self.generation)
+                && our_entry == entry
             {
-                base.tree(cache).join(path)
+                ours.tree(cache).join(path)
             } else {
                 newest.as_ref().context("a file without a source")?.tree(cache).join(path)
             };
             Ok(fs::hard_link(&from, to)?)
         };
-        let index = Index::new(trees.clone(), since, done);
+        let index = Index::new(trees.clone(), download_times, done);
         let published = CacheGeneration::publish(&self.key, index, &put)?;
-        // These generations are released, so that the trim below may remove them.
-        drop((self.base.replace(published), newest));
+        // The old generations are unlocked here, so that the trim below can remove them.
+        drop((self.generation.replace(published), newest));
         self.trees = trees;
-        self.found.1 = 0;
-        let none = vec![Vec::new(); self.trees.len()];
-        self.lay_out(&none)?;
+        self.damaged = 0;
+        let no_damage = vec![Vec::new(); self.trees.len()];
+        self.lay_out(&no_damage)?;
         self.store.trim();
         drop(store_lock);
         Ok(after.saturating_sub(before))
     }
 
-    /// Returns the steps that can be skipped with the content that is being published. These are the steps of a bake
-    /// whose indexes are published and whose packages are all among the published ones.
+    /// Returns the steps that later bakes can skip. `trees` is the content that is being published. The steps of a bake
+    /// are included if `trees` has the bake's indexes and all of its packages.
     fn steps_done<'a>(
         &self,
         trees: &[CacheTree],
         mine: impl Iterator<Item = &'a CacheTree>,
         newest: Option<&CacheGeneration>,
     ) -> BTreeSet<String> {
-        let holds = |cache: usize, of: &CacheTree| match self.holds[cache] {
+        let contains = |cache: usize, of: &CacheTree| match self.kinds[cache] {
             Holds::Indexes => trees[cache] == *of,
-            // A file of that name from another bake can be used as well.
+            // Only names are compared, because another bake's file with the same name is just as good.
             Holds::Packages => of.keys().all(|path| trees[cache].contains_key(path)),
         };
         let mut done = BTreeSet::new();
-        if mine.enumerate().all(|(cache, tree)| holds(cache, tree)) {
+        if mine.enumerate().all(|(cache, tree)| contains(cache, tree)) {
             done.extend(self.done.iter().cloned());
         }
         if let Some(newest) = newest
-            && newest.index.trees.iter().enumerate().all(|(cache, tree)| holds(cache, tree))
+            && newest.index.trees.iter().enumerate().all(|(cache, tree)| contains(cache, tree))
             && newest.index.done.len() < DONE_MAX
         {
             done.extend(newest.index.done.iter().cloned());
@@ -262,22 +274,23 @@ impl CacheSession {
         done
     }
 
-    /// Returns the download time of each file. While the store is above its limit, the oldest packages are dropped.
-    fn download_times(
+    /// Removes the oldest packages from `trees` while they exceed the store's limit. Returns the download time of each
+    /// remaining file.
+    fn remove_oldest(
         &self,
         trees: &mut [CacheTree],
         newest: Option<&CacheGeneration>,
     ) -> Vec<BTreeMap<String, u64>> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_millis());
         let now = u64::try_from(now).unwrap_or(0);
         let download_time = |cache: usize, path: &String| {
-            let of = |generation: &CacheGeneration| generation.index.since[cache].get(path).copied();
-            newest.and_then(of).or_else(|| self.base.as_ref().and_then(of)).unwrap_or(now)
+            let of = |generation: &CacheGeneration| generation.index.download_times[cache].get(path).copied();
+            newest.and_then(of).or_else(|| self.generation.as_ref().and_then(of)).unwrap_or(now)
         };
         let mut total: u64 = trees.iter().map(total_bytes).sum();
         let mut ages = Vec::new();
         for (cache, tree) in
-            trees.iter().enumerate().filter(|(cache, _)| self.holds[*cache] == Holds::Packages)
+            trees.iter().enumerate().filter(|(cache, _)| self.kinds[*cache] == Holds::Packages)
         {
             for (path, entry) in tree {
                 if let CacheEntry::File { size, .. } = entry {
@@ -293,12 +306,12 @@ impl CacheSession {
             trees[cache].remove(&path);
             total -= size;
         }
-        let file = |entry: &CacheEntry| matches!(entry, CacheEntry::File { .. });
+        let is_file = |entry: &CacheEntry| matches!(entry, CacheEntry::File { .. });
         trees
             .iter()
             .enumerate()
             .map(|(cache, tree)| {
-                let files = tree.iter().filter(|(_, entry)| file(entry));
+                let files = tree.iter().filter(|(_, entry)| is_file(entry));
                 files.map(|(path, _)| (path.clone(), download_time(cache, path))).collect()
             })
             .collect()
@@ -312,12 +325,13 @@ impl Drop for CacheSession {
     }
 }
 
-/// Returns the valid part of a cached tree, and the paths that are damaged.
-fn verify_tree(dir: &Path, tree: &CacheTree, holds: Holds) -> Result<(CacheTree, Vec<String>)> {
-    let Ok((damaged, directories)) = manifest::differences(dir, tree) else {
-        return Ok((CacheTree::new(), vec![String::new()])); // it cannot be read
+/// Returns the valid part of a cached tree, and the damaged paths. If a directory or an index is damaged, no part is
+/// valid.
+fn verify_tree(dir: &Path, tree: &CacheTree, kind: Holds) -> Result<(CacheTree, Vec<String>)> {
+    let Ok((damaged, directory_differs)) = manifest::differences(dir, tree) else {
+        return Ok((CacheTree::new(), vec![String::new()])); // the directory cannot be read
     };
-    if directories || !damaged.is_empty() && holds == Holds::Indexes {
+    if directory_differs || !damaged.is_empty() && kind == Holds::Indexes {
         return Ok((CacheTree::new(), damaged));
     }
     let mut tree = tree.clone();
@@ -325,7 +339,8 @@ fn verify_tree(dir: &Path, tree: &CacheTree, holds: Holds) -> Result<(CacheTree,
     Ok((tree, damaged))
 }
 
-/// Hides a file of the lower directory. In an overlay, a device node with the number 0 marks a file as removed.
+/// Hides a file of the lower directory. In an overlay, a character device with the number 0/0 hides the file of the
+/// same name.
 fn hide_file(upper: &Path, path: &str, tree: &CacheTree) -> Result<()> {
     let parents: Vec<_> = path.match_indices('/').map(|(end, _)| &path[..end]).collect();
     for parent in parents.into_iter().filter(|parent| !upper.join(parent).exists()) {
@@ -337,7 +352,7 @@ fn hide_file(upper: &Path, path: &str, tree: &CacheTree) -> Result<()> {
     Ok(())
 }
 
-/// Copies a cached file, with its owner, mode and time.
+/// Copies a cached file, with its owner, mode and modification time.
 fn copy(from: &Path, to: &Path, entry: &CacheEntry) -> Result<()> {
     let CacheEntry::File { mode, uid, gid, modified, .. } = entry else { bail!("it is not a file") };
     let mut file = File::options().write(true).create_new(true).open(to)?;
@@ -349,25 +364,25 @@ fn copy(from: &Path, to: &Path, entry: &CacheEntry) -> Result<()> {
     Ok(())
 }
 
-/// Merges the downloads of two bakes that began with `base`. An index is taken from one of them; packages are taken
-/// from both.
-fn merge(base: &CacheTree, mine: &CacheTree, theirs: &CacheTree, holds: Holds) -> CacheTree {
-    if mine == base {
+/// Merges the trees of two bakes that began with the tree `start`. Packages are taken from both bakes. An index is
+/// taken from one bake: from this bake if it changed the index, otherwise from the other bake.
+fn merge(start: &CacheTree, mine: &CacheTree, theirs: &CacheTree, kind: Holds) -> CacheTree {
+    if mine == start {
         return theirs.clone();
     }
-    if holds == Holds::Indexes {
+    if kind == Holds::Indexes {
         return mine.clone();
     }
-    let gone: BTreeSet<_> = base.keys().filter(|path| !mine.contains_key(*path)).collect();
+    let gone: BTreeSet<_> = start.keys().filter(|path| !mine.contains_key(*path)).collect();
     let mut all: CacheTree = theirs.clone();
     all.retain(|path, _| !gone.contains(path));
-    let changed = mine.iter().filter(|(path, entry)| base.get(*path) != Some(entry));
+    let changed = mine.iter().filter(|(path, entry)| start.get(*path) != Some(entry));
     all.extend(changed.map(|(path, entry)| (path.clone(), entry.clone())));
-    // An object whose directory is missing is dropped.
-    let there = all.clone();
+    // An object is dropped if its directory is missing.
+    let merged = all.clone();
     all.retain(|path, _| {
         path.match_indices('/')
-            .all(|(end, _)| matches!(there.get(&path[..end]), Some(CacheEntry::Directory { .. })))
+            .all(|(end, _)| matches!(merged.get(&path[..end]), Some(CacheEntry::Directory { .. })))
     });
     all
 }

@@ -24,7 +24,8 @@ use tempfile::TempDir;
 #[derive(Debug, Clone)]
 pub struct PackageCache {
     pub store: CacheStore,
-    /// The base image. Its own programs run in fetch steps, so other bases do not trust their downloads.
+    /// The id of the base image's snapshot. Fetch steps run the base image's own programs, so bakes of other bases do
+    /// not use their downloads.
     pub base: String,
 }
 
@@ -51,8 +52,9 @@ pub struct Index {
     format: u32,
     /// The trees, in the order of the plan's caches.
     pub trees: Vec<CacheTree>,
-    /// The download time of each file, in milliseconds since the epoch, in the same order.
-    pub since: Vec<BTreeMap<String, u64>>,
+    /// The download times of the files of each tree, in milliseconds since 1970. The order is that of `trees`.
+    #[serde(rename = "since")]
+    pub download_times: Vec<BTreeMap<String, u64>>,
     /// The steps that can be skipped as long as the trees do not change.
     pub done: BTreeSet<String>,
 }
@@ -79,8 +81,8 @@ impl CacheStore {
         self.limit
     }
 
-    /// Creates a working directory. The caller must lock it before the store is unlocked; otherwise another bake may
-    /// remove it.
+    /// Creates a bake's working directory. The caller must lock this directory before it unlocks the store. Otherwise
+    /// another bake may remove the directory.
     pub fn work(&self, _store_lock: &FileLock) -> Result<TempDir> {
         let dir = tempfile::Builder::new().prefix(WORK).tempdir_in(&self.dir);
         dir.with_context(|| format!("making a directory in {}", self.dir.display()))
@@ -95,7 +97,8 @@ impl CacheStore {
     }
 
     /// Removes the working directories of killed bakes. A directory that cannot be removed remains until the next
-    /// sweep. Call this with the store locked: then a directory without a lock belongs to a killed bake.
+    /// sweep. The store must be locked. Then no bake is between creating its directory and locking it, so a directory
+    /// without a lock belongs to a killed bake.
     pub fn sweep(&self) {
         for (_, path) in children(&self.dir).filter(|(name, _)| name.starts_with(WORK)) {
             let lock = path.join(LOCK);
@@ -106,8 +109,8 @@ impl CacheStore {
         }
     }
 
-    /// Removes old generations, and then the least recently used keys until the store is below its limit. Call this
-    /// with the store locked.
+    /// Removes old generations, and then the least recently used keys until the store is below its limit. The store
+    /// must be locked.
     pub fn trim(&self) {
         let (mut keys, mut total) = (Vec::new(), 0);
         for (name, key) in children(&self.dir) {
@@ -144,20 +147,24 @@ impl CacheStore {
 }
 
 impl Index {
-    pub fn new(trees: Vec<CacheTree>, since: Vec<BTreeMap<String, u64>>, done: BTreeSet<String>) -> Self {
-        Self { format: FORMAT, trees, since, done }
+    pub fn new(
+        trees: Vec<CacheTree>,
+        download_times: Vec<BTreeMap<String, u64>>,
+        done: BTreeSet<String>,
+    ) -> Self {
+        Self { format: FORMAT, trees, download_times, done }
     }
 
     fn read(generation: &Path) -> Option<Self> {
         let file = manifest::open(&generation.join(INDEX)).ok()?;
         let index: Self = serde_json::from_reader(BufReader::new(file)).ok()?;
-        (index.format == FORMAT && index.trees.len() == index.since.len()).then_some(index)
+        (index.format == FORMAT && index.trees.len() == index.download_times.len()).then_some(index)
     }
 }
 
 impl CacheGeneration {
-    /// Returns the newest generation of a key if it can be read. Call this with the store locked, so that nobody
-    /// removes it meanwhile.
+    /// Returns the newest generation of a key if it can be read. The store must be locked, so that no other bake
+    /// removes the generation meanwhile.
     pub fn newest(key: &Path, caches: usize) -> Result<Option<Self>> {
         let Some(number) = generation_numbers(key).pop() else { return Ok(None) };
         let dir = key.join(number.to_string());
@@ -173,11 +180,11 @@ impl CacheGeneration {
         self.dir == other.dir
     }
 
-    /// Publishes a new generation. `put` creates a file: it gets the cache, the path in the cache, and the path of the
-    /// file to create. Call this with the store locked.
+    /// Publishes a new generation. `put` creates each file: it gets the number of the cache, the file's path in the
+    /// cache, and its full path. The store must be locked.
     pub fn publish(key: &Path, index: Index, put: &dyn Fn(usize, &str, &Path) -> Result<()>) -> Result<Self> {
         let number = generation_numbers(key).pop().unwrap_or(0) + 1;
-        // If this fails, the next trim removes the directory.
+        // If a later call fails, the next trim removes this directory.
         let part = tempfile::Builder::new().prefix(PART).tempdir_in(key);
         let part = part.with_context(|| format!("making a directory in {}", key.display()))?.keep();
         for (cache, tree) in index.trees.iter().enumerate() {

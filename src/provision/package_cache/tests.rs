@@ -93,7 +93,7 @@ fn pair(name: &str, content: &str) -> (String, String) {
 fn the_next_bake_finds_what_was_published_and_nothing_else() {
     for lab in Lab::all() {
         let mut first = lab.open("k");
-        assert_eq!(first.found, (0, 0));
+        assert_eq!((first.cached_bytes, first.damaged), (0, 0));
         assert!(first.layers()[LISTS].upper.join("partial").is_dir());
         write(&first, LISTS, "InRelease", "signed");
         write(&first, ARCHIVES, "tree.deb", "tree");
@@ -105,11 +105,11 @@ fn the_next_bake_finds_what_was_published_and_nothing_else() {
         }
         drop(first);
         let mut second = lab.open("k");
-        assert_eq!(second.found, (10, 0));
+        assert_eq!((second.cached_bytes, second.damaged), (10, 0));
         assert_eq!(lab.sees(&second, LISTS), [pair("InRelease", "signed")]);
         assert_eq!(lab.sees(&second, ARCHIVES), [pair("tree.deb", "tree")]);
         assert_eq!(second.publish().unwrap(), 0, "nothing came");
-        assert_eq!(lab.open("other").found, (0, 0));
+        assert_eq!(lab.open("other").cached_bytes, 0);
         drop(second);
         assert_eq!(lab.stored(), ["k", "lock"], "working directories are removed");
     }
@@ -136,7 +136,7 @@ fn a_bit_that_flipped_is_not_served() {
             fs::write(stored.join(&file), bytes).unwrap();
             File::options().write(true).open(stored.join(&file)).unwrap().set_modified(modified).unwrap();
             let mut second = lab.open(&key);
-            assert_eq!(second.found.1, 1, "{spoil}");
+            assert_eq!(second.damaged, 1, "{spoil}");
             let (lists, archives) = (lab.sees(&second, LISTS), lab.sees(&second, ARCHIVES));
             if spoil == "InRelease" {
                 assert_eq!(lists, [], "an index is dropped as a whole");
@@ -147,7 +147,7 @@ fn a_bit_that_flipped_is_not_served() {
                     if spoil == "tree.deb" { pair("nginx.deb", "nginx") } else { pair("tree.deb", "tree") };
                 assert_eq!(archives, [other]);
             }
-            // A new download of the same file has the same entry.
+            // A new download of the file has the same entry as the damaged file.
             let cache = if spoil == "InRelease" { LISTS } else { ARCHIVES };
             let content = ["signed", "tree", "nginx"].into_iter().find(|c| c.len() as u64 == before).unwrap();
             let to = second.layers()[cache].upper.join(spoil);
@@ -156,7 +156,7 @@ fn a_bit_that_flipped_is_not_served() {
             File::options().write(true).open(&to).unwrap().set_modified(modified).unwrap();
             second.publish().unwrap();
             drop(second);
-            assert_eq!(lab.open(&key).found.1, 0, "it was dropped");
+            assert_eq!(lab.open(&key).damaged, 0, "it was dropped");
         }
     }
 }
@@ -175,11 +175,12 @@ fn files_that_the_index_lacks_are_ignored() {
         drop(second);
         fs::write(stored.join("index"), "{}").unwrap();
         let mut third = lab.open("k");
-        assert_eq!(third.found, (0, 0), "without an index nothing is used");
+        assert_eq!((third.cached_bytes, third.damaged), (0, 0), "without an index nothing is used");
         write(&third, ARCHIVES, "tree.deb", "tree");
         third.publish().unwrap();
         drop(third);
-        assert_eq!(lab.open("k").found, (4, 0));
+        let fourth = lab.open("k");
+        assert_eq!((fourth.cached_bytes, fourth.damaged), (4, 0));
     }
 }
 
@@ -251,7 +252,7 @@ fn a_killed_bake_leaves_the_last_generation_as_it_is() {
         assert!(std::process::Command::new("cp").arg("-a").args([&left, &copy]).status().unwrap().success());
         drop(killed);
         fs::rename(&copy, &left).unwrap();
-        // A bake that was killed before it locked its directory.
+        // This bake was killed before it locked its directory.
         let early = left.with_file_name("b-early");
         fs::create_dir_all(early.join("lower")).unwrap();
         let mut next = lab.open("k");
@@ -270,7 +271,7 @@ fn a_killed_bake_leaves_the_last_generation_as_it_is() {
 #[allow(clippy::disallowed_methods, reason = "a thread of the test waits")]
 fn the_least_recently_used_key_is_removed_unless_it_is_in_use() {
     for mut lab in Lab::all() {
-        let made = |lab: &Lab, key: &str| {
+        let bake = |lab: &Lab, key: &str| {
             let mut working = lab.open(key);
             write(&working, ARCHIVES, "a.deb", "0123456789");
             working.publish().unwrap();
@@ -282,12 +283,12 @@ fn the_least_recently_used_key_is_removed_unless_it_is_in_use() {
             File::options().write(true).open(index).unwrap().set_modified(then).unwrap();
         };
         lab.limit = 25;
-        drop((made(&lab, "a"), made(&lab, "b")));
+        drop((bake(&lab, "a"), bake(&lab, "b")));
         age(&lab, "a", 200);
         age(&lab, "b", 100);
         let used = lab.open("a");
         age(&lab, "a", 300);
-        drop(made(&lab, "c"));
+        drop(bake(&lab, "c"));
         assert_eq!(
             lab.stored().iter().filter(|n| n.len() == 1).collect::<Vec<_>>(),
             ["a", "c"],
@@ -295,7 +296,7 @@ fn the_least_recently_used_key_is_removed_unless_it_is_in_use() {
         );
         drop(used);
         age(&lab, "a", 300);
-        // A single key exceeds the limit here, so its oldest packages are removed.
+        // One key alone exceeds this limit, so its oldest packages are removed.
         lab.limit = 15;
         let mut more = lab.open("c");
         write(&more, ARCHIVES, "b.deb", "0123456789");

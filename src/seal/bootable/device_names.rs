@@ -1,8 +1,8 @@
 //! Checks the names of disks in the texts that a machine reads at boot. This module reads no files.
 //!
-//! A device's kernel name is either the builder's (`/dev/loop0p1`) or depends on the machine (`/dev/sda1`: an image
-//! cannot know which disk of an instance has this name, if any has). A UUID or a label must be one of the image's own
-//! disk.
+//! A UUID or a label must belong to the image's own disk. A kernel's name of a device is an error. It is either the
+//! builder's name (`/dev/loop0p1`), or it depends on the machine: an image cannot know which disk of an instance is
+//! `/dev/sda1`.
 
 use crate::device::DeviceNode;
 use crate::device::link_name;
@@ -95,11 +95,11 @@ fn check_fstab_line(line: &str, own: &DiskNames) -> Option<String> {
     let mut fields = line.split_ascii_whitespace();
     let (spec, _, _) = (fields.next()?, fields.next()?, fields.next()?);
     let options: Vec<_> = fields.next().unwrap_or("").split(',').collect();
-    // A file system that may be absent may be on another disk, such as one of the instance.
-    let may_lack = ["nofail", "noauto"].iter().any(|option| options.contains(option));
+    // A file system that may be absent may be on another disk of the instance. So its UUID or label is not checked.
+    let may_be_absent = ["nofail", "noauto"].iter().any(|option| options.contains(option));
     match FstabSource::parse(&fstab::unescape(spec)) {
-        FstabSource::Device(path) => check_device(&path, own, may_lack),
-        spec if may_lack => check_builder_device(&spec.to_string(), own),
+        FstabSource::Device(path) => check_device(&path, own, may_be_absent),
+        spec if may_be_absent => check_builder_device(&spec.to_string(), own),
         spec => check_id(&spec, &spec.to_string(), own),
     }
 }
@@ -112,7 +112,8 @@ fn check_words(line: &str, own: &DiskNames) -> Vec<String> {
     let mut found: Vec<String> = check_grub_search(&words, own).into_iter().collect();
     for word in &words {
         for at in word.match_indices("/dev/").map(|(at, _)| at) {
-            // `UUID=…/dev/` does not contain the path of a device. A path follows `=`, `:` or a bracket.
+            // If `/dev/` follows a letter or a digit, it is not the start of a path, as in `/srv/dev/x`. The path of a
+            // device follows `=`, `:` or a bracket.
             let begins = at == 0 || !word.as_bytes()[at - 1].is_ascii_alphanumeric();
             let end = word[at..].find([',', ':', ')', '(', '|', '}']).map_or(word.len(), |end| at + end);
             if begins {
@@ -152,7 +153,7 @@ fn check_grub_search(words: &[&str], own: &DiskNames) -> Option<String> {
     check_id(&FstabSource::parse(&format!("{tag}={id}")), &format!("{} {id}", words[0]), own)
 }
 
-/// `text` is the name as it is written.
+/// Checks a UUID or a label. `text` is the name as the file has it, for the message.
 fn check_id(spec: &FstabSource, text: &str, own: &DiskNames) -> Option<String> {
     let (by, id) = match spec {
         FstabSource::Uuid(id) => ("uuid", id),
@@ -175,7 +176,7 @@ fn check_builder_device(text: &str, own: &DiskNames) -> Option<String> {
 }
 
 /// `path` begins with `/dev/`.
-fn check_device(path: &str, own: &DiskNames, may_lack: bool) -> Option<String> {
+fn check_device(path: &str, own: &DiskNames, may_be_absent: bool) -> Option<String> {
     let name = path.strip_prefix("/dev/")?;
     if let Some(what) = check_builder_device(path, own) {
         return Some(what);
@@ -186,7 +187,7 @@ fn check_device(path: &str, own: &DiskNames, may_lack: bool) -> Option<String> {
     {
         return Some(format!("`{path}` is a loop device of the builder, which no instance has"));
     }
-    if may_lack {
+    if may_be_absent {
         return None;
     }
     if HARDWARE.iter().any(|by| name.starts_with(by)) {

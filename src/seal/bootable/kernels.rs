@@ -1,4 +1,4 @@
-//! Finds the kernels of an image, and the drivers with which each finds its disk.
+//! Finds the kernels of an image, and their drivers for an instance's disk and network.
 
 use crate::image::tree::ImageTree;
 use anyhow::{Context, Result};
@@ -10,7 +10,7 @@ use std::ops::ControlFlow;
 /// The paths of kernels. `*` is the version.
 const IMAGES: [&str; 4] =
     ["/boot/vmlinuz-*", "/boot/vmlinux-*", "/boot/Image-*", "/usr/lib/modules/*/vmlinuz"];
-/// The paths of their initramfs: Debian's, dracut's, SUSE's, and those of kernel-install.
+/// The paths of initramfs files, as Debian, dracut, SUSE and kernel-install name them. `*` is the kernel's version.
 const INITRAMFS: [&str; 8] = [
     "/boot/initrd.img-*",
     "/boot/initramfs-*.img",
@@ -21,7 +21,7 @@ const INITRAMFS: [&str; 8] = [
     "/usr/lib/modules/*/initrd",
     "/lib/modules/*/initrd",
 ];
-/// The directories of kernel-install. Each has a subdirectory for each token, which is a machine's id or a
+/// The directories of kernel-install. Each has a subdirectory for each token. A token is a machine id or a
 /// distribution's name.
 const ENTRIES: [&str; 3] = ["/boot", "/boot/efi", "/efi"];
 
@@ -63,7 +63,7 @@ fn is_module(file: &[u8], name: &[u8]) -> bool {
     end.is_some_and(|end| matches!(end, b".ko" | b".ko.xz" | b".ko.zst" | b".ko.gz"))
 }
 
-/// Returns `None` if the file does not exist. Links are followed inside the image.
+/// Returns `None` if there is no regular file at the path. Links are followed inside the image.
 pub fn file_stamp(inside: &ImageTree, path: &str) -> Result<Option<Stamp>> {
     let doing = || format!("reading the metadata of {path} in the image");
     let found = match inside.open(path, OFlags::PATH) {
@@ -98,7 +98,7 @@ pub fn find_kernels(inside: &ImageTree) -> Result<BTreeMap<String, Kernel>> {
     Ok(kernels)
 }
 
-/// Returns whether the text is a version. The names of package managers' backups are not.
+/// Returns whether the text is a version. Returns false for the names of package managers' backups.
 fn is_version(text: &str) -> bool {
     let backups = [".old", ".bak", ".dpkg-bak", ".dpkg-new", ".dpkg-tmp", ".rpmsave", ".rpmnew", ".hmac"];
     !text.is_empty() && !backups.iter().any(|end| text.ends_with(end))

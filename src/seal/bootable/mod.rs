@@ -1,10 +1,10 @@
 //! Checks that an instance can boot after a bake changed kernels or boot loader files.
 //!
-//! Only changed files are checked, but each of them completely. So an unusual base that boots is not rejected. Texts
-//! must name the image's own disk (`device_names.rs`). A kernel that is new, or whose initramfs is new, must find its
-//! root
-//! disk by itself: nvme must be built in or in the initramfs. ena is needed only after the root is mounted, so it may
-//! also be a module of the root file system.
+//! Only files that the bake changed are checked, so that an unusual base that boots is not rejected. A changed file is
+//! checked completely. Configuration that is read at boot must name the image's own disk (`device_names.rs`). A kernel
+//! needs drivers if it is new or has a new initramfs. The nvme driver must be built in or in the initramfs, because it
+//! finds the root disk. The ena driver is needed only after the root is mounted, so it may also be a module of the root
+//! file system.
 
 mod device_names;
 mod kernels;
@@ -23,7 +23,7 @@ use kernels::{DriverSet, Kernel};
 use rustix::fs::FileType;
 use std::collections::BTreeMap;
 
-/// The texts that are read when a machine boots: a pattern of paths, and the format.
+/// The text files that are read when a machine boots. Each has a pattern of paths, and a format.
 const TEXTS: [(&str, device_names::BootTextKind); 19] = [
     ("/etc/fstab", device_names::BootTextKind::Fstab),
     ("/etc/default/grub", device_names::BootTextKind::Words),
@@ -103,7 +103,7 @@ async fn check_kernel(
                 "{image}: this kernel has no initramfs, but the base's kernels have one"
             )]);
         }
-        // Without an initramfs, the kernel mounts its root by itself.
+        // Without an initramfs, the kernel mounts its root by itself, so only built-in drivers count.
         None => built_in,
         Some((path, _)) => match read_drivers(inside, path, built_in).await? {
             Ok(drivers) => {
@@ -126,8 +126,8 @@ async fn check_kernel(
             None => format!("{image}: it has no nvme driver built in, and no initramfs"),
         });
     }
-    // The network starts after the root is mounted. So a module of the root file system is enough, unless the root is
-    // on the network.
+    // The network starts after the root is mounted, so a module of the root file system is enough. A root on the
+    // network is not considered.
     if !drivers.ena && !kernels::has_module(inside, version, "ena")? {
         let what = "has no ena driver: it is not built in, not in the initramfs and not among the modules";
         found.push(format!("{image}: the kernel {version} {what}"));
@@ -135,8 +135,8 @@ async fn check_kernel(
     Ok(found)
 }
 
-/// Returns the drivers of a kernel together with its initramfs. The inner error means that the initramfs cannot be
-/// read.
+/// Returns the drivers that are built into a kernel or in its initramfs. The inner error means that the initramfs
+/// cannot be read.
 async fn read_drivers(inside: &ImageTree, path: &str, built_in: DriverSet) -> Result<Result<DriverSet>> {
     let file = inside.open_file(path)?.with_context(|| format!("opening {path} in the image"))?;
     let read = move || {
@@ -161,7 +161,8 @@ fn texts(inside: &ImageTree) -> Result<Vec<(String, device_names::BootTextKind, 
     let mut all = Vec::new();
     for (pattern, kind) in TEXTS {
         for (path, file_type) in inside.expand(pattern)? {
-            // A link leads to another of these files, or into /etc. The content of its target is checked.
+            // For a symlink, the content of its target is checked.
+The target is another of these files, or in /etc.
             if matches!(file_type, FileType::RegularFile | FileType::Symlink) && is_file(inside, &path)? {
                 all.push((path.clone(), kind, inside.read(&path)?.unwrap_or_default()));
             }

@@ -39,7 +39,8 @@ const SETTINGS: [&str; 8] = [
 /// The state of the image before the bake. Findings that the base image already has are not reported.
 pub struct LintBaseline {
     resolv_conf: Resolv,
-    /// Set after the packages are installed, because later changes by the definition's scripts are intended.
+    /// Whether a package copied this machine's name servers to `/etc/resolv.conf`. This is determined after the
+    /// packages are installed, because later changes by the definition's scripts are intended.
     has_builders_resolv_conf: bool,
     /// Paths of shims for which the base image already has a file with exactly the same content.
     own_shims: BTreeSet<String>,
@@ -85,8 +86,8 @@ impl LintBaseline {
         })
     }
 
-    /// Called after the packages are installed. A package may replace `/etc/resolv.conf`, as systemd-resolved does. But
-    /// it must not copy the name servers of this machine into it.
+    /// Call this after the packages are installed. A package may replace `/etc/resolv.conf`, as systemd-resolved does.
+    /// But a package must not copy this machine's name servers to the file.
     pub fn record_resolv_conf(&mut self, inside: &ImageTree) -> Result<()> {
         self.compare(inside, &std::fs::read_to_string(RESOLV_CONF).unwrap_or_default())
     }
@@ -203,7 +204,7 @@ fn machine_data(inside: &ImageTree, caches: &[Cache]) -> Result<Vec<Finding>> {
     Ok(found)
 }
 
-/// If a component of the path is a symlink and the directory at the path has content, returns that component.
+/// If the path leads through a symlink to a directory with content, returns the path of the symlink.
 fn leads_elsewhere(inside: &ImageTree, path: &str) -> Result<Option<String>> {
     let ends = path.match_indices('/').map(|(at, _)| at).skip(1).chain([path.len()]);
     for end in ends {

@@ -50,7 +50,7 @@ impl Bench {
         }
     }
 
-    /// The lint's error for a tree that `change` changes after its state was recorded.
+    /// Records the state of a tree, changes the tree, and returns the lint's error.
     fn lint(&self, tree: &Tree, change: impl FnOnce(&Tree)) -> Result<(), String> {
         let inside = tree.inside();
         let before = LintBaseline::of(&inside, &self.work()).unwrap();
@@ -67,7 +67,7 @@ fn cache(path: &str) -> Cache {
     Cache { path: path.into(), holds: Holds::Indexes, sources: Vec::new() }
 }
 
-/// Files that the lint has to find, each alone in its tree.
+/// Files that the lint must report. Each is tested in a tree without the others.
 const FORBIDDEN: &[&str] = &[
     "etc/machine-id",
     "var/lib/dbus/machine-id",

@@ -1,5 +1,5 @@
-//! The kernel's mount API, used with descriptors. A path could be exchanged between its check and its use; a descriptor
-//! cannot.
+//! The kernel's mount API, used with descriptors. Somebody could exchange the object at a path between its check and
+//! its use. This is impossible with a descriptor.
 
 use anyhow::{Context, Result};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -33,12 +33,12 @@ pub fn new_file_system(kind: &str, options: &[(&str, &str)], attributes: MountAt
     mount().with_context(|| format!("making a {kind} file system"))
 }
 
-/// Creates an overlay of one directory over another, not attached anywhere yet. Writes go to `upper`. `work` is for the
-/// kernel, and is on the file system of `upper`.
+/// Creates an overlay of one directory over another, not attached anywhere yet. Writes go to `upper`. The kernel uses
+/// `work`, which must be on the file system of `upper`.
 pub fn overlay(lower: BorrowedFd<'_>, upper: BorrowedFd<'_>, work: BorrowedFd<'_>) -> Result<OwnedFd> {
-    // The directories are not given by their names, because these may contain a `:` or a comma.
+    // Descriptors are passed instead of the directories' names, because a name may contain a `:` or a comma.
     let [lower, upper, work] = [lower, upper, work].map(|fd| format!("/proc/self/fd/{}", fd.as_raw_fd()));
-    // Without an index, the next step may begin before the kernel has released the directories of the previous one.
+    // Without an index, the next overlay can use the same directories before the kernel has released this overlay.
     let options = [("lowerdir", &*lower), ("upperdir", &upper), ("workdir", &work), ("index", "off")];
     new_file_system("overlay", &options, PLAIN)
 }

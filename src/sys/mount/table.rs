@@ -41,7 +41,7 @@ pub fn parse(text: &[u8]) -> Vec<MountEntry> {
     text.split(|&b| b == b'\n').filter_map(line).collect()
 }
 
-/// Returns the mount table of this thread. Other threads may be in other namespaces.
+/// Returns the mount table of this thread. Other threads may be in other mount namespaces.
 pub fn of_this_thread() -> Result<Vec<MountEntry>> {
     Ok(parse(&std::fs::read("/proc/thread-self/mountinfo").context("reading the mount table")?))
 }

@@ -1,4 +1,4 @@
-//! A root directory in which steps run: busybox, and the directories that a system has.
+//! A root directory in which steps run. It has busybox, and the directories of a system.
 
 use crate::programs::copy_program;
 use crate::ring;
@@ -17,7 +17,7 @@ const APPLETS: [&str; 28] = [
     "mount", "find",
 ];
 
-/// An image's root, as a plain directory: nothing has to be mounted by the tests.
+/// An image's root in a plain directory, so that tests need no mount.
 pub struct BusyboxImage {
     dir: TempDir,
     _ring: ring::Shared,
@@ -43,7 +43,7 @@ impl BusyboxImage {
         image
     }
 
-    /// With a C program in it, `/bin/NAME`.
+    /// Creates an image with a C program as `/bin/NAME`.
     pub fn with_program(source: &Path, options: &[&str], name: &str) -> Self {
         let image = Self::new();
         let mut cc = Command::new("cc");
@@ -60,7 +60,7 @@ impl BusyboxImage {
         self.dir.path().join(name)
     }
 
-    /// A step in this image, without a network.
+    /// Returns a step in this image, without a network.
     pub fn spec(&self, argv: &[&str]) -> StepSpec {
         spec_in(self.root(), argv)
     }
@@ -69,7 +69,7 @@ impl BusyboxImage {
         self.spec(&["sh", "-c", script])
     }
 
-    /// All that is in the image: path, kind and mode, inode, link target or content.
+    /// Returns all objects in the image: path, mode with the type, inode, and link target or content.
     pub fn listing(&self) -> Vec<(PathBuf, u32, u64, Vec<u8>)> {
         fn walk(dir: &Path, found: &mut Vec<(PathBuf, u32, u64, Vec<u8>)>) {
             for entry in fs::read_dir(dir).unwrap() {
@@ -95,7 +95,7 @@ impl BusyboxImage {
     }
 }
 
-/// A step in a root that somebody else made.
+/// Returns a step in any root directory.
 pub fn spec_in(root: &Path, argv: &[&str]) -> StepSpec {
     StepSpec {
         root: root.to_owned(),

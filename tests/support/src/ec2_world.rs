@@ -1,5 +1,5 @@
-//! A builder instance as the EC2 tests see it: a server of the test's own, whose volumes are loop devices here, and
-//! programs that know of AWS only what is in their environment.
+//! A builder instance for the EC2 tests. Each test has its own server, whose volumes are loop devices on this machine.
+//! The programs know only the AWS that their environment names.
 
 use crate::local_world::{LocalWorld, tiny_base};
 use crate::pause;
@@ -23,19 +23,19 @@ pub const HERE: &str = "i-0123456789abcdef0";
 pub const THERE: &str = "i-0fedcba9876543210";
 pub const ZONE: &str = "us-east-1a";
 pub const MILLI: Duration = Duration::from_millis(1);
-/// No bake with the test's short waits takes longer, whatever goes wrong: beyond it hangs.
+/// A bake that takes longer hangs: with the tests' short waits, no bake needs so much time, even with faults.
 pub const HANGS: Duration = Duration::from_secs(180);
 
 pub struct Ec2World {
-    // The server ends first: it lets go of the loop devices in the world's directory.
+    // This is dropped first, because the server releases the loop devices in the world's directory.
     pub server: Server,
     pub local: LocalWorld,
     runs: AtomicUsize,
-    /// How long the server may take for a call, in seconds; the bake's own default if it is 0.
+    /// The time limit for a call to the server, in seconds. With 0, the bake's default is used.
     call: u64,
 }
 
-/// How a program ended.
+/// The result of a program that has ended.
 #[derive(Debug)]
 pub struct Ended {
     pub status: ExitStatus,
@@ -49,18 +49,18 @@ impl Ended {
         self.status.code()
     }
 
-    /// The image that it answers with.
+    /// Returns the image that the program printed.
     pub fn image(&self) -> Option<&str> {
         self.out.lines().find_map(|line| line.strip_prefix("image "))
     }
 
-    /// What it says it left behind, and the command that removes it.
+    /// Returns the lines about resources that were left behind, with the commands that remove them.
     pub fn left(&self) -> Vec<&str> {
         self.err.lines().filter(|line| line.contains("left behind: ")).collect()
     }
 }
 
-/// A program at work; killed if nobody waits for it.
+/// A running program. It is killed when this value is dropped.
 pub struct Run {
     child: Child,
     begun: Instant,
@@ -81,7 +81,7 @@ impl Run {
         std::fs::read_to_string(&self.err).unwrap()
     }
 
-    /// Waits until it ends. One that takes longer than `within` hangs.
+    /// Waits until the program ends. Fails if it takes longer than `within`.
     pub fn end(mut self, within: Duration, what: &str) -> Ended {
         let waiting = Instant::now();
         loop {
@@ -98,14 +98,14 @@ impl Run {
 
 impl Drop for Run {
     fn drop(&mut self) {
-        // What ended already cannot be killed.
+        // This fails if the program has already ended.
         _ = self.child.kill();
         _ = self.child.wait();
     }
 }
 
 impl Ec2World {
-    /// A server with an 8 MiB image, and a definition on it in which there is nothing to do.
+    /// Starts a server with an 8 MiB image, and writes a definition on this image that changes nothing.
     pub fn tiny(options: ServerOptions) -> Self {
         Self::on(&tiny_base(), options)
     }
@@ -123,23 +123,23 @@ impl Ec2World {
         });
         let others = vec![Builder { id: THERE.into(), zone: ZONE.into(), attach: AttachAs::Loop }];
         let mut options = ServerOptions { attach: AttachAs::Loop, others, record, ..options };
-        // A fiftieth, as the bake's own waits.
+        // The tests' bakes wait a fiftieth of the usual time, so the server's limit is also divided by 50.
         options.limits.between_snapshots /= 50;
         let server = Server::start(&local.region(), options).unwrap();
         let base = server.import(raw, "base", Architecture::HOST).unwrap();
-        // It copies disks while EC2's client waits for its answer.
+        // The server copies a large disk while the EC2 client waits for the response.
         let call = if raw.metadata().unwrap().len() > 64 << 20 { 20 } else { 0 };
         let world = Self { server, local, runs: AtomicUsize::new(0), call };
         world.define(&base, "");
         world
     }
 
-    /// The definition, on an image.
+    /// Writes the definition on an image.
     pub fn define(&self, base: &str, more: &str) {
         self.local.write("image/image.toml", &format!("name = \"image\"\nfrom = \"{base}\"\n{more}"));
     }
 
-    /// The image that was imported.
+    /// Returns the imported image.
     pub fn base(&self) -> String {
         self.server.ledger().images.iter().find(|image| image.name == "base").unwrap().id.clone()
     }
@@ -156,19 +156,20 @@ impl Ec2World {
         command
     }
 
-    /// A bake on an instance. Locks and logs are its own.
+    /// Returns the command of a bake on an instance. Each instance has its own locks and logs.
     pub fn bake_on(&self, instance: &str) -> Command {
         let mut command = self.command(&test_ec2(), instance);
         command.env("OVEN_TEST_DIR", self.server.dir()).env("OVEN_TEST_STATE", self.local.path(instance));
         if self.call > 0 {
             command.env("OVEN_TEST_CALL", self.call.to_string());
         }
-        // Its directory distinguishes its processes and mounts from those of other tests.
+        // The definition's path distinguishes this bake's processes and mounts from those of other tests.
         command.arg(self.local.path("image"));
         command
     }
 
-    /// A machine that is no instance: no metadata service answers, and keys are in the environment.
+    /// Returns a command on a machine that is not an instance: no metadata service responds, and the keys are in the
+    /// environment.
     fn elsewhere(&self, program: &Path) -> Command {
         let mut command = self.command(program, HERE);
         command
@@ -179,7 +180,8 @@ impl Ec2World {
         command
     }
 
-    /// A bake of the definition in this directory, with a disk by its blocks, there.
+    /// Returns the command of a bake by EBS direct, on a machine that is not an instance. The definition is in this
+    /// directory.
     pub fn bake_blocks(&self, definition: &str) -> Command {
         let mut command = self.elsewhere(&test_ec2());
         command.env("OVEN_TEST_DIR", self.server.dir()).env("OVEN_TEST_STATE", self.local.path("state"));
@@ -187,24 +189,24 @@ impl Ec2World {
         command
     }
 
-    /// The real program, there.
+    /// Returns a command of the real program, on a machine that is not an instance.
     pub fn plain_elsewhere(&self, args: &[&str]) -> Command {
         let mut command = self.elsewhere(&oven());
         command.args(["--cloud", "aws", "--disks", "direct"]).args(args);
         command
     }
 
-    /// The real program, on the builder.
+    /// Returns a command of the real program, on the builder instance.
     pub fn plain(&self, args: &[&str]) -> Command {
         let mut command = self.command(&oven(), HERE);
         command.args(args);
         command
     }
 
-    /// The loop devices that the server has of its volumes: `loop7`.
+    /// Returns the loop devices of the server's volumes, such as `loop7`.
     pub fn loops_of_volumes(&self) -> BTreeSet<String> {
         let notes = std::fs::read_dir(self.server.dir().join("attached")).into_iter().flatten().flatten();
-        // One may vanish between two looks.
+        // A file may be removed between listing and reading.
         let notes = notes.filter_map(|note| std::fs::read(note.path()).ok());
         let nodes = notes.filter_map(|note| {
             let note: serde_json::Value = serde_json::from_slice(&note).ok()?;
@@ -228,7 +230,7 @@ impl Ec2World {
         self.start(self.bake_on(HERE)).end(HANGS, what)
     }
 
-    /// `oven --cloud aws` on the builder.
+    /// Runs `oven --cloud aws` on the builder instance.
     pub fn oven(&self, args: &[&str]) -> Ended {
         self.start(self.plain(&[&["--cloud", "aws"], args].concat())).end(HANGS, "oven")
     }
@@ -239,7 +241,7 @@ impl Ec2World {
         ended
     }
 
-    /// What calls made, once what is being deleted is gone.
+    /// Returns the resources that calls created. Waits until no volume is being deleted.
     pub fn made(&self) -> Ledger {
         let end = Instant::now() + Duration::from_secs(30);
         loop {
@@ -251,16 +253,15 @@ impl Ec2World {
         }
     }
 
-    /// The EC2 calls so far, for a message.
+    /// Returns the EC2 calls so far, for a message.
     pub fn calls(&self) -> String {
         let calls = self.server.ec2_calls();
         let told: Vec<_> = calls.iter().map(|call| format!("{} {}", call.action, call.answer)).collect();
         told.join(", ")
     }
 
-    /// How many EC2 calls there were, dry runs among them. What is looked at several times in a row counts once: how
-    /// often
-    /// that is depends on how busy the machine is.
+    /// Returns the number of EC2 calls, including dry runs. Consecutive calls of the same Describe action count once,
+    /// because their number depends on how busy the machine is.
     pub fn asked(&self) -> usize {
         let mut calls = self.server.calls();
         calls.retain(|call| call.service == "ec2");
@@ -268,7 +269,7 @@ impl Ec2World {
         calls.len()
     }
 
-    /// Waits for a call that comes.
+    /// Waits until the server gets a call for which `is` returns true.
     pub fn until_called(&self, run: &mut Run, what: &str, is: impl Fn(&Call) -> bool) {
         let begun = Instant::now();
         while !self.server.calls().iter().any(&is) {
@@ -278,7 +279,8 @@ impl Ec2World {
         }
     }
 
-    /// Exactly one image with its snapshot, all tagged, and nothing else; nothing on this machine either.
+    /// Fails unless there is exactly one image with its snapshot, both tagged, and nothing else. Also fails if
+    /// something is left on this machine.
     pub fn assert_one(&self, image: &str, what: &str) {
         let made = self.made();
         let about = || format!("{what}: {made:#?}\n{}", self.calls());
@@ -299,7 +301,7 @@ impl Ec2World {
         self.local.assert_no_traces(what);
     }
 
-    /// No volume, and no snapshot but of an image.
+    /// Fails if there is a volume, or a snapshot without an image.
     pub fn assert_no_orphans(&self, what: &str) {
         let made = self.made();
         let used: BTreeSet<&String> = made.images.iter().map(|image| &image.of).collect();
@@ -308,7 +310,7 @@ impl Ec2World {
         assert!(made.images.len() <= 1, "{what}: {made:#?}");
     }
 
-    /// A call by hand; it has to be good.
+    /// Sends a call without a client. It must succeed.
     pub fn send(&self, form: &str) {
         let form = format!("{form}&Version=2016-11-15");
         let (address, length) = (self.server.endpoint().replace("http://", ""), form.len());
@@ -325,7 +327,7 @@ impl Ec2World {
         assert!(answer.starts_with("HTTP/1.1 200 "), "{form}: {answer}");
     }
 
-    /// Bakes again, undisturbed: one image, whatever was before.
+    /// Bakes again without faults. Afterwards there must be one image, which is the same as before if there was one.
     pub fn assert_bakes(&self, what: &str) {
         let before: Vec<String> = self.made().images.into_iter().map(|image| image.id).collect();
         let ended = self.bake(what);
@@ -335,7 +337,7 @@ impl Ec2World {
         self.assert_one(image, what);
     }
 
-    /// What a killed client asked for last is done, or never will be.
+    /// Waits until the server has processed all calls, including the last call of a killed client.
     pub fn settles(&self) {
         let (begun, mut idle) = (Instant::now(), 0);
         while idle < 20 {
@@ -345,8 +347,8 @@ impl Ec2World {
         }
     }
 
-    /// Things that are none of ours: untagged, of somebody's tool, of a living process here; and, with `elsewhere`, of
-    /// another instance that is running.
+    /// Adds resources that oven must not touch: without tags, with tags of another tool, and of a living process on
+    /// this instance. With `elsewhere`, also adds resources of another running instance.
     pub fn plant_foreign(&self, elsewhere: bool) {
         let kinds = if elsewhere { 4 } else { 3 };
         let living = oven::owner::Owner::on(HERE).to_string();
@@ -382,7 +384,7 @@ impl Ec2World {
                     oven_ec2_server::world::Snapshot { common: common("snap"), ..snapshot.clone() };
                 let mut foreign = image.clone();
                 (foreign.common, foreign.name) = (common("ami"), format!("foreign-{n}"));
-                // One of two is of a snapshot of its own.
+                // Every second image has its own snapshot.
                 if n % 2 == 0 {
                     foreign.mappings[0].snapshot = Some(snapshot.common.id.clone());
                 }
@@ -393,7 +395,7 @@ impl Ec2World {
         });
     }
 
-    /// What was there without a call.
+    /// Returns the resources that were not created by a call.
     pub fn foreign(&self) -> BTreeSet<String> {
         let all = self.server.ledger();
         let all = [all.volumes, all.snapshots, all.images].concat();

@@ -1,5 +1,5 @@
-//! What the rings of oven's tests share. A test takes a world of its own from here, and the world takes the ring's lock
-//! (see [`ring`]), so that no test has to remember it.
+//! The code that the rings of oven's tests share. Each test creates its own world with this crate. The world takes the
+//! ring's lock (see [`ring`]), so that no test has to remember the lock.
 //!
 //! | what a test needs | type |
 //! |---|---|
@@ -32,8 +32,7 @@ pub use seeds::{Dice, each, full, pause, seeds};
 
 use std::time::{Duration, Instant};
 
-/// Waits until `find` finds something. `what` is for the message if nothing comes within a minute, which is long for a
-/// busy machine, too.
+/// Waits until `find` returns something. Fails with `what` after a minute, which is long even on a busy machine.
 #[track_caller]
 pub fn until<T>(what: &str, mut find: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + Duration::from_secs(60);

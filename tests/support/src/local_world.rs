@@ -1,4 +1,4 @@
-//! A local region of the test's own, and what of it is left on the machine.
+//! A local region for one test, and checks that nothing of it remains on the machine.
 
 use crate::programs::{cache_dir, oven};
 use crate::{pause, ring};
@@ -7,14 +7,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-/// A directory of the test's own: a region, a definition on a base that is imported already.
+/// A directory for one test. It has a region, and a definition on a base that is already imported.
 pub struct LocalWorld {
     pub dir: tempfile::TempDir,
     _ring: ring::Shared,
 }
 
 impl LocalWorld {
-    /// A region with an 8 MiB disk as its base image: a file system without a partition table, with a static shell.
+    /// Creates a region whose base image is an 8 MiB disk: a file system without a partition table, with a static
+    /// shell.
     pub fn tiny() -> Self {
         let world = Self::empty();
         let raw = tiny_base();
@@ -24,7 +25,7 @@ impl LocalWorld {
         world
     }
 
-    /// The same, of another system: its os-release, and scripts that its image has besides the shell.
+    /// Creates a region like [`LocalWorld::tiny`] whose base image has another os-release and additional scripts.
     pub fn of(name: &str, os_release: &str, scripts: &[(&str, &str)]) -> Self {
         let world = Self::empty();
         let raw = world.path("base.raw");
@@ -53,7 +54,7 @@ impl LocalWorld {
         fs::write(path, content).unwrap();
     }
 
-    /// `oven` on this region, in this directory.
+    /// Returns a command of `oven` on this region, with this directory as its working directory.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(oven());
         command.arg("--region-dir").arg(self.region()).args(args).current_dir(self.dir.path());
@@ -64,7 +65,7 @@ impl LocalWorld {
         self.command(args).output().unwrap()
     }
 
-    /// Runs it, expects this exit code, answers with standard output and error.
+    /// Runs oven and expects this exit code. Returns standard output and standard error.
     pub fn expect(&self, code: i32, args: &[&str]) -> (String, String) {
         let output = self.oven(args);
         let (out, err) = (String::from_utf8_lossy(&output.stdout).into_owned(), stderr(&output));
@@ -72,8 +73,8 @@ impl LocalWorld {
         (out, err)
     }
 
-    /// Everything on this machine that speaks of this region: mounts in any namespace, loop devices, processes, and
-    /// files that one has open.
+    /// Returns everything on this machine that belongs to this region: mounts in any namespace, loop devices,
+    /// processes, and files that a process has open.
     pub fn traces(&self) -> BTreeSet<String> {
         let name = self.dir.path().to_str().unwrap();
         let (mut traces, runs) = (BTreeSet::new(), self.runs());
@@ -99,7 +100,7 @@ impl LocalWorld {
         traces
     }
 
-    /// What disks that are served are called, of all the runs that began here: `oven-1f2e3d4c`.
+    /// Returns the names of the served disks of all runs in this directory, such as `oven-1f2e3d4c`.
     fn runs(&self) -> Vec<String> {
         let entries = |dir: &Path| fs::read_dir(dir).into_iter().flatten().flatten();
         let logs = entries(self.dir.path()).flat_map(|state| entries(&state.path().join("logs")));
@@ -107,7 +108,7 @@ impl LocalWorld {
         names.map(|name| format!("oven-{name}")).collect()
     }
 
-    /// Loop devices on files of this region, and on disks that its runs are served.
+    /// Returns the loop devices on files of this region, and on the served disks of its runs.
     pub fn loops(&self) -> BTreeSet<String> {
         let name = self.dir.path().to_str().unwrap();
         let (mut loops, runs) = (BTreeSet::new(), self.runs());
@@ -120,12 +121,13 @@ impl LocalWorld {
         loops
     }
 
-    /// Waits for the kernel to let go of what died, on a busy machine, too; what is still there then is a leak.
+    /// Fails if something of this region is still on the machine after some seconds. The kernel needs time to release
+    /// the resources of killed processes, above all on a busy machine.
     pub fn assert_no_traces(&self, what: &str) {
         self.assert_no_traces_but_of(what, BTreeSet::new);
     }
 
-    /// The same; these loop devices (`loop7`) are held by somebody who may.
+    /// Does the same, but ignores these loop devices (such as `loop7`), which the test's server may hold.
     pub fn assert_no_traces_but_of(&self, what: &str, held: impl Fn() -> BTreeSet<String>) {
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
         loop {
@@ -140,8 +142,8 @@ impl LocalWorld {
         }
     }
 
-    /// Files of the region, relative, without logs and cached downloads; but what a bake worked in is no such
-    /// thing.
+    /// Returns the files of the region with relative paths. Logs and cached packages are omitted, but not the working
+    /// directories of bakes in the package cache.
     pub fn files(&self) -> BTreeSet<String> {
         let mut files = BTreeSet::new();
         let mut dirs = vec![self.region()];
@@ -165,7 +167,7 @@ pub fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// An 8 MiB ext4 image with os-release `ID=nothing` and busybox; made once for all tests.
+/// Returns an 8 MiB ext4 image with os-release `ID=nothing` and busybox. It is created once for all tests.
 pub fn tiny_base() -> PathBuf {
     let path = cache_dir().join("tiny.raw");
     if path.exists() {
@@ -174,7 +176,7 @@ pub fn tiny_base() -> PathBuf {
     let made = tempfile::tempdir_in(cache_dir()).unwrap();
     let made = made.path().with_extension("raw");
     make_base(&made, "ID=nothing\n", &[]);
-    // Tests run side by side: whoever is last replaces what is the same.
+    // Tests run concurrently. If two of them create the file, the second one replaces it with the same content.
     fs::rename(&made, &path).unwrap();
     path
 }

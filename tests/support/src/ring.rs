@@ -1,18 +1,18 @@
-//! The ring's lock. All tests of a ring are threads of one process, and they run at the same time. A test that only
-//! works in directories, on devices and with processes of its own disturbs nobody. One that looks at more, or that
-//! changes more (all processes, mounts or loop devices of this machine, what a machine does in a time, this process's
-//! environment) has to be alone: it takes the lock with [`exclusive`] in its first line.
+//! The ring's lock. All tests of a ring are threads of one process, and they run at the same time. A test does not
+//! disturb others if it works only in its own directories, on its own devices and with its own processes. Another test
+//! must run alone: for example, one that lists all processes, mounts or loop devices of this machine, measures a time,
+//! or changes this process's environment. Such a test takes the lock with [`exclusive`] in its first line.
 //!
-//! All others hold it with [`shared`]. The worlds of this crate take it when they are made, so that no test forgets it.
-//! Besides them, a test takes it itself if it starts threads that make worlds, or makes devices or mounts without one.
+//! All other tests hold the lock with [`shared`]. The worlds of this crate take it when they are created. A test takes
+//! it itself only if it starts threads that create worlds, or if it creates devices or mounts without a world.
 //!
-//! - A thread that holds the lock gets it again at once: a test may make several worlds.
-//! - Threads that a test starts belong to it: they have no name (the test harness names the tests' own threads), and do
-//!   not wait for anybody while some test holds the lock.
-//! - A test that waits to be alone goes before those that come after it, so that it does not wait for ever.
-//! - A test that panics gives the lock back as its worlds are dropped.
+//! - A thread that holds the lock can take it again without waiting, because a test may create several worlds.
+//! - Threads that a test starts belong to the test. They do not wait while any test holds the lock. They are recognized
+//!   because they have no name, and the test harness names the tests' own threads.
+//! - A test that waits for the exclusive lock goes before tests that ask later. Otherwise it could wait for ever.
+//! - A test that panics releases the lock, because its worlds are dropped.
 //!
-//! Processes that a test starts do not take part: also not its own program, run again.
+//! Processes that a test starts do not use the lock, even if they run the test's own program.
 
 use std::collections::HashMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -20,11 +20,11 @@ use std::thread::{self, ThreadId};
 
 #[derive(Default)]
 struct State {
-    /// Who holds it together with others, and how often.
+    /// The threads that hold the lock together, and how often each has taken it.
     shared: Option<HashMap<ThreadId, usize>>,
-    /// Who holds it alone, and how often.
+    /// The thread that holds the lock alone, and how often it has taken it.
     alone: Option<(ThreadId, usize)>,
-    /// How many wait to be alone.
+    /// The number of threads that wait to hold the lock alone.
     waiting: usize,
 }
 
@@ -40,26 +40,26 @@ impl State {
         self.shared.get_or_insert_default()
     }
 
-    /// Whether this thread, or the test that it belongs to, has the lock.
+    /// Returns whether this thread, or the test to which it belongs, holds the lock.
     fn is_held(&mut self, by: ThreadId, is_test: bool) -> bool {
         let held = self.holders().contains_key(&by) || self.alone.is_some_and(|(holder, _)| holder == by);
         held || !is_test && (self.alone.is_some() || !self.holders().is_empty())
     }
 }
 
-/// The lock, together with others.
+/// The lock, held together with other tests.
 #[must_use = "the lock is given back when this is dropped"]
 pub struct Shared {
     holder: ThreadId,
 }
 
-/// The lock, alone.
+/// The lock, held alone.
 #[must_use = "the lock is given back when this is dropped"]
 pub struct Exclusive {
     holder: ThreadId,
 }
 
-/// Waits while somebody is alone, or waits to be.
+/// Takes the lock together with other tests. Waits while another test holds it alone or waits to do so.
 pub fn shared() -> Shared {
     let thread = thread::current();
     let (holder, is_test) = (thread.id(), thread.name().is_some());
@@ -71,7 +71,7 @@ pub fn shared() -> Shared {
     Shared { holder }
 }
 
-/// Waits until no other test holds the lock.
+/// Takes the lock alone. Waits until no other test holds it.
 pub fn exclusive() -> Exclusive {
     let holder = thread::current().id();
     let mut state = state();
@@ -93,7 +93,7 @@ impl Drop for Shared {
     fn drop(&mut self) {
         let mut state = state();
         let holders = state.holders();
-        // A world may be dropped by another thread than the one that made it.
+        // A world may be dropped by another thread than the thread that created it.
         if let Some(count) = holders.get_mut(&self.holder) {
             *count -= 1;
             if *count == 0 {
@@ -123,7 +123,7 @@ mod tests {
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
     use std::thread;
 
-    /// A thread with a name, as a test has.
+    /// Starts a thread with a name, like the thread of a test.
     fn test(work: impl FnOnce() + Send + 'static) -> thread::JoinHandle<()> {
         thread::Builder::new().name("a test".to_owned()).spawn(work).unwrap()
     }
@@ -141,14 +141,14 @@ mod tests {
                         let _inside = shared();
                         ALONE.store(true, Ordering::SeqCst);
                         assert_eq!(INSIDE.load(Ordering::SeqCst), 0);
-                        // What a test starts belongs to it.
+                        // A thread that a test starts belongs to the test.
                         thread::spawn(|| drop(shared())).join().unwrap();
                         ALONE.store(false, Ordering::SeqCst);
                     } else {
                         let _ring = shared();
                         INSIDE.fetch_add(1, Ordering::SeqCst);
                         assert!(!ALONE.load(Ordering::SeqCst));
-                        // Again, while somebody waits to be alone.
+                        // The lock is taken again while another test waits to hold it alone.
                         let _again = shared();
                         thread::spawn(|| drop(shared())).join().unwrap();
                         INSIDE.fetch_sub(1, Ordering::SeqCst);

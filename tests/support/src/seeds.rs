@@ -1,4 +1,4 @@
-//! Tests that are done with many seeds.
+//! Runs tests with many seeds.
 
 use crate::ring;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -9,8 +9,8 @@ pub fn full() -> bool {
     std::env::var_os("OVEN_TEST_FULL").is_some()
 }
 
-/// Seeds: of all of them with OVEN_TEST_FULL, else the fixed ones and some that nobody saw before. `OVEN_TEST_SEED`
-/// plays one again.
+/// Returns the seeds of a test. With OVEN_TEST_FULL, returns `all` seeds. Otherwise returns the first `fixed` seeds and
+/// `fresh` new ones. OVEN_TEST_SEED repeats a single seed.
 pub fn seeds(all: u64, fixed: u64, fresh: u64) -> Vec<u64> {
     if let Ok(one) = std::env::var("OVEN_TEST_SEED") {
         return vec![one.parse().unwrap()];
@@ -25,7 +25,8 @@ pub fn seeds(all: u64, fixed: u64, fresh: u64) -> Vec<u64> {
     (0..fixed).chain(new).collect()
 }
 
-/// Does it with each, several at a time: most of a bake is waiting. All are done, and all that failed are printed.
+/// Runs the test with each value, several at a time, because a bake waits most of its time. Runs all of them even if
+/// some fail, and fails at the end.
 pub fn each<T: Sync>(all: &[T], test: impl Fn(&T) + Sync) {
     let _ring = ring::shared();
     let (next, failed) = (AtomicUsize::new(0), AtomicUsize::new(0));
@@ -46,17 +47,18 @@ pub fn each<T: Sync>(all: &[T], test: impl Fn(&T) + Sync) {
 const WORKERS: usize = 3;
 
 #[allow(clippy::disallowed_methods, reason = "a test has no runtime to block")]
-/// Lets time pass. What waits for something asks for it in between (see [`crate::until`]).
+/// Waits for a time. To wait for a condition, use [`crate::until`].
 pub fn pause(time: Duration) {
     std::thread::sleep(time);
 }
 
-/// A small generator, so that a seed determines a plan.
+/// A small random generator. A seed determines all of its numbers.
 pub struct Dice(pub u64);
 
 impl Dice {
     pub fn roll(&mut self, sides: usize) -> usize {
-        // Seeds are small numbers that follow each other: mixed well (splitmix64), or their plans would, too.
+        // Seeds are small consecutive numbers, so they are mixed (splitmix64). Otherwise their results would also be
+        // similar.
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);

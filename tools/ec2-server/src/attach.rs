@@ -1,4 +1,4 @@
-//! What becomes of an attachment on the builder: a loop device, or a disk in a guest.
+//! Attaches volumes on the builder: as loop devices, or as disks in a guest.
 
 use crate::actions::{Ctx, internal, volumes_remove};
 use crate::faults::Turn;
@@ -17,21 +17,21 @@ use std::rc::Rc;
 use std::time::Duration;
 use tokio::time::sleep;
 
-/// What holds a volume.
+/// The device of an attached volume.
 pub enum Held {
     Loop(Device),
     Guest { guest: Rc<Qmp>, name: String, file: File },
 }
 
-/// The guests, by instance.
+/// The guests by instance.
 pub type Guests = BTreeMap<String, Rc<Qmp>>;
 
-/// From then on a volume that is not let go of is `busy`.
+/// A volume whose device is not released within this time is `busy`.
 const BUSY_AFTER: Duration = Duration::from_secs(1);
-/// Between two looks at a loop device.
+/// The pause between two checks of a loop device.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// Where a test finds what is attached as a loop device.
+/// Returns the file that describes the loop device of a volume to a test.
 pub fn note(ctx: &Ctx, volume: &str) -> PathBuf {
     ctx.region.dir().join("attached").join(format!("{volume}.json"))
 }
@@ -45,7 +45,7 @@ fn write_note(ctx: &Ctx, volume: &str, device: &Device, name: &str) -> anyhow::R
     Ok(std::fs::rename(&beside, &path)?)
 }
 
-/// Makes the volume a device of its instance.
+/// Creates the volume's device on its instance.
 async fn plug(ctx: &Rc<Ctx>, id: &str, attachment: &Attachment) -> anyhow::Result<()> {
     let builders = ctx.state().options.builders();
     let how =
@@ -73,7 +73,7 @@ async fn plug(ctx: &Rc<Ctx>, id: &str, attachment: &Attachment) -> anyhow::Resul
     Ok(())
 }
 
-/// Whether the volume has this attachment, in this phase.
+/// Returns whether the volume has this attachment, in this phase.
 fn is(ctx: &Ctx, id: &str, number: u64, phase: Phase) -> bool {
     let state = ctx.state();
     let attachment = state.world.volumes.get(id).and_then(|v| v.attachment.as_ref());
@@ -90,7 +90,7 @@ fn set(ctx: &Ctx, id: &str, number: u64, change: impl FnOnce(&mut Option<Attachm
     });
 }
 
-/// Carries out an attachment: at once if nothing is delayed, else in the background.
+/// Executes an attachment: before the response if nothing is delayed, otherwise in the background.
 pub async fn attach(ctx: &Rc<Ctx>, id: &str, attachment: Attachment) -> Result<()> {
     if attachment.turn == Some(Turn::Stuck) {
         return Ok(());
@@ -138,7 +138,7 @@ pub async fn attach(ctx: &Rc<Ctx>, id: &str, attachment: Attachment) -> Result<(
     };
     if at_once {
         going_on.await.map_err(|error| {
-            // Not attached, then: a client that asks again gets the same answer.
+            // The attachment is removed, so that a client that tries again gets the same error.
             set(&ctx, &id, number, |a| *a = None);
             internal(error)
         })
@@ -156,14 +156,14 @@ fn is_attached(ctx: &Ctx, id: &str, number: u64) -> bool {
     is(ctx, id, number, Phase::Attaching) || is(ctx, id, number, Phase::Attached)
 }
 
-/// What distinguishes a loop device's binding from the next one.
+/// Returns text that distinguishes a loop device's binding from later bindings.
 fn binding(rdev: u64) -> Option<(String, String)> {
     let dir = format!("/sys/dev/block/{}:{}", rustix::fs::major(rdev), rustix::fs::minor(rdev));
     let file = std::fs::read_to_string(format!("{dir}/loop/backing_file")).ok()?;
     Some((file, std::fs::read_to_string(format!("{dir}/diskseq")).unwrap_or_default()))
 }
 
-/// Lets go of what holds a volume, and waits until nobody has it. `force`: the client may still have it open.
+/// Releases the device of a volume, and waits until nobody has it open. With `force`, does not wait for clients.
 async fn unplug(ctx: &Ctx, id: &str, force: bool) -> anyhow::Result<()> {
     _ = std::fs::remove_file(note(ctx, id));
     let held = ctx.held.borrow_mut().remove(id);
@@ -185,7 +185,7 @@ async fn unplug(ctx: &Ctx, id: &str, force: bool) -> anyhow::Result<()> {
     }
 }
 
-/// Ends an attachment: at once if it can be, else in the background.
+/// Ends an attachment: before the response if possible, otherwise in the background.
 pub async fn detach(ctx: &Rc<Ctx>, id: &str, attachment: Attachment, force: bool) {
     let number = attachment.number;
     let mark_busy = move |ctx: &Ctx, id: &str| {
@@ -227,19 +227,19 @@ pub async fn detach(ctx: &Rc<Ctx>, id: &str, attachment: Attachment, force: bool
         });
         set(&ctx, &id, number, |a| *a = None);
     });
-    // Most are done in a millisecond: then the next call sees it.
+    // Most detachments take only a millisecond. The response waits for them, so that the next call sees the result.
     tokio::select! {
         () = &mut going_on => {}
         () = sleep(4 * LOOK) => drop(tokio::task::spawn_local(going_on)),
     }
 }
 
-/// A disk is pulled out: the guest loses it, and the API does not know.
+/// Removes a disk from the guest without the API. The API still reports the volume as attached.
 pub async fn pull(ctx: &Rc<Ctx>, id: &str) -> anyhow::Result<()> {
     unplug(ctx, id, true).await
 }
 
-/// An instance ends: what is attached to it is deleted, or free again.
+/// Terminates an instance. Its attached volumes are deleted or become free.
 pub async fn terminate(ctx: &Rc<Ctx>, instance: &str) -> Result<()> {
     let attached: Vec<(String, Attachment)> = {
         let mut state = ctx.state();

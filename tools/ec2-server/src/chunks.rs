@@ -1,9 +1,10 @@
-//! A body in chunks, each with its length before it: HTTP's own, and those that AWS's clients sign one by one.
+//! A body that consists of chunks, each preceded by its length. These are HTTP's chunks, and the chunks that AWS's
+//! clients sign one by one.
 
-/// The length of a chunk, where its data begins, and where the next one does.
+/// Returns a chunk's length, the start of its data, and the start of the next chunk.
 fn chunk(text: &[u8], at: usize) -> Result<Option<(usize, usize, usize)>, &'static str> {
     let Some(line) = line(text, at) else { return Ok(None) };
-    // After a semicolon: a signature, say.
+    // A semicolon separates the length from extensions such as a signature.
     let digits = line.split(|b| *b == b';').next().unwrap_or(line);
     let length =
         std::str::from_utf8(digits).ok().and_then(|digits| usize::from_str_radix(digits.trim(), 16).ok());
@@ -18,7 +19,7 @@ fn line(text: &[u8], at: usize) -> Option<&[u8]> {
     Some(&rest[..end])
 }
 
-/// Where the chunks end, with what is said after the last one. `None`: not yet.
+/// Returns the end of the chunks and of the trailers after them. Returns `None` if the end was not read yet.
 pub fn end(text: &[u8]) -> Result<Option<usize>, &'static str> {
     let mut at = 0;
     loop {
@@ -34,7 +35,7 @@ pub fn end(text: &[u8]) -> Result<Option<usize>, &'static str> {
             continue;
         }
         at = start;
-        // Trailers, until an empty line.
+        // Trailers end with an empty line.
         loop {
             let Some(trailer) = line(text, at) else { return Ok(None) };
             at += trailer.len() + 2;
@@ -45,7 +46,7 @@ pub fn end(text: &[u8]) -> Result<Option<usize>, &'static str> {
     }
 }
 
-/// The data of chunks that [`end`] found whole.
+/// Returns the data of chunks for which [`end`] returned an end.
 pub fn joined(text: &[u8]) -> Vec<u8> {
     let (mut all, mut at) = (Vec::with_capacity(text.len()), 0);
     while let Ok(Some((length, start, next))) = chunk(text, at) {

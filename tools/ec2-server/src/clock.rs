@@ -1,18 +1,19 @@
-//! The server's clock, which may differ from this machine's: the date of answers, and the age of signatures.
+//! The server's clock, which may differ from this machine's clock. It determines the date of responses, and the age of
+//! signatures.
 
 use crate::options::ServerOptions;
 use crate::world::now;
 use std::time::{Duration, UNIX_EPOCH};
 
-/// For so many seconds a signature is good, before and after.
+/// The maximum difference in seconds between a signature's time and the server's clock.
 pub const TOLERANCE: u64 = 300;
 
-/// Since 1970, by the server's clock.
+/// Returns the seconds since 1970 by the server's clock.
 pub fn seconds(options: &ServerOptions) -> i64 {
     (now() / 1000) as i64 + options.clock_ahead
 }
 
-/// `Fri, 20 Nov 2026 14:10:55 GMT`.
+/// Formats a time such as `Fri, 20 Nov 2026 14:10:55 GMT`.
 pub fn http_date(seconds: i64) -> String {
     const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
     const MONTHS: [&str; 12] =
@@ -25,7 +26,7 @@ pub fn http_date(seconds: i64) -> String {
     format!("{weekday}, {} {} {} {} GMT", &text[8..10], MONTHS[month - 1], &text[..4], &text[11..19])
 }
 
-/// Since 1970, of `20261120T141055Z`.
+/// Parses a time such as `20261120T141055Z`. Returns the seconds since 1970.
 pub fn signed_at(text: &str) -> Option<i64> {
     let part = |from: usize, to: usize| text.get(from..to);
     let spelt = format!(

@@ -1,4 +1,4 @@
-//! What a test in another process may ask and set, under `/_oven/`.
+//! The interface below `/_oven/` for tests in another process.
 
 use crate::actions::Ctx;
 use crate::attach;
@@ -8,11 +8,11 @@ use serde_json::{Value, json};
 use std::rc::Rc;
 
 /// ```text
-/// GET  ledger                    what there is
-/// GET  calls                     what was called
+/// GET  ledger                    returns the resources
+/// GET  calls                     returns the calls
 /// POST options  {"faults": [..], "delays": {..}, "latencies": {..}, "direct": {..}, "denied": [..], "parameters": {..}, "visibility_lag": MS}
-/// POST snapshot {"id": ID, "owner": "..", "public": true, "shared": true, "encrypted": true, "key": ".."}   as it was said
-/// POST pull     {"volume": ID}   a disk vanishes from its instance, and the API does not know
+/// POST snapshot {"id": ID, "owner": "..", "public": true, "shared": true, "encrypted": true, "key": ".."}   changes a snapshot
+/// POST pull     {"volume": ID}   removes a disk from its instance without the API
 /// ```
 pub async fn answer(ctx: &Rc<Ctx>, method: &str, path: &str, body: &[u8]) -> (u16, String) {
     let given: Value = serde_json::from_slice(body).unwrap_or(Value::Null);
@@ -38,7 +38,7 @@ pub async fn answer(ctx: &Rc<Ctx>, method: &str, path: &str, body: &[u8]) -> (u1
     }
 }
 
-/// Makes a snapshot another account's, or encrypted.
+/// Changes a snapshot's owner, visibility or encryption.
 fn snapshot(ctx: &Ctx, given: &Value) -> anyhow::Result<()> {
     let mut state = ctx.state();
     let id = given["id"].as_str().unwrap_or_default();
@@ -64,7 +64,7 @@ fn set(ctx: &Ctx, given: Value) -> anyhow::Result<()> {
         match name.as_str() {
             "faults" => {
                 options.faults = serde_json::from_value(value)?;
-                // A new plan counts anew.
+                // With a new plan, calls are counted from 0 again.
                 state.plan = Default::default();
             }
             "delays" => options.delays = serde_json::from_value(value)?,

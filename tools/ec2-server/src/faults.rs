@@ -1,4 +1,4 @@
-//! Faults, planned: which call, and what goes wrong with it.
+//! Planned faults: the affected calls, and the kind of the fault.
 
 use crate::options::Throttle;
 use crate::refusal::{Refusal, refuse};
@@ -6,70 +6,71 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-/// What goes wrong with a call. Before: nothing happened. After: it took effect, and the answer is lost.
+/// A fault. "Before" means that the call has no effect. "After" means that the call takes effect, but its response is
+/// lost.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum What {
-    /// An error of EC2, before: `RequestLimitExceeded`; of EBS also with a reason:
+    /// An error before: for EC2 a code such as `RequestLimitExceeded`, and for EBS also with a reason, such as
     /// `ValidationException:INVALID_BLOCK_TOKEN`.
     Error(String),
-    /// The same with a message of its own.
+    /// An error before, with a code and a message.
     ErrorSaying(String, String),
-    /// An error of EC2, after: `InternalError`.
+    /// An error after, with a code such as `InternalError`.
     ErrorAfter(String),
-    /// A status of HTTP without an answer of EC2: 500, 503.
+    /// An HTTP status such as 500 or 503, without a body of EC2.
     StatusBefore(u16),
     StatusAfter(u16),
-    /// The connection is closed without an answer.
+    /// The connection is closed without a response.
     DropBefore,
     DropAfter,
-    /// No answer, ever.
+    /// The server never responds.
     HangBefore,
     HangAfter,
-    /// The answer comes so many milliseconds late.
+    /// The response is delayed by this number of milliseconds.
     Late(u64),
-    /// The answer has the state before the last change.
+    /// The response shows the resources before the last change.
     Stale,
-    /// The answer of GetSnapshotBlock has a bit that is not the block's; its checksum is.
+    /// The block in the response of GetSnapshotBlock has a wrong bit, but the checksum is the right block's.
     Flipped,
-    /// The answer is good, and what was made turns out badly.
+    /// The call succeeds, but the created resource gets this defect.
     Turns(Turn),
 }
 
-/// How what was made turns out.
+/// A defect of a created resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Turn {
-    /// A volume or a snapshot ends in `error`, an image in `failed`.
+    /// A volume or a snapshot ends in the state `error`, an image in `failed`.
     Failed,
-    /// It vanishes, as a volume does whose key may not be used.
+    /// The resource vanishes, as a volume does whose key may not be used.
     Vanishes,
-    /// It stays as it is: `creating`, `attaching`, `detaching`, `pending`.
+    /// The state never changes: `creating`, `attaching`, `detaching`, `pending`.
     Stuck,
-    /// An attachment that stays `busy`.
+    /// An attachment is always `busy`.
     Busy,
-    /// The API says `attached`, and the kernel shows nothing.
+    /// The API reports `attached`, but the kernel shows no device.
     NoDevice,
-    /// It has none of the tags that it was given.
+    /// The resource does not get its tags.
     Untagged,
-    /// An image without boot mode, ENA, SR-IOV, TPM, IMDS support and further mappings.
+    /// An image lacks boot mode, ENA, SR-IOV, TPM, IMDS support and further mappings.
     Plain,
-    /// An image that is billed otherwise.
+    /// An image has another billing code.
     Billed,
 }
 
-/// A fault, and the calls that it befalls.
+/// A fault, and the calls that have it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Fault {
-    /// `CreateVolume`; `*`: any, counted over all of them.
+    /// The action, such as `CreateVolume`. `*` stands for all actions, which are counted together.
     pub action: String,
-    /// The first call of it that goes wrong, from 1 on.
+    /// The number of the first call with the fault, from 1.
     pub nth: u32,
-    /// How many in a row.
+    /// The number of consecutive calls with the fault.
     #[serde(default = "one")]
     pub count: u32,
-    /// Whether calls with `DryRun` are meant; they are counted apart.
+    /// Whether the fault is for calls with `DryRun`. These calls are counted separately.
     #[serde(default)]
     pub dry_run: bool,
     pub what: What,
@@ -94,7 +95,7 @@ impl Fault {
 }
 
 impl What {
-    /// The error of a fault that comes before.
+    /// Returns the error of a fault that comes before.
     pub fn refusal(&self) -> Option<Refusal> {
         match self {
             Self::Error(code) => Some(refuse(code, "It was planned so.")),
@@ -104,7 +105,7 @@ impl What {
     }
 }
 
-/// Counts calls, and finds the fault of each.
+/// Counts calls, and returns the fault of each call.
 #[derive(Debug, Default)]
 pub struct Plan {
     counts: BTreeMap<(String, bool), u32>,
@@ -128,12 +129,12 @@ impl Plan {
     }
 }
 
-/// How full each action's bucket is.
+/// The level of each action's bucket.
 #[derive(Debug, Default)]
 pub struct Buckets(BTreeMap<String, (f64, Option<Instant>)>);
 
 impl Buckets {
-    /// Whether the call may be made now.
+    /// Takes a call from its action's bucket. Returns false if the bucket is empty.
     pub fn take(&mut self, action: &str, throttle: &Throttle, unfiltered: bool, now: Instant) -> bool {
         let reading = is_reading(action);
         let (name, (most, per_second)) = match (reading, unfiltered) {
@@ -144,7 +145,7 @@ impl Buckets {
         self.take_from(name, (most, per_second), now)
     }
 
-    /// The same of a bucket by its name: how many calls at once, and how many more per second.
+    /// Takes a call from the bucket with this name. Returns false if the bucket is empty. `most` is the bucket's size.
     pub fn take_from(&mut self, name: String, (most, per_second): (f64, f64), now: Instant) -> bool {
         let (left, at) = self.0.entry(name).or_insert((most, None));
         let passed = at.map_or(0.0, |at| now.duration_since(at).as_secs_f64());
@@ -209,7 +210,7 @@ mod tests {
         };
         assert!(at("DescribeVolumes", false, 0) && at("DescribeVolumes", false, 0));
         assert!(!at("DescribeVolumes", false, 50) && at("DescribeVolumes", false, 100));
-        // Each action has its own, and an unfiltered one another one.
+        // Each action has its own bucket, and unfiltered calls have another one.
         assert!(at("DescribeImages", false, 100) && at("DescribeVolumes", true, 100));
         assert!(at("CreateVolume", false, 100) && !at("CreateVolume", false, 100));
     }

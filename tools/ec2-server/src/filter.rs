@@ -5,16 +5,16 @@ use crate::refusal::{Result, no};
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-/// EC2's limit on the values of all filters of one call.
+/// EC2's limit for the number of values in all filters of a call.
 const MOST_VALUES: usize = 200;
 
-/// `Filter.1.Name`, `Filter.1.Value.1`, …
+/// The filters of a call: `Filter.1.Name`, `Filter.1.Value.1` and so on.
 #[derive(Debug, Hash)]
 pub struct Filters(Vec<(String, Vec<String>)>);
 
-/// Something that filters look at.
+/// A record to which filters apply.
 pub trait Fields {
-    /// The values of a field by the filter's name; `None`: there is no such filter.
+    /// Returns the values of the field with the filter's name. Returns `None` if there is no such filter.
     fn field(&self, name: &str) -> Option<Vec<String>>;
     fn tags(&self) -> &BTreeMap<String, String>;
 }
@@ -39,7 +39,7 @@ impl Filters {
         Ok(Self(filters))
     }
 
-    /// Fails if `example` has no such field.
+    /// Fails if a filter has no corresponding field in `example`.
     pub fn check(&self, example: &impl Fields) -> Result<()> {
         for (name, _) in &self.0 {
             let is_tag = name == "tag-key" || name.strip_prefix("tag:").is_some_and(|key| !key.is_empty());
@@ -50,7 +50,7 @@ impl Filters {
         Ok(())
     }
 
-    /// Whether every filter has a value that fits.
+    /// Returns whether every filter has a value that matches.
     pub fn fit(&self, thing: &impl Fields) -> bool {
         self.0.iter().all(|(name, patterns)| {
             let values = match name.strip_prefix("tag:") {
@@ -63,10 +63,11 @@ impl Filters {
     }
 }
 
-/// `*` is anything, `?` one character, `\` takes the next one as it is.
+/// Matches a pattern. `*` matches any text and `?` matches one character. `\` removes the special meaning of the next
+/// character.
 pub fn matches(pattern: &str, text: &str) -> bool {
     let (pattern, text): (Vec<char>, Vec<char>) = (pattern.chars().collect(), text.chars().collect());
-    // What the pattern's first n characters match, as a set of prefixes of the text.
+    // `reached[i]` is true if the first `at` characters of the pattern match the first `i` characters of the text.
     let mut reached = vec![false; text.len() + 1];
     reached[0] = true;
     let mut at = 0;
@@ -92,17 +93,17 @@ pub fn matches(pattern: &str, text: &str) -> bool {
     reached[text.len()]
 }
 
-/// Which part of an answer.
+/// The requested page of a list.
 #[derive(Debug)]
 pub struct Page {
     most: Option<usize>,
     start: usize,
-    /// Of the query: a token belongs to one.
+    /// The hash of the query. A token is valid for one query.
     query: u64,
 }
 
 impl Page {
-    /// Takes `MaxResults` and `NextToken`; `ids`: what was asked for by id, which EC2 does not page.
+    /// Takes `MaxResults` and `NextToken`. `ids` has the requested ids. If there are any, EC2 allows no pages.
     pub fn take(params: &mut Params, ids: &[String], query: impl Hash, least: u32) -> Result<Self> {
         let (most, token) = (params.integer("MaxResults")?, params.text("NextToken"));
         if (most.is_some() || token.is_some()) && !ids.is_empty() {
@@ -129,7 +130,7 @@ impl Page {
         Ok(Self { most: most.map(|n| n as usize), start, query })
     }
 
-    /// The page, and the token of the next one.
+    /// Returns the page, and the token of the next page.
     pub fn cut<T>(&self, things: Vec<T>, short: Option<usize>) -> (Vec<T>, Option<String>) {
         let rest = things.len().saturating_sub(self.start);
         let Some(most) = self.most.map(|most| most.min(short.unwrap_or(most))) else {

@@ -1,4 +1,4 @@
-//! The listener: what comes in is told apart, counted, spoilt where it was planned, and answered.
+//! The listener. It determines the service of each request, counts it, applies planned faults, and responds.
 
 use crate::actions::{self, Ask, Ctx};
 use crate::clock;
@@ -26,12 +26,12 @@ fn answer(status: u16, kind: &'static str, body: String) -> Answer {
     Answer { status, kind, headers: Vec::new(), body: body.into_bytes() }
 }
 
-/// Serves until it is dropped. `builder`: whose IMDS this is.
+/// Serves until the future is dropped. IMDS describes `builder`.
 pub async fn serve(ctx: Rc<Ctx>, listener: TcpListener, builder: Builder) {
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
-            // Out of descriptors, say: some connection will end.
+            // For example, no descriptors are free. Some connection will end and free one.
             Err(error) => {
                 eprintln!("oven-ec2-server: {error}");
                 sleep(Duration::from_millis(100)).await;
@@ -43,7 +43,7 @@ pub async fn serve(ctx: Rc<Ctx>, listener: TcpListener, builder: Builder) {
         tokio::task::spawn_local(async move {
             let handle = async |request: Request| {
                 let (at, builder) = (ctx.clone(), builder.clone());
-                // A task of its own: a call takes effect even if the one who made it does not wait for the answer.
+                // The call runs in a separate task, so that it takes effect even if the client closes the connection.
                 let task = tokio::task::spawn_local(async move { handle(&at, request, &builder).await });
                 let told =
                     task.await.unwrap_or_else(|panic| Ok(answer(500, "text/plain", panic.to_string())));
@@ -52,7 +52,7 @@ pub async fn serve(ctx: Rc<Ctx>, listener: TcpListener, builder: Builder) {
                     told
                 })
             };
-            // A client that goes away is no error.
+            // It is not an error if the client closes the connection.
             _ = wire::serve(stream, handle).await;
         });
     }
@@ -98,7 +98,7 @@ fn record(ctx: &Ctx, received: &Received<'_>, answer: String) {
     ctx.state().record(call);
 }
 
-/// The id of what a call made.
+/// Returns the id of the resource that a call created.
 fn made(action: &str, inside: &xml::Xml) -> Option<String> {
     let name = match action {
         "CreateVolume" => "volumeId",
@@ -136,7 +136,7 @@ async fn metadata(
     record(ctx, &received, status.to_string());
     let mut answer = answer(status, "text/plain", body);
     if let (200, "PUT", Some(ttl)) = (status, method, headers.get(imds::TTL)) {
-        // Without it the SDKs do not take the token.
+        // Without this header, the SDKs reject the token.
         answer.headers.push((imds::TTL, ttl.to_owned()));
     }
     after(&fault, answer).await
@@ -166,12 +166,12 @@ async fn ssm(ctx: &Rc<Ctx>, action: &str, body: &[u8]) -> std::result::Result<An
     after(&fault, answer(status, kind, body)).await
 }
 
-/// Who the request says that it is for: `ebs`, `ec2` or `sts`, by the credential's scope.
+/// Returns the service to which the request is addressed (`ebs`, `ec2` or `sts`), from the credential's scope.
 pub fn service_of(ctx: &Ctx, headers: &Head) -> Result<String> {
     let Some(authorization) = headers.get("authorization") else {
         no!("MissingAuthenticationToken", "Request is missing Authentication Token")
     };
-    // AWS4-HMAC-SHA256 Credential=KEY/20260102/us-east-1/ec2/aws4_request, …
+    // An example: AWS4-HMAC-SHA256 Credential=KEY/20260102/us-east-1/ec2/aws4_request, …
     let scope =
         authorization.split_once("Credential=").map_or("", |(_, rest)| rest.split(',').next().unwrap_or(""));
     match scope.split('/').collect::<Vec<_>>()[..] {
@@ -188,7 +188,7 @@ pub fn service_of(ctx: &Ctx, headers: &Head) -> Result<String> {
     }
 }
 
-/// Signatures are good for five minutes, and keys for as long as it was set.
+/// Fails if a signature is older than five minutes, or if the key has signed too many calls.
 fn is_in_time(ctx: &Ctx, headers: &Head, key: &str) -> Result<()> {
     let mut state = ctx.state();
     let date = headers.get("x-amz-date");
@@ -207,7 +207,7 @@ fn is_in_time(ctx: &Ctx, headers: &Head, key: &str) -> Result<()> {
 
 async fn query(ctx: &Rc<Ctx>, headers: &Head, body: &[u8]) -> std::result::Result<Answer, Dropped> {
     let request = oven::ids::RunId::new().0;
-    // EC2 tells it in the body, and in a header.
+    // EC2 puts the request's id into the body and into a header.
     let told_so = |status: u16, body: String| Answer {
         headers: vec![("x-amzn-requestid", request.clone())],
         ..answer(status, "text/xml;charset=UTF-8", body)
@@ -217,7 +217,7 @@ async fn query(ctx: &Rc<Ctx>, headers: &Head, body: &[u8]) -> std::result::Resul
     let (action, mut params, service) = match parse(ctx, headers, body) {
         Ok(parsed) => parsed,
         Err(refusal) => {
-            // As far as it can be understood.
+            // The call is recorded as far as it can be parsed.
             let mut params = Params::parse(body).unwrap_or_default();
             params.text("Version");
             let action = params.text("Action").unwrap_or_else(|| String::from_utf8_lossy(body).into_owned());
@@ -308,7 +308,7 @@ fn parse(ctx: &Ctx, headers: &Head, body: &[u8]) -> Result<(String, Params, Stri
     Ok((action, params, service))
 }
 
-/// What was planned for this call, which is counted.
+/// Counts this call, and returns the fault that is planned for it.
 pub fn spoil(ctx: &Ctx, action: &str, dry_run: bool) -> Option<What> {
     let state = &mut *ctx.state();
     state.plan.next(&state.options.faults, action, dry_run)
@@ -322,7 +322,8 @@ fn plain(status: u16) -> Answer {
     answer(status, "text/html", format!("<html><body><h1>{status}</h1></body></html>"))
 }
 
-/// What spoils a call before it takes effect; `told` records that. `Ok(None)`: nothing does.
+/// Applies a fault before the call takes effect. Returns `Ok(None)` if the call continues. `told` records a fault that
+/// ends the call.
 pub async fn before(
     fault: &Option<What>,
     told: impl FnOnce(String),
@@ -342,7 +343,7 @@ pub async fn before(
     }
 }
 
-/// What becomes of the answer after the call took effect.
+/// Applies a fault to the response, after the call took effect.
 pub async fn after(fault: &Option<What>, answer: Answer) -> std::result::Result<Answer, Dropped> {
     match fault {
         Some(What::StatusAfter(status)) => Ok(plain(*status)),

@@ -1,4 +1,4 @@
-//! What is permitted: by a list of what is not, and by an IAM policy.
+//! Checks permissions, by a list of denied actions and by an IAM policy.
 
 use crate::filter::matches;
 use crate::options::ServerOptions;
@@ -9,11 +9,11 @@ use serde_json::Value;
 /// A resource that a call works on.
 #[derive(Debug, Clone, Copy)]
 pub enum Target<'a> {
-    /// One that is there.
+    /// A resource that exists.
     Is { id: &'a str, tags: &'a Tags },
-    /// One that the call makes, with the tags that it is given.
+    /// A resource that the call creates, with its tags.
     Made { kind: &'a str, tags: &'a Tags },
-    /// By its ARN.
+    /// A resource with this ARN.
     Named(&'a str),
 }
 
@@ -40,7 +40,7 @@ impl<'a> Target<'a> {
                 (kind, *id)
             }
         };
-        // Images and snapshots are of no account.
+        // The ARNs of images and snapshots contain no account.
         let account = if matches!(kind, "image" | "snapshot") { "" } else { &options.account };
         format!("arn:aws:ec2:{}:{account}:{kind}/{id}", options.region)
     }
@@ -56,12 +56,12 @@ fn unauthorized(service: &str) -> Refusal {
     }
 }
 
-/// Whether an action (of EC2, or `ssm:GetParameter`) may be done to all of these.
+/// Fails if an action (of EC2, or `ssm:GetParameter`) is not permitted for all targets.
 pub fn permitted(options: &ServerOptions, action: &str, targets: &[Target<'_>]) -> Result<()> {
     let (service, name) = action.split_once(':').unwrap_or(("ec2", action));
     let mut asked = vec![(name, targets.to_vec(), None)];
     for target in targets {
-        // Those of StartSnapshot need no leave of their own.
+        // The tags of StartSnapshot need no permission for CreateTags.
         if let Target::Made { tags, .. } = target
             && service == "ec2"
             && !tags.is_empty()
@@ -71,7 +71,7 @@ pub fn permitted(options: &ServerOptions, action: &str, targets: &[Target<'_>]) 
         }
     }
     for (name, targets, create) in asked {
-        // Tags are EC2's, whatever makes the thing.
+        // CreateTags is an action of EC2, even if another service creates the resource.
         let service = if create.is_some() { "ec2" } else { service };
         let denied = options.denied.contains(name) || options.denied.contains(&format!("{service}:{name}"));
         let by_policy = |policy| allows(policy, options, &format!("{service}:{name}"), &targets, create);
@@ -82,7 +82,7 @@ pub fn permitted(options: &ServerOptions, action: &str, targets: &[Target<'_>]) 
     Ok(())
 }
 
-/// What a condition's keys are compared with.
+/// The values for the condition keys of a policy.
 struct Context<'a> {
     request: Vec<(&'a String, &'a String)>,
     resource: Option<&'a Tags>,
@@ -91,7 +91,7 @@ struct Context<'a> {
 }
 
 impl Context<'_> {
-    /// `None`: the key is not in the context.
+    /// Returns `None` if the context does not have the key.
     fn get(&self, key: &str) -> Option<Vec<String>> {
         let one = |value: &str| Some(vec![value.to_owned()]);
         if let Some(tag) = key.strip_prefix("aws:RequestTag/") {
@@ -134,7 +134,7 @@ fn allows(
         allowed
     };
     if targets.is_empty() {
-        // Of an action that knows no resources: only `*` is all of them.
+        // An action without resources is permitted only by the resource `*`.
         return decide("*", &context);
     }
     targets.iter().all(|target| {

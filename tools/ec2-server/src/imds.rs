@@ -1,28 +1,28 @@
-//! The instance metadata service, version 2 alone.
+//! The instance metadata service. Only version 2 is supported.
 
 use crate::options::{Builder, ServerOptions};
 use crate::world::{NEVER, Time, now, rfc3339};
 use serde_json::json;
 use std::collections::BTreeMap;
 
-/// How long the keys of the role are good.
+/// The lifetime of the role's keys.
 const KEYS: Time = 6 * 3600 * 1000;
 
-/// How many seconds a token is good: in the request, and in its answer.
+/// The lifetime of a token in seconds. This header is in the request and in the response.
 pub const TTL: &str = "x-aws-ec2-metadata-token-ttl-seconds";
 
-/// What is answered: status and body.
+/// A response: the status and the body.
 pub type Answer = (u16, String);
 
-/// Tokens, and until when each is good.
+/// The issued tokens with their times of expiry, and the number of issued keys.
 #[derive(Debug, Default)]
 pub struct Imds {
     tokens: BTreeMap<String, Time>,
-    /// How many keys were given out before: each is another one where keys grow old.
+    /// The number of keys that were issued. If keys expire after some calls, each request gets a new key.
     keys: u32,
 }
 
-/// The headers that count.
+/// The headers that the service uses.
 #[derive(Debug, Default)]
 pub struct Headers<'a> {
     pub ttl: Option<&'a str>,
@@ -41,7 +41,7 @@ impl Imds {
     ) -> Answer {
         let none = |status: u16| (status, String::new());
         if path == "/latest/api/token" {
-            // A request that somebody passed on gets no token.
+            // A request that a proxy has forwarded gets no token.
             return match (method, headers.ttl.and_then(|ttl| ttl.parse::<u64>().ok())) {
                 ("PUT", _) if headers.forwarded => none(403),
                 ("PUT", Some(seconds @ 1..=21600)) => {

@@ -1,26 +1,26 @@
-//! What there is, for a test to look at.
+//! A list of the resources, for tests.
 
 use crate::world::{Tags, Time, World};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
-/// One thing.
+/// A resource.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     pub id: String,
     pub state: String,
     pub tags: Tags,
-    /// An image's.
+    /// The name of an image; empty for other resources.
     pub name: String,
-    /// A volume's snapshot, a snapshot's volume, an image's root snapshot.
+    /// The id of a volume's snapshot, of a snapshot's volume, or of an image's root snapshot.
     pub of: String,
-    /// Where a volume or snapshot has its data.
+    /// The file with the data of a volume or a snapshot.
     pub data: Option<PathBuf>,
-    /// Whether it was there without a call.
+    /// Whether the resource exists without a call that created it.
     pub seeded: bool,
 }
 
-/// All that there is, sorted by id; what was deleted is not.
+/// All resources, sorted by id. Deleted resources are omitted.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ledger {
     pub volumes: Vec<Entry>,
@@ -68,7 +68,7 @@ impl Ledger {
         ledger
     }
 
-    /// What calls made.
+    /// Returns the resources that were created by calls.
     pub fn made(&self) -> Self {
         let made = |all: &[Entry]| all.iter().filter(|e| !e.seeded).cloned().collect();
         Self { volumes: made(&self.volumes), snapshots: made(&self.snapshots), images: made(&self.images) }

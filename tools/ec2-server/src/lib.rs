@@ -1,9 +1,10 @@
-//! A server that behaves like EC2 as far as oven uses it, on top of a local region: its API, the EBS direct APIs (all
-//! below `/snapshots`), the instance metadata service and the little that is asked of SSM and STS, over HTTP on this machine. It is as strict as EC2, or a test
-//! against it says nothing: an unknown parameter or filter is refused, names are taken once, what is used cannot be
-//! deleted. Faults are planned by action and number ([`Fault`]).
+//! A server that behaves like EC2, as far as oven uses it. It is based on a local region. Over HTTP on this machine, it
+//! serves the EC2 API, the EBS direct APIs (all below `/snapshots`), the instance metadata service, and the few actions
+//! of SSM and STS that oven needs. It is as strict as EC2, because otherwise a passed test would prove nothing: an
+//! unknown parameter or filter is refused, a name can be used only once, and a resource in use cannot be deleted.
+//! Faults are planned by action and number ([`Fault`]).
 //!
-//! It serves from a thread of its own, until the [`Server`] is dropped.
+//! It serves in its own thread until the [`Server`] is dropped.
 
 mod actions;
 mod attach;
@@ -46,7 +47,7 @@ use std::thread::JoinHandle;
 use tokio::sync::oneshot;
 use world::{Common, Instance, World, now};
 
-/// A server at work.
+/// A running server.
 pub struct Server {
     addresses: Vec<(String, SocketAddr)>,
     dir: PathBuf,
@@ -55,7 +56,7 @@ pub struct Server {
     thread: Option<JoinHandle<()>>,
 }
 
-/// The world of the last server on a directory, or a new one, with the instances of these options.
+/// Returns the world of the last server on a directory, or a new world. Adds the instances of these options.
 fn world(file: &Path, options: &ServerOptions) -> Result<World> {
     let mut world = match std::fs::read(file) {
         Ok(text) => serde_json::from_slice(&text).with_context(|| format!("reading {}", file.display()))?,
@@ -63,7 +64,7 @@ fn world(file: &Path, options: &ServerOptions) -> Result<World> {
         Err(e) => return Err(e).with_context(|| format!("reading {}", file.display())),
     };
     for volume in world.volumes.values_mut() {
-        // What was attached by a server that is gone is so no longer.
+        // The last server has ended, and its attachments with it.
         volume.attachment = None;
     }
     for (builder, n) in options.builders().into_iter().zip(0..) {
@@ -84,7 +85,7 @@ fn world(file: &Path, options: &ServerOptions) -> Result<World> {
 }
 
 impl Server {
-    /// Starts a server on a local region's directory. What was imported there is an image of the account.
+    /// Starts a server on a local region's directory. Images that were imported there belong to the account.
     pub fn start(region_dir: &Path, options: ServerOptions) -> Result<Self> {
         std::fs::create_dir_all(region_dir).with_context(|| format!("making {}", region_dir.display()))?;
         let dir =
@@ -144,7 +145,7 @@ impl Server {
                     Ok(())
                 })
             };
-            // Nobody waits for it any more if it had started.
+            // If the server had started, nobody receives this error.
             if let Err(error) = run() {
                 _ = ready.send(Err(error));
             }
@@ -157,17 +158,17 @@ impl Server {
         format!("http://{}", self.addresses[n].1)
     }
 
-    /// For `AWS_ENDPOINT_URL`.
+    /// Returns the value for `AWS_ENDPOINT_URL`.
     pub fn endpoint(&self) -> String {
         self.url(0)
     }
 
-    /// For `AWS_EC2_METADATA_SERVICE_ENDPOINT`: of the first instance.
+    /// Returns the value for `AWS_EC2_METADATA_SERVICE_ENDPOINT` on the first instance.
     pub fn imds(&self) -> String {
         self.url(0)
     }
 
-    /// The same for another instance.
+    /// Returns the value for `AWS_EC2_METADATA_SERVICE_ENDPOINT` on an instance.
     pub fn imds_of(&self, instance: &str) -> Option<String> {
         self.addresses.iter().position(|(id, _)| id == instance).map(|n| self.url(n))
     }
@@ -177,7 +178,8 @@ impl Server {
         &self.dir
     }
 
-    /// Where [`AttachAs::Loop`] describes an attached volume: `{"node": "/dev/loop7", "rdev": N, "device": "/dev/sdf"}`.
+    /// Returns the file that [`AttachAs::Loop`] writes for an attached volume: `{"node": "/dev/loop7", "rdev": N,
+    /// "device": "/dev/sdf"}`.
     pub fn attached(&self, volume: &str) -> PathBuf {
         self.dir.join("attached").join(format!("{volume}.json"))
     }
@@ -186,48 +188,48 @@ impl Server {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What there is. An image that another process imported is in it from the next call on.
+    /// Returns the resources that exist. An image that another process imported appears at the next call.
     pub fn ledger(&self) -> Ledger {
         Ledger::of(&self.state().world, &self.dir, now())
     }
 
-    /// Every call that came in, oldest first.
+    /// Returns all calls, the oldest first.
     pub fn calls(&self) -> Vec<Call> {
         self.state().calls.clone()
     }
 
-    /// The calls of EC2 alone, and no dry runs.
+    /// Returns the EC2 calls without dry runs.
     pub fn ec2_calls(&self) -> Vec<Call> {
         let mut calls = self.calls();
         calls.retain(|call| call.service == "ec2" && !call.dry_run);
         calls
     }
 
-    /// The calls of the EBS direct APIs.
+    /// Returns the calls of the EBS direct APIs.
     pub fn ebs_calls(&self) -> Vec<Call> {
         let mut calls = self.calls();
         calls.retain(|call| call.service == "ebs");
         calls
     }
 
-    /// Whether no call is being carried out: one that was made goes on when its client is gone.
+    /// Returns whether no call is being processed. A call is processed to its end even if its client is gone.
     pub fn is_idle(&self) -> bool {
         self.state().at_work == 0
     }
 
-    /// Forgets the calls, and counts faults anew.
+    /// Clears the list of calls, and counts calls for faults from 0 again.
     pub fn forget_calls(&self) {
         let mut state = self.state();
         state.calls.clear();
         state.plan = Default::default();
     }
 
-    /// Changes how it behaves, from the next call on.
+    /// Changes the options for all later calls.
     pub fn set(&self, change: impl FnOnce(&mut ServerOptions)) {
         change(&mut self.state().options);
     }
 
-    /// Looks at, or changes, what there is: an image's owner, its product codes, its deprecation.
+    /// Reads or changes the resources, for example an image's owner, product codes or deprecation.
     pub fn with_world<T>(&self, change: impl FnOnce(&mut World) -> T) -> T {
         let mut state = self.state();
         let result = change(&mut state.world);
@@ -235,10 +237,10 @@ impl Server {
         result
     }
 
-    /// Imports a raw disk as an image of the account, and answers with its id. For others' images change it
+    /// Imports a raw disk as an image of the account, and returns its id. To make it another account's image, change it
     /// afterwards ([`Self::with_world`]).
     pub fn import(&self, raw: &Path, name: &str, architecture: Architecture) -> Result<String> {
-        // A thread of its own: the caller may have a runtime.
+        // The import runs in another thread, because the caller's thread may have a runtime.
         let import = || -> Result<String> {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {

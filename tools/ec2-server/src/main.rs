@@ -1,4 +1,4 @@
-//! `oven-ec2-server`: the server by itself, for a VM or another language.
+//! `oven-ec2-server`: the server as a program, for a VM or for tests in another language.
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
@@ -17,23 +17,23 @@ struct Args {
     /// The local region's directory
     #[arg(long)]
     region_dir: PathBuf,
-    /// Where to listen; port 0 takes a free one
+    /// The address to listen on; port 0 selects a free port
     #[arg(long, default_value = "127.0.0.1:0")]
     listen: SocketAddr,
     #[arg(long, default_value = "us-east-1")]
     region: String,
     #[arg(long, default_value = "i-0123456789abcdef0")]
     instance_id: String,
-    /// The region's first one, if it is not said
+    /// The zone of the instances; by default the region's first zone
     #[arg(long)]
     zone: Option<String>,
-    /// What an attached volume becomes: nothing, loop, or qmp:SOCKET (an NVMe disk in that guest)
+    /// The kind of device for an attached volume: nothing, loop, or qmp:SOCKET (an NVMe disk in that guest)
     #[arg(long, default_value = "nothing", value_parser = attach)]
     attach: AttachAs,
-    /// One more instance: ID=ATTACH, in the same zone
+    /// An additional instance in the same zone: ID=ATTACH
     #[arg(long, value_parser = other)]
     instance: Vec<(String, AttachAs)>,
-    /// Imports a raw disk: NAME=RAW
+    /// Import a raw disk: NAME=RAW
     #[arg(long, value_parser = pair)]
     import: Vec<(String, String)>,
     /// An SSM parameter: NAME=VALUE
@@ -45,28 +45,28 @@ struct Args {
     /// Delays in milliseconds: {"creating": 500, "attaching": 300, ..}
     #[arg(long)]
     delays: Option<String>,
-    /// As slow as AWS, in round figures; --delays and --latencies go before it
+    /// Use latencies and delays like those of AWS; --delays and --latencies take precedence
     #[arg(long)]
     plausible: bool,
-    /// Milliseconds that answers take, from and to: {"PutSnapshotBlock": [15, 30], "Describe*": [80, 150]}
+    /// Minimum and maximum latencies in milliseconds: {"PutSnapshotBlock": [15, 30], "Describe*": [80, 150]}
     #[arg(long)]
     latencies: Option<String>,
-    /// How the EBS direct APIs behave: {"page": 100, "empty_pages": 2, "timeout": 500, ..}
+    /// Options of the EBS direct APIs: {"page": 100, "empty_pages": 2, "timeout": 500, ..}
     #[arg(long)]
     direct: Option<String>,
-    /// A KMS key that may be used, beside alias/aws/ebs
+    /// A KMS key that may be used, in addition to alias/aws/ebs
     #[arg(long)]
     key: Vec<String>,
-    /// For so many milliseconds a new id is not known
+    /// The number of milliseconds for which a new id is not found
     #[arg(long, default_value_t = 0)]
     visibility_lag: u64,
-    /// Throttles as EC2 and EBS do
+    /// Throttle calls as EC2 and EBS do
     #[arg(long)]
     throttle: bool,
-    /// An IAM policy: what it does not allow is refused
+    /// An IAM policy; actions that it does not allow are refused
     #[arg(long)]
     policy: Option<PathBuf>,
-    /// How many seconds its clock is ahead of this machine's
+    /// The number of seconds by which its clock is ahead of this machine's
     #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
     clock_ahead: i64,
     /// The instances have no role
@@ -75,10 +75,10 @@ struct Args {
     /// An action that is refused
     #[arg(long)]
     deny: Vec<String>,
-    /// Not 0: delays are drawn, up to what is set
+    /// If not 0, delays are random, up to the set values
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Every call is appended to this file, a JSON object on each line
+    /// Append every call to this file as a JSON object on one line
     #[arg(long)]
     record: Option<PathBuf>,
 }
@@ -173,7 +173,7 @@ fn main() -> Result<()> {
     for id in others {
         println!("{id} {}", server.imds_of(&id).unwrap_or_default());
     }
-    // The last line: everything is ready.
+    // This is the last line. It tells the reader that the server is ready.
     println!("{}", server.endpoint());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {

@@ -1,4 +1,4 @@
-//! How the server is to behave.
+//! The options of the server.
 
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,60 +9,63 @@ use std::time::Duration;
 /// What happens on the builder when a volume is attached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AttachAs {
-    /// Nothing: only the answers change.
+    /// Only the API's responses change.
     Nothing,
-    /// A loop device on this machine, described in `DIR/attached/VOLUME.json`. Needs root.
+    /// The volume is attached as a loop device on this machine. `DIR/attached/VOLUME.json` has its name. This needs
+    /// root.
     Loop,
-    /// An NVMe controller in the QEMU guest behind this QMP socket, on one of its ports `rp0`, `rp1`, …
+    /// The volume is attached as an NVMe controller in the QEMU guest behind this QMP socket, on one of its ports
+    /// `rp0`, `rp1` and so on.
     Qmp(PathBuf),
 }
 
-/// An instance that may have volumes attached.
+/// An instance to which volumes can be attached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Builder {
     pub id: String,
-    /// `us-east-1a`.
+    /// The zone, such as `us-east-1a`.
     pub zone: String,
     pub attach: AttachAs,
 }
 
-/// How long things take.
+/// The duration of each state.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "snake_case")]
 pub struct Delays {
-    /// Every answer.
+    /// The delay of every response.
     #[serde(with = "millis")]
     pub answer: Duration,
-    /// A volume is `creating`.
+    /// The time for which a volume is `creating`.
     #[serde(with = "millis")]
     pub creating: Duration,
-    /// A volume is `attaching`.
+    /// The time for which a volume is `attaching`.
     #[serde(with = "millis")]
     pub attaching: Duration,
-    /// Until the kernel shows it, from the call on: before or after the API says `attached`.
+    /// The time from the call until the kernel shows the device. This may be before or after the API reports
+    /// `attached`.
     #[serde(with = "millis")]
     pub device: Duration,
-    /// A volume is `detaching`.
+    /// The time for which a volume is `detaching`.
     #[serde(with = "millis")]
     pub detaching: Duration,
-    /// A snapshot is `pending`.
+    /// The time for which a snapshot is `pending`.
     #[serde(with = "millis")]
     pub snapshot: Duration,
-    /// An image is `pending`.
+    /// The time for which an image is `pending`.
     #[serde(with = "millis")]
     pub image: Duration,
-    /// A deleted volume is `deleting`.
+    /// The time for which a deleted volume is `deleting`.
     #[serde(with = "millis")]
     pub deleting: Duration,
-    /// A snapshot written by its blocks is `pending` from CompleteSnapshot on.
+    /// The time from CompleteSnapshot until the snapshot is no longer `pending`.
     #[serde(with = "millis")]
     pub completing: Duration,
-    /// A copy of a snapshot is `pending`.
+    /// The time for which a copy of a snapshot is `pending`.
     #[serde(with = "millis")]
     pub copying: Duration,
 }
 
-/// Milliseconds, in files.
+/// Durations are in milliseconds in files.
 mod millis {
     use serde::{Deserialize, Deserializer, Serializer};
     use std::time::Duration;
@@ -75,7 +78,8 @@ mod millis {
     }
 }
 
-/// Token buckets, one for each action: how many calls at once, and how many more per second.
+/// Token buckets. Each action has its own bucket. The first number is the bucket's size, and the second one is the
+/// number of calls that are added per second.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Throttle {
     /// Calls that change nothing.
@@ -87,30 +91,33 @@ pub struct Throttle {
 }
 
 impl Throttle {
-    /// EC2's own, of its guide to API throttling.
+    /// EC2's limits, from its guide to API throttling.
     pub const EC2: Self = Self { reading: (100.0, 20.0), unfiltered: (50.0, 10.0), changing: (50.0, 5.0) };
 }
 
-/// How the EBS direct APIs behave.
+/// The options of the EBS direct APIs.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Direct {
-    /// A block's token is good for so long.
+    /// The lifetime of a block's token.
     #[serde(with = "millis")]
     pub block_tokens: Duration,
-    /// A page's token is good for so long.
+    /// The lifetime of a page's token.
     #[serde(with = "millis")]
     pub page_tokens: Duration,
-    /// A page holds no more blocks than so many, whatever `MaxResults` says.
+    /// The maximum number of blocks on a page, even if `MaxResults` is larger.
     pub page: Option<usize>,
-    /// Before every so many pages comes an empty one with a next token. 0: none does.
+    /// Before each group of this number of pages, there is an empty page with a token for the next page. With 0, there
+    /// is none.
     pub empty_pages: u32,
-    /// Instead of the `Timeout` that was asked for, which is in minutes. Zero: as it was asked for.
+    /// Replaces the `Timeout` of the request, which is in minutes. With zero, the request's value is used.
     #[serde(with = "millis")]
     pub timeout: Duration,
-    /// Snapshots that are being written at once; one more is a `ConcurrentLimitExceededException`.
+    /// The maximum number of snapshots that may be written at the same time. One more fails with
+    /// `ConcurrentLimitExceededException`.
     pub pending: usize,
-    /// The account encrypts by default: an unencrypted snapshot is no parent, and none is made.
+    /// Whether the account encrypts by default. Then an unencrypted snapshot cannot be a parent, and none can be
+    /// created.
     pub encrypts: bool,
     pub throttle: Option<DirectThrottle>,
 }
@@ -130,21 +137,22 @@ impl Default for Direct {
     }
 }
 
-/// Token buckets of the EBS direct APIs: how many calls at once, and how many more per second.
+/// Token buckets of the EBS direct APIs. The first number is the bucket's size, and the second one is the number of
+/// calls that are added per second.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct DirectThrottle {
-    /// GetSnapshotBlock, of each snapshot.
+    /// GetSnapshotBlock. Each snapshot has its own bucket.
     pub gets: (f64, f64),
-    /// PutSnapshotBlock, of each snapshot.
+    /// PutSnapshotBlock. Each snapshot has its own bucket.
     pub puts: (f64, f64),
-    /// ListSnapshotBlocks and ListChangedBlocks, each, of the account.
+    /// ListSnapshotBlocks and ListChangedBlocks. Each action has one bucket for the account.
     pub lists: (f64, f64),
-    /// StartSnapshot and CompleteSnapshot, each, of the account.
+    /// StartSnapshot and CompleteSnapshot. Each action has one bucket for the account.
     pub snapshots: (f64, f64),
 }
 
 impl DirectThrottle {
-    /// EBS's own quotas, with a second's worth at once.
+    /// EBS's quotas. A bucket has room for the calls of one second.
     pub const EBS: Self =
         Self { gets: (1000.0, 1000.0), puts: (1000.0, 1000.0), lists: (50.0, 50.0), snapshots: (10.0, 10.0) };
 }
@@ -155,13 +163,14 @@ pub struct Limits {
     pub volumes: usize,
     pub snapshots: usize,
     pub images: usize,
-    /// Volumes on one instance, its own included. EC2: 28 on most Nitro types, with the network interfaces.
+    /// The maximum number of volumes on one instance, including its own. EC2 allows 28 on most Nitro types, including
+    /// network interfaces.
     pub attachments: usize,
-    /// Of one volume at a time.
+    /// The maximum number of pending snapshots of one volume.
     pub pending_snapshots: usize,
-    /// Copies of snapshots that are made at once.
+    /// The maximum number of copies of snapshots that are made at the same time.
     pub copies: usize,
-    /// Between two snapshots of one volume.
+    /// The minimum time between two snapshots of one volume.
     pub between_snapshots: Duration,
 }
 
@@ -179,51 +188,53 @@ impl Default for Limits {
     }
 }
 
-/// All that can be set. The default answers at once, and is strict.
+/// All options. With the defaults, the server is strict and responds without delays.
 #[derive(Debug, Clone)]
 pub struct ServerOptions {
-    /// Where to listen; port 0 takes a free one.
+    /// The address to listen on. Port 0 selects a free port.
     pub listen: SocketAddr,
     pub region: String,
-    /// Twelve digits: whose everything is.
+    /// The account that owns all resources. It has twelve digits.
     pub account: String,
-    /// The instance that IMDS speaks of.
+    /// The instance that IMDS describes.
     pub instance_id: String,
     pub zone: String,
     pub attach: AttachAs,
-    /// More instances: each has an IMDS of its own ([`crate::Server::imds_of`]).
+    /// Additional instances. Each has its own IMDS ([`crate::Server::imds_of`]).
     pub others: Vec<Builder>,
-    /// Of the instances, and whose keys IMDS gives out. `None`: they have none.
+    /// The role of the instances. IMDS supplies its keys. `None` means that the instances have no role.
     pub role: Option<String>,
     pub delays: Delays,
-    /// How long the answers of an action take, in addition to [`Delays::answer`]: from so many milliseconds to so many.
-    /// The longest pattern that fits decides: `PutSnapshotBlock`, `Describe*`, `*`.
+    /// The minimum and maximum latency of each action in milliseconds, in addition to [`Delays::answer`]. The key is a
+    /// pattern such as `PutSnapshotBlock`, `Describe*` or `*`. The longest matching pattern is used.
     pub latencies: BTreeMap<String, (u64, u64)>,
     pub direct: Direct,
-    /// For so long a new id is not known to the calls after the one that made it.
+    /// The time for which later calls do not find a new resource.
     pub visibility_lag: Duration,
-    /// A name is free again for so long before it can be taken: until then an attachment under it stays `attaching`.
+    /// The time for which a free device name cannot be used again. An attachment with this name is `attaching` until
+    /// then.
     pub sticky_names: Duration,
     pub throttle: Option<Throttle>,
     pub limits: Limits,
     pub faults: Vec<crate::Fault>,
-    /// Actions that are not permitted: `CreateVolume`, `ssm:GetParameter`.
+    /// Actions that are not permitted, such as `CreateVolume` or `ssm:GetParameter`.
     pub denied: BTreeSet<String>,
-    /// An IAM policy: what it does not allow is not permitted.
+    /// An IAM policy. Actions that it does not allow are refused.
     pub policy: Option<serde_json::Value>,
-    /// KMS keys that may be used. With any other a volume is created, and vanishes.
+    /// KMS keys that may be used. With another key, a volume is created and then vanishes.
     pub keys: BTreeSet<String>,
     /// SSM parameters.
     pub parameters: BTreeMap<String, String>,
-    /// A page that was asked for holds no more than so many; EC2 may give less than `MaxResults`, too.
+    /// The maximum number of results on a page. EC2 may also return fewer results than `MaxResults`.
     pub page: Option<usize>,
-    /// The server's clock is ahead of ours by so many seconds: by more than five minutes, signatures are refused.
+    /// The number of seconds by which the server's clock is ahead of this machine's clock. If it is more than five
+    /// minutes, signatures are refused.
     pub clock_ahead: i64,
-    /// An access key is good for so many calls, and then too old.
+    /// The number of calls after which an access key expires.
     pub calls_per_key: Option<u32>,
-    /// Not 0: every delay and lag is drawn from 0 to what is set.
+    /// If this is not 0, every delay and lag is random, from 0 to its set value.
     pub seed: u64,
-    /// Every call is appended to this file, a JSON object on each line.
+    /// Every call is appended to this file as a JSON object on one line.
     pub record: Option<PathBuf>,
 }
 
@@ -259,29 +270,32 @@ impl Default for ServerOptions {
     }
 }
 
-/// Latencies and delays as they are on AWS, in round figures: what a bench without AWS is measured with. Where a figure
-/// is known that says more, the smaller one is here: a wait hides what a program does itself. Milliseconds.
+/// Latencies and delays in milliseconds that are similar to those of AWS, in round figures. A benchmark without AWS
+/// uses them. If several figures are known, the smaller one is used, because a longer wait would hide the time of the
+/// program itself.
 ///
-/// How long a snapshot is `pending` is what nobody can say in general, and most of a bake. Here it is so long that the
-/// reference measurement of oven's bars comes out: Debian's Packer 1.6.6 with its amazon-chroot builder, which installs
-/// one package, took 45.2 s at its own polling and 19.7 s at one second. With 5 s it took 48.0 s and 19.3 s here. By its
-/// looks, anything from 0 to 15 s is the same at its own polling, and anything from 5 to 6 s at one second: the middle of
-/// that is taken. An image that was `pending` at the first look would cost it 15 s more than were measured.
+/// A snapshot is `pending` for most of a bake, and there is no general figure for this time. It is chosen so that it
+/// reproduces the reference measurement of oven's benchmarks. There, Debian's Packer 1.6.6 installed one package with
+/// its amazon-chroot builder. It took 45.2 s with its own polling interval, and 19.7 s with an interval of one second.
+/// With a snapshot time of 5 s, it took 48.0 s and 19.3 s on this server. Packer's result is the same for all times
+/// from 0 to 15 s with its own interval, and for all times from 5 to 6 s with one second. The middle of the shorter
+/// range is used. If an image were `pending` at Packer's first poll, Packer would take 15 s longer than in the
+/// measurement.
 ///
 /// | what | time | why |
 /// |---|---|---|
-/// | every call that is not below | 80 to 150 | one request to EC2 within a region: what it does itself, and no queue |
-/// | Attach-, Create- and DetachVolume, CreateSnapshot, RegisterImage | 200 to 400 | they write before they answer |
+/// | every call that is not below | 80 to 150 | a request to EC2 within a region, without a queue |
+/// | Attach-, Create- and DetachVolume, CreateSnapshot, RegisterImage | 200 to 400 | they write before they respond |
 /// | a volume is `creating` | 1500 | the median that the CSI driver measured in three regions (kubernetes-sigs/aws-ebs-csi-driver#2021) |
-/// | `attaching`, `detaching` | 2000 | of the averages of 3.7 s and 8.1 s in kubernetes/kubernetes#84181 a part is its polling |
-/// | until the kernel shows it | 1500 | the controller is there before the API says `attached` |
-/// | a snapshot of a volume is `pending` | 5500 | see above. Longer ones are reported, too: "15 seconds and up to 30" (platformsh/platformsh-docs#992), 43 s with its image (log in hashicorp/packer#4704) |
+/// | `attaching`, `detaching` | 2000 | kubernetes/kubernetes#84181 has averages of 3.7 s and 8.1 s, but a part of them is its polling interval |
+/// | until the kernel shows it | 1500 | the controller appears before the API reports `attached` |
+/// | a snapshot of a volume is `pending` | 5500 | see above. Longer times are also reported: "15 seconds and up to 30" (platformsh/platformsh-docs#992), 43 s with its image (log in hashicorp/packer#4704) |
 /// | an image is `pending` | 0 | see above; registering copies nothing |
-/// | GetSnapshotBlock, PutSnapshotBlock | 60 to 140 | 100 is what AWS's guide reckons with ("Optimize performance for EBS direct APIs") |
+/// | GetSnapshotBlock, PutSnapshotBlock | 60 to 140 | AWS's guide assumes 100 ("Optimize performance for EBS direct APIs") |
 /// | ListSnapshotBlocks, ListChangedBlocks | 80 to 150 | as every call |
 /// | StartSnapshot, CompleteSnapshot | 200 to 400 | as CreateSnapshot |
-/// | from CompleteSnapshot to `completed` | 5000 | the data is there already; whole uploads of 2 GiB end within 10 s (NixOS/amis#123) and 16 s (awslabs/coldsnap#437) |
-/// | a copy of a snapshot is `pending` | 60000 | within a region and an account: longer than a snapshot, for its blocks are read, too |
+/// | from CompleteSnapshot to `completed` | 5000 | the data are already stored; whole uploads of 2 GiB end within 10 s (NixOS/amis#123) and 16 s (awslabs/coldsnap#437) |
+/// | a copy of a snapshot is `pending` | 60000 | within a region and an account; it takes longer than a snapshot, because the blocks are also read |
 const PLAUSIBLE: [(&str, u64, u64); 10] = [
     ("*", 80, 150),
     ("AttachVolume", 200, 400),
@@ -296,7 +310,7 @@ const PLAUSIBLE: [(&str, u64, u64); 10] = [
 ];
 
 impl ServerOptions {
-    /// The same, as slow as AWS.
+    /// Returns these options with latencies and delays that are similar to those of AWS.
     pub fn plausible(self) -> Self {
         let ms = Duration::from_millis;
         let delays = Delays {
@@ -315,31 +329,31 @@ impl ServerOptions {
         Self { delays, latencies: latencies.collect(), ..self }
     }
 
-    /// How long the answers of an action take, in milliseconds.
+    /// Returns the minimum and maximum latency of an action in milliseconds.
     pub fn latency(&self, action: &str) -> Option<(u64, u64)> {
         let fits = self.latencies.iter().filter(|(pattern, _)| crate::filter::matches(pattern, action));
         fits.max_by_key(|(pattern, _)| pattern.len()).map(|(_, latency)| *latency)
     }
 
-    /// All instances, the first one first.
+    /// Returns all instances. The instance of `instance_id` comes first.
     pub fn builders(&self) -> Vec<Builder> {
         let first =
             Builder { id: self.instance_id.clone(), zone: self.zone.clone(), attach: self.attach.clone() };
         [first].into_iter().chain(self.others.iter().cloned()).collect()
     }
 
-    /// The account's own KMS key for volumes.
+    /// Returns the account's own KMS key for volumes.
     pub fn default_key(&self) -> String {
         let Self { region, account, .. } = self;
         format!("arn:aws:kms:{region}:{account}:key/0be50be5-0be5-0be5-0be5-0be50be50be5")
     }
 
-    /// Whether a KMS key may be used. `None`: the account's own.
+    /// Returns whether a KMS key may be used. `None` stands for the account's own key.
     pub fn may_use_key(&self, key: Option<&str>) -> bool {
         key.is_none_or(|key| self.keys.contains(key) || key == self.default_key())
     }
 
-    /// The region's zones.
+    /// Returns the zones of the region.
     pub fn zones(&self) -> [String; 2] {
         ["a", "b"].map(|letter| format!("{}{letter}", self.region))
     }

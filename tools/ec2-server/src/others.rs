@@ -1,4 +1,4 @@
-//! The little that is asked of other services: SSM's GetParameter, STS's GetCallerIdentity and AssumeRole.
+//! The actions of other services that oven needs: SSM's GetParameter, and STS's GetCallerIdentity and AssumeRole.
 
 use crate::iam::{Target, permitted};
 use crate::options::ServerOptions;
@@ -7,7 +7,7 @@ use crate::refusal::{Refusal, Result, no, refuse};
 use crate::world::{now, rfc3339};
 use serde_json::{Map, Value, json};
 
-/// The action of a call to SSM, of the header `X-Amz-Target`.
+/// Returns the action of a call to SSM from the header `X-Amz-Target`.
 pub fn ssm_action(target: &str) -> Option<&str> {
     target.strip_prefix("AmazonSSM.")
 }
@@ -38,7 +38,7 @@ pub fn ssm(action: &str, body: &[u8], options: &ServerOptions) -> Result<Value> 
     }}))
 }
 
-/// An error in SSM's way.
+/// Formats an error as SSM does.
 pub fn ssm_error(refusal: &Refusal) -> String {
     json!({"__type": refusal.code, "message": refusal.message}).to_string()
 }

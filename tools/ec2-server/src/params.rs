@@ -1,4 +1,4 @@
-//! The parameters of a request: taken one by one, so that what is left over is unknown.
+//! The parameters of a request. Each known parameter is taken, so the remaining ones are unknown.
 
 use crate::refusal::{Result, no};
 use std::collections::BTreeMap;
@@ -6,13 +6,13 @@ use std::collections::BTreeMap;
 /// The parameters of a request, or of a structure in it.
 #[derive(Debug, Clone, Default)]
 pub struct Params {
-    /// Of a structure: `Filter.1.`.
+    /// The prefix of a structure, such as `Filter.1.`.
     prefix: String,
     fields: BTreeMap<String, String>,
 }
 
 impl Params {
-    /// Of a form's body.
+    /// Parses the body of a form.
     pub fn parse(body: &[u8]) -> Result<Self> {
         let mut fields = BTreeMap::new();
         for (name, value) in form_urlencoded::parse(body) {
@@ -67,7 +67,7 @@ impl Params {
         }
     }
 
-    /// `Name.1`, `Name.2`, …
+    /// Takes `Name.1`, `Name.2` and so on.
     pub fn list(&mut self, name: &str) -> Result<Vec<String>> {
         let mut values = Vec::new();
         for mut item in self.items(name)? {
@@ -80,7 +80,7 @@ impl Params {
         Ok(values)
     }
 
-    /// `Name.1.Field`, `Name.2.Field`, …
+    /// Takes `Name.1.Field`, `Name.2.Field` and so on.
     pub fn structures(&mut self, name: &str) -> Result<Vec<Self>> {
         let mut items = self.items(name)?;
         for item in &mut items {
@@ -98,14 +98,14 @@ impl Params {
         Ok(items)
     }
 
-    /// `Name.Field`.
+    /// Takes `Name.Field`.
     pub fn structure(&mut self, name: &str) -> Option<Self> {
         let start = format!("{name}.");
         let fields: BTreeMap<_, _> = self.taken(&start);
         (!fields.is_empty()).then(|| Self { prefix: format!("{}{start}", self.prefix), fields })
     }
 
-    /// Fails if something is left.
+    /// Fails if a parameter remains.
     pub fn done(&self) -> Result<()> {
         match self.fields.keys().next() {
             None => Ok(()),

@@ -1,4 +1,4 @@
-//! QEMU's machine protocol: just enough to plug a disk in and out.
+//! QEMU's machine protocol, as far as it is needed to plug disks in and out.
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -11,16 +11,16 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
-/// A guest under TCG answers within a second; QEMU itself at once.
+/// The time limit for a response. A guest under TCG responds within a second, and QEMU itself immediately.
 const ANSWER: Duration = Duration::from_secs(20);
-/// A guest's removal takes 0.1 to 0.5 s; one that is booting needs longer.
+/// The time limit for the removal of a disk. A guest takes 0.1 to 0.5 s, and longer while it boots.
 const REMOVAL: Duration = Duration::from_secs(30);
-/// Others may talk to QEMU in between.
+/// The time for which one caller listens before other callers may use the connection.
 const SLICE: Duration = Duration::from_millis(50);
 
 const CLOSED: &str = "the connection was closed";
 
-/// A guest.
+/// A QEMU guest.
 pub struct Qmp {
     socket: PathBuf,
     connection: Mutex<Option<Connection>>,
@@ -29,13 +29,13 @@ pub struct Qmp {
 struct Connection {
     lines: Lines<BufReader<OwnedReadHalf>>,
     write: OwnedWriteHalf,
-    /// Devices that are gone.
+    /// Devices that QEMU has removed.
     deleted: BTreeSet<String>,
-    /// Ports that have a device, and which.
+    /// The device on each port.
     ports: Vec<Option<String>>,
 }
 
-/// Why a command failed, as QEMU says.
+/// The error of a command, as QEMU describes it.
 struct Failed(String);
 
 impl Connection {
@@ -88,7 +88,7 @@ impl Connection {
         }
     }
 
-    /// Reads what comes, for a short while.
+    /// Reads events for a short time.
     async fn listen(&mut self, time: Duration) -> Result<()> {
         let end = Instant::now() + time;
         loop {
@@ -103,7 +103,7 @@ impl Connection {
         }
     }
 
-    /// Plugs in: on the first port that is free, and there.
+    /// Plugs a disk in on the first free port.
     async fn plug(&mut self, name: &str, serial: &str, file: &Path) -> Result<()> {
         let node = json!({"driver": "raw", "node-name": name, "file": {"driver": "file", "filename": file}});
         self.run("blockdev-add", node).await?;
@@ -116,8 +116,8 @@ impl Connection {
             }
             let device = json!({
                 "driver": "nvme", "id": format!("dev-{name}"), "drive": name, "serial": serial, "bus": format!("rp{port}"),
-                // A port has one slot. Without it, QEMU 7.2 puts a second device of a port into another one, where
-                // no guest looks for it, and answers that all is well. Newer ones refuse it.
+                // A port has one slot. Without an address, QEMU 7.2 would put a second device of a port into another
+                // slot. No guest looks for a device there, but QEMU reports success. Later versions report an error.
                 "addr": "0",
             });
             match self.execute("device_add", device).await? {
@@ -125,7 +125,7 @@ impl Connection {
                     self.ports[port] = Some(name.to_owned());
                     return Ok(());
                 }
-                // Taken by somebody else.
+                // Another client of QEMU has put a device on this port.
                 Err(Failed(why)) if !why.contains("not found") => {
                     if !(why.contains("in use") || why.contains("occupied") || why.contains("not available"))
                     {
@@ -143,7 +143,7 @@ impl Connection {
     }
 }
 
-/// Whether an error says that there is no guest any more.
+/// Returns whether an error means that the guest no longer exists.
 fn is_gone(error: &anyhow::Error) -> bool {
     error.chain().any(|e| e.is::<std::io::Error>() || e.to_string() == CLOSED)
 }
@@ -159,7 +159,7 @@ impl Qmp {
         if let Some(old) = &mut open
             && old.listen(Duration::from_millis(1)).await.is_err()
         {
-            // That guest is gone, and what it had with it; another one may be there.
+            // The guest is gone, and its devices with it. Another guest may be at the socket.
             open = None;
         }
         let open = match open {
@@ -176,14 +176,14 @@ impl Qmp {
         result
     }
 
-    /// An NVMe controller with this serial number appears in the guest.
+    /// Adds an NVMe controller with this serial number to the guest.
     pub async fn plug(&self, name: &str, serial: &str, file: &Path) -> Result<()> {
         self.with(async |open| open.plug(name, serial, file).await)
             .await
             .with_context(|| format!("plugging {name} in"))
     }
 
-    /// It vanishes from the guest, which is asked first; a guest that is gone has nothing.
+    /// Removes a disk from the guest, which must agree. If the guest is gone, nothing has to be removed.
     pub async fn unplug(&self, name: &str) -> Result<()> {
         match self.unplug_from_guest(name).await {
             Err(error) if is_gone(&error) => Ok(()),
@@ -196,16 +196,16 @@ impl Qmp {
         let end = Instant::now() + REMOVAL;
         let mut asked: Option<Instant> = None;
         loop {
-            // A guest that is booting misses it: asked again every 5 s.
+            // A guest that is booting ignores the request, so it is repeated every 5 s.
             if asked.is_none_or(|at| at.elapsed() > Duration::from_secs(5)) {
                 asked = Some(Instant::now());
                 let asking = self.with(async |open| open.execute("device_del", json!({"id": device})).await);
                 match asking.await.with_context(|| format!("plugging {name} out"))? {
                     Ok(()) => {}
-                    // Gone already, or on its way out.
+                    // The device is already removed, or is being removed.
                     Err(Failed(why)) if why.contains("not found") => break,
                     Err(Failed(why)) if why.contains("in the process of unplug") => {}
-                    // With native hot-plug: the guest is not done with what it was asked before.
+                    // With native hot-plug, the guest is still processing the previous request.
                     Err(Failed(why)) if why.contains("guest is busy") => {}
                     Err(Failed(why)) => bail!("plugging {name} out: {why}"),
                 }
@@ -225,7 +225,7 @@ impl Qmp {
             for port in open.ports.iter_mut().filter(|port| port.as_deref() == Some(name)) {
                 *port = None;
             }
-            // The device is gone, and its last reads are not yet.
+            // The device is removed, but its last reads may not be complete.
             for _ in 0..100 {
                 match open.execute("blockdev-del", json!({"node-name": name})).await? {
                     Err(Failed(why)) if why.contains("in use") => open.listen(SLICE).await?,

@@ -1,22 +1,22 @@
-//! What EC2 says no with.
+//! The errors that EC2 returns.
 
 use std::fmt::Display;
 
-/// An error answer.
+/// An error response.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
-    /// Of HTTP.
+    /// The HTTP status.
     pub status: u16,
-    /// `InvalidVolume.NotFound`.
+    /// The code, such as `InvalidVolume.NotFound`.
     pub code: String,
     pub message: String,
-    /// Of EBS: `INVALID_BLOCK_TOKEN`.
+    /// The reason in errors of EBS, such as `INVALID_BLOCK_TOKEN`.
     pub reason: Option<String>,
 }
 
 pub type Result<T> = std::result::Result<T, Refusal>;
 
-/// A refusal with the status that its code has.
+/// Returns a refusal with the HTTP status of its code. `code` may contain a reason: `CODE:REASON`.
 pub fn refuse(code: &str, message: impl Display) -> Refusal {
     let (code, reason) =
         code.split_once(':').map_or((code, None), |(code, reason)| (code, Some(reason.into())));
@@ -31,7 +31,8 @@ pub fn refuse(code: &str, message: impl Display) -> Refusal {
     Refusal { status, code: code.to_owned(), message: message.to_string(), reason }
 }
 
-/// `no("InvalidZone.NotFound", "The zone '{}' does not exist.", zone)`: returns with a refusal.
+/// Returns from the function with a refusal. An example is `no!("InvalidZone.NotFound", "The zone '{}' does not
+/// exist.", zone)`.
 macro_rules! no {
     ($code:expr, $($text:tt)+) => {
         return Err($crate::refusal::refuse($code, format!($($text)+)))

@@ -1,4 +1,4 @@
-//! The server's state, and who may change it.
+//! The server's state.
 
 use crate::faults::{Buckets, Plan, Turn};
 use crate::options::ServerOptions;
@@ -8,19 +8,20 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::time::Duration;
 
-/// One call that came in, and what became of it.
+/// A call, and its result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Call {
     /// `ec2`, `ebs`, `ssm`, `sts` or `imds`.
     pub service: String,
-    /// `CreateVolume`; of IMDS the method and path.
+    /// The action, such as `CreateVolume`. For IMDS, the method and the path.
     pub action: String,
-    /// As on the wire: `Filter.1.Value.1`. Of EBS by the names of its API, without a block's data.
+    /// The parameters as in the request, such as `Filter.1.Value.1`. For EBS, the names are those of its API, and a
+    /// block's data are omitted.
     pub params: BTreeMap<String, String>,
     pub dry_run: bool,
-    /// A status of HTTP, or an error's code; the fault, if there was one.
+    /// The HTTP status or the error code. If there was a fault, the fault is included.
     pub answer: String,
-    /// The id of what it made.
+    /// The id of the created resource.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub made: Option<String>,
     /// Milliseconds since 1970.
@@ -30,20 +31,20 @@ pub struct Call {
 pub struct State {
     pub options: ServerOptions,
     pub world: World,
-    /// How it was before the last change, and when that was made: what a stale read sees.
+    /// The world before the last change, and the time of that change. A stale read returns this world.
     pub before: (World, Time),
     pub plan: Plan,
     pub buckets: Buckets,
     pub calls: Vec<Call>,
-    /// How many calls each access key signed.
+    /// The number of calls that each access key has signed.
     pub signed: BTreeMap<String, u32>,
-    /// How many calls are being carried out.
+    /// The number of calls that are being processed.
     pub at_work: usize,
     random: u64,
     jitter: u64,
 }
 
-/// xorshift64*: of a state, which is not 0, the next number, up to 2^53.
+/// xorshift64*: returns the next number of a state that is not 0. The number is below 2^53.
 fn next(state: &mut u64) -> u64 {
     *state ^= *state >> 12;
     *state ^= *state << 25;
@@ -60,13 +61,13 @@ impl State {
         Self { options, world, before, plan, buckets, calls, signed, at_work: 0, random, jitter: random | 1 }
     }
 
-    /// Changes the world; what it was is stored for stale reads.
+    /// Changes the world, and stores the old world for stale reads.
     pub fn change<T>(&mut self, change: impl FnOnce(&mut World) -> T) -> T {
         self.before = (self.world.clone(), now());
         change(&mut self.world)
     }
 
-    /// A time as it was set, or with a seed one up to it.
+    /// Returns the given time, or a random time up to it if a seed is set.
     pub fn drawn(&mut self, time: Duration) -> Time {
         let most = time.as_millis() as Time;
         if self.options.seed == 0 || most == 0 {
@@ -75,14 +76,14 @@ impl State {
         next(&mut self.random) % (most + 1)
     }
 
-    /// How long the answer of this call takes.
+    /// Returns the time after which this call is answered.
     pub fn latency(&mut self, action: &str) -> Duration {
         let (least, most) = self.options.latency(action).unwrap_or_default();
         let drawn = least + next(&mut self.jitter) % (most.saturating_sub(least) + 1);
         self.options.delays.answer + Duration::from_millis(drawn)
     }
 
-    /// A new thing of ours, ready after `delay`.
+    /// Returns the properties of a new resource of the account. It is ready after `delay`.
     pub fn common(&mut self, id: &str, tags: Tags, delay: Duration, turn: Option<Turn>) -> Common {
         let (now, lag) = (now(), self.options.visibility_lag);
         let ready_at = if turn == Some(Turn::Stuck) { NEVER } else { now + self.drawn(delay) };

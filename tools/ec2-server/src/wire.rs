@@ -1,20 +1,20 @@
-//! HTTP/1.1, as much of it as the clients of this server speak: bodies with a length or in chunks, and connections that
-//! stay.
+//! HTTP/1.1, as far as the clients of this server use it. Bodies have a length or come in chunks, and connections are
+//! reused.
 
 use crate::chunks;
 use std::io::{Error, ErrorKind, Result};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// Of a request. A block of a snapshot has 512 KiB, and in signed chunks some more.
+/// The maximum size of a request. A block of a snapshot has 512 KiB, and the signatures of its chunks are added.
 const LONGEST: usize = 1 << 20;
 const MOST_HEADERS: usize = 64;
-/// Read at once: a head, and not much of the body, which is copied from there.
+/// The size of the first read. It has room for a request's head, but not for much of the body, which is copied.
 const HEAD: usize = 8 << 10;
-/// A body up to this length is written with its head.
+/// A body up to this length is written together with its head.
 const SHORT: usize = 16 << 10;
 
-/// The headers of a request, names in lower case.
+/// The headers of a request. Their names are in lower case.
 #[derive(Debug, Clone, Default)]
 pub struct Headers(Vec<(String, String)>);
 
@@ -31,9 +31,9 @@ impl Headers {
 #[derive(Debug)]
 pub struct Request {
     pub method: String,
-    /// Without the query.
+    /// The path without the query.
     pub path: String,
-    /// After the `?`.
+    /// The text after the `?`.
     pub query: String,
     pub headers: Headers,
     pub body: Vec<u8>,
@@ -42,13 +42,13 @@ pub struct Request {
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,
-    /// Of the body: `text/plain`.
+    /// The content type of the body, such as `text/plain`.
     pub kind: &'static str,
     pub headers: Vec<(&'static str, String)>,
     pub body: Vec<u8>,
 }
 
-/// The connection is closed without an answer.
+/// The connection is closed without a response.
 #[derive(Debug)]
 pub struct Dropped;
 
@@ -56,7 +56,8 @@ fn bad(text: &str) -> Error {
     Error::new(ErrorKind::InvalidData, text.to_owned())
 }
 
-/// The request at the beginning of what was read, its length there, and that of its body (`None`: in chunks).
+/// Parses the request's head at the beginning of `read`. Returns the request, the head's length, and the body's length.
+/// The body's length is `None` if the body comes in chunks.
 fn head(read: &[u8]) -> Result<Option<(Request, usize, Option<usize>)>> {
     let mut headers = [httparse::EMPTY_HEADER; MOST_HEADERS];
     let mut parsed = httparse::Request::new(&mut headers);
@@ -81,7 +82,7 @@ fn head(read: &[u8]) -> Result<Option<(Request, usize, Option<usize>)>> {
     Ok(Some((Request { method, path, query, headers, body: Vec::new() }, length, body)))
 }
 
-/// Reads one request. `None`: the client is done.
+/// Reads one request. Returns `None` if the client has closed the connection.
 async fn next(stream: &mut TcpStream, read: &mut Vec<u8>) -> Result<Option<Request>> {
     let (mut request, start, length) = loop {
         if let Some(parsed) = head(read)? {
@@ -132,7 +133,7 @@ async fn next(stream: &mut TcpStream, read: &mut Vec<u8>) -> Result<Option<Reque
             body
         }
     };
-    // Signed chunks, within a body of either kind.
+    // The body, chunked by HTTP or not, may consist of signed chunks.
     let encodings = request.headers.get("content-encoding").unwrap_or_default();
     let signed = encodings.split(',').any(|encoding| encoding.trim().eq_ignore_ascii_case("aws-chunked"));
     request.body = match signed {
@@ -143,7 +144,7 @@ async fn next(stream: &mut TcpStream, read: &mut Vec<u8>) -> Result<Option<Reque
     Ok(Some(request))
 }
 
-/// Answers what comes over a connection, until either side ends it.
+/// Serves requests of a connection until one side closes it.
 pub async fn serve(
     mut stream: TcpStream,
     handle: impl AsyncFn(Request) -> std::result::Result<Answer, Dropped>,

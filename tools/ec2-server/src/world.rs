@@ -1,4 +1,4 @@
-//! What there is: plain records, and what they are at a time.
+//! The resources as plain records, and their states at a given time.
 
 use crate::faults::Turn;
 use crate::refusal::{Result, no};
@@ -10,38 +10,38 @@ pub type Tags = BTreeMap<String, String>;
 /// Milliseconds since 1970.
 pub type Time = u64;
 
-/// Later than anything.
+/// A time that never comes.
 pub const NEVER: Time = Time::MAX;
 
 pub fn now() -> Time {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as Time)
 }
 
-/// As EC2 writes it.
+/// Formats a time as EC2 does.
 pub fn rfc3339(time: Time) -> String {
     humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(time)).to_string()
 }
 
-/// What all things have.
+/// The properties that all resources have.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Common {
     pub id: String,
     pub owner: String,
     pub tags: Tags,
     pub created: Time,
-    /// Before it, no call knows the id.
+    /// No call finds the resource before this time.
     pub visible_at: Time,
-    /// Before it: `creating`, `pending`.
+    /// Before this time, the state is `creating` or `pending`.
     pub ready_at: Time,
-    /// From then on there is nothing.
+    /// From this time on, the resource does not exist.
     pub gone_at: Option<Time>,
     pub turn: Option<Turn>,
-    /// It was not made by a call.
+    /// Whether the resource exists without a call that created it.
     pub seeded: bool,
 }
 
 impl Common {
-    /// Whether a call at this time knows it.
+    /// Returns whether a call at this time finds the resource.
     pub fn is_visible(&self, now: Time) -> bool {
         now >= self.visible_at && !self.is_gone(now)
     }
@@ -70,7 +70,7 @@ impl Common {
     }
 }
 
-/// What kind of volume, as far as it was said.
+/// The type of a volume. Values that the request omits are empty.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Kind {
     pub volume_type: String,
@@ -90,7 +90,7 @@ pub struct Volume {
     pub kind: Kind,
     pub product_codes: Vec<String>,
     pub attachment: Option<Attachment>,
-    /// When snapshots of it were asked for.
+    /// The times at which snapshots of the volume were requested.
     pub snapshots_at: Vec<Time>,
 }
 
@@ -117,13 +117,13 @@ impl Phase {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Attachment {
     pub instance: String,
-    /// `/dev/sdf`.
+    /// The device name, such as `/dev/sdf`.
     pub device: String,
     pub since: Time,
     pub phase: Phase,
     pub delete_on_termination: bool,
     pub turn: Option<Turn>,
-    /// Which one: a later one of the same volume has another number.
+    /// Identifies the attachment. A later attachment of the same volume has another number.
     pub number: u64,
 }
 
@@ -148,26 +148,26 @@ pub struct Snapshot {
     pub key: Option<String>,
     pub product_codes: Vec<String>,
     pub public: bool,
-    /// Not public, and not ours: whether we may use it.
+    /// Whether the account may use this snapshot although it is another account's and not public.
     #[serde(default)]
     pub shared: bool,
-    /// Of one that is or was written by its blocks.
+    /// Set for a snapshot that was started by StartSnapshot.
     #[serde(default)]
     pub written: Option<Written>,
-    /// It is a copy of another one.
+    /// Whether it is a copy of another snapshot.
     #[serde(default)]
     pub copy: bool,
 }
 
-/// How a snapshot is written by its blocks.
+/// The state of a snapshot that is written block by block.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Written {
     pub parent: Option<String>,
-    /// Milliseconds without a call after which it is given up.
+    /// The snapshot is given up after this number of milliseconds without a call.
     pub timeout: Time,
-    /// When the last call was made.
+    /// The time of the last call.
     pub touched: Time,
-    /// What CompleteSnapshot said: how many blocks, and their checksum.
+    /// The number of blocks and the checksum from CompleteSnapshot.
     pub sealed: Option<(u32, String)>,
 }
 
@@ -182,7 +182,7 @@ impl Snapshot {
         }
     }
 
-    /// Whether its data may be used: it is ours, or was shared.
+    /// Returns whether the account may use the snapshot's data.
     pub fn is_usable(&self, account: &str) -> bool {
         self.common.owner == account || self.public || self.shared
     }
@@ -191,7 +191,7 @@ impl Snapshot {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Mapping {
     pub device: String,
-    /// `ephemeral0`: instance store.
+    /// The name of an instance store volume, such as `ephemeral0`.
     pub virtual_name: Option<String>,
     pub snapshot: Option<String>,
     pub size: Option<u32>,
@@ -205,12 +205,12 @@ pub struct Image {
     pub common: Common,
     pub name: String,
     pub description: Option<String>,
-    /// `amazon`.
+    /// For example `amazon`.
     pub owner_alias: Option<String>,
     pub public: bool,
-    /// Not public, and not ours: whether we may use it.
+    /// Whether the account may use this image although it is another account's and not public.
     pub shared: bool,
-    /// Only its owner may use it, for the time being.
+    /// Whether the image is disabled, so that only its owner may use it.
     pub disabled: bool,
     pub architecture: String,
     pub virtualization: String,
@@ -227,7 +227,7 @@ pub struct Image {
     pub product_codes: Vec<String>,
     pub platform_details: String,
     pub usage_operation: String,
-    /// RFC 3339.
+    /// The time of deprecation (RFC 3339).
     pub deprecation: Option<String>,
 }
 
@@ -236,7 +236,7 @@ impl Image {
         if self.disabled { "disabled" } else { self.common.state(now, "pending", "available", "failed") }
     }
 
-    /// The root volume's snapshot.
+    /// Returns the root volume's snapshot.
     pub fn root_snapshot(&self) -> Option<&str> {
         self.mappings.iter().find(|m| m.device == self.root_device)?.snapshot.as_deref()
     }
@@ -247,15 +247,15 @@ pub struct Instance {
     #[serde(flatten)]
     pub common: Common,
     pub zone: String,
-    /// `running`.
+    /// The state, such as `running`.
     pub state: String,
-    /// Its own devices, and what they hold: `/dev/xvda`, its root.
+    /// The instance's own devices with their volumes. `/dev/xvda` is its root.
     pub devices: BTreeMap<String, String>,
-    /// When a name that is not in use any more became free.
+    /// The times at which device names became free.
     pub freed: BTreeMap<String, Time>,
 }
 
-/// What a client token was used for.
+/// The call in which a client token was used.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Token {
     pub params: BTreeMap<String, String>,
@@ -272,7 +272,7 @@ pub struct World {
     pub attachments: u64,
 }
 
-/// What an id looks like.
+/// Fails if an id has a wrong form.
 pub fn check_id(id: &str, prefix: &str, invalid: &str) -> Result<()> {
     let digits = id.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('-'));
     let hex = |digits: &str| digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
@@ -345,7 +345,7 @@ find!(
 );
 
 impl World {
-    /// The images that use a snapshot.
+    /// Returns the images that use a snapshot.
     pub fn using(&self, snapshot: &str, now: Time) -> impl Iterator<Item = &Image> {
         let uses = move |image: &&Image| {
             !image.common.is_gone(now)
@@ -354,7 +354,7 @@ impl World {
         self.images.values().filter(uses)
     }
 
-    /// Who has a device name of an instance.
+    /// Returns the volume that has a device name of an instance.
     pub fn holder(&self, instance: &Instance, device: &str) -> Option<String> {
         let own = instance.devices.get(device).cloned();
         own.or_else(|| {

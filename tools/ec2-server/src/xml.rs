@@ -1,10 +1,10 @@
-//! XML, as EC2 answers it.
+//! XML in the form of EC2's responses.
 
 use std::fmt::{Display, Write};
 
 pub const NAMESPACE: &str = "http://ec2.amazonaws.com/doc/2016-11-15/";
 
-/// The inside of an element.
+/// The content of an element.
 #[derive(Default)]
 pub struct Xml(String);
 
@@ -13,7 +13,7 @@ impl Xml {
         _ = write!(self.0, "<{name}>{}</{name}>", escape(&value.to_string()));
     }
 
-    /// Left out if there is nothing.
+    /// Adds an element if there is a value.
     pub fn some(&mut self, name: &str, value: Option<impl Display>) {
         if let Some(value) = value {
             self.text(name, value);
@@ -26,7 +26,7 @@ impl Xml {
         _ = write!(self.0, "</{name}>");
     }
 
-    /// A list, which is there even if it is empty.
+    /// Adds a list, even if it is empty.
     pub fn list<T>(
         &mut self,
         name: &str,
@@ -40,13 +40,13 @@ impl Xml {
         });
     }
 
-    /// The text of the first element of this name.
+    /// Returns the text of the first element with this name.
     pub fn first(&self, name: &str) -> Option<&str> {
         let (_, rest) = self.0.split_once(&format!("<{name}>"))?;
         Some(rest.split_once("</")?.0)
     }
 
-    /// A whole answer.
+    /// Returns a complete response.
     pub fn answer(&self, action: &str, request: &str) -> String {
         format!(
             "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<{action}Response xmlns=\"{NAMESPACE}\">\
@@ -56,7 +56,7 @@ impl Xml {
     }
 }
 
-/// An error answer.
+/// Returns an error response.
 pub fn error(code: &str, message: &str, request: &str) -> String {
     let (code, message) = (escape(code), escape(message));
     format!(
@@ -72,9 +72,9 @@ pub fn escape(text: &str) -> String {
             '&' => escaped.push_str("&amp;"),
             '<' => escaped.push_str("&lt;"),
             '>' => escaped.push_str("&gt;"),
-            // A parser would make a newline of it.
+            // A parser would convert this character to a newline.
             '\r' => escaped.push_str("&#13;"),
-            // XML has no other control characters, not even escaped.
+            // XML does not allow other control characters, even if they are escaped.
             c if c < ' ' && c != '\n' && c != '\t' => escaped.push('\u{fffd}'),
             c => escaped.push(c),
         }

@@ -1,4 +1,4 @@
-//! Bakes of disks that are served by their blocks, on a region of the test's own.
+//! Bakes on disks that oven serves block by block. Each test has its own region.
 
 use crate::disk::tree::tree;
 use crate::programs::test_bake;
@@ -9,7 +9,8 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
-/// A bake; `mode` is for the environment: `child`, or `whole`, without a parent.
+/// Returns the command of a bake. `mode` is a value for the environment: `child`, or `whole` for a snapshot without a
+/// parent.
 pub fn command(world: &LocalWorld, mode: &str, faults: &[String]) -> Command {
     let mut command = Command::new(test_bake());
     command.arg(world.region()).arg(world.path("image")).args(faults).current_dir(world.dir.path());
@@ -26,7 +27,7 @@ pub fn line<'a>(output: &'a Output, word: &str) -> Option<&'a str> {
     text.lines().find_map(|line| line.strip_prefix(word)?.strip_prefix(' '))
 }
 
-/// The snapshot of an image, and the file with its data.
+/// Returns the snapshot of an image, and the file with the snapshot's data.
 pub fn snapshot(world: &LocalWorld, image: &str) -> (String, PathBuf) {
     let record = fs::read(world.region().join(format!("images/{image}.json"))).unwrap();
     let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
@@ -35,14 +36,14 @@ pub fn snapshot(world: &LocalWorld, image: &str) -> (String, PathBuf) {
     (id, data)
 }
 
-/// The snapshots that a region has by their records.
+/// Returns the snapshots that have a record in the region.
 pub fn snapshots(world: &LocalWorld) -> BTreeSet<String> {
     let files = world.files();
     let ids = files.iter().filter_map(|f| f.strip_prefix("snapshots/")?.strip_suffix(".json"));
     ids.map(str::to_owned).collect()
 }
 
-/// What a region holds when it holds so many images and their snapshots, and nothing else but a cache.
+/// Fails unless the region has this number of images, their snapshots, and nothing else except a cache.
 pub fn assert_only(world: &LocalWorld, images: usize, what: &str) {
     let files = world.files();
     let ids = snapshots(world);
@@ -63,7 +64,8 @@ pub fn assert_only(world: &LocalWorld, images: usize, what: &str) {
     assert!(odd.is_empty(), "{what}: {odd:?}");
 }
 
-/// What an undisturbed bake makes of the tiny base: whole bakes are compared with it.
+/// Returns the tree of an image that is baked without faults on an attached disk. Other bakes of the tiny base are
+/// compared with it.
 pub fn expected() -> &'static BTreeMap<String, String> {
     static TREE: OnceLock<BTreeMap<String, String>> = OnceLock::new();
     TREE.get_or_init(|| {
@@ -78,7 +80,8 @@ pub fn expected() -> &'static BTreeMap<String, String> {
     })
 }
 
-/// One image, whose snapshot holds what an attached bake makes, and nothing else.
+/// Fails unless the bake succeeded, its image has the same tree as a bake on an attached disk, and the region has
+/// nothing else.
 pub fn assert_whole(world: &LocalWorld, baked: &Output, images: usize, what: &str) {
     assert_eq!(baked.status.code(), Some(0), "{what}: {}", stderr(baked));
     let image = line(baked, "image").unwrap();
@@ -86,11 +89,11 @@ pub fn assert_whole(world: &LocalWorld, baked: &Output, images: usize, what: &st
     assert_only(world, images, what);
 }
 
-/// After any fault: nothing of the run is left on the machine, sweep cleans the region, and the next bake makes the one
-/// image, and makes it right.
+/// Checks the state after a fault: the run left nothing on the machine, `oven sweep` cleans the region, and the next
+/// bake makes a correct image.
 pub fn assert_recovers(world: &LocalWorld, images: usize, what: &str) {
     world.assert_no_traces(what);
-    // Not what was being written when it was killed.
+    // A record that was being written when the bake was killed does not count.
     let registered = |file: &String| file.starts_with("images/ami-") && file.ends_with(".json");
     let before: BTreeSet<String> = world.files().into_iter().filter(registered).collect();
     world.expect(0, &["sweep"]);

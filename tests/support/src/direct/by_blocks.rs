@@ -1,4 +1,4 @@
-//! Bakes by EBS direct on the EC2-shaped server's ground, from a machine that is no instance.
+//! Bakes by EBS direct with the EC2-shaped server, on a machine that is not an instance.
 
 use super::bake::expected;
 use crate::Ec2World;
@@ -11,7 +11,7 @@ pub fn bake(world: &Ec2World, what: &str) -> Ended {
     world.start(world.bake_blocks("image")).end(HANGS, what)
 }
 
-/// The EBS and EC2 calls so far, for a message.
+/// Returns the EBS and EC2 calls so far, for a message.
 pub fn calls(world: &Ec2World) -> String {
     let told = |call: &Call| {
         let index = call.params.get("BlockIndex").map(|index| format!(" {index}")).unwrap_or_default();
@@ -24,7 +24,7 @@ pub fn count(world: &Ec2World, action: &str) -> usize {
     world.server.calls().iter().filter(|call| call.action == action && !call.dry_run).count()
 }
 
-/// The file with an image's data, and with its snapshot's parent's.
+/// Returns the file with the data of an image's snapshot. It includes the data of the snapshot's parent.
 pub fn data(world: &Ec2World, image: &str) -> PathBuf {
     let ledger = world.server.ledger();
     let image = ledger.images.iter().find(|entry| entry.id == image).unwrap();
@@ -32,7 +32,7 @@ pub fn data(world: &Ec2World, image: &str) -> PathBuf {
     snapshot.data.clone().unwrap()
 }
 
-/// One image, right to the byte, and nothing else.
+/// Fails unless the bake made one image with the expected content, and nothing else.
 pub fn assert_whole(world: &Ec2World, ended: &Ended, what: &str) {
     let told = || format!("{what}: {:?}\n{}\n{}", ended.code(), ended.err, calls(world));
     assert_eq!(ended.code(), Some(0), "{}", told());
@@ -41,7 +41,7 @@ pub fn assert_whole(world: &Ec2World, ended: &Ended, what: &str) {
     assert_eq!(&tree(&data(world, image)), expected(), "{}", told());
 }
 
-/// Nothing is left but an image, perhaps; and the next bake is undisturbed.
+/// Fails if the bake left more than one image. Then bakes again without faults.
 pub fn assert_recovers(world: &Ec2World, what: &str) {
     world.server.set(|options| {
         options.faults.clear();
@@ -66,7 +66,7 @@ pub fn error(code: &str) -> What {
     What::Error(code.to_owned())
 }
 
-/// A bake that has to heal.
+/// Runs a bake that must succeed in spite of its faults.
 pub fn heals(world: &Ec2World, what: &str) {
     assert_whole(world, &bake(world, what), what);
 }

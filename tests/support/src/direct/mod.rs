@@ -1,4 +1,4 @@
-//! Bakes of disks that are served by their blocks.
+//! Bakes on disks that oven serves block by block.
 
 pub mod bake;
 pub mod base_cache;

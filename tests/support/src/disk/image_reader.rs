@@ -1,14 +1,14 @@
-//! What is in a baked image, read without mounting it.
+//! Reads the content of a baked image without mounting it.
 
 use crate::{LocalWorld, stderr};
 use std::path::Path;
 use std::process::Command;
 
-/// An image's root file system, read without mounting it.
+/// The root file system of an image.
 pub struct ImageReader(String);
 
 impl ImageReader {
-    /// Of the image in this world's region.
+    /// Opens an image in this world's region.
     pub fn of(world: &LocalWorld, ami: &str) -> Self {
         let (out, _) = world.expect(0, &["--json", "images", "show", ami]);
         let object: serde_json::Value = serde_json::from_str(out.trim()).unwrap();
@@ -29,15 +29,15 @@ impl ImageReader {
         (String::from_utf8_lossy(&output.stdout).into_owned(), stderr(&output))
     }
 
-    /// A request that changes a file system which is not mounted.
+    /// Executes a request that changes the file system. It must not be mounted.
     pub fn change(&self, request: &str) {
         let output = Command::new("debugfs").args(["-w", "-R", request, &self.0]).output().unwrap();
-        // It says its version, and whatever goes wrong.
+        // debugfs prints one line with its version, and then its errors.
         let said = stderr(&output);
         assert!(output.status.success() && said.lines().count() <= 1, "{request}: {said}");
     }
 
-    /// `None`: there is no such file.
+    /// Returns `None` if the file does not exist.
     pub fn read(&self, path: &str) -> Option<String> {
         let (out, err) = self.debugfs(&format!("cat {path}"));
         (!err.contains("File not found")).then_some(out)
@@ -49,7 +49,7 @@ impl ImageReader {
         names.filter(|name| !matches!(*name, "" | "." | "..")).map(str::to_owned).collect()
     }
 
-    /// A line of `stat`: what follows `label`, up to a blank.
+    /// Returns the word after `label` in the output of `stat`.
     fn stat(&self, path: &str, label: &str) -> Option<String> {
         let (out, err) = self.debugfs(&format!("stat {path}"));
         assert!(err.lines().count() <= 1 || err.contains("File not found"), "{path}: {err}");
@@ -57,37 +57,37 @@ impl ImageReader {
         Some(rest.split_whitespace().next().unwrap_or_default().to_owned())
     }
 
-    /// `regular`, `directory`, `symlink`, …; `None`: there is nothing.
+    /// Returns `regular`, `directory`, `symlink` and so on, or `None` if nothing is at the path.
     pub fn kind(&self, path: &str) -> Option<String> {
         self.stat(path, "Type:")
     }
 
-    /// Permission bits in octal, with setuid and its like.
+    /// Returns the permission bits in octal, including the set-user-ID, set-group-ID and sticky bits.
     pub fn mode(&self, path: &str) -> Option<String> {
         self.stat(path, "Mode:")
     }
 
-    /// How many files' content has this text: looked for in the raw disk, so also in what was removed but not
-    /// discarded.
+    /// Returns the number of lines of the raw disk that contain this text. It also finds text in removed files whose
+    /// blocks were not discarded.
     pub fn grep(&self, text: &str) -> usize {
         let raw = self.0.split('?').next().unwrap_or_default();
         let output = Command::new("grep").args(["-aoc", text, raw]).output().unwrap();
         String::from_utf8_lossy(&output.stdout).trim().parse().unwrap()
     }
 
-    /// In bytes.
+    /// Returns a file's size in bytes.
     pub fn size(&self, path: &str) -> u64 {
         self.stat(path, "Size:").and_then(|size| size.parse().ok()).unwrap_or_default()
     }
 
-    /// The file system's.
+    /// Returns the UUID of the file system.
     pub fn uuid(&self) -> String {
         let (out, _) = self.debugfs("show_super_stats -h");
         let line = out.lines().find_map(|line| line.strip_prefix("Filesystem UUID:"));
         line.expect(&out).trim().to_owned()
     }
 
-    /// Where a symlink leads.
+    /// Returns the target of a symlink.
     pub fn link(&self, path: &str) -> Option<String> {
         if self.kind(path)? != "symlink" {
             return None;
@@ -103,7 +103,7 @@ impl ImageReader {
         (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// What `dpkg --audit` says of the image's own database.
+    /// Returns the output of `dpkg --audit` for the image's database.
     pub fn audit(&self) -> String {
         let dir = tempfile::tempdir().unwrap();
         for file in ["status", "available", "diversions", "statoverride"] {

@@ -1,4 +1,4 @@
-//! Disks in files, on loop devices of their own, and a mount namespace for each test.
+//! Disks in files, attached to loop devices. Each test has its own mount namespace.
 
 use super::unmount::unmount;
 use crate::ring;
@@ -15,12 +15,12 @@ use std::task::Poll;
 use sys_mount::{Mount, MountFlags, PropagationType};
 use tempfile::TempDir;
 
-/// A disk in a file. What was attached is detached when it is dropped.
+/// A disk in a file. Its loop devices are detached when this value is dropped.
 pub struct LoopDisk {
     dir: TempDir,
     sector: u64,
     mib: u64,
-    /// Number, start and size in bytes.
+    /// The number, start and size of each partition. The start and size are in bytes.
     parts: Vec<(String, u64, u64)>,
     loops: RefCell<Vec<PathBuf>>,
     _ring: ring::Shared,
@@ -43,7 +43,7 @@ impl LoopDisk {
         File::options().write(true).open(self.file()).unwrap().set_len(mib << 20).unwrap();
     }
 
-    /// Partitions by a script for sfdisk. Where sectors are not 512 bytes, sfdisk needs a device.
+    /// Writes a partition table by a script for sfdisk. If sectors are not 512 bytes, sfdisk needs a device.
     pub fn table(&mut self, script: &str) {
         let path = if self.sector == 512 { self.file() } else { self.attach() };
         self.table_on(&path, script);
@@ -104,7 +104,7 @@ impl LoopDisk {
         });
     }
 
-    /// mkfs.xfs takes no tree: the files are copied into it.
+    /// mkfs.xfs takes no tree, so the files are copied to the mounted file system.
     pub fn xfs(&mut self, part: &str, tree: &TempDir) {
         self.make(part, |path| {
             run("mkfs.xfs", &["-q", path]);
@@ -121,7 +121,7 @@ impl LoopDisk {
         file.write_all_at(bytes, self.range(part).0 + offset).unwrap();
     }
 
-    /// A file system is made in a file, and copied into its place.
+    /// Creates a file system in a separate file, and copies it to its place on the disk.
     fn make(&self, part: &str, fill: impl FnOnce(&str)) {
         let (_, size) = self.range(part);
         let image = self.dir.path().join("part.raw");
@@ -131,7 +131,7 @@ impl LoopDisk {
         copy(&image, 0, &self.file(), self.range(part).0, size);
     }
 
-    /// A partition, as it is on the disk now, in a file of its own.
+    /// Calls `look` with a file that contains a copy of a partition.
     pub fn with_part<T>(&self, part: &str, look: impl FnOnce(&str) -> T) -> T {
         let (start, size) = if part.is_empty() { (0, self.mib << 20) } else { self.now(part) };
         let image = self.dir.path().join("look.raw");
@@ -155,7 +155,7 @@ impl LoopDisk {
         (field("start="), field("size="))
     }
 
-    /// A file in a partition, read without mounting it where debugfs can.
+    /// Reads a file in a partition. Only XFS is mounted for this, because debugfs cannot read it.
     pub fn cat(&self, part: &str, file: &str) -> String {
         self.with_part(part, |path| {
             let mut magic = [0; 4];
@@ -178,7 +178,7 @@ impl LoopDisk {
         path
     }
 
-    /// As the disk is handed to a root.
+    /// Attaches the disk, and returns the device for mounting a root.
     pub fn device(&self) -> Device {
         let path = self.attach();
         let node = File::options().read(true).write(true).open(&path).unwrap();
@@ -186,7 +186,7 @@ impl LoopDisk {
         Device { node: node.into(), path, rdev, serial: "test".into(), trimming: None }
     }
 
-    /// The loop device goes away with its last user.
+    /// Makes the kernel detach the loop devices when their last users close them.
     pub fn autoclear(&self) {
         for path in self.loops.borrow_mut().drain(..) {
             run("losetup", &["-d", path.to_str().unwrap()]);
@@ -202,7 +202,7 @@ impl LoopDisk {
         }
     }
 
-    /// Why it is not mounted. Nothing is left of the attempt.
+    /// Returns the error of mounting this disk. Fails if the attempt leaves a mount or a file.
     pub fn refused(&self) -> String {
         let mut text = String::new();
         alone(async |scratch| {
@@ -215,7 +215,7 @@ impl LoopDisk {
         text
     }
 
-    /// How many mounts of it this thread's namespace has.
+    /// Returns the number of this disk's mounts in this thread's namespace.
     pub fn mounts(&self) -> usize {
         let table = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
         let names: Vec<_> = self.loops.borrow().iter().map(|path| format!(" {}", path.display())).collect();
@@ -230,7 +230,7 @@ impl LoopDisk {
         other
     }
 
-    /// A copy that was taken while a file was in the journal and not yet in its place.
+    /// Returns a copy of the disk that was made while a new file was only in the file system's journal.
     pub fn copy_while_mounted(&self) -> Self {
         let mut other = Self::new(self.mib, self.sector);
         other.parts.clone_from(&self.parts);
@@ -262,7 +262,7 @@ impl Drop for LoopDisk {
     }
 }
 
-/// Copies what is data; the place that it goes to holds zeros, or what holes may leave there.
+/// Copies the data of a range, but not its holes. The target of a hole is not changed.
 fn copy(from: &Path, skip: u64, to: &Path, seek: u64, size: u64) {
     let from = File::open(from).unwrap();
     let to = File::options().write(true).open(to).unwrap();
@@ -284,14 +284,14 @@ fn copy(from: &Path, skip: u64, to: &Path, seek: u64, size: u64) {
     }
 }
 
-/// The loop devices on a disk's file.
+/// Returns the loop devices on a disk's file.
 pub fn loops_of(disk: &LoopDisk) -> Vec<String> {
     let text =
         output("losetup", &["--associated", disk.file().to_str().unwrap(), "--noheadings", "-O", "NAME"]);
     text.lines().map(str::to_owned).collect()
 }
 
-/// Runs a test in a mount namespace and a runtime of its own, as `main` does for the whole process.
+/// Runs a test with its own mount namespace and runtime, as `main` does for the whole process.
 pub fn alone(test: impl AsyncFnOnce(&Path)) {
     let scratch = tempfile::tempdir().unwrap();
     apart(|| {
@@ -300,7 +300,7 @@ pub fn alone(test: impl AsyncFnOnce(&Path)) {
     });
 }
 
-/// Polls a future so many times, then drops it. `true`: it was done.
+/// Polls a future at most `times` times, and then drops it. Returns whether it was complete.
 pub async fn polled(work: impl Future<Output = ()>, mut times: u32) -> bool {
     let mut work = Box::pin(work);
     std::future::poll_fn(|context| match work.as_mut().poll(context) {
@@ -313,10 +313,11 @@ pub async fn polled(work: impl Future<Output = ()>, mut times: u32) -> bool {
     .await
 }
 
-/// Runs something on a thread with a mount namespace of its own. A panic goes on here.
+/// Runs work on a thread with its own mount namespace. A panic is passed on to the caller.
 fn apart<T>(work: impl FnOnce() -> T) -> T {
     struct Send<T>(T);
-    // SAFETY: the thread that hands it over does nothing else until the other one has ended.
+    // SAFETY: the calling thread does nothing until the other thread has ended, so no value is used by two threads at
+    // the same time.
     #[allow(unsafe_code)]
     unsafe impl<T> std::marker::Send for Send<T> {}
     let work = Send(work);
@@ -331,13 +332,13 @@ fn apart<T>(work: impl FnOnce() -> T) -> T {
     done.unwrap_or_else(|panic| std::panic::resume_unwind(panic)).0
 }
 
-/// Makes the mounts of a directory be seen elsewhere.
+/// Makes the mounts of a directory shared, so that other namespaces see them.
 pub fn share(dir: &Path) {
     let mut mount = Mount::builder().fstype("none").flags(MountFlags::BIND).mount(dir, dir).unwrap();
     mount.set_propagation_type(PropagationType::SHARED).unwrap();
 }
 
-/// Mounts an image file for a moment, in a namespace of its own.
+/// Mounts an image file while `work` runs, in a separate mount namespace.
 fn in_mount<T>(image: &str, kind: &str, work: impl FnOnce(&str) -> T) -> T {
     let place = tempfile::tempdir().unwrap();
     apart(|| {
@@ -349,8 +350,8 @@ fn in_mount<T>(image: &str, kind: &str, work: impl FnOnce(&str) -> T) -> T {
     })
 }
 
-/// The least that counts as a system: an os-release, a shell, an fstab.
-#[allow(non_snake_case)] // reads as the constant that it nearly is
+/// Creates the smallest tree that counts as a system: an os-release, a shell, and an fstab.
+#[allow(non_snake_case)] // tests use it like a constant
 pub fn FAKE_ROOT(fstab: &str) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();

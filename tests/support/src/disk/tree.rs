@@ -1,4 +1,4 @@
-//! What a file system in a raw file holds, without mounting it.
+//! Lists a file system in a raw file without mounting it.
 
 use oven::ids::digest_of;
 use std::collections::BTreeMap;
@@ -15,9 +15,8 @@ fn run(program: &str, args: &[&str]) -> String {
     out
 }
 
-/// Every path of an ext4 file system that starts with the file, and what is there: kind, mode, owner and content. It
-/// has
-/// to be clean.
+/// Returns every path of an ext4 file system at the start of a file, with the mode, owner, kind, and a digest of the
+/// content. The file system must be clean.
 pub fn tree(raw: &Path) -> BTreeMap<String, String> {
     run("e2fsck", &["-f", "-n", raw.to_str().unwrap()]);
     let dir = tempfile::tempdir().unwrap();

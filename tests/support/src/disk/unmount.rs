@@ -1,12 +1,12 @@
-//! Unmounting what a moment ago somebody still stood in.
+//! Unmounts file systems that were in use a moment ago.
 
 use crate::pause;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-/// A process that was killed holds a mount until the kernel has removed it, and one that was begun at the same time by
-/// another test may have a copy of a descriptor until it executes its program.
+/// Unmounts a file system, and tries again while it is busy. The kernel needs time to remove a killed process. And a
+/// process that another test starts at the same time may have a copy of a descriptor until it executes its program.
 pub fn unmount(at: &Path) {
     for _ in 0..40 {
         let done = Command::new("umount").arg(at).output().unwrap();

@@ -1,4 +1,4 @@
-//! A mirror of one directory, over HTTP on this machine's loopback.
+//! A mirror: an HTTP server of one directory on this machine's loopback interface.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -6,7 +6,7 @@ use std::net::{TcpListener, TcpStream};
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-/// It serves until the test's process ends.
+/// The mirror serves until the test's process ends.
 pub struct Mirror {
     pub address: String,
     faults: Arc<Mutex<BTreeMap<String, u32>>>,
@@ -21,24 +21,24 @@ impl Mirror {
         let (faults, asked) = (mirror.faults.clone(), mirror.asked.clone());
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                // Whoever hangs up gets no answer.
+                // A client may close the connection before the response.
                 _ = answer(stream, &directory, &faults, &asked);
             }
         });
         mirror
     }
 
-    /// The next `times` requests for paths that end in this are answered with 404.
+    /// The next `times` requests for paths with this end get 404.
     pub fn fails(&self, end: &str, times: u32) {
         self.faults.lock().unwrap().insert(end.to_owned(), times);
     }
 
-    /// How often paths with this in them were asked for.
+    /// Returns the number of requests for paths that contain `part`.
     pub fn asked_with(&self, part: &str) -> usize {
         self.asked.lock().unwrap().iter().filter(|path| path.contains(part)).count()
     }
 
-    /// How often paths that end in this were asked for.
+    /// Returns the number of requests for paths that end with `end`.
     pub fn asked(&self, end: &str) -> usize {
         self.asked.lock().unwrap().iter().filter(|path| path.ends_with(end)).count()
     }

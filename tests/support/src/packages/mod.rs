@@ -1,4 +1,4 @@
-//! Small systems with real package managers, and the packages for them.
+//! Small systems with real package managers, and packages for them.
 
 pub mod mirror;
 pub mod overlay;
@@ -12,10 +12,10 @@ use oven::provision::command::CommandRunner;
 use oven::provision::context::{MountedImage, ProvisionContext};
 use std::collections::BTreeMap;
 
-/// How a bake in a lab ended.
+/// The result of a bake in a lab.
 pub struct LabBake {
     pub result: Result<BTreeMap<String, String>, Error>,
-    /// The log: every line, warning and note.
+    /// The log with every line, warning and note.
     pub log: String,
 }
 
@@ -28,7 +28,7 @@ impl LabBake {
         }
     }
 
-    /// The failure, as one text with its hint; and the exit code.
+    /// Returns the exit code of the failure, and its text with the hint.
     #[track_caller]
     pub fn failure(&self) -> (u8, String) {
         match &self.result {
@@ -40,7 +40,7 @@ impl LabBake {
         }
     }
 
-    /// Fails unless the bake failed with this code, and said all of these.
+    /// Fails unless the bake failed with this code and with all of these words.
     #[track_caller]
     pub fn fails(&self, code: u8, words: &[&str]) {
         let (found, text) = self.failure();
@@ -51,7 +51,7 @@ impl LabBake {
     }
 }
 
-/// What a bake does with a mounted root: it provisions and seals it. Answers with the plan's facts.
+/// Provisions and seals a mounted root, as a bake does. Returns the plan's facts.
 pub async fn provision_and_seal(
     place: &MountedImage<'_>,
     work: &ProvisionContext<'_>,

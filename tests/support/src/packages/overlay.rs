@@ -1,4 +1,4 @@
-//! A root directory over a base that many tests share. What a test changes is thrown away with it.
+//! A root directory over a base that many tests share. A test's changes are removed when the test ends.
 
 use crate::disk::unmount::unmount;
 use crate::ring;
@@ -10,17 +10,17 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use tempfile::TempDir;
 
-/// `image`, an overlay over a base. Its mounts are those of the test's thread alone.
+/// A directory with `image`, an overlay over a base. Only the test's thread sees the mounts.
 pub struct Overlay {
     temp: TempDir,
     base: PathBuf,
-    /// Options of the overlay besides its directories.
+    /// Options of the overlay in addition to its directories.
     options: &'static str,
     _ring: ring::Shared,
 }
 
 impl Overlay {
-    /// `changes`: options of the file system that the image's changes go to.
+    /// `changes` has the mount options of the file system for the image's changes.
     pub fn new(base: PathBuf, changes: &str, options: &'static str) -> Self {
         assert!(rustix::process::geteuid().is_root(), "these tests need root");
         let ring = ring::shared();
@@ -51,7 +51,7 @@ impl Overlay {
         self.mount("overlay", &format!("lowerdir={lower},upperdir={upper},workdir={work}{more}"), "image");
     }
 
-    /// The image as it was when it was new.
+    /// Discards all changes of the image.
     pub fn renew(&self) {
         unmount(&self.path("image"));
         for dir in ["upper", "work"] {
@@ -68,7 +68,7 @@ impl Overlay {
         self.temp.path().join(path)
     }
 
-    /// A path in the image.
+    /// Returns the path on this machine of a path in the image.
     pub fn image(&self, path: &str) -> PathBuf {
         self.path("image").join(path)
     }
@@ -77,7 +77,7 @@ impl Overlay {
         fs::read_to_string(self.image(path)).unwrap_or_else(|error| panic!("{path} in the image: {error}"))
     }
 
-    /// No mount stays below the image after a bake.
+    /// Fails if something is mounted below the image. Call this after a bake.
     pub fn assert_nothing_is_mounted(&self) {
         let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
         let below = format!("{}/", self.path("image").display());
@@ -87,7 +87,7 @@ impl Overlay {
 
 impl Drop for Overlay {
     fn drop(&mut self) {
-        // A directory that is mounted on cannot be removed.
+        // A directory cannot be removed while something is mounted on it.
         for at in ["image", "changes"] {
             _ = Command::new("umount").arg(self.path(at)).status();
         }

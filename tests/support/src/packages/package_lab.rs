@@ -1,4 +1,5 @@
-//! What these tests stand on: a small Debian, made once, and an image over it that is thrown away after each test.
+//! A lab for tests with apt: a small Debian that is created once, and an image over it. A test's changes are removed
+//! when the test ends.
 
 use super::overlay::Overlay;
 use super::{LabBake, provision_and_seal};
@@ -28,7 +29,7 @@ use std::sync::Mutex;
 
 const SUITE: &str = "bookworm";
 
-/// The base, made by mmdebstrap and cached next to the build.
+/// Returns the base. mmdebstrap creates it once, in the directory for build results.
 fn base() -> PathBuf {
     static MAKING: Mutex<()> = Mutex::new(());
     let _turn = MAKING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -43,7 +44,7 @@ fn base() -> PathBuf {
             .status()
             .expect("these tests need unshare and mmdebstrap: run scripts/setup");
         assert!(made.success(), "mmdebstrap failed: is there a network?");
-        // mmdebstrap takes this machine's; an image has its own.
+        // mmdebstrap copies this machine's file, but an image has its own.
         fs::write(part.join("etc/resolv.conf"), RESOLV_CONF).unwrap();
         fs::rename(&part, &dir).unwrap();
     }
@@ -56,13 +57,13 @@ pub const RESOLV_CONF: &str = "nameserver 192.0.2.53\n";
 pub struct PackageLab {
     overlay: Overlay,
     pub network: NetworkSettings,
-    /// As `--var` says.
+    /// The variables of `--var`.
     pub given: GivenVars,
-    /// What the image's base is called.
+    /// The id of the image's base.
     pub base: String,
-    /// Where downloads are cached.
+    /// The store of the package cache.
     pub store: CacheStore,
-    /// What secrets are taken from.
+    /// The environment from which secrets are read.
     pub environment: BTreeMap<String, String>,
 }
 
@@ -81,7 +82,7 @@ impl PackageLab {
         Self::on("rw")
     }
 
-    /// `options`: of the file system that the image's changes go to.
+    /// `options` has the mount options of the file system for the image's changes.
     pub fn on(options: &str) -> Self {
         let overlay = Overlay::new(base(), options, "");
         fs::create_dir(overlay.path("host")).unwrap();
@@ -97,19 +98,19 @@ impl PackageLab {
         }
     }
 
-    /// Writes image.toml, after what every definition has.
+    /// Writes image.toml: the keys that every definition needs, and then `toml`.
     pub fn define(&self, toml: &str) {
         let text = format!("name = \"web\"\nfrom = \"ami-0123456789abcdef0\"\n{toml}");
         fs::write(self.path("web/image.toml"), text).unwrap();
     }
 
-    /// A script of the definition.
+    /// Writes a script of the definition.
     pub fn script(&self, name: &str, text: &str) {
         fs::write(self.path("web").join(name), format!("#!/bin/sh -e\n{text}\n")).unwrap();
     }
 
-    /// Builds a package file next to image.toml: `NAME.deb`. `control`: more fields; `files`: path and content, in
-    /// which those below `DEBIAN` are the package's scripts.
+    /// Builds a package file `NAME.deb` in the definition's directory. `control` has more control fields. `files` has
+    /// paths and contents. Files below `DEBIAN` are the package's scripts.
     pub fn package(&self, name: &str, version: &str, control: &str, files: &[(&str, &str)]) {
         let dir = self.path("package");
         let _ = Command::new("rm").args(["-rf", "--one-file-system"]).arg(&dir).status();
@@ -138,7 +139,7 @@ impl PackageLab {
         self.bake_with(|_| ())
     }
 
-    /// Loads the definition, plans, lets `change` change the plan, and executes.
+    /// Loads the definition, plans, calls `change` with the plan, and executes it.
     pub fn bake_with(&self, change: impl FnOnce(&mut Plan)) -> LabBake {
         let image = Definition::load_with(&self.path("web"), &self.given).unwrap();
         let secrets =
@@ -180,7 +181,7 @@ impl PackageLab {
             report: &report,
         };
         let result = runtime.block_on(provision_and_seal(&place, &work));
-        // A log begins with the first step: what fails before that leaves none.
+        // The log file is created at the first step. If an error occurs before that, there is no log.
         let begun = result.is_ok() || !report.phases().is_empty();
         let log = if begun || log.exists() { fs::read_to_string(log).unwrap() } else { String::new() };
         let baked = LabBake { result, log };
@@ -188,7 +189,7 @@ impl PackageLab {
         baked
     }
 
-    /// After every bake, good or bad.
+    /// Fails if a bake left something behind. It is called after every bake, whether the bake succeeded or not.
     fn ensure_nothing_stays(&self) {
         assert_eq!(fs::read_to_string(self.path("host/canary")).unwrap(), "host", "a file of this machine");
         assert!(!self.image("usr/sbin/policy-rc.d").exists(), "policy-rc.d stays");

@@ -1,9 +1,9 @@
-//! What these tests stand on: a small root file system that has dnf, zypper and rpm, made once, and an image over it
-//! that is thrown away after each test.
+//! A lab for tests with dnf, zypper and rpm: a small root file system that is created once, and an image over it. A
+//! test's changes are removed when the test ends.
 //!
-//! It is Debian's: the programs are real, and so are transactions, scriptlets, keys and downloads. What is not: the
-//! distribution (its `os-release` says another name), the packages (see `rpm_packages.rs`), and `platform`, which makes
-//! rpm believe that Debian's shell is there.
+//! The root file system is Debian's. The programs are real, and so are transactions, scriptlets, keys and downloads.
+//! Three things are not real: the distribution (`os-release` has another name), the packages (see `rpm_packages.rs`),
+//! and the package `platform`, by which rpm knows that there is a shell.
 
 use super::mirror::Mirror;
 use super::overlay::Overlay;
@@ -33,11 +33,11 @@ use std::sync::Mutex;
 
 const SUITE: &str = "bookworm";
 const FILE_CONTEXTS: &str = "/etc/selinux/default/contexts/files/file_contexts";
-/// Of what is made of it below: raised whenever that changes.
+/// The version of the changes that `base` makes. It is raised when they change.
 const BASE: u32 = 1;
 const INCLUDED: &str = "dnf,policycoreutils,rpm,selinux-policy-default,zypper";
 
-/// The base, made by mmdebstrap and cached next to the build.
+/// Returns the base. mmdebstrap creates it once, in the directory for build results.
 pub fn base() -> PathBuf {
     static MAKING: Mutex<()> = Mutex::new(());
     let packages = rpm_packages::built();
@@ -57,20 +57,20 @@ pub fn base() -> PathBuf {
         fs::write(part.join(path), text).unwrap();
     };
     write("etc/resolv.conf", "nameserver 192.0.2.53\n");
-    // Debian's rpm has its database in the user's home, other distributions' in the system.
+    // Debian's rpm has its database in the user's home directory. Other distributions have it in the system.
     write("etc/rpm/macros", "%_dbpath /var/lib/rpm\n");
     write("etc/selinux/config", "SELINUX=disabled\nSELINUXTYPE=default\n");
     for dir in ["etc/yum.repos.d", "etc/zypp/repos.d"] {
         fs::create_dir_all(part.join(dir)).unwrap();
     }
-    // It is apt's, which has no part in these tests.
+    // These files are apt's, which these tests do not use.
     for dir in ["var/lib/apt/lists", "var/cache/apt"] {
         run(Command::new("find").arg(part.join(dir)).args(["-type", "f", "-delete"]));
     }
     fs::copy(packages.join("plain/platform-9-1.noarch.rpm"), part.join("tmp/platform.rpm")).unwrap();
     run(Command::new("chroot").arg(&part).args(["rpm", "--force-debian", "-i", "/tmp/platform.rpm"]));
     fs::remove_file(part.join("tmp/platform.rpm")).unwrap();
-    // As images come that enforce SELinux.
+    // All files get labels, as in images that enforce SELinux.
     run(Command::new("unshare")
         .args(["--mount", "--pid", "--fork", &format!("--mount-proc={}/proc", part.display()), "chroot"])
         .arg(&part)
@@ -126,7 +126,7 @@ impl Deref for RpmLab {
 }
 
 impl RpmLab {
-    /// An image whose own repository is the one without signatures.
+    /// Creates an image with one repository, which is the repository without signatures.
     pub fn new(system: System) -> Self {
         let lab = Self::without_repository(system, "rw");
         lab.write_repository();
@@ -138,25 +138,27 @@ impl RpmLab {
         self.write(&format!("{}/own.repo", self.system.repositories()), &own);
     }
 
-    /// `options`: of the file system that the image's changes go to.
+    /// `options` has the mount options of the file system for the image's changes.
     pub fn without_repository(system: System, options: &str) -> Self {
-        // xino: all files are of one device, as on a disk; setfiles does not go to another.
+        // With xino, all files have the same device number, as on a disk. This is needed because setfiles does not
+        // cross file systems.
         let overlay = Overlay::new(base(), options, ",xino=on");
         let lab = Self { overlay, system, mirror: Mirror::of(rpm_packages::built()) };
         lab.write_system();
         lab
     }
 
-    /// What of the system is not in the base.
+    /// Writes the parts of the system that the base does not have.
     fn write_system(&self) {
         self.write("usr/lib/os-release", self.system.os_release());
-        // Of their packages' own; Debian's zypper makes its when it is missing.
+        // In real distributions, the package managers' packages have these directories. Debian's zypper creates its
+        // directory when it is missing.
         for dir in ["var/cache/dnf", "var/cache/zypp"] {
             fs::create_dir_all(self.image(dir)).unwrap();
         }
     }
 
-    /// The image as [`RpmLab::new`] made it.
+    /// Restores the image as [`RpmLab::new`] created it.
     pub fn renew(&self) {
         self.overlay.renew();
         self.write_system();
@@ -167,7 +169,7 @@ impl RpmLab {
         fs::write(self.image(path), text).unwrap();
     }
 
-    /// Writes image.toml, after what every definition has, with the packages' files and keys next to it.
+    /// Writes image.toml: the keys that every definition needs, and then `toml`. Also copies the keys for signatures.
     pub fn define(&self, toml: &str) {
         let text = format!("name = \"web\"\nfrom = \"ami-0123456789abcdef0\"\n{toml}");
         fs::write(self.path("web/image.toml"), text).unwrap();
@@ -176,7 +178,7 @@ impl RpmLab {
         }
     }
 
-    /// A repository of the definition's own.
+    /// Returns the text of a `[[repository]]`.
     pub fn repository(&self, key: &str, keep: bool) -> String {
         let address = &self.mirror.address;
         format!(
@@ -184,19 +186,19 @@ impl RpmLab {
         )
     }
 
-    /// Puts a package's file next to image.toml.
+    /// Copies a package's file to the definition's directory.
     pub fn bring(&self, file: &Path) {
         fs::copy(file, self.path("web").join(file.file_name().unwrap())).unwrap();
     }
 
-    /// Puts a package's file where the image sees it, installs it as the base did, and removes the file.
+    /// Installs a package's file in the image, as if the base had it.
     pub fn base_has(&self, file: &Path) {
         fs::copy(file, self.image("tmp/x.rpm")).unwrap();
         run(Command::new("chroot").arg(self.image("")).args(["rpm", "--force-debian", "-i", "/tmp/x.rpm"]));
         fs::remove_file(self.image("tmp/x.rpm")).unwrap();
     }
 
-    /// The SELinux label of an object of the image.
+    /// Returns the SELinux label of an object in the image.
     pub fn label_of(&self, path: &str) -> Option<String> {
         let mut label = vec![0; 4096];
         let length = rustix::fs::lgetxattr(self.image(path), "security.selinux", &mut label).ok()?;
@@ -246,7 +248,7 @@ impl RpmLab {
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let result = runtime.block_on(provision_and_seal(&place, &work));
-        // A log begins with the first step: what fails before that leaves none.
+        // The log file is created at the first step. If an error occurs before that, there is no log.
         let begun = result.is_ok() || !report.phases().is_empty();
         let log = if begun || log.exists() { fs::read_to_string(log).unwrap() } else { String::new() };
         self.assert_nothing_is_mounted();

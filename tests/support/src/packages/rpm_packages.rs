@@ -1,5 +1,5 @@
-//! The packages of these tests, built by rpmbuild: each does one thing. They are made once, with a repository of them
-//! and one of signed ones.
+//! The packages of these tests. Each package has one special property. rpmbuild builds them once, and they are in two
+//! repositories: one without and one with signatures.
 
 use crate::programs::cache_dir;
 use std::fs;
@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 
-/// Name, version, architecture, and what its spec says besides that.
+/// The name, version, and architecture of each package, and the rest of its spec. `@` stands for the description.
 const PACKAGES: &[(&str, &str, &str, &str)] = &[
-    // Stands for what Debian has by packages of its own: the shell that scripts need, and the release.
+    // Provides what Debian's own packages provide: the shell that scripts need, and the release.
     (
         "platform",
         "9",
@@ -22,7 +22,7 @@ const PACKAGES: &[(&str, &str, &str, &str)] = &[
     ("weak", "1.0", "noarch", "@"),
     ("site", "1.0", "noarch", "Requires: lib\nRecommends: weak\n@"),
     ("foreign", "1.0", "OTHER", "@"),
-    // Stands for Ansible, with what it needs.
+    // A replacement for Ansible, with a dependency.
     ("ansible-core", "1.0", "noarch", ANSIBLE),
     ("pyth", "1.0", "noarch", "Epoch: 1\nRequires: lib\n@"),
     ("app", "1.0", "noarch", "Requires: pyth\n@"),
@@ -49,11 +49,11 @@ const PACKAGES: &[(&str, &str, &str, &str)] = &[
         "%install\nmkdir -p %{buildroot}/srv\ndd if=/dev/zero of=%{buildroot}/srv/huge bs=1M count=300 status=none\n@/srv/huge\n",
     ),
 ];
-/// A configuration file that stays where it was changed.
+/// A configuration file that is not replaced if it was changed.
 const CONF: &str = "%install\nmkdir -p %{buildroot}/etc\necho of %{version} > %{buildroot}/etc/conf.conf\n@%config(noreplace) /etc/conf.conf\n";
-/// One that does not.
+/// A configuration file that is replaced even if it was changed.
 const BLUNT: &str = "%install\nmkdir -p %{buildroot}/etc\necho of %{version} > %{buildroot}/etc/blunt.conf\n@%config /etc/blunt.conf\n";
-/// Its playbooks are scripts.
+/// The playbooks of this Ansible are shell scripts.
 const ANSIBLE: &str = "Requires: pyth\nRecommends: weak\n%install\nmkdir -p %{buildroot}/usr/bin\n\
     printf '#!/bin/sh -e\\nfor file; do :; done\\n. $file\\n' > %{buildroot}/usr/bin/ansible-playbook\n\
     chmod 755 %{buildroot}/usr/bin/ansible-playbook\n@/usr/bin/ansible-playbook\n";
@@ -62,11 +62,12 @@ const COMPS: &str = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<comps><group><
     <description>x</description><default>false</default><uservisible>true</uservisible><packagelist>\
     <packagereq type=\"mandatory\">site</packagereq></packagelist></group></comps>\n";
 
-/// `plain/` and `signed/` are repositories, `right.asc` and `wrong.asc` keys; `signed` is by the right one.
+/// Returns the directory with the packages. `plain/` and `signed/` are repositories, and `right.asc` and `wrong.asc`
+/// are keys. The packages in `signed/` are signed with the right key.
 pub fn built() -> PathBuf {
     static MAKING: Mutex<()> = Mutex::new(());
     let _turn = MAKING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    // By content: whoever changes a package gets new ones.
+    // The directory's name depends on the content, so that a changed package is built again.
     let digest = PACKAGES.iter().flat_map(|(n, v, a, s)| [n, v, a, s]).flat_map(|text| text.bytes());
     let digest = digest
         .fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| (sum ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
@@ -88,12 +89,12 @@ pub fn built() -> PathBuf {
     dir
 }
 
-/// A package that a definition brings along.
+/// Returns the path of a package file that a definition may list.
 pub fn file(name: &str, version: &str, architecture: &str) -> PathBuf {
     built().join("plain").join(format!("{name}-{version}-1.{architecture}.rpm"))
 }
 
-/// An architecture that is not this machine's.
+/// Returns an architecture other than this machine's.
 pub fn foreign() -> &'static str {
     if cfg!(target_arch = "x86_64") { "aarch64" } else { "x86_64" }
 }
@@ -101,7 +102,7 @@ pub fn foreign() -> &'static str {
 fn build(part: &Path) {
     for (name, version, architecture, more) in PACKAGES {
         let architecture = if *architecture == "OTHER" { foreign() } else { architecture };
-        // What comes before the description, and what after it: files and scripts.
+        // The part before the description, and the part after it (files and scripts).
         let (before, after) = more.split_once('@').unwrap();
         let (files, scripts) =
             after.split_once("%p").map_or((after, String::new()), |(f, s)| (f, format!("%p{s}")));
@@ -158,7 +159,7 @@ fn sign(part: &Path) {
             .args(["--define", &format!("_gpg_path {}", home.display()), "--addsign"])
             .arg(part.join("signed").join(&rpm)));
     }
-    // The agent that gpg started would outlive the test.
+    // gpg started an agent, which would otherwise outlive the test.
     run(Command::new("gpgconf").arg("--homedir").arg(&home).args(["--kill", "gpg-agent"]));
 }
 

@@ -6,7 +6,7 @@ use crate::refusal::{Result, no, refuse};
 use crate::world::{Image, Snapshot, Tags, Time, Volume, rfc3339};
 use crate::xml::Xml;
 
-/// A record, and the time at which it is looked at.
+/// A record, and the time at which it is read.
 struct At<'a, T>(&'a T, Time);
 
 fn one(value: impl ToString) -> Option<Vec<String>> {
@@ -135,7 +135,7 @@ pub fn volumes(view: &View<'_>, ask: &mut Ask) -> Result<Xml> {
     Ok(xml)
 }
 
-/// Whether the account encrypts every new volume and snapshot.
+/// Returns whether the account encrypts every new volume and snapshot.
 pub fn encryption(view: &View<'_>, ask: &mut Ask) -> Result<Xml> {
     ask.params.done()?;
     crate::iam::permitted(view.options, &ask.action, &[])?;
@@ -181,7 +181,7 @@ pub fn snapshots(view: &View<'_>, ask: &mut Ask) -> Result<Xml> {
     Ok(xml)
 }
 
-/// The image, if we may know of it.
+/// Returns the image if the account may see it.
 pub fn known<'a>(view: &View<'a>, id: &str) -> Result<&'a Image> {
     let image = view.world.image(id, view.now)?;
     let ours = image.common.owner == view.options.account;

@@ -1,4 +1,4 @@
-//! Images: registered under a name that nobody else of the account has.
+//! Images. A name is unique among the images of an account.
 
 use super::{Ask, Ctx, View, shapes, snapshots, tag_specifications, volumes};
 use crate::faults::Turn;
@@ -10,7 +10,7 @@ use crate::xml::Xml;
 use oven::ids::ImageId;
 use std::rc::Rc;
 
-/// How an image of a snapshot is billed, whatever the base was billed as.
+/// The billing of an image that is registered from a snapshot, whatever the billing of the base is.
 pub const LINUX: (&str, &str) = ("Linux/UNIX", "RunInstances");
 
 fn check_name(name: &str) -> Result<()> {
@@ -77,7 +77,7 @@ fn mapping(mut params: Params) -> Result<Option<Mapping>> {
     }
 }
 
-/// Completes a mapping from its snapshot, and checks it.
+/// Completes a mapping with data of its snapshot, and checks it.
 fn complete(world: &World, account: &str, mapping: &mut Mapping, now: Time) -> Result<()> {
     if mapping.virtual_name.is_some() {
         return Ok(());
@@ -119,7 +119,7 @@ pub fn register(ctx: &Rc<Ctx>, mut ask: Ask) -> Result<Xml> {
     let mut image = Image {
         name: name.clone(),
         description,
-        // EC2's own defaults, which hardly anybody wants.
+        // EC2's defaults, which are rarely wanted.
         architecture: p.text("Architecture").unwrap_or_else(|| "i386".into()),
         virtualization: p.text("VirtualizationType").unwrap_or_else(|| "paravirtual".into()),
         root_device_type: "ebs".into(),
@@ -161,7 +161,7 @@ pub fn register(ctx: &Rc<Ctx>, mut ask: Ask) -> Result<Xml> {
         ),
     }
     let ours = |other: &&Image| other.common.owner == state.options.account && !other.common.is_gone(now);
-    // Whether it is visible yet or not, and whatever became of it.
+    // The name is in use even if the image is not visible yet or has failed.
     if let Some(holder) = state.world.images.values().filter(ours).find(|other| other.name == name) {
         no!("InvalidAMIName.Duplicate", "AMI name {name} is already in use by AMI {}", holder.common.id);
     }
@@ -191,7 +191,7 @@ pub fn register(ctx: &Rc<Ctx>, mut ask: Ask) -> Result<Xml> {
     Ok(xml)
 }
 
-/// As the region draws its ids.
+/// Returns a new id of the same form as the region's ids.
 fn new_id() -> String {
     format!("ami-{}", &oven::ids::RunId::new().0[..17])
 }
@@ -248,7 +248,7 @@ pub async fn deregister(ctx: &Rc<Ctx>, mut ask: Ask) -> Result<Xml> {
         ask.really()?;
         image.mappings.iter().filter_map(|m| m.snapshot.clone()).filter(|_| with_snapshots).collect()
     };
-    // One that was imported.
+    // An imported image is also in the region. For another image, this call fails without an effect.
     _ = ctx.region.deregister(&ImageId(id.clone())).await;
     ctx.state().change(|world| {
         if let Some(image) = world.images.get_mut(&id) {
@@ -307,7 +307,7 @@ pub fn attribute(view: &View<'_>, ask: &mut Ask) -> Result<Xml> {
     Ok(xml)
 }
 
-/// The description, and who may launch it: all, or nobody else.
+/// Changes the description, or who may launch the image: everybody or only the owner.
 pub fn modify(ctx: &Rc<Ctx>, mut ask: Ask) -> Result<Xml> {
     let p = &mut ask.params;
     let id = p.required("ImageId")?;

@@ -1,4 +1,4 @@
-//! Instances, zones and regions: what a builder asks about itself.
+//! Instances, zones and regions.
 
 use super::describe::known;
 use super::{Ask, Ctx, View, shapes};
@@ -72,7 +72,7 @@ pub fn attribute(view: &View<'_>, ask: &mut Ask) -> Result<Xml> {
     Ok(xml)
 }
 
-/// `BlockDeviceMapping` alone: whether a volume goes with its instance.
+/// Changes whether a volume is deleted with its instance. Only `BlockDeviceMapping` is supported.
 pub fn modify(ctx: &Rc<Ctx>, mut ask: Ask) -> Result<Xml> {
     let p = &mut ask.params;
     let id = p.required("InstanceId")?;
@@ -122,7 +122,7 @@ pub fn modify(ctx: &Rc<Ctx>, mut ask: Ask) -> Result<Xml> {
     Ok(xml)
 }
 
-/// What is attached goes with the instance, or is free again.
+/// Terminates instances. Their attached volumes are deleted or become free.
 pub async fn terminate(ctx: &Rc<Ctx>, mut ask: Ask) -> Result<Xml> {
     let ids = ask.params.list("InstanceId")?;
     {
@@ -219,7 +219,7 @@ pub fn regions(view: &View<'_>, ask: &mut Ask) -> Result<Xml> {
     Ok(xml)
 }
 
-/// Used by [`super::images::attribute`]: only an image's owner may ask.
+/// Returns an image if the account owns it. This is for [`super::images::attribute`], which only the owner may call.
 pub fn owned<'a>(view: &View<'a>, id: &str) -> Result<&'a crate::world::Image> {
     let image = known(view, id)?;
     if image.common.owner != view.options.account {

@@ -1,4 +1,4 @@
-//! The calls: each takes its parameters, is permitted or not, is refused or takes effect, in this order.
+//! The calls. Each call takes its parameters, checks permissions and other conditions, and then takes effect.
 
 mod describe;
 mod images;
@@ -30,19 +30,19 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// What the calls work on. It lives in the server's thread.
+/// The data on which calls work. They belong to the server's thread.
 pub struct Ctx {
     pub region: Region,
     pub state: Arc<Mutex<State>>,
-    /// One change at a time: a call that comes again while the first one is at work waits for it.
+    /// Serializes changes. A call that is repeated while the first one is being processed waits for it.
     pub changing: tokio::sync::Mutex<()>,
-    /// What is attached to something.
+    /// The devices of attached volumes.
     pub held: RefCell<BTreeMap<String, Held>>,
     pub guests: Guests,
     pub imds: RefCell<Imds>,
-    /// Of snapshots that were read by their blocks.
+    /// Data about snapshots that were read block by block.
     pub known: Known,
-    /// Where the world is written down.
+    /// The file in which the world is saved.
     pub file: PathBuf,
 }
 
@@ -51,7 +51,7 @@ impl Ctx {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes the world down: the next server on this directory begins with it.
+    /// Saves the world. The next server on this directory starts with it.
     pub fn save(&self) {
         let world = serde_json::to_vec(&self.state().world);
         let beside = self.file.with_extension("new");
@@ -64,7 +64,7 @@ impl Ctx {
         }
     }
 
-    /// Takes over images that were imported into the region.
+    /// Adds images that were imported into the region.
     pub async fn import(&self) -> Result<()> {
         for found in self.region.images(None).await.map_err(internal)? {
             if self.state().world.images.contains_key(&found.id.0) {
@@ -107,7 +107,7 @@ impl Ctx {
                 size,
                 ..Default::default()
             };
-            // Both worlds: it always was there.
+            // The image is added to both worlds, because it must also be visible to stale reads.
             let State { world, before, .. } = &mut *state;
             for world in [world, &mut before.0] {
                 world.images.insert(found.id.0.clone(), image.clone());
@@ -118,7 +118,7 @@ impl Ctx {
     }
 }
 
-/// A call, and what is planned for it.
+/// A call, and the fault that is planned for it.
 pub struct Ask {
     pub action: String,
     pub params: Params,
@@ -127,13 +127,13 @@ pub struct Ask {
 }
 
 impl Ask {
-    /// Fails if a parameter is left, or the call is not permitted.
+    /// Fails if a parameter is unknown, or if the call is not permitted.
     pub fn permitted(&self, state: &State, targets: &[Target<'_>]) -> Result<()> {
         self.params.done()?;
         iam::permitted(&state.options, &self.action, targets)
     }
 
-    /// Fails if it is only asked whether it would succeed. The last check of every call.
+    /// Fails if the call is a dry run. This is the last check of every call.
     pub fn really(&self) -> Result<()> {
         if self.dry_run {
             no!("DryRunOperation", "Request would have succeeded, but DryRun flag is set.");
@@ -142,14 +142,14 @@ impl Ask {
     }
 }
 
-/// What a reading call sees.
+/// The data that a reading call sees.
 pub struct View<'a> {
     pub world: &'a World,
     pub options: &'a ServerOptions,
     pub now: Time,
 }
 
-/// Something that the server itself cannot do.
+/// Returns a refusal for an error of the server itself.
 pub fn internal(error: anyhow::Error) -> Refusal {
     eprintln!("oven-ec2-server: {error:#}");
     refuse("InternalError", format!("{error:#}"))
@@ -193,7 +193,7 @@ const CHANGING: [&str; 14] = [
     "TerminateInstances",
 ];
 
-/// Does what the call asks. `stale`: as things were before the last change.
+/// Executes a call. With `stale`, a reading call sees the world before the last change.
 pub async fn perform(ctx: &Rc<Ctx>, mut ask: Ask, stale: bool) -> Result<Xml> {
     ctx.import().await?;
     if let Some(read) = reading(&ask.action) {
@@ -221,7 +221,7 @@ pub async fn perform(ctx: &Rc<Ctx>, mut ask: Ask, stale: bool) -> Result<Xml> {
     }
 }
 
-/// `TagSpecification.N`: the tags of each resource type that may be named.
+/// Takes `TagSpecification.N`. Only the resource type `allowed` is accepted.
 fn tag_specifications(params: &mut Params, allowed: &str) -> Result<Tags> {
     let mut all = Tags::new();
     for mut specification in params.structures("TagSpecification")? {

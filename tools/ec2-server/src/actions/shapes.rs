@@ -139,7 +139,7 @@ pub fn instance_mappings(xml: &mut Xml, instance: &Instance, world: &World) {
     let attached = world.attached_to(&instance.common.id);
     let attached =
         attached.map(|(v, a)| (&a.device, &v.common.id, a.phase.as_str(), a.since, a.delete_on_termination));
-    // Of the kernel's names and EC2's no order is promised: by device.
+    // EC2 does not define an order, so they are sorted by device.
     let mut all: Vec<_> = own.chain(attached).collect();
     all.sort();
     xml.list("blockDeviceMapping", all, |xml, (device, volume, status, since, delete)| {

@@ -1,4 +1,4 @@
-//! Snapshots: made of a volume as it is when the call comes, and `pending` after that.
+//! Snapshots. A snapshot has the volume's content at the time of the call, and is `pending` after that.
 
 use super::{Ask, Ctx, internal, shapes, tag_specifications};
 use crate::direct::{NO_VOLUME, copied};
@@ -40,7 +40,7 @@ pub async fn create(ctx: &Ctx, mut ask: Ask) -> Result<Xml> {
             );
         }
         let between = limits.between_snapshots.as_millis() as u64;
-        // Failed and deleted ones count, too.
+        // Failed and deleted snapshots also count.
         if volume.snapshots_at.last().is_some_and(|at| now < at + between) {
             no!(
                 "SnapshotCreationPerVolumeRateExceeded",
@@ -79,12 +79,12 @@ pub async fn create(ctx: &Ctx, mut ask: Ask) -> Result<Xml> {
     Ok(xml)
 }
 
-/// A copy within the region; EC2 has no client token for it.
+/// Copies a snapshot within the region. EC2 has no client token for this call.
 pub async fn copy(ctx: &Ctx, mut ask: Ask) -> Result<Xml> {
     let p = &mut ask.params;
     let (region, source) = (p.required("SourceRegion")?, p.required("SourceSnapshotId")?);
     let (description, destination) = (p.text("Description").unwrap_or_default(), p.text("DestinationRegion"));
-    // It belongs to copies from elsewhere, which are not made here.
+    // The parameter is for copies from another region, which this server does not support.
     p.text("PresignedUrl");
     let (encrypted, key) = (p.boolean("Encrypted")?, p.text("KmsKeyId"));
     let tags = tag_specifications(p, "snapshot")?;
@@ -125,7 +125,7 @@ pub async fn copy(ctx: &Ctx, mut ask: Ask) -> Result<Xml> {
             no!("ResourceLimitExceeded", "Too many snapshot copies in progress.");
         }
         ask.really()?;
-        // Its key is tried later: the call succeeds, and the copy does not.
+        // The key is checked later. So the call succeeds, but the copy fails.
         let usable = options.may_use_key(key.as_deref()) && options.may_use_key(original.key.as_deref());
         (original.clone(), ask.turn.or((!usable).then_some(Turn::Failed)))
     };
@@ -133,7 +133,7 @@ pub async fn copy(ctx: &Ctx, mut ask: Ask) -> Result<Xml> {
     let mut state = ctx.state();
     let delay = state.options.delays.copying;
     let encrypted = original.encrypted || encrypted == Some(true) || state.options.direct.encrypts;
-    // Whatever the original's key is.
+    // If the call has no key, the copy gets the account's own key, and not the original's key.
     let own = encrypted.then(|| state.options.default_key());
     let snapshot = Snapshot {
         common: state.common(&id, tags.clone(), delay, turn),
@@ -176,7 +176,7 @@ fn check_deletable(ctx: &Ctx, ask: &Ask, id: &str) -> Result<()> {
     ask.really()
 }
 
-/// Removes a snapshot and its data.
+/// Deletes a snapshot and its data.
 pub async fn remove(ctx: &Ctx, id: &str) -> Result<()> {
     ctx.region.delete_snapshot(&SnapshotId(id.to_owned())).await.map_err(internal)?;
     ctx.known.forget(id);

@@ -1,4 +1,4 @@
-//! Tags, and what EC2 takes as one.
+//! Tags, and EC2's rules for them.
 
 use super::{Ask, Ctx};
 use crate::iam::Target;
@@ -7,7 +7,7 @@ use crate::refusal::{Result, no};
 use crate::world::{Tags, Time, World, now};
 use crate::xml::Xml;
 
-/// `Tag.1.Key`, `Tag.1.Value`, …
+/// Takes `Tag.1.Key`, `Tag.1.Value` and so on.
 pub fn take(params: &mut Params) -> Result<Vec<(String, String)>> {
     let mut tags = Vec::new();
     for mut tag in params.structures("Tag")? {
@@ -17,7 +17,7 @@ pub fn take(params: &mut Params) -> Result<Vec<(String, String)>> {
     Ok(tags)
 }
 
-/// At most 50; keys of at most 128 characters, values of at most 256.
+/// Fails if there are more than 50 tags, a key has more than 128 characters, or a value has more than 256.
 pub fn check(tags: &Tags) -> Result<()> {
     if tags.len() > 50 {
         no!("TagLimitExceeded", "The maximum number of Tags for a resource has been reached.");
@@ -36,7 +36,7 @@ pub fn check(tags: &Tags) -> Result<()> {
     Ok(())
 }
 
-/// The tags of what an id names, and whose it is.
+/// Returns the tags and the owner of the resource with an id.
 fn tags_of<'a>(world: &'a mut World, id: &str, now: Time) -> Result<(&'a mut Tags, &'a str)> {
     let common = match id.split_once('-').map_or("", |(prefix, _)| prefix) {
         "vol" => &mut world.volume_mut(id, now)?.common,
@@ -84,7 +84,8 @@ pub fn create(ctx: &Ctx, mut ask: Ask) -> Result<Xml> {
     })
 }
 
-/// Without tags: all. A tag with a value goes only if it has that value; one without goes in any case.
+/// Deletes tags, or all tags if none are given. A tag with a value is deleted only if it has this value. A tag without
+/// a value is always deleted.
 pub fn delete(ctx: &Ctx, mut ask: Ask) -> Result<Xml> {
     let ids = ask.params.list("ResourceId")?;
     let mut doomed = Vec::new();

@@ -10,7 +10,7 @@ use oven::cloud::{VolumeKind, VolumeSpec, Volumes};
 use oven::ids::{RunId, SnapshotId, VolumeId};
 use std::rc::Rc;
 
-/// Fills in what a type of volume has by itself, and refuses what it cannot have.
+/// Fills in the defaults of a volume type, and refuses parameters that the type does not have.
 pub fn check_kind(kind: &mut Kind, size: u32) -> Result<()> {
     let name = kind.volume_type.clone();
     let not = |parameter: &str| {
@@ -71,7 +71,7 @@ pub fn check_kind(kind: &mut Kind, size: u32) -> Result<()> {
     within("size", Some(size), 1, 16_384)
 }
 
-/// What a client token is good for: all parameters but for these.
+/// The parameters that may differ when a client token is used again.
 const NOT_OF_TOKEN: [&str; 3] = ["ClientToken", "AvailabilityZone", "AvailabilityZoneId"];
 
 pub async fn create(ctx: &Ctx, mut ask: Ask) -> Result<Xml> {
@@ -102,7 +102,7 @@ pub async fn create(ctx: &Ctx, mut ask: Ask) -> Result<Xml> {
         );
     }
     if snapshot.is_none() && ask.dry_run {
-        // A volume of nothing: EC2 makes such, and this server only says whether it would be permitted.
+        // EC2 creates empty volumes. This server only checks the permission for them.
         ask.permitted(&ctx.state(), &[Target::made("volume", &tags)])?;
         ask.really()?;
     }
@@ -123,7 +123,7 @@ pub async fn create(ctx: &Ctx, mut ask: Ask) -> Result<Xml> {
         ask.permitted(&state, &[Target::made("volume", &tags), Target::new(&snapshot, tags_of)])?;
         if let Some(used) = token.as_ref().and_then(|token| state.world.tokens.get(token)) {
             let volume = state.world.volumes.get(&used.id);
-            // What failed by itself has used its token up.
+            // If the volume failed, its token cannot be used again.
             let burnt = volume.is_none_or(|v| {
                 now >= v.common.ready_at && matches!(v.common.turn, Some(Turn::Failed | Turn::Vanishes))
             });
@@ -202,7 +202,7 @@ pub async fn create(ctx: &Ctx, mut ask: Ask) -> Result<Xml> {
         world.volumes.insert(id.clone(), volume.clone());
     });
     let mut xml = Xml::default();
-    // EC2 answers so, however fast it is.
+    // EC2 responds with `creating`, even if the volume is ready immediately.
     shapes::volume(&mut xml, &volume, volume.common.created.saturating_sub(1));
     Ok(xml)
 }
@@ -214,7 +214,7 @@ fn is_device_name(name: &str) -> bool {
         (Some(rest), _) => rest.len() == 1 && rest.bytes().all(letter),
         (_, Some(rest)) => match rest.as_bytes() {
             [one] => letter(*one),
-            // The last one that EC2 takes is xvddx.
+            // The last name that EC2 accepts is xvddx.
             [first, second] => {
                 (b'a'..=b'd').contains(first) && letter(*second) && (*first, *second) <= (b'd', b'x')
             }
@@ -325,7 +325,7 @@ pub async fn detach(ctx: &Rc<Ctx>, mut ask: Ask) -> Result<Xml> {
         }
         ask.really()?;
         if matches!(attachment.phase, Phase::Detaching | Phase::Busy) && !force {
-            // Asked again: EC2 is at it.
+            // The client repeats the call, but EC2 is already detaching the volume.
             let mut xml = Xml::default();
             shapes::attachment(&mut xml, &id, &attachment);
             return Ok(xml);
@@ -354,7 +354,7 @@ pub async fn delete(ctx: &Ctx, mut ask: Ask) -> Result<Xml> {
         if let Some(attachment) = &volume.attachment {
             no!("VolumeInUse", "Volume {id} is currently attached to {}", attachment.instance);
         }
-        // What never becomes ready can be deleted, too.
+        // A volume that never becomes ready can also be deleted.
         if volume.state(now) == "creating" && volume.common.turn != Some(Turn::Stuck) {
             no!("IncorrectState", "The volume '{id}' is 'creating'");
         }
@@ -366,7 +366,7 @@ pub async fn delete(ctx: &Ctx, mut ask: Ask) -> Result<Xml> {
     Ok(xml)
 }
 
-/// Removes a volume and its data.
+/// Deletes a volume and its data.
 pub async fn remove(ctx: &Ctx, id: &str) -> Result<()> {
     let deleted = ctx.state().world.volumes.get(id).is_none_or(|v| v.common.gone_at.is_some());
     if deleted {

@@ -11,7 +11,7 @@ use oven::cloud::block_api::BlockApi as _;
 use oven::ids::{BLOCK, Digest};
 use std::sync::Arc;
 
-/// The headers that describe a block.
+/// Returns the headers that describe a block.
 fn of_block(digest: &Digest) -> Vec<(&'static str, String)> {
     vec![("x-amz-Checksum", encoded(digest)), ("x-amz-Checksum-Algorithm", "SHA256".to_owned())]
 }
@@ -68,7 +68,7 @@ pub async fn put(ctx: &Ctx, ask: Ask) -> Result<Told> {
         }
         touch(&mut state, &id.0);
     }
-    // It holds the data against the checksum, in a thread of its own.
+    // `put` compares the data with the checksum, in another thread.
     ctx.region.put(&id, index, Arc::from(ask.body), digest).await.map_err(of_region)?;
     touch(&mut ctx.state(), &id.0);
     Ok(Told {
@@ -80,7 +80,7 @@ pub async fn put(ctx: &Ctx, ask: Ask) -> Result<Told> {
     })
 }
 
-/// Fails unless blocks may be written to this snapshot.
+/// Fails if blocks cannot be written to this snapshot.
 pub fn writable(snapshot: &crate::world::Snapshot, account: &str, now: u64) -> Result<()> {
     let id = &snapshot.common.id;
     if snapshot.common.owner != account {
@@ -98,7 +98,8 @@ pub fn writable(snapshot: &crate::world::Snapshot, account: &str, now: u64) -> R
     }
 }
 
-/// Notes that somebody is still at work. Not a change that a stale read lacks: there are thousands of them.
+/// Records the time of the last call. This does not count as a change for stale reads, because there are thousands of
+/// such calls.
 fn touch(state: &mut crate::state::State, id: &str) {
     let written = state.world.snapshots.get_mut(id).and_then(|snapshot| snapshot.written.as_mut());
     if let Some(written) = written {

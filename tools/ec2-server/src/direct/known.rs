@@ -1,4 +1,4 @@
-//! What was found out about complete snapshots, which never change: which blocks they hold, and where they are read.
+//! Cached data about complete snapshots, which never change: their blocks, and readers for them.
 
 use super::of_region;
 use crate::actions::Ctx;
@@ -17,12 +17,12 @@ type Indexes = Rc<block_api::BlockIndexes>;
 pub struct Known {
     blocks: RefCell<BTreeMap<String, Indexes>>,
     readers: RefCell<BTreeMap<String, Arc<dyn SnapshotReader>>>,
-    /// Between two snapshots.
+    /// The blocks that differ between two snapshots.
     changed: RefCell<BTreeMap<(String, String), Indexes>>,
 }
 
 impl Known {
-    /// Forgets a snapshot that was deleted.
+    /// Forgets a deleted snapshot.
     pub fn forget(&self, id: &str) {
         self.blocks.borrow_mut().remove(id);
         self.readers.borrow_mut().remove(id);
@@ -48,7 +48,7 @@ pub async fn reader(ctx: &Ctx, id: &SnapshotId) -> Result<Arc<dyn SnapshotReader
     Ok(reader)
 }
 
-/// The blocks that differ between two snapshots.
+/// Returns the blocks that differ between two snapshots.
 pub async fn changed(ctx: &Ctx, first: &SnapshotId, second: &SnapshotId) -> Result<Indexes> {
     let key = (first.0.clone(), second.0.clone());
     if let Some(known) = ctx.known.changed.borrow().get(&key) {

@@ -1,4 +1,4 @@
-//! ListSnapshotBlocks and ListChangedBlocks, page by page.
+//! ListSnapshotBlocks and ListChangedBlocks, with pages.
 
 use super::request::Members;
 use super::{Ask, Told, id_of, invalid, known, look_for, readable, tokens};
@@ -12,10 +12,10 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-/// Of a page, if `MaxResults` does not say less.
+/// The maximum number of blocks on a page, unless `MaxResults` is smaller.
 const MOST: u32 = 10_000;
 
-/// A page: from which block on, which one it is, and how many blocks it holds.
+/// A page: its first block, its number, and the maximum number of blocks on it.
 struct Page {
     query: String,
     start: u32,
@@ -39,7 +39,7 @@ impl Page {
         Ok(Self { query, start, number, most: most.min(direct.page.unwrap_or(most)).max(1) })
     }
 
-    /// The blocks on this page, and the token of the next one.
+    /// Returns the blocks on this page, and the token of the next page.
     fn cut(&self, all: &BlockIndexes, direct: &Direct) -> (Vec<u32>, Option<String>) {
         let empty = direct.empty_pages > 0 && self.number.is_multiple_of(direct.empty_pages + 1);
         let most = if empty { 0 } else { self.most };
@@ -119,7 +119,7 @@ pub async fn changed(ctx: &Ctx, ask: Ask) -> Result<Told> {
     Ok(told(size, "ChangedBlocks", here.into_iter().map(one).collect(), until, next))
 }
 
-/// A snapshot, and what it comes from: parents, volumes and their snapshots.
+/// Returns a snapshot and its ancestors: parents, volumes, and the snapshots of these volumes.
 fn line(world: &World, id: &str) -> BTreeSet<String> {
     let (mut line, mut at) = (BTreeSet::new(), Some(id.to_owned()));
     while let Some(id) = at.filter(|id| !line.contains(id)) {

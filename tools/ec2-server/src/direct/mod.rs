@@ -1,5 +1,5 @@
-//! The EBS direct APIs: snapshots read and written by their blocks, over REST and JSON. What was written is the
-//! region's; what a snapshot is, and who may use it, is the world's, as for the calls of EC2.
+//! The EBS direct APIs, which read and write snapshots block by block, over REST and JSON. The region stores the data.
+//! The world has the snapshots' properties and permissions, as for EC2's calls.
 
 mod blocks;
 mod known;
@@ -27,29 +27,29 @@ use std::rc::Rc;
 use std::time::Instant;
 use tokio::time::sleep;
 
-/// Whether a request is for EBS.
+/// Returns whether a request is for EBS.
 pub fn is_meant(path: &str) -> bool {
     path == "/snapshots" || path.starts_with("/snapshots/")
 }
 
-/// A call, and what is planned for it.
+/// A call, and the fault that is planned for it.
 struct Ask {
     action: &'static str,
     members: Members,
     body: Vec<u8>,
     turn: Option<Turn>,
-    /// It sees how things were before the last change.
+    /// Whether the call sees the world before the last change.
     stale: bool,
     flipped: bool,
 }
 
-/// What is answered to a call that succeeded.
+/// The response to a call that succeeded.
 struct Told {
     status: u16,
     headers: Vec<(&'static str, String)>,
     kind: &'static str,
     body: Vec<u8>,
-    /// The id of what it made.
+    /// The id of the created snapshot.
     made: Option<String>,
 }
 
@@ -60,7 +60,7 @@ impl Told {
     }
 }
 
-/// A `ValidationException`, with its reason.
+/// Returns a `ValidationException` with its reason.
 fn invalid(reason: &str, message: impl std::fmt::Display) -> Refusal {
     refuse(&format!("ValidationException:{reason}"), message)
 }
@@ -70,7 +70,7 @@ fn absent(id: &str) -> Refusal {
     refuse("ResourceNotFoundException:SNAPSHOT_NOT_FOUND", text)
 }
 
-/// What the region refused, in the words of EBS.
+/// Converts an error of the region to an error of EBS.
 fn of_region(error: anyhow::Error) -> Refusal {
     for cause in error.chain() {
         let text = cause.to_string();
@@ -87,7 +87,7 @@ fn of_region(error: anyhow::Error) -> Refusal {
     refuse("InternalServerException", refusal.message)
 }
 
-/// What EBS calls what EC2 calls otherwise.
+/// Replaces error codes of EC2 by those of EBS.
 fn renamed(refusal: Refusal) -> Refusal {
     let code = match refusal.code.as_str() {
         "MissingAuthenticationToken" => "MissingAuthenticationTokenException",
@@ -100,7 +100,7 @@ fn renamed(refusal: Refusal) -> Refusal {
     refuse(code, refusal.message)
 }
 
-/// The answer to a call that failed.
+/// Returns the response to a call that failed.
 fn no(refusal: &Refusal, request: &str) -> Answer {
     let code = refusal.code.as_str();
     let (status, reason) = match code {
@@ -128,7 +128,7 @@ fn no(refusal: &Refusal, request: &str) -> Answer {
     Answer { status, kind: "application/json", headers, body: body.to_string().into_bytes() }
 }
 
-/// Answers a call.
+/// Responds to a call.
 pub async fn answer(ctx: &Rc<Ctx>, request: Request) -> std::result::Result<Answer, Dropped> {
     let id = RunId::new().0;
     let (action, members) = match request::read(&request) {
@@ -227,7 +227,7 @@ fn throttle(state: &mut State, action: &str, id: &str) -> Result<()> {
     }
 }
 
-/// A snapshot that may be worked on by this action. It may be in any state.
+/// Returns a snapshot in any state. Fails if this action is not permitted for it.
 fn permitted_snapshot<'a>(state: &State, world: &'a World, ask: &Ask, id: &str) -> Result<&'a Snapshot> {
     let (options, none) = (&state.options, Tags::new());
     let found = world.snapshots.get(id).filter(|snapshot| snapshot.common.is_visible(now()));
@@ -236,7 +236,8 @@ fn permitted_snapshot<'a>(state: &State, world: &'a World, ask: &Ask, id: &str) 
     usable(state, world, id)
 }
 
-/// The same, where the permission was judged with all that is asked for.
+/// Returns a snapshot that the account may use. The caller must have checked the permission for the action, together
+/// with all other resources of the call.
 fn usable<'a>(state: &State, world: &'a World, id: &str) -> Result<&'a Snapshot> {
     let options = &state.options;
     let found = world.snapshots.get(id).filter(|snapshot| snapshot.common.is_visible(now()));
@@ -256,13 +257,13 @@ fn usable<'a>(state: &State, world: &'a World, id: &str) -> Result<&'a Snapshot>
     Ok(snapshot)
 }
 
-/// Takes over what was imported, if that is what is not known.
+/// If a snapshot is unknown, adds imported images and their snapshots.
 async fn look_for(ctx: &Ctx, id: &str) -> Result<()> {
     let known = ctx.state().world.snapshots.contains_key(id);
     if known { Ok(()) } else { ctx.import().await }
 }
 
-/// Checks that a snapshot may be read, and answers with its size in GiB.
+/// Checks that a snapshot may be read, and returns its size in GiB.
 fn readable(ctx: &Ctx, ask: &Ask, id: &str) -> Result<u32> {
     let state = ctx.state();
     let world = if ask.stale { &state.before.0 } else { &state.world };
@@ -276,7 +277,7 @@ fn readable(ctx: &Ctx, ask: &Ask, id: &str) -> Result<u32> {
     }
 }
 
-/// A snapshot's id as EBS takes it.
+/// Returns a snapshot's id if it has the form that EBS accepts.
 fn id_of(members: &Members, name: &str) -> Result<SnapshotId> {
     let id = members.required(name)?;
     let digits = id.strip_prefix("snap-").unwrap_or_default();
@@ -286,7 +287,7 @@ fn id_of(members: &Members, name: &str) -> Result<SnapshotId> {
     Ok(SnapshotId(id.to_owned()))
 }
 
-/// Blocks of a snapshot of so many GiB.
+/// Returns the number of blocks of a snapshot with a size in GiB.
 fn blocks_of(size: u32) -> u32 {
     ((u64::from(size) << 30) / BLOCK as u64) as u32
 }

@@ -1,4 +1,5 @@
-//! A request of EBS: its action by method and path, and its members by the names of the API, wherever they are.
+//! Parses a request to EBS. The method and path determine the action. Its members come from the path, the query, the
+//! headers and the body.
 
 use super::invalid;
 use crate::refusal::{Refusal, Result, refuse};
@@ -6,7 +7,7 @@ use crate::wire::Request;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
-/// The members of a request: numbers and strings as text, all else as JSON.
+/// The members of a request. Numbers and strings are stored as text, and other values as JSON.
 #[derive(Debug, Clone, Default)]
 pub struct Members(BTreeMap<String, String>);
 
@@ -21,7 +22,7 @@ const OF_BODY: [&str; 8] = [
     "VolumeSize",
 ];
 
-/// Where the members of an action are that are not in the path: of the query, of the headers.
+/// The members of an action that are in the query, and those that are in the headers.
 type Places = (&'static [(&'static str, &'static str)], &'static [(&'static str, &'static str)]);
 
 fn places(action: &str) -> Places {
@@ -57,7 +58,7 @@ fn places(action: &str) -> Places {
     }
 }
 
-/// The action that a method and a path stand for, and the members in the path.
+/// Returns the action of a method and a path, and the members in the path.
 fn route(method: &str, path: &str) -> Option<(&'static str, Vec<(&'static str, String)>)> {
     let parts: Vec<String> = path.split('/').skip(1).map(unescaped).collect();
     let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
@@ -80,12 +81,12 @@ fn route(method: &str, path: &str) -> Option<(&'static str, Vec<(&'static str, S
 }
 
 fn unescaped(part: &str) -> String {
-    // A path has its pluses as they are.
+    // In a path, a plus does not stand for a blank.
     let part = part.replace('+', "%2B");
     form_urlencoded::parse(part.as_bytes()).next().map_or_else(String::new, |(name, _)| name.into_owned())
 }
 
-/// The action and the members of a request, or what is wrong with it, and its action as far as it is known.
+/// Returns the action and the members of a request. An error contains the action, if it is known.
 pub fn read(request: &Request) -> std::result::Result<(&'static str, Members), (&'static str, Refusal)> {
     let Some((action, in_path)) = route(&request.method, &request.path) else {
         let text = format!("There is no {} {}", request.method, request.path);
@@ -143,7 +144,7 @@ impl Members {
         self.get(name).filter(|value| !value.is_empty()).ok_or_else(missing)
     }
 
-    /// A number within these bounds.
+    /// Returns a number between `least` and `most`.
     pub fn number(&self, name: &str, least: u32, most: u32) -> Result<Option<u32>> {
         let Some(value) = self.get(name) else { return Ok(None) };
         match value.parse() {
@@ -160,7 +161,7 @@ impl Members {
         Ok(self.number("BlockIndex", 0, i32::MAX as u32)?.unwrap_or_default())
     }
 
-    /// The one thing that EBS knows by that name, if it is said.
+    /// Fails if the member has a value other than `only`, the one value that EBS allows.
     pub fn is_only(&self, name: &str, only: &str) -> Result<()> {
         match self.get(name) {
             Some(value) if value != only => {

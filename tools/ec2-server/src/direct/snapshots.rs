@@ -18,14 +18,14 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// The volume of a snapshot that was made of none.
+/// The volume id of a snapshot that was not created from a volume.
 pub const NO_VOLUME: &str = "vol-ffffffff";
 
 fn wrong(text: impl std::fmt::Display) -> Refusal {
     invalid("INVALID_PARAMETER_VALUE", text)
 }
 
-/// What is asked for, as far as it can be judged by itself.
+/// The parsed members of StartSnapshot.
 struct Wanted {
     size: u32,
     parent: Option<SnapshotId>,
@@ -104,7 +104,7 @@ fn tags_of(m: &Members) -> Result<Tags> {
 
 pub async fn start(ctx: &Rc<Ctx>, ask: Ask) -> Result<Told> {
     let mut wanted = wanted(&ask.members)?;
-    // The same token at the same time makes one.
+    // Only one call runs at a time, so that concurrent calls with the same token create one snapshot.
     let _one = ctx.changing.lock().await;
     if let Some(parent) = &wanted.parent {
         look_for(ctx, &parent.0).await?;
@@ -142,7 +142,7 @@ pub async fn start(ctx: &Rc<Ctx>, ask: Ask) -> Result<Told> {
         encrypted: false,
         kms_key: None,
     };
-    // It is given up here, and there only if this server is gone.
+    // This server gives up the snapshot after the timeout. The region does so only if the server has ended.
     let region = ctx.region.with_write_timeout(timeout + Duration::from_secs(3600));
     let id = region.start(&spec).await.map_err(of_region)?.0;
     let told = {
@@ -179,7 +179,7 @@ pub async fn start(ctx: &Rc<Ctx>, ask: Ask) -> Result<Told> {
     Ok(told)
 }
 
-/// Holds what is wanted against what there is, and completes it from its parent.
+/// Checks the request against the existing snapshots, and completes it with data of its parent.
 fn check(state: &State, wanted: &mut Wanted) -> Result<()> {
     let (options, now) = (&state.options, now());
     let written = |s: &&Snapshot| {
@@ -242,7 +242,7 @@ fn told(snapshot: &Snapshot) -> Told {
     Told { made: Some(common.id.clone()), ..Told::json(201, &value) }
 }
 
-/// SHA256 over digests in the order of their indexes.
+/// Returns the SHA-256 of the blocks' digests, in the order of their indexes.
 fn linear(blocks: &BTreeMap<u32, Digest>) -> Digest {
     let mut hash = Sha256::new();
     blocks.values().for_each(|digest| hash.update(digest));
@@ -273,7 +273,7 @@ pub async fn complete(ctx: &Rc<Ctx>, ask: Ask) -> Result<Told> {
         let same = sealed.is_some_and(|(blocks, is)| {
             *blocks == count && checksum.as_ref().is_none_or(|checksum| encoded(checksum) == *is)
         });
-        // Again, while it is being completed.
+        // The call is repeated while the snapshot is being completed.
         if same && snapshot.state(now()) == "pending" {
             return Ok(pending);
         }
@@ -307,7 +307,7 @@ pub async fn complete(ctx: &Rc<Ctx>, ask: Ask) -> Result<Told> {
     Ok(pending)
 }
 
-/// Completes a snapshot in the region, and then here, not before `ready_at`. Nobody waits for it.
+/// Completes a snapshot in the region in the background. Here it is complete at `ready_at` or later.
 fn finish(ctx: &Rc<Ctx>, id: SnapshotId, count: u32, checksum: Digest, ready_at: Time) {
     let ctx = ctx.clone();
     tokio::task::spawn_local(async move {
@@ -325,7 +325,7 @@ fn finish(ctx: &Rc<Ctx>, id: SnapshotId, count: u32, checksum: Digest, ready_at:
     });
 }
 
-/// Goes on with what the last server on this directory did not finish.
+/// Continues the completions that the last server on this directory did not finish.
 pub fn resume(ctx: &Rc<Ctx>) {
     let now = now();
     let open: Vec<(String, u32, String)> = {
@@ -344,7 +344,7 @@ pub fn resume(ctx: &Rc<Ctx>) {
     }
 }
 
-/// A copy of a snapshot's data, as a snapshot of the region.
+/// Copies a snapshot's data to a new snapshot of the region. Returns its id.
 pub async fn copied(ctx: &Ctx, source: &str, size: u32) -> Result<String> {
     let spec = NewSnapshot {
         parent: Some(SnapshotId(source.to_owned())),

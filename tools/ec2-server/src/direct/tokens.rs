@@ -1,11 +1,12 @@
-//! Tokens of blocks and of pages: they say of what they are, and until when, and only this server makes them.
+//! Tokens of blocks and pages. A token contains what it is for and its time of expiry. Only this server can create it.
 
 use crate::world::Time;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-/// What a token is bound to, as a number that nobody finds by chance. A test's clients forge none on purpose.
+/// Returns a hash of the data for which a token is valid. It only detects mistakes, because a test's client does not
+/// forge tokens.
 fn seal(of: impl Hash) -> u64 {
     let mut hash = DefaultHasher::new();
     ("oven-ec2-server", of).hash(&mut hash);
@@ -28,22 +29,23 @@ fn parts(token: &str) -> Option<(u32, u32, Time, u64)> {
     Some((four(0), four(4), eight(8), eight(16)))
 }
 
-/// The token of a block.
+/// Returns the token of a block.
 pub fn block(snapshot: &str, index: u32, until: Time) -> String {
     token(index, 0, until, seal((snapshot, index, until)))
 }
 
-/// Whether this is the token of a block, and still good.
+/// Returns whether the text is an unexpired token of this block.
 pub fn is_of_block(text: &str, snapshot: &str, index: u32, now: Time) -> bool {
     parts(text).is_some_and(|(_, _, until, is)| is == seal((snapshot, index, until)) && now < until)
 }
 
-/// The token of a page of a query: from which block on, and which page it is.
+/// Returns the token of a query's page. `start` is the page's first block.
 pub fn page(query: &str, start: u32, number: u32, until: Time) -> String {
     token(start, number, until, seal((query, start, number, until)))
 }
 
-/// Where a page starts, and its number. `None`: it is no token of this query, or no more.
+/// Returns the first block and the number of a page. Returns `None` if the text is not an unexpired token of this
+/// query.
 pub fn of_page(text: &str, query: &str, now: Time) -> Option<(u32, u32)> {
     let (start, number, until, is) = parts(text)?;
     (is == seal((query, start, number, until)) && now < until).then_some((start, number))
