@@ -161,8 +161,7 @@ fn texts(inside: &ImageTree) -> Result<Vec<(String, device_names::BootTextKind, 
     let mut all = Vec::new();
     for (pattern, kind) in TEXTS {
         for (path, file_type) in inside.expand(pattern)? {
-            // For a symlink, the content of its target is checked.
-The target is another of these files, or in /etc.
+            // For a symlink, the content of its target is checked. The target is another of these files, or in /etc.
             if matches!(file_type, FileType::RegularFile | FileType::Symlink) && is_file(inside, &path)? {
                 all.push((path.clone(), kind, inside.read(&path)?.unwrap_or_default()));
             }
