@@ -129,12 +129,12 @@ impl Secrets {
     }
 
     /// The length of the longest masked text, in bytes; 0 if there is none.
-    pub fn longest(&self) -> usize {
+    pub fn longest_masked(&self) -> usize {
         self.0.masked.first().map_or(0, String::len)
     }
 
     /// The range of a text to mask that begins before position `at` and ends after it, if there is one.
-    pub fn across(&self, bytes: &[u8], at: usize) -> Option<(usize, usize)> {
+    pub fn masked_range_across(&self, bytes: &[u8], at: usize) -> Option<(usize, usize)> {
         self.0.masked.iter().find_map(|secret| {
             let from = at.saturating_sub(secret.len() - 1);
             let to = (at + secret.len() - 1).min(bytes.len());
@@ -144,7 +144,7 @@ impl Secrets {
     }
 
     /// The length of the longest text to search for in the image, in bytes.
-    pub fn longest_sought(&self) -> usize {
+    pub fn longest_searched(&self) -> usize {
         self.0.sought.iter().map(|(text, _)| text.len()).max().unwrap_or_default()
     }
 
@@ -282,11 +282,11 @@ mod tests {
     #[test]
     fn a_secret_across_a_position_is_found() {
         let secrets = secrets(&[("TOKEN", "hunter2")]);
-        assert_eq!(secrets.across(b"aahunter2bb", 4), Some((2, 9)));
-        assert_eq!(secrets.across(b"aahunter2bb", 2), None, "it begins there");
-        assert_eq!(secrets.across(b"aahunter2bb", 9), None, "it ends there");
-        assert_eq!(secrets.longest(), "hunter2".len().max(base64(b"hunter2", 0).len()));
-        assert_eq!(Secrets::default().longest(), 0);
+        assert_eq!(secrets.masked_range_across(b"aahunter2bb", 4), Some((2, 9)));
+        assert_eq!(secrets.masked_range_across(b"aahunter2bb", 2), None, "it begins there");
+        assert_eq!(secrets.masked_range_across(b"aahunter2bb", 9), None, "it ends there");
+        assert_eq!(secrets.longest_masked(), "hunter2".len().max(base64(b"hunter2", 0).len()));
+        assert_eq!(Secrets::default().longest_masked(), 0);
     }
 
     #[test]

@@ -27,8 +27,8 @@ pub struct BatchItem {
     pub asked: bool,
     pub run: RunId,
     pub status: Status,
-    pub left: Vec<Leftover>,
-    pub kept: Vec<String>,
+    pub leftovers: Vec<Leftover>,
+    pub preserved: Vec<String>,
     /// The log file, if the bake wrote one.
     pub log: Option<PathBuf>,
 }
@@ -47,7 +47,7 @@ impl BatchItem {
     fn new(image: &Definition, asked: bool) -> Self {
         let status = Status::Skipped(Kind::NotFound.error("it was not baked"));
         let (name, dir, run) = (image.name.clone(), image.dir.clone(), RunId::new());
-        Self { name, dir, asked, run, status, left: Vec::new(), kept: Vec::new(), log: None }
+        Self { name, dir, asked, run, status, leftovers: Vec::new(), preserved: Vec::new(), log: None }
     }
 
     pub fn image(&self) -> Option<&Image> {
@@ -96,7 +96,7 @@ pub async fn bake_all(batch: Batch, stop: watch::Receiver<bool>) -> Vec<BatchIte
         parents.push(receiver);
         let parent = order.parent[i].map(|p| (order.images[p].name.clone(), parents[p].clone()));
         let (batch, slots, stop) = (batch.clone(), slots.clone(), stop.clone());
-        let report = batch.site.report.of(&image.name, column);
+        let report = batch.site.report.for_image(&image.name, column);
         handles.push(tasks.spawn_local(report.track().follow(async move {
             let image = &batch.order.images[i];
             let mut item = BatchItem::new(image, batch.order.named[i]);
@@ -172,7 +172,7 @@ async fn bake_member(
     let _slot = slots.acquire().await.expect("the semaphore is never closed");
     report.log_to(&site.log(run), &format!("run {run} bakes {}", dir.display()));
     let stop = async move { _ = stop.wait_for(|stop| *stop).await };
-    let whole = report.whole(&format!("baking {}", image.name));
+    let whole = report.begin_work(&format!("baking {}", image.name));
     let bake = Bake { site: &site, image, from, options: &options, run };
     let mut ended = super::bake(&bake, stop).await;
     whole.ended(match &ended.result {
@@ -180,16 +180,16 @@ async fn bake_member(
         Ok(Outcome::AlreadyBaked(_)) => "already baked",
         Err(error) => Kind::of(error).name(),
     });
-    for left in &mut ended.left {
-        left.command = site.spelt(&left.command);
+    for left in &mut ended.leftovers {
+        left.command = site.command_for_site(&left.command);
         report.warn(left.to_string());
     }
-    for kept in &ended.kept {
-        let inspect = site.spelt(&format!("oven shell {}", run.short()));
-        let remove = site.spelt(&format!("oven sweep --kept --run {}", run.short()));
+    for kept in &ended.preserved {
+        let inspect = site.command_for_site(&format!("oven shell {}", run.short()));
+        let remove = site.command_for_site(&format!("oven sweep --kept --run {}", run.short()));
         report.note(format!("preserved {kept}\n    inspect it: {inspect}\n    remove it:  {remove}"));
     }
-    (item.left, item.kept) = (ended.left, ended.kept);
+    (item.leftovers, item.preserved) = (ended.leftovers, ended.preserved);
     item.status = match ended.result {
         Ok(Outcome::Baked(image)) => Status::Baked(image),
         Ok(Outcome::AlreadyBaked(image)) => Status::Found(image),
@@ -213,7 +213,9 @@ fn report_result(item: &BatchItem, report: &Report, several: bool) {
             if several { report.detail(text) } else { report.note(text) }
         }
         Status::Skipped(error) => report.warn(format!("skipped: {error}")),
-        Status::Failed(error) if Kind::of(error) == Kind::Interrupted && item.left.is_empty() && !several => {
+        Status::Failed(error)
+            if Kind::of(error) == Kind::Interrupted && item.leftovers.is_empty() && !several =>
+        {
             report.note(INTERRUPTED_CLEANLY);
         }
         Status::Failed(_) => {}

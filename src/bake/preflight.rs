@@ -18,7 +18,7 @@ pub async fn check(bake: &Bake<'_>, target: &Target) -> Result<()> {
     let (free, permitted, disk) = tokio::join!(
         ensure_name_is_free(bake, target),
         site.cloud.ensure_permitted(base),
-        site.disks.look(base, &spec, bake.run),
+        site.disks.query_facts(base, &spec, bake.run),
     );
     free?;
     permitted.context("checking the role's permissions")?;

@@ -45,7 +45,7 @@ pub fn runner<'a>(
 ) -> Result<CommandRunner<'a>> {
     let place = MountedImage {
         root: root.path(),
-        inside: root.inside(),
+        inside: root.tree(),
         nodes: root.nodes(),
         unmounted: root.unmounted(),
     };
@@ -56,7 +56,7 @@ pub fn runner<'a>(
         secrets,
         guard: bake.site.egress_guard(),
         helper: &bake.site.helper,
-        kept: Some(&job.cache),
+        package_cache: Some(&job.cache),
         report: &bake.site.report,
     };
     CommandRunner::new(&place, &work).map_err(|error| work.explain(error))

@@ -11,7 +11,7 @@ use std::ffi::OsString;
 /// Collects the secrets, and masks their values in all later reports.
 pub fn collect(bake: &Bake<'_>) -> Result<Secrets> {
     let secrets = from_environment(bake.image, |name| std::env::var_os(name))?;
-    bake.site.report.hide(&secrets);
+    bake.site.report.mask_secrets(&secrets);
     Ok(secrets)
 }
 

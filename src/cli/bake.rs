@@ -27,7 +27,7 @@ pub async fn run(
     stop: watch::Receiver<bool>,
 ) -> Result<End> {
     let found = async {
-        let order = BakeOrder::with(&args.definitions, &args.vars.given())?;
+        let order = BakeOrder::load_with(&args.definitions, &args.vars.given())?;
         if let Some(trace) = &global.trace {
             let refused = refuse_inside(
                 "trace",
@@ -108,7 +108,7 @@ fn first_line(error: &anyhow::Error) -> String {
 /// other failures.
 fn exit_code(all: &[BatchItem]) -> u8 {
     let kinds = || all.iter().filter_map(BatchItem::error).map(Kind::of);
-    let left = all.iter().any(|baked| !baked.left.is_empty());
+    let left = all.iter().any(|baked| !baked.leftovers.is_empty());
     match kinds().find(|kind| *kind == Kind::Interrupted).or_else(|| kinds().next()) {
         Some(kind) => kind as u8,
         None if left => Kind::LeftBehind as u8,
@@ -127,7 +127,7 @@ fn object(baked: &BatchItem) -> Value {
     let run = baked.log.as_ref().map(|_| &baked.run);
     let mut object = json!({
         "name": baked.name, "definition": baked.dir, "run": run, "asked": baked.asked,
-        "outcome": word, "log": baked.log, "kept": baked.kept,
+        "outcome": word, "log": baked.log, "kept": baked.preserved,
     });
     if let Some(image) = baked.image() {
         object["ami_id"] = json!(image.id);
@@ -140,7 +140,7 @@ fn object(baked: &BatchItem) -> Value {
         object["hint"] = json!(hint_of(error));
     }
     object["left_behind"] =
-        baked.left.iter().map(|l| json!({"what": l.what, "why": l.why, "command": l.command})).collect();
+        baked.leftovers.iter().map(|l| json!({"what": l.what, "why": l.why, "command": l.command})).collect();
     object
 }
 
@@ -169,8 +169,8 @@ mod tests {
             asked: true,
             run: RunId::new(),
             status: failed.map_or(Status::Baked(image), |kind| Status::Failed(kind.error("no"))),
-            left: Vec::from_iter(left.then_some(behind)),
-            kept: Vec::new(),
+            leftovers: Vec::from_iter(left.then_some(behind)),
+            preserved: Vec::new(),
             log: None,
         }
     }

@@ -26,7 +26,7 @@ pub async fn run(global: &GlobalArgs, report: &Report) -> Result<End> {
     match &site {
         Ok(site) if site.cloud.is_on_this_machine() => checks.push(checks::region(&site.state)),
         Ok(site) => checks.push(checks::state_directory(&site.state)),
-        Err(_) => checks.push(Check::tried("region", &site, "Choose another --region-dir.")),
+        Err(_) => checks.push(Check::from_result("region", &site, "Choose another --region-dir.")),
     }
     // If the checks found that something is lacking, the probes are skipped. They would only fail for the same reason.
     if let (Ok(site), false) = (&site, checks.iter().any(Check::lacks)) {
@@ -65,7 +65,7 @@ pub async fn run(global: &GlobalArgs, report: &Report) -> Result<End> {
 }
 
 fn check((what, result): &(String, Result<()>)) -> Check {
-    Check::tried(what, result, "")
+    Check::from_result(what, result, "")
 }
 
 /// Checks the connection to the cloud. If it works, also checks the role's permissions.
@@ -73,7 +73,11 @@ async fn cloud(site: &Site, permissions: &mut Vec<Permission>) -> Result<Vec<Che
     let connection: Findings = site.cloud.connection().await;
     let mut checks: Vec<Check> = connection.iter().map(check).collect();
     if checks.iter().any(Check::lacks) {
-        checks.push(Check::note("permissions", false, "they are not checked without a connection to EC2"));
+        checks.push(Check::optional(
+            "permissions",
+            false,
+            "they are not checked without a connection to EC2",
+        ));
     } else {
         *permissions = site.cloud.permissions().await?;
         checks.extend(summarize(permissions));
@@ -101,7 +105,7 @@ fn summarize(permissions: &[Permission]) -> Vec<Check> {
         checks.push(Check::new("permissions", false, why, "`oven policy` prints the minimal policy."));
     }
     let unchecked = |(why, actions): (&String, Vec<&str>)| {
-        Check::note(&format!("perhaps permitted: {}", actions.join(", ")), false, why)
+        Check::optional(&format!("perhaps permitted: {}", actions.join(", ")), false, why)
     };
     checks.extend(unknown.into_iter().map(unchecked));
     checks

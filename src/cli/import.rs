@@ -46,7 +46,7 @@ pub async fn run(
     let wanted = ImportRequest { raw, name, architecture, boot_mode, verify: *verify };
     let import = Import { site: &site, wanted: &wanted, run: &RunId::new() };
     let ended = import::import(&import, async move { _ = stop.wait_for(|stop| *stop).await }).await;
-    let left = super::warn_of_leftovers(&site, &ended.left);
+    let left = super::warn_of_leftovers(&site, &ended.leftovers);
     let ImportOutcome { image, new } = match ended.result {
         Ok(imported) => imported,
         // The error was already reported.

@@ -153,7 +153,7 @@ pub fn stop_at_signals(report: &Report) -> Result<watch::Receiver<bool>> {
 /// Warns of leftovers that could not be removed. Returns whether there are any.
 fn warn_of_leftovers(site: &Site, leftovers: &[Leftover]) -> bool {
     for leftover in leftovers {
-        let command = site.spelt(&leftover.command);
+        let command = site.command_for_site(&leftover.command);
         site.report.warn(Leftover { command, ..leftover.clone() }.to_string());
     }
     !leftovers.is_empty()

@@ -25,7 +25,7 @@ struct Verdict {
 }
 
 pub async fn run(global: &GlobalArgs, args: &args::PlanArgs, report: &Report) -> Result<End> {
-    let order = BakeOrder::with(&args.definitions, &args.vars.given())?;
+    let order = BakeOrder::load_with(&args.definitions, &args.vars.given())?;
     let site = Site::of(&global.overrides(), &order.images, report.clone(), Use::Looks).await?;
     let compat = args.compat.map(Into::into);
     let mut objects = Vec::new();

@@ -42,7 +42,7 @@ pub async fn run(
         Ok(code)
     })
     .await;
-    super::warn_of_leftovers(&site, &ended.left);
+    super::warn_of_leftovers(&site, &ended.leftovers);
     Ok(match ended.result {
         Ok(code) => End { code, result: json!({}) },
         // The error was already reported.

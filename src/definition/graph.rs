@@ -21,13 +21,13 @@ pub struct BakeOrder {
 impl BakeOrder {
     /// Loads these definitions and their parents. A directory that is spelled in several ways is loaded once. Errors:
     /// [`Kind::Definition`], with files and keys, if two definitions have the same name or if definitions form a cycle.
-    pub fn of(directories: &[impl AsRef<Path>]) -> Result<Self> {
-        Self::with(directories, &GivenVars::new())
+    pub fn load(directories: &[impl AsRef<Path>]) -> Result<Self> {
+        Self::load_with(directories, &GivenVars::new())
     }
 
     /// Like [`Self::of`], with values of variables. A value is set in each definition that declares the variable.
     /// Errors: also [`Kind::Usage`] if no definition declares a variable.
-    pub fn with(directories: &[impl AsRef<Path>], given: &GivenVars) -> Result<Self> {
+    pub fn load_with(directories: &[impl AsRef<Path>], given: &GivenVars) -> Result<Self> {
         let mut loader = Loader { given: given.clone(), ..Loader::default() };
         for directory in directories {
             loader.load(directory.as_ref(), true)?;
@@ -200,7 +200,7 @@ mod tests {
 
     fn order(top: &Path, named: &[&str]) -> Result<BakeOrder, (String, String)> {
         let directories: Vec<_> = named.iter().map(|dir| top.join(dir)).collect();
-        BakeOrder::of(&directories).map_err(|e| {
+        BakeOrder::load(&directories).map_err(|e| {
             assert_eq!(Kind::of(&e), Kind::Definition, "{e:#}");
             (format!("{e:#}").replace(top.to_str().unwrap(), "DIR"), hint_of(&e).unwrap_or_default())
         })

@@ -54,7 +54,7 @@ pub fn with_owner_tags(tags: &Tags, run: &RunId) -> Tags {
 #[async_trait(?Send)]
 pub trait DiskStrategy {
     /// Queries the facts from the cloud that `checkout` needs for this run. Creates nothing and reports nothing.
-    async fn look(&self, _base: &Base, _spec: &DiskSpec, _run: &RunId) -> Result<()> {
+    async fn query_facts(&self, _base: &Base, _spec: &DiskSpec, _run: &RunId) -> Result<()> {
         Ok(())
     }
 

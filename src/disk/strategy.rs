@@ -42,10 +42,10 @@ pub struct SelectedDisks {
 
 #[async_trait(?Send)]
 impl DiskStrategy for SelectedDisks {
-    async fn look(&self, base: &Base, spec: &DiskSpec, run: &RunId) -> Result<()> {
+    async fn query_facts(&self, base: &Base, spec: &DiskSpec, run: &RunId) -> Result<()> {
         match self.strategy {
-            Strategy::Attached => self.attached.look(base, spec, run).await,
-            Strategy::Direct => self.direct.look(base, spec, run).await,
+            Strategy::Attached => self.attached.query_facts(base, spec, run).await,
+            Strategy::Direct => self.direct.query_facts(base, spec, run).await,
         }
     }
 

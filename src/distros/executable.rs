@@ -64,7 +64,7 @@ impl ExecutablePlugin {
     }
 
     /// The reason why the last run had no sandbox, if it had none.
-    pub fn uncontained(&self) -> Option<&'static str> {
+    pub fn missing_sandbox_reason(&self) -> Option<&'static str> {
         self.uncontained.get()
     }
 

@@ -75,10 +75,10 @@ impl KnownPlugin {
     }
 
     /// The reason why the last run had no sandbox, if it had none.
-    pub fn uncontained(&self) -> Option<&'static str> {
+    pub fn missing_sandbox_reason(&self) -> Option<&'static str> {
         match &self.plugin {
             Plugin::BuiltIn(_) => None,
-            Plugin::Program(program) => program.uncontained(),
+            Plugin::Program(program) => program.missing_sandbox_reason(),
         }
     }
 
@@ -116,7 +116,7 @@ impl PluginRegistry {
 
     /// Adds the plugins of the directories. If several have the same name, the first one is used and the others are
     /// listed as refused. A file that is not trusted is also listed as refused, and never run.
-    pub fn look(mut self, directories: &[PathBuf], helper: &Path) -> Self {
+    pub fn add_installed(mut self, directories: &[PathBuf], helper: &Path) -> Self {
         for file in search_path::find_plugins(directories) {
             let id = search_path::plugin_name(&file.path);
             let added = file.program.and_then(|program| {
@@ -134,7 +134,7 @@ impl PluginRegistry {
     }
 
     /// Adds a plugin of the command line, which hides an installed one of the same name.
-    pub fn give(mut self, path: &Path, helper: &Path) -> Result<Self> {
+    pub fn add_given(mut self, path: &Path, helper: &Path) -> Result<Self> {
         let program = search_path::read_given(path)?;
         let add = search_path::plugin_name(path).and_then(|id| {
             self.known.retain(|known| known.id != id || !matches!(known.origin, Origin::Installed(_)));
@@ -159,8 +159,8 @@ impl PluginRegistry {
     }
 
     /// A registry whose only plugin is one of the command line. It is for a plugin under development.
-    pub fn alone(path: &Path, helper: &Path) -> Result<Self> {
-        Self::default().give(path, helper)
+    pub fn with_only(path: &Path, helper: &Path) -> Result<Self> {
+        Self::default().add_given(path, helper)
     }
 
     pub fn known(&self) -> &[KnownPlugin] {

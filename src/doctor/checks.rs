@@ -46,7 +46,7 @@ impl Check {
     }
 
     /// Returns the check of something that was tried. `fix` says what to do; it is used only if the error has no hint.
-    pub fn tried<T>(what: &str, tried: &Result<T>, fix: &str) -> Self {
+    pub fn from_result<T>(what: &str, tried: &Result<T>, fix: &str) -> Self {
         let (why, hint) = match tried {
             Ok(_) => return Self::new(what, true, "", ""),
             Err(error) => (format!("{error:#}"), error::hint_of(error)),
@@ -59,7 +59,7 @@ impl Check {
         Self { what: what.into(), verdict }
     }
 
-    pub fn note(what: &str, ok: bool, note: &str) -> Self {
+    pub fn optional(what: &str, ok: bool, note: &str) -> Self {
         Self {
             what: what.into(),
             verdict: if ok { Verdict::Ok } else { Verdict::Note { note: note.into() } },
@@ -140,7 +140,7 @@ pub fn checks(needs: Needs) -> Vec<Check> {
         ("overlay", "file system overlay", "images with a [[test]] cannot be baked here"),
     ];
     for (name, what, note) in without {
-        checks.push(Check::note(what, knows(name), note));
+        checks.push(Check::optional(what, knows(name), note));
     }
     let exists = |namespace: &&str| Path::new("/proc/self/ns").join(namespace).exists();
     let missing: Vec<_> = ["mnt", "pid", "ipc", "uts", "net"].into_iter().filter(|n| !exists(n)).collect();
@@ -176,14 +176,14 @@ pub fn credential_blocking(required: bool) -> Option<Check> {
     }
     let fence = EgressFence::make();
     if required {
-        return Some(Check::tried(
+        return Some(Check::from_result(
             WHAT,
             &fence,
             "Or set `imds = true` in image.toml, which lets the steps reach the credentials.",
         ));
     }
     let note = fence.as_ref().err().map(|error| format!("{error:#}")).unwrap_or_default();
-    Some(Check::note(WHAT, fence.is_ok(), &note))
+    Some(Check::optional(WHAT, fence.is_ok(), &note))
 }
 
 /// Checks whether the kernel waits long enough for a slow EBS volume. `sys` is the path of `/sys`.
@@ -195,7 +195,7 @@ pub fn nvme_timeout(sys: &Path) -> Option<Check> {
          nvme_core.io_timeout=4294967295"
     );
     // A day is as good as the highest value that the kernel accepts.
-    Some(Check::note("NVMe timeout", seconds >= 24 * 60 * 60, &note))
+    Some(Check::optional("NVMe timeout", seconds >= 24 * 60 * 60, &note))
 }
 
 /// Checks whether logs and locks can be written. A missing directory will be created, so the check uses its nearest
@@ -207,7 +207,7 @@ pub fn state_directory(dir: &Path) -> Check {
         return Check::new(&what, false, format!("oven cannot write to it: {}", errno.desc()), "Use sudo.");
     }
     let free = free_space(existing).unwrap_or_default();
-    Check::note(&what, free >= MIN_STATE_SPACE, &format!("only {} MiB are free", free >> 20))
+    Check::optional(&what, free >= MIN_STATE_SPACE, &format!("only {} MiB are free", free >> 20))
 }
 
 /// Checks whether the region's directory can be written and has enough free space.
@@ -218,7 +218,7 @@ pub fn region(dir: &Path) -> Check {
         return Check::new(&what, false, why, "Choose another --region-dir.");
     }
     let free = free_space(dir).unwrap_or_default();
-    Check::note(&what, free >= MIN_SPACE, &format!("only {} MiB are free", free >> 20))
+    Check::optional(&what, free >= MIN_SPACE, &format!("only {} MiB are free", free >> 20))
 }
 
 /// Checks whether disks can be served by FUSE (`disks = "direct"`). The check tries it, because a container may lack
@@ -231,10 +231,10 @@ fn fuse(required: bool) -> Option<Check> {
     }
     let tried = server::check_available();
     if required {
-        return Some(Check::tried(WHAT, &tried, ""));
+        return Some(Check::from_result(WHAT, &tried, ""));
     }
     let why = tried.as_ref().err().map(|error| format!("bakes with disks = \"direct\" fail: {error:#}"));
-    Some(Check::note(WHAT, tried.is_ok(), &why.unwrap_or_default()))
+    Some(Check::optional(WHAT, tried.is_ok(), &why.unwrap_or_default()))
 }
 
 /// The capabilities that every bake needs: for mounts and namespaces, for a step's private `/dev` and `lo`, and for the
@@ -274,7 +274,7 @@ pub fn disk_growth() -> Check {
         ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].iter().any(|d| Path::new(d).join(tool).exists())
     };
     let note = "without CAP_SYS_RESOURCE or e2fsprogs, [disk] size_gib cannot be larger than the base's disk";
-    Check::note("growing disks", is_capable || tools.iter().all(is_installed), note)
+    Check::optional("growing disks", is_capable || tools.iter().all(is_installed), note)
 }
 
 fn loop_devices() -> Check {

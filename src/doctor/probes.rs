@@ -49,21 +49,21 @@ pub struct Probe<'a> {
 pub async fn run(probe: &Probe<'_>) -> Vec<Check> {
     let mut checks = Vec::new();
     if probe.in_region {
-        checks.push(Check::tried("a disk in the region", &attach_disk(probe.state).await, PRIVILEGED));
+        checks.push(Check::from_result("a disk in the region", &attach_disk(probe.state).await, PRIVILEGED));
     }
     if probe.direct {
-        checks.push(Check::tried("a direct disk", &serve_disk(probe).await, PRIVILEGED));
+        checks.push(Check::from_result("a direct disk", &serve_disk(probe).await, PRIVILEGED));
     }
     let root = create_empty_image();
-    checks.push(Check::tried("private mounts", &root, PRIVILEGED));
+    checks.push(Check::from_result("private mounts", &root, PRIVILEGED));
     let Ok(root) = root else { return checks };
     for (what, network) in [("a contained step", false), ("a contained step with the network", true)] {
-        checks.push(Check::tried(what, &run_step(probe, &root, network, false).await, PRIVILEGED));
+        checks.push(Check::from_result(what, &run_step(probe, &root, network, false).await, PRIVILEGED));
     }
     let throwaway = run_step(probe, &root, false, true).await;
     let note =
         throwaway.as_ref().err().map(|error| format!("images with a [[test]] cannot be baked: {error:#}"));
-    checks.push(Check::note("a contained step of a [[test]]", note.is_none(), &note.unwrap_or_default()));
+    checks.push(Check::optional("a contained step of a [[test]]", note.is_none(), &note.unwrap_or_default()));
     checks
 }
 
@@ -79,8 +79,12 @@ async fn serve_disk(probe: &Probe<'_>) -> Result<()> {
     let dir = tempfile::tempdir_in(probe.state).context("creating a directory")?;
     let (id, nothing) =
         (SnapshotId("doctor".to_owned()), SnapshotContents { size_gib: 1, blocks: [].into() });
-    let lower =
-        BackingStore::new(&id, &nothing, Arc::new(EmptyBase), BlockCache::new(dir.path(), 0).of(&id)?);
+    let lower = BackingStore::new(
+        &id,
+        &nothing,
+        Arc::new(EmptyBase),
+        BlockCache::new(dir.path(), 0).open_snapshot(&id)?,
+    );
     let written = WrittenFiles::new(dir.path())?;
     written.upper().set_len(DISK).context("creating a file")?;
     block_map::create(written.marks(), (DISK / BLOCK as u64) as u32, &nothing)?;

@@ -73,7 +73,7 @@ mod tests {
         tree.file("etc/passwd", "x");
         tree.link("/etc/passwd", "link");
         tree.link("/", "etc/up");
-        let inside = tree.inside();
+        let inside = tree.tree();
         if !rustix::process::geteuid().is_root() {
             assert!(
                 inside.set_label("/etc/passwd", "a:b:c").unwrap_err().to_string().contains("/etc/passwd")

@@ -92,7 +92,7 @@ mod tests {
     #[test]
     fn a_path_through_a_symlink_leads_to_nothing() {
         let tree = tree();
-        let inside = tree.inside();
+        let inside = tree.tree();
         let kinds = ["/var/log", "/var/log/a.log", "/var/log/l.log", "/var/logs", "/var/logs/a.log", "/none"]
             .map(|path| inside.kind_of(path).unwrap());
         let (file, link) = (Some(FileType::RegularFile), Some(FileType::Symlink));
@@ -106,7 +106,7 @@ mod tests {
         let tree = tree();
         let paths = |pattern: &str| {
             let mut found: Vec<_> =
-                tree.inside().expand(pattern).unwrap().into_iter().map(|(path, _)| path).collect();
+                tree.tree().expand(pattern).unwrap().into_iter().map(|(path, _)| path).collect();
             found.sort_unstable();
             found
         };
@@ -125,16 +125,16 @@ mod tests {
     fn directories_and_excluded_paths_are_not_removed() {
         let tree = tree();
         let keep = |path: &str| path == "/var/log/b.log";
-        assert!(tree.inside().remove_matching("/var/log/*.log", &keep).unwrap());
+        assert!(tree.tree().remove_matching("/var/log/*.log", &keep).unwrap());
         assert!(!tree.has("var/log/a.log") && !tree.has("var/log/l.log"));
         assert!(tree.has("var/log/b.log") && tree.has("var/log/d.log/x"));
-        assert!(!tree.inside().remove_matching("/var/log/*.log", &keep).unwrap());
+        assert!(!tree.tree().remove_matching("/var/log/*.log", &keep).unwrap());
     }
 
     #[test]
     fn what_is_not_a_file_has_no_text() {
         let tree = tree();
-        assert_eq!(tree.inside().read_text("/var/log/a.log"), "var/log/a.log");
-        assert_eq!(["/none", "/var/log"].map(|path| tree.inside().read_text(path)), ["", ""]);
+        assert_eq!(tree.tree().read_text("/var/log/a.log"), "var/log/a.log");
+        assert_eq!(["/none", "/var/log"].map(|path| tree.tree().read_text(path)), ["", ""]);
     }
 }

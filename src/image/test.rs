@@ -17,7 +17,7 @@ impl Tree {
         self.0.path().join("root").join(path)
     }
 
-    pub fn inside(&self) -> ImageTree {
+    pub fn tree(&self) -> ImageTree {
         ImageTree::open_dir(&self.path("")).unwrap()
     }
 

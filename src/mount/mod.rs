@@ -198,7 +198,7 @@ impl<'d> Root<'d> {
     }
 
     /// Returns safe access to the image's files.
-    pub fn inside(&self) -> &ImageTree {
+    pub fn tree(&self) -> &ImageTree {
         &self.inside
     }
 

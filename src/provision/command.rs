@@ -156,7 +156,7 @@ impl<'a> CommandRunner<'a> {
         let certificates = network::certificates(work.network, place.inside)?;
         let network_env = network::environment(work.network, certificates.is_some());
         let downloads = DownloadCaches::new(CacheRequest {
-            cache: work.kept,
+            cache: work.package_cache,
             plan: work.plan,
             image: place.inside,
             certificates: certificates.clone(),
@@ -291,7 +291,7 @@ impl<'a> CommandRunner<'a> {
             exit = run => exit?,
             full = self.downloads.full(call.caches == CacheAccess::Write) => return Err(full),
         };
-        span.tell("status", exit.status.to_string());
+        span.add_arg("status", exit.status.to_string());
         Ok(exit)
     }
 
@@ -309,11 +309,14 @@ impl<'a> CommandRunner<'a> {
     }
 
     fn report_daemons(&self, call: &ImageCommand<'_>, exit: &StepExit) {
-        if exit.left.is_empty() {
+        if exit.surviving_processes.is_empty() {
             return;
         }
-        let text =
-            format!("{} left processes running, and oven killed them: {}", call.why, exit.left.join(", "));
+        let text = format!(
+            "{} left processes running, and oven killed them: {}",
+            call.why,
+            exit.surviving_processes.join(", ")
+        );
         // This is normal for a test, because it starts the services that it tests.
         if call.throwaway { self.work.report.detail(text) } else { self.work.report.warn(text) }
     }

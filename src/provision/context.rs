@@ -40,7 +40,7 @@ pub struct ProvisionContext<'a> {
     pub helper: &'a Path,
     /// The package cache. `None` means that nothing is cached for later bakes. Then package managers download to the
     /// image's own directories.
-    pub kept: Option<&'a PackageCache>,
+    pub package_cache: Option<&'a PackageCache>,
     pub report: &'a Report,
 }
 

@@ -24,7 +24,7 @@ use command::CommandRunner;
 pub use command::package_path;
 pub use network::CA_FILE;
 use packages::InstalledPackage;
-use plan_steps::{held, packages_of, run_step};
+use plan_steps::{held_packages, packages_of, run_step};
 use std::collections::BTreeMap;
 
 /// The message for broken packages of the base.
@@ -42,7 +42,7 @@ pub async fn packages(runner: &CommandRunner<'_>) -> Result<Option<Vec<Installed
     if let Some(base) = &base {
         packages::ensure_sound(base, &work.plan.expect, BASE)?;
     }
-    let held = if changes { held(runner).await? } else { Vec::new() };
+    let held = if changes { held_packages(runner).await? } else { Vec::new() };
     packages::ensure_not_held(&held, base.as_deref().unwrap_or_default(), work)?;
     plan_files::place_plan_files(place, work)?;
     for step in plan_steps::provisioning(work.plan) {

@@ -114,15 +114,15 @@ mod tests {
         let mut settings =
             NetworkSettings { ca_file: Some(file.path().into()), ..NetworkSettings::default() };
         assert_eq!(
-            certificates(&settings, &tree.inside()).unwrap().unwrap().content,
+            certificates(&settings, &tree.tree()).unwrap().unwrap().content,
             format!("own\n{one}{one}")
         );
         std::fs::write(&file, "root:x:0:0\n").unwrap();
-        let error = certificates(&settings, &tree.inside()).unwrap_err();
+        let error = certificates(&settings, &tree.tree()).unwrap_err();
         assert!(error.to_string().ends_with("has no PEM certificate"), "{error}");
         settings.ca_file = Some("/nowhere/ca.pem".into());
-        let error = certificates(&settings, &tree.inside()).unwrap_err();
+        let error = certificates(&settings, &tree.tree()).unwrap_err();
         assert!(error.to_string().contains("/nowhere/ca.pem"));
-        assert_eq!(certificates(&NetworkSettings::default(), &tree.inside()).unwrap(), None);
+        assert_eq!(certificates(&NetworkSettings::default(), &tree.tree()).unwrap(), None);
     }
 }

@@ -83,7 +83,7 @@ pub async fn packages_of(runner: &CommandRunner<'_>) -> Result<Option<Vec<Instal
 }
 
 /// Returns the held packages of the image, which no upgrade changes.
-pub async fn held(runner: &CommandRunner<'_>) -> Result<Vec<String>> {
+pub async fn held_packages(runner: &CommandRunner<'_>) -> Result<Vec<String>> {
     let Some(argv) = runner.work.plan.facts.get(packages::HELD) else { return Ok(Vec::new()) };
     let output = ask(runner, packages::HELD, argv).await?;
     Ok(output.lines().map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect())

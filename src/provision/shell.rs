@@ -23,7 +23,7 @@ pub struct ShellRequest<'a> {
 /// Runs an isolated shell, or a command instead of it, on the terminal of this process. Returns its exit code.
 pub async fn shell(root: &Root<'_>, request: ShellRequest<'_>, report: &Report) -> Result<u8> {
     let ShellRequest { helper, shims, network, command } = request;
-    let bash = root.inside().exists("/bin/bash")?;
+    let bash = root.tree().exists("/bin/bash")?;
     let argv = match command {
         [] if bash => vec!["/bin/bash".to_owned(), "--login".to_owned()],
         [] => vec!["/bin/sh".to_owned(), "-l".to_owned()],

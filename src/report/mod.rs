@@ -129,7 +129,7 @@ impl Report {
 
     /// Makes a separate report for one image. If several images are baked, `column` is the width of the column with the
     /// image's name, with which each line begins.
-    pub fn of(&self, subject: &str, column: Option<usize>) -> Self {
+    pub fn for_image(&self, subject: &str, column: Option<usize>) -> Self {
         let prefix =
             column.map_or(String::new(), |width| format!("{:<1$}", format!("{subject}:"), width + 1));
         let Inner { style, level, screen, origin, secrets, trace, .. } = &*self.0;
@@ -157,7 +157,7 @@ impl Report {
     }
 
     /// Begins a span in the trace for the whole work of this report. Later spans are part of this span.
-    pub fn whole(&self, what: &str) -> WorkSpan {
+    pub fn begin_work(&self, what: &str) -> WorkSpan {
         let span = self.0.track.span(Lane::Steps, what);
         self.0.current_span.set(span.id());
         WorkSpan { report: self.clone(), span }
@@ -167,7 +167,7 @@ impl Report {
     pub fn command(&self, argv: &[String]) -> Span {
         let track = &self.0.track;
         let mut span = track.within(self.0.current_span.get(), Lane::Steps, &argv.join(" "));
-        span.tell("argv", argv.join(" "));
+        span.add_arg("argv", argv.join(" "));
         span
     }
 
@@ -179,7 +179,7 @@ impl Report {
     }
 
     /// From now on, masks these secrets in all reports of this process.
-    pub fn hide(&self, secrets: &Secrets) {
+    pub fn mask_secrets(&self, secrets: &Secrets) {
         let both = self.0.secrets.borrow().with(secrets);
         *self.0.secrets.borrow_mut() = both;
         self.0.track.hide(secrets);
@@ -226,7 +226,7 @@ impl Report {
         self.0.step.set(Some(id));
         let previous_span = self.0.current_span.get();
         let mut span = self.0.track.within(previous_span, Lane::Steps, &what);
-        span.tell("phase", phase);
+        span.add_arg("phase", phase);
         self.0.current_span.set(span.id());
         Step {
             report: self.clone(),
@@ -384,7 +384,7 @@ impl Step {
 
     /// Ends a step that succeeded, and prints a line with its time.
     pub fn done(mut self) {
-        self.span.tell("done", true);
+        self.span.add_arg("done", true);
         let time = self.started.elapsed();
         let (report, screen) = (&self.report, &self.report.0.screen);
         screen.end(self.id);
@@ -426,7 +426,7 @@ impl Drop for Step {
 impl WorkSpan {
     /// Records how the work ended, in one word.
     pub fn ended(mut self, how: &str) {
-        self.span.tell("ended", how);
+        self.span.add_arg("ended", how);
     }
 }
 

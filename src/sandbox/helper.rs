@@ -114,8 +114,8 @@ fn serve(mut spec: File, control: &OwnedFd) -> Result<HelperMessage> {
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .context("protecting the step's helper")?;
     let mut filter = SyscallFilter::new(spec.interactive);
-    let (status, left) = init::run(&spec, &mut filter, control.as_fd())?;
-    Ok(HelperMessage::Ended { status, left })
+    let (status, surviving_processes) = init::run(&spec, &mut filter, control.as_fd())?;
+    Ok(HelperMessage::Ended { status, surviving_processes })
 }
 
 /// Creates the step's namespaces, except the PID namespace, which exists already.

@@ -196,12 +196,17 @@ async fn supervise(
             Err(HelperMessage::failure(kind, &message, hint)).context("starting a contained step")
         }
         (true, message, _) => {
-            let left = if let Some(HelperMessage::Ended { left, .. }) = message { left } else { Vec::new() };
-            Ok(StepExit { status: ExitStatus::TimedOut, left })
+            let surviving_processes = match message {
+                Some(HelperMessage::Ended { surviving_processes, .. }) => surviving_processes,
+                _ => Vec::new(),
+            };
+            Ok(StepExit { status: ExitStatus::TimedOut, surviving_processes })
         }
-        (false, Some(HelperMessage::Ended { status, left }), _) => Ok(StepExit { status, left }),
+        (false, Some(HelperMessage::Ended { status, surviving_processes }), _) => {
+            Ok(StepExit { status, surviving_processes })
+        }
         (false, None, Some(signal)) => {
-            Ok(StepExit { status: ExitStatus::Signaled(signal), left: Vec::new() })
+            Ok(StepExit { status: ExitStatus::Signaled(signal), surviving_processes: Vec::new() })
         }
         (false, None, None) => {
             Err(Kind::Step.error(format!("the step's helper {} ended without a message", helper.display())))

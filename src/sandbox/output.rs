@@ -33,13 +33,13 @@ impl OutputLines {
                 self.rest.push(*byte);
                 // A secret that begins before the cut must be in the buffer completely, so the buffer is longer than a
                 // line.
-                if self.rest.len() >= LINE_MAX + self.secrets.longest() {
+                if self.rest.len() >= LINE_MAX + self.secrets.longest_masked() {
                     self.flush_long(on_line);
                 }
             }
         }
         if self.budget == 0 {
-            let beginnings = self.secrets.longest().saturating_sub(1);
+            let beginnings = self.secrets.longest_masked().saturating_sub(1);
             self.rest.truncate(self.rest.len().saturating_sub(beginnings));
             self.finish(on_line);
             on_line(&format!("(the output is longer than {} MiB and is cut off)", OUTPUT_MAX >> 20));
@@ -63,7 +63,7 @@ impl OutputLines {
             _ => LINE_MAX,
         };
         let mut whole = whole;
-        while let Some((begin, end)) = self.secrets.across(&self.rest, whole) {
+        while let Some((begin, end)) = self.secrets.masked_range_across(&self.rest, whole) {
             whole = if begin == 0 { end } else { begin };
             if begin == 0 {
                 break;

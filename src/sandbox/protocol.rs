@@ -19,7 +19,7 @@ pub enum HelperMessage {
     /// The step could not be started.
     Failed { kind: u8, message: String, hint: Option<String> },
     /// The step's program ended, while these other processes were still running.
-    Ended { status: ExitStatus, left: Vec<String> },
+    Ended { status: ExitStatus, surviving_processes: Vec<String> },
 }
 
 impl HelperMessage {

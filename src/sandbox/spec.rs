@@ -60,7 +60,7 @@ pub struct BindMount {
 pub struct StepExit {
     pub status: ExitStatus,
     /// The names of processes that were still running when the command ended. These processes were killed.
-    pub left: Vec<String>,
+    pub surviving_processes: Vec<String>,
 }
 
 /// How a step's command ended.

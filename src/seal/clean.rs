@@ -122,7 +122,7 @@ mod tests {
 
     fn run(tree: &Tree, keep: &[&str]) -> Vec<String> {
         let keep: Vec<_> = keep.iter().map(|k| (*k).to_owned()).collect();
-        clean(&tree.inside(), &keep).unwrap()
+        clean(&tree.tree(), &keep).unwrap()
     }
 
     #[test]

@@ -226,7 +226,7 @@ mod tests {
     }
 
     fn run(tree: &Tree, keep: &[&str]) -> Option<String> {
-        replace_host_keys(&tree.inside(), &keep.iter().map(|k| (*k).to_owned()).collect::<Vec<_>>()).unwrap()
+        replace_host_keys(&tree.tree(), &keep.iter().map(|k| (*k).to_owned()).collect::<Vec<_>>()).unwrap()
     }
 
     const LINK: &str = "etc/systemd/system/multi-user.target.wants/oven-ssh-keys.service";
@@ -308,13 +308,13 @@ mod tests {
         tree.file("etc/ssl/private/ssl-cert-snakeoil.key", "PRIVATE");
         tree.file("etc/ssl/certs/ssl-cert-snakeoil.pem", "cert");
         let keep = [rules::SNAKEOIL.to_owned()];
-        assert_eq!(replace_snakeoil_key(&tree.inside(), &keep).unwrap(), None);
-        assert!(replace_snakeoil_key(&tree.inside(), &[]).unwrap().is_some());
+        assert_eq!(replace_snakeoil_key(&tree.tree(), &keep).unwrap(), None);
+        assert!(replace_snakeoil_key(&tree.tree(), &[]).unwrap().is_some());
         assert!(
             !tree.has("etc/ssl/private/ssl-cert-snakeoil.key")
                 && !tree.has("etc/ssl/certs/ssl-cert-snakeoil.pem")
         );
         assert!(tree.link_of("etc/systemd/system/basic.target.wants/oven-snakeoil.service").is_some());
-        assert_eq!(replace_snakeoil_key(&tree.inside(), &[]).unwrap(), None);
+        assert_eq!(replace_snakeoil_key(&tree.tree(), &[]).unwrap(), None);
     }
 }

@@ -87,7 +87,7 @@ pub fn ensure_no_secrets(inside: &ImageTree, secrets: &Secrets, since: BakeStart
 
 fn find_in_file<'s>(inside: &ImageTree, path: &str, secrets: &'s Secrets) -> Result<Option<&'s str>> {
     let Some(mut file) = inside.open_file(path)? else { return Ok(None) };
-    let overlap = secrets.longest_sought().saturating_sub(1);
+    let overlap = secrets.longest_searched().saturating_sub(1);
     let mut buffer = vec![0; CHUNK + overlap];
     let mut carried = 0;
     loop {
@@ -115,7 +115,7 @@ mod tests {
     }
 
     fn search(tree: &Tree, since: BakeStart) -> Result<(), String> {
-        ensure_no_secrets(&tree.inside(), &secrets(), since).map_err(|error| format!("{error:#}"))
+        ensure_no_secrets(&tree.tree(), &secrets(), since).map_err(|error| format!("{error:#}"))
     }
 
     #[test]
@@ -151,6 +151,6 @@ mod tests {
         tree.file("etc/conf", "hunter2-hunter2");
         let later = BakeStart(BakeStart::now().0 + 3600);
         assert_eq!(search(&tree, later), Ok(()));
-        assert!(ensure_no_secrets(&tree.inside(), &Secrets::default(), BakeStart(0)).is_ok());
+        assert!(ensure_no_secrets(&tree.tree(), &Secrets::default(), BakeStart(0)).is_ok());
     }
 }

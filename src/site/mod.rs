@@ -204,7 +204,7 @@ impl Site {
     }
 
     /// A command of oven, with the flags that it needs to find this region.
-    pub fn spelt(&self, command: &str) -> String {
+    pub fn command_for_site(&self, command: &str) -> String {
         spelt(&self.settings, &self.state, command)
     }
 
@@ -223,8 +223,8 @@ pub fn helper() -> Result<PathBuf> {
 /// line.
 pub fn plugins(given: &[PathBuf], helper: &Path) -> Result<PluginRegistry> {
     let directories: Vec<_> = distros::PLUGIN_DIRECTORIES.iter().map(PathBuf::from).collect();
-    let installed = PluginRegistry::built_in(built_in()).look(&directories, helper);
-    given.iter().try_fold(installed, |registry, path| registry.give(path, helper))
+    let installed = PluginRegistry::built_in(built_in()).add_installed(&directories, helper);
+    given.iter().try_fold(installed, |registry, path| registry.add_given(path, helper))
 }
 
 fn built_in() -> Vec<Box<dyn Distro>> {

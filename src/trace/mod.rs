@@ -295,7 +295,7 @@ impl Span {
     }
 
     /// Adds a value that is shown with the span.
-    pub fn tell(&mut self, key: &str, value: impl Into<Value>) {
+    pub fn add_arg(&mut self, key: &str, value: impl Into<Value>) {
         let Some((trace, _)) = &self.of else { return };
         let value = match value.into() {
             Value::String(text) => trace.state().short(&text, TEXT_MAX).into(),

@@ -91,8 +91,8 @@ fn secrets_are_masked_before_names_are_cut_off() {
     let padding = "x".repeat(NAME_MAX - 4);
     let mut span = track.span(Lane::Steps, &format!("{padding}{secret}"));
     track.hide(&Secrets::of_test(&[("TOKEN", secret)]));
-    span.tell("argv", format!("sh -c 'echo {secret}\x1b[2J'"));
-    span.tell("many", json!([{"deep": secret}]));
+    span.add_arg("argv", format!("sh -c 'echo {secret}\x1b[2J'"));
+    span.add_arg("many", json!([{"deep": secret}]));
     drop(span);
     track.mark(secret);
     let text = std::fs::read_to_string(dir.path().join("trace.json")).unwrap();
@@ -120,7 +120,7 @@ fn counters_are_written_from_time_to_time_and_at_the_end() {
 #[tokio::test]
 async fn a_future_has_its_track_and_others_have_none() {
     let (dir, trace) = trace();
-    Track::here().span(Lane::Ec2, "nowhere").tell("a", 1);
+    Track::here().span(Lane::Ec2, "nowhere").add_arg("a", 1);
     let follow = |name: &'static str| {
         trace.track(name).follow(async move {
             tokio::task::yield_now().await;

@@ -66,7 +66,10 @@ impl<T> Future for Background<T> {
 impl Undo {
     /// Starts work in the background. The story uses its result later. If the work fails, the story fails immediately,
     /// because it could not continue without the result.
-    pub fn meanwhile<T: 'static>(&self, work: impl Future<Output = Result<T>> + 'static) -> Background<T> {
+    pub fn run_in_background<T: 'static>(
+        &self,
+        work: impl Future<Output = Result<T>> + 'static,
+    ) -> Background<T> {
         let work = Rc::new(Work(RefCell::new(WorkState::Running(Box::pin(work), None))));
         let weak: Weak<Work<T>> = Rc::downgrade(&work);
         self.background.work.borrow_mut().push(weak);
@@ -200,14 +203,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_debt_that_was_paid_early_is_not_paid_again() {
         let (ended, events) = run_story(false, pending(), (SECOND, || Ok(())), (2 * SECOND, || Ok(1))).await;
-        assert!(ended.result.is_ok() && ended.left.is_empty());
+        assert!(ended.result.is_ok() && ended.leftovers.is_empty());
         assert_eq!(events, ["begun", "over", "registered"]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_early_payment_is_finished_when_the_story_ends() {
         let (ended, events) = run_story(false, pending(), (2 * SECOND, || Ok(())), (SECOND, || Ok(1))).await;
-        assert!(ended.result.is_ok() && ended.left.is_empty());
+        assert!(ended.result.is_ok() && ended.leftovers.is_empty());
         assert_eq!(events, ["begun", "registered", "over"]);
     }
 
@@ -219,7 +222,7 @@ mod tests {
         {
             let (ended, events) =
                 run_story(false, pending(), (early * SECOND, fails), (2 * SECOND, || Ok(1))).await;
-            assert!(ended.result.is_ok() && ended.left.is_empty());
+            assert!(ended.result.is_ok() && ended.leftovers.is_empty());
             assert_eq!(events, order);
         }
     }
@@ -228,13 +231,13 @@ mod tests {
     async fn a_story_that_fails_or_is_interrupted_leaves_nothing() {
         let fails: fn() -> Result<u8> = || anyhow::bail!("no");
         let (ended, events) = run_story(false, pending(), (2 * SECOND, || Ok(())), (SECOND, fails)).await;
-        assert!(ended.result.is_err() && ended.left.is_empty());
+        assert!(ended.result.is_err() && ended.leftovers.is_empty());
         assert_eq!(events, ["begun", "registered", "over"]);
         // An interrupted story does not wait for a call that may hang. It starts the clean-up again.
         let hangs = (1000 * SECOND, (|| Ok(())) as fn() -> Result<()>);
         let (ended, events) = run_story(false, sleep(SECOND), hangs, (5 * SECOND, || Ok(1))).await;
         assert_eq!(Kind::of(&ended.result.unwrap_err()), Kind::Interrupted);
-        assert!(ended.left.is_empty());
+        assert!(ended.leftovers.is_empty());
         assert_eq!(events, ["begun", "paid"]);
     }
 
@@ -243,7 +246,7 @@ mod tests {
         let hangs = (10_000 * SECOND, (|| Ok(())) as fn() -> Result<()>);
         let (ended, events) = run_story(false, pending(), hangs, (SECOND, || Ok(1))).await;
         assert!(ended.result.is_ok());
-        assert_eq!(ended.left.len(), 1);
+        assert_eq!(ended.leftovers.len(), 1);
         assert_eq!(events, ["begun", "registered"]);
     }
 
@@ -252,7 +255,7 @@ mod tests {
         let fails: fn() -> Result<u8> = || anyhow::bail!("no");
         let (ended, events) = run_story(true, pending(), (SECOND, || Ok(())), (2 * SECOND, fails)).await;
         assert_eq!(
-            (ended.kept, events),
+            (ended.preserved, events),
             (vec!["volume".to_owned()], vec!["registered".into(), "kept".into()])
         );
         let (ended, events) = run_story(true, pending(), (SECOND, || Ok(())), (2 * SECOND, || Ok(1))).await;
@@ -271,7 +274,7 @@ mod tests {
         let policy =
             UndoPolicy { keep_on_failure: false, on_failure: Box::new(|_| ()), on_payment: Box::new(|_| ()) };
         let ended = scope(policy, pending(), async |undo: Rc<Undo>| {
-            let answer = undo.meanwhile(async move {
+            let answer = undo.run_in_background(async move {
                 of_work.borrow_mut().push("begun");
                 sleep(work).await;
                 of_work.borrow_mut().push("over");
@@ -339,7 +342,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_task_that_waits_for_a_result_is_woken() {
         let ended = scope(policy(), pending(), async |undo: Rc<Undo>| {
-            let answer = undo.meanwhile(async {
+            let answer = undo.run_in_background(async {
                 sleep(2 * SECOND).await;
                 Ok(5)
             });
@@ -355,7 +358,7 @@ mod tests {
         for takes in [false, true] {
             let begun = tokio::time::Instant::now();
             let ended = scope(policy(), pending(), async |undo: Rc<Undo>| {
-                let answer = undo.meanwhile(async {
+                let answer = undo.run_in_background(async {
                     sleep(SECOND).await;
                     anyhow::bail!("refused")
                 });

@@ -87,9 +87,9 @@ impl fmt::Display for Leftover {
 #[derive(Debug)]
 pub struct Ended<T> {
     pub result: Result<T>,
-    pub left: Vec<Leftover>,
+    pub leftovers: Vec<Leftover>,
     /// Resources that were preserved because the user requested it.
-    pub kept: Vec<String>,
+    pub preserved: Vec<String>,
 }
 
 impl Undo {
@@ -178,7 +178,7 @@ pub async fn scope<T>(
     if let Err(error) = &result {
         (policy.on_failure)(error);
     }
-    let mut ended = Ended { result, left: Vec::new(), kept: Vec::new() };
+    let mut ended = Ended { result, leftovers: Vec::new(), preserved: Vec::new() };
     let mut deadline = Instant::now() + if stopped { STOPPED_TIME_LIMIT } else { TIME_LIMIT };
     loop {
         // Removes the debt from the list first, so that the list is not borrowed during the clean-up.
@@ -216,14 +216,14 @@ pub async fn scope<T>(
         };
         let why = match paid {
             Ok(Ok(())) if is_preserving => {
-                ended.kept.push(debt.what);
+                ended.preserved.push(debt.what);
                 continue;
             }
             Ok(Ok(())) => continue,
             Ok(Err(error)) => format!("{error:#}"),
             Err(_) => "not released in time".to_owned(),
         };
-        ended.left.push(Leftover { what: debt.what, command: debt.command, why });
+        ended.leftovers.push(Leftover { what: debt.what, command: debt.command, why });
     }
     ended
 }
@@ -318,8 +318,8 @@ mod tests {
         })
         .await;
         assert_eq!(paid, ["stuck", "volume"]);
-        assert_eq!(ended.left.len(), 1);
-        assert_eq!(ended.left[0].to_string(), "left behind: stuck (busy); remove it with: rm stuck");
+        assert_eq!(ended.leftovers.len(), 1);
+        assert_eq!(ended.leftovers[0].to_string(), "left behind: stuck (busy); remove it with: rm stuck");
     }
 
     /// Runs a story whose volume can be preserved. If `stopped`, the story is interrupted. Otherwise it returns
@@ -351,7 +351,7 @@ mod tests {
             result()
         })
         .await;
-        record(&format!("{:?}", ended.kept));
+        record(&format!("{:?}", ended.preserved));
         let events = events.borrow().clone();
         (ended, events)
     }
@@ -371,7 +371,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_disk_is_preserved_only_after_a_failure_and_the_cause_is_reported_first() {
         let (ended, events) = run_with_keep(false, || anyhow::bail!("no")).await;
-        assert!(ended.result.is_err() && ended.left.is_empty());
+        assert!(ended.result.is_err() && ended.leftovers.is_empty());
         assert_eq!(events, ["no", "kept", "(snapshot)", "[\"volume\"]"]);
         let (_, events) = run_with_keep(false, || Ok(1)).await;
         assert_eq!(events, ["(volume)", "[]"]);
@@ -395,7 +395,7 @@ mod tests {
             Ok(1)
         })
         .await;
-        let left: Vec<_> = ended.left.iter().map(|left| left.what.as_str()).collect();
+        let left: Vec<_> = ended.leftovers.iter().map(|left| left.what.as_str()).collect();
         assert_eq!((left, paid), (vec!["stuck"], Vec::<String>::new()));
     }
 
@@ -428,7 +428,7 @@ mod tests {
             Ok(1)
         })
         .await;
-        assert_eq!((ended.result.unwrap(), ended.left.len()), (1, 1));
+        assert_eq!((ended.result.unwrap(), ended.leftovers.len()), (1, 1));
         assert!(start.elapsed() < Duration::from_secs(10));
     }
 

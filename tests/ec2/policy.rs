@@ -151,7 +151,7 @@ async fn baked(ec2: &Ec2, name: &str) -> anyhow::Result<Image> {
         ec2.register(&snapshot, &spec(&base, name, &run), &undo).await
     })
     .await;
-    left(&ended.left)?;
+    left(&ended.leftovers)?;
     ended.result
 }
 
@@ -177,7 +177,7 @@ async fn preserve_disk(ec2: &Ec2) -> anyhow::Result<()> {
     if Kind::of(&error) != Kind::Step {
         return Err(error);
     }
-    left(&ended.left)?;
+    left(&ended.leftovers)?;
     drop(disks.reopen(&run).await?);
     disks.forget(&run).await?;
     anyhow::ensure!(ec2.kept(&run).await?.is_none(), "the disk is there still");

@@ -229,7 +229,7 @@ fn a_volume_in_use_is_reported_and_swept_later() {
 
 /// After SIGKILL: sweep removes what was left, and nothing else; the next bake makes one image.
 fn assert_sweeps(world: &Ec2World, what: &str) {
-    world.settles();
+    world.wait_until_idle();
     world.local.assert_no_traces_but_of(what, || world.loops_of_volumes());
     let foreign = world.foreign();
     let before = world.made();

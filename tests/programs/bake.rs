@@ -84,7 +84,7 @@ async fn run(args: &[String]) -> Result<u8> {
     };
     let force = std::env::var_os("OVEN_TEST_FORCE").is_some();
     let stop = stop_at_signals(&site.report)?;
-    let order = BakeOrder::of(&[dir])?;
+    let order = BakeOrder::load(&[dir])?;
     let batch =
         Batch { site, overrides, order, options: BakeOptions { force, ..BakeOptions::default() }, jobs: 2 };
     let all = bake_all(batch, stop).await;
@@ -97,5 +97,5 @@ async fn run(args: &[String]) -> Result<u8> {
     if let Some(error) = all.iter().find_map(BatchItem::error) {
         return Ok(Kind::of(error) as u8);
     }
-    Ok(if all.iter().all(|baked| baked.left.is_empty()) { 0 } else { Kind::LeftBehind as u8 })
+    Ok(if all.iter().all(|baked| baked.leftovers.is_empty()) { 0 } else { Kind::LeftBehind as u8 })
 }

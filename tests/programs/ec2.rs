@@ -142,14 +142,14 @@ async fn run(dir: &Path) -> Result<u8> {
         settings: Rc::new(settings),
         report: report.clone(),
     };
-    let order = BakeOrder::of(&[dir])?;
+    let order = BakeOrder::load(&[dir])?;
     let batch = Batch { site, overrides, order, options: BakeOptions::default(), jobs: 1 };
     let all = bake_all(batch, stop).await;
     report.end_trace();
     for image in all.iter().filter_map(BatchItem::image) {
         println!("image {}", image.id);
     }
-    let left = all.iter().any(|baked| !baked.left.is_empty());
+    let left = all.iter().any(|baked| !baked.leftovers.is_empty());
     Ok(match all.iter().find_map(BatchItem::error) {
         Some(error) => Kind::of(error) as u8,
         None if left => Kind::LeftBehind as u8,

@@ -43,7 +43,7 @@ pub fn explain_conflict(import: &Import<'_>, holder: Option<&Image>, error: Erro
 /// Adds a hint to the error. It says what the user can do if another image has the name.
 fn with_name_hint(import: &Import<'_>, error: Error, holder: &ImageId) -> Error {
     let site = import.site;
-    let remove = site.spelt(&site.cloud.removal_command(holder));
+    let remove = site.command_for_site(&site.cloud.removal_command(holder));
     let hint = format!(
         "The image with this name has another disk. Choose another --name, or remove that image: {remove}"
     );

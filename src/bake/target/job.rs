@@ -12,7 +12,7 @@ use oven_distro::{Claims, Job, OsRelease, Package};
 
 /// Creates a definition's job without reading the image. It assumes that the image has none of the tools. Package files
 /// with a URL should already be downloaded ([`super::super::download`]), because the job omits files that are not.
-pub fn wishes(
+pub fn from_definition(
     image: &Definition,
     os_release: OsRelease,
     architecture: Architecture,
@@ -53,7 +53,7 @@ pub fn wishes(
 }
 
 /// Adds the facts about the image that the plugin requested, and removes tools that the image has already.
-pub fn look(job: &mut Job, claims: &Claims, inside: &ImageTree) -> Result<()> {
+pub fn add_image_facts(job: &mut Job, claims: &Claims, inside: &ImageTree) -> Result<()> {
     for path in &claims.look_for {
         job.present.insert(path.clone(), inside.exists(path)?);
     }

@@ -166,8 +166,8 @@ pub fn job(
 ) -> Result<Job> {
     let architecture = root.architecture()?;
     fits(base, architecture)?;
-    let mut job = job::wishes(image, root.os_release()?, architecture, &settings.network);
-    job::look(&mut job, claims, root.inside())?;
+    let mut job = job::from_definition(image, root.os_release()?, architecture, &settings.network);
+    job::add_image_facts(&mut job, claims, root.tree())?;
     Ok(job)
 }
 

@@ -89,7 +89,7 @@ fn claims_of(known: &KnownPlugin) -> Result<Vec<(&'static str, Vec<String>)>> {
 }
 
 fn report_containment(known: &KnownPlugin, report: &Report) {
-    if let Some(why) = known.uncontained() {
+    if let Some(why) = known.missing_sandbox_reason() {
         report
             .note(format!("the plugin {} ran without a sandbox, with all your permissions: {why}", known.id));
     }
@@ -102,7 +102,7 @@ fn check_all(global: &GlobalArgs, args: &args::PluginCheckArgs, report: &Report)
     let known = match all.known().iter().find(|known| known.id == spelt) {
         Some(known) if !args.what.exists() => known,
         _ => {
-            alone = PluginRegistry::alone(&args.what, &helper)?;
+            alone = PluginRegistry::with_only(&args.what, &helper)?;
             &alone.known()[0]
         }
     };
@@ -159,7 +159,7 @@ pub fn plan(global: &GlobalArgs, args: &args::PlanArgs, report: &Report) -> Resu
     let image = match &args.definitions[..] {
         [] => None,
         // The definition's parents are loaded as well, because a variable of `--var` may be declared only in a parent.
-        [_] => BakeOrder::with(&args.definitions, &args.vars.given())?.images.pop(),
+        [_] => BakeOrder::load_with(&args.definitions, &args.vars.given())?.images.pop(),
         _ => return Err(Kind::Usage.error("`oven plan --os-release` takes only one definition")),
     };
     let registry = site::plugins(&global.plugin, &site::helper()?)?;
@@ -184,7 +184,7 @@ pub fn plan(global: &GlobalArgs, args: &args::PlanArgs, report: &Report) -> Resu
                 }
             }
             let network = Settings::for_definition(&image.dir)?.network;
-            target::job::wishes(image, os_release, architecture, &network)
+            target::job::from_definition(image, os_release, architecture, &network)
         }
         None => Job { os_release, architecture: architecture.to_string(), ..Job::default() },
     };

@@ -142,7 +142,7 @@ impl PutBlocks {
     }
 
     /// Waits until no other thread or process writes these blocks, and locks them until the value is dropped.
-    pub fn turn(self, blocks: Range<u32>) -> Result<Self> {
+    pub fn lock(self, blocks: Range<u32>) -> Result<Self> {
         lock_range_until_closed(&self.0, blocks).context("waiting for other writers of the snapshot")?;
         Ok(self)
     }

@@ -15,9 +15,9 @@ pub const ZEROS: u8 = 0;
 /// The base has the block, and the block was not written.
 pub const BASE: u8 = 1;
 /// The block was written, and the base does not have it.
-pub const WRITTEN: u8 = 2;
+pub const WRITTEN_NEW: u8 = 2;
 /// The block was written, and the base has it, too.
-pub const WRITTEN_BASE: u8 = 3;
+pub const WRITTEN_OVER_BASE: u8 = 3;
 
 /// The block map, in the process that writes it.
 #[derive(Debug)]
@@ -41,7 +41,10 @@ pub fn create(file: &File, blocks: u32, base: &SnapshotContents) -> Result<()> {
 pub fn written_blocks(file: &File) -> Result<Vec<(u32, bool)>> {
     let bytes = read(file)?;
     let marks = bytes.iter().zip(0..);
-    Ok(marks.filter(|(mark, _)| **mark >= WRITTEN).map(|(mark, at)| (at, *mark == WRITTEN_BASE)).collect())
+    Ok(marks
+        .filter(|(mark, _)| **mark >= WRITTEN_NEW)
+        .map(|(mark, at)| (at, *mark == WRITTEN_OVER_BASE))
+        .collect())
 }
 
 fn read(file: &File) -> Result<Vec<u8>> {
@@ -50,7 +53,7 @@ fn read(file: &File) -> Result<Vec<u8>> {
     let mut bytes = vec![0; length as usize];
     file.read_exact_at(&mut bytes, 0).context(context)?;
     anyhow::ensure!(bytes.pop().is_some(), "{context}: the file is empty");
-    anyhow::ensure!(bytes.iter().all(|mark| *mark <= WRITTEN_BASE), "{context}: invalid content");
+    anyhow::ensure!(bytes.iter().all(|mark| *mark <= WRITTEN_OVER_BASE), "{context}: invalid content");
     Ok(bytes)
 }
 
@@ -69,7 +72,7 @@ impl BlockMap {
     }
 
     pub fn is_written(&self, index: u32) -> bool {
-        self.get(index) >= WRITTEN
+        self.get(index) >= WRITTEN_NEW
     }
 
     /// Sets a block's mark, in the file first. If the file cannot be written, the mark in memory does not change
@@ -128,14 +131,14 @@ mod tests {
         let marks = BlockMap::open(file.try_clone().unwrap()).unwrap();
         assert_eq!((0..marks.blocks()).map(|i| marks.get(i)).collect::<Vec<_>>(), [0, 1, 0, 1, 0, 0]);
         assert_eq!(written_blocks(&file).unwrap(), []);
-        marks.set(3, WRITTEN_BASE).unwrap();
-        marks.set(5, WRITTEN).unwrap();
+        marks.set(3, WRITTEN_OVER_BASE).unwrap();
+        marks.set(5, WRITTEN_NEW).unwrap();
         assert_eq!(written_blocks(&file).unwrap(), [(3, true), (5, false)]);
         let trim = Trim::begin(TrimmingByte::of(file.try_clone().unwrap())).unwrap();
         assert!(marks.is_trimming().unwrap());
         drop(trim);
         assert!(!marks.is_trimming().unwrap());
-        assert_eq!(BlockMap::open(file).unwrap().get(3), WRITTEN_BASE);
+        assert_eq!(BlockMap::open(file).unwrap().get(3), WRITTEN_OVER_BASE);
     }
 
     #[test]

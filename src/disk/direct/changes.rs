@@ -63,7 +63,7 @@ impl BlockSource for ChangedBlocks {
     fn ensure_unchanged(&self, _: &BTreeMap<u32, Digest>) -> Result<()> {
         ensure_written(&self.upper)
             .map_err(|error| disk_error(error, "storing the disk's changes on this machine"))?;
-        self.lower.cached().ensure_kept()
+        self.lower.cached().ensure_stored()
     }
 }
 
@@ -94,7 +94,7 @@ mod tests {
     fn uploaded(child: bool, written: &[(u32, u8)]) -> Vec<(u32, u8)> {
         let (dir, id) = (tempfile::tempdir().unwrap(), SnapshotId("snap-1".into()));
         let contents = SnapshotContents { size_gib: 1, blocks: [1, 3, 5].into() };
-        let cached = BlockCache::new(dir.path(), u64::MAX).of(&id).unwrap();
+        let cached = BlockCache::new(dir.path(), u64::MAX).open_snapshot(&id).unwrap();
         let lower = Arc::new(BackingStore::new(&id, &contents, Arc::new(Base), cached));
         let upper = tempfile::tempfile().unwrap();
         for (index, byte) in written {

@@ -79,7 +79,7 @@ impl<B: BlockApi + 'static> DirectDisks<B> {
     }
 
     async fn open_base(&self, snapshot: &SnapshotId) -> Result<BaseSnapshot> {
-        let cached = self.cache.of(snapshot)?;
+        let cached = self.cache.open_snapshot(snapshot)?;
         let contents = match cached.contents() {
             Some(contents) => contents,
             None => {
@@ -261,7 +261,7 @@ fn new_snapshot(record: &DiskRecord, run: &RunId) -> NewSnapshot {
 fn start<B: BlockApi + 'static>(blocks: &Rc<B>, spec: NewSnapshot, undo: &Undo) -> Started {
     undo.owe(upload::snapshot_debt(blocks.clone(), &spec.run));
     let blocks = blocks.clone();
-    undo.meanwhile(async move { blocks.start(&spec).await })
+    undo.run_in_background(async move { blocks.start(&spec).await })
 }
 
 impl<B: BlockApi> Drop for DirectDisk<B> {
@@ -278,7 +278,7 @@ impl<B: BlockApi> Drop for DirectDisk<B> {
 
 #[async_trait(?Send)]
 impl<B: BlockApi + 'static> DiskStrategy for DirectDisks<B> {
-    async fn look(&self, base: &Base, spec: &DiskSpec, run: &RunId) -> Result<()> {
+    async fn query_facts(&self, base: &Base, spec: &DiskSpec, run: &RunId) -> Result<()> {
         let parent = self.query_parent(base, spec).await?;
         self.parent_uses.borrow_mut().insert(run.clone(), parent);
         Ok(())

@@ -425,7 +425,7 @@ impl BaseBlocks for Arc<RequestedBlocks> {
         self.data.read_exact_at(buffer, u64::from(index) * BLOCK as u64 + at as u64)
     }
 
-    fn failed(&self, error: &io::Error) {
+    fn report_io_error(&self, error: &io::Error) {
         _ = backing::send(&self.control, (WRITE_FAILED, error.raw_os_error().unwrap_or(libc::EIO)));
     }
 }

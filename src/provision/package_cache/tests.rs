@@ -331,7 +331,7 @@ fn plan(path: &str, sources: &[&str]) -> Plan {
 fn a_directory_without_sources_is_not_cached() {
     let (dir, tree, report) = (tempfile::tempdir().unwrap(), Tree::new(), Report::silent());
     tree.file("var/cache/pkg/x", "x");
-    let (inside, plan) = (tree.inside(), plan("/var/cache/pkg", &[]));
+    let (inside, plan) = (tree.tree(), plan("/var/cache/pkg", &[]));
     let store = CacheStore::new(&dir.path().join("store"), u64::MAX);
     let cache = PackageCache { store, base: "snap-1".into() };
     let request = CacheRequest {
@@ -359,7 +359,7 @@ fn a_step_does_not_depend_on_directories_that_are_not_cached() {
             secrets: &Secrets::default(),
             guard: EgressGuard::Wanted,
             helper: Path::new("/nowhere"),
-            kept: None,
+            package_cache: None,
             report: &report,
         };
         key::step_key(&work, &plan.steps[0]).unwrap()

@@ -179,7 +179,7 @@ mod tests {
         }
         tree.link("vmlinuz-4.19-none", "boot/vmlinuz-4.19-link");
         tree.link("gone", "boot/vmlinuz-dangling");
-        let kernels = find_kernels(&tree.inside()).unwrap();
+        let kernels = find_kernels(&tree.tree()).unwrap();
         let found: Vec<_> = kernels
             .iter()
             .map(|(version, kernel)| {
@@ -212,7 +212,7 @@ mod tests {
         );
         tree.file("boot/config-2", "# CONFIG_X is not set\nCONFIG_BLK_DEV_NVME=m\nCONFIG_ENA_ETHERNET=y\n");
         tree.link("usr/lib", "lib");
-        let inside = tree.inside();
+        let inside = tree.tree();
         assert_eq!(built_in_drivers(&inside, "1").unwrap(), DriverSet { nvme: true, ena: false });
         assert_eq!(built_in_drivers(&inside, "2").unwrap(), DriverSet { nvme: false, ena: true });
         assert_eq!(built_in_drivers(&inside, "3").unwrap(), DriverSet::default());

@@ -36,7 +36,7 @@ fn install(inside: &ImageTree, version: &str, initramfs: Option<&[u8]>, modules:
 
 /// Returns the findings after `change` (empty if there are none), and the warnings.
 async fn changed(tree: &Tree, change: impl FnOnce(&ImageTree)) -> (String, String) {
-    let inside = tree.inside();
+    let inside = tree.tree();
     let links = vec!["disk/by-uuid/root-id".to_owned()];
     let nodes = [DeviceNode { name: "loop0p1".into(), rdev: 0, links }];
     let place = MountedImage { root: Path::new("/"), inside: &inside, nodes: &nodes, unmounted: &[] };

@@ -39,7 +39,7 @@ impl Bench {
 
     fn work(&self) -> ProvisionContext<'_> {
         ProvisionContext {
-            kept: None,
+            package_cache: None,
             image: &self.image,
             plan: &self.plan,
             network: &self.network,
@@ -52,7 +52,7 @@ impl Bench {
 
     /// Records the state of a tree, changes the tree, and returns the lint's error.
     fn lint(&self, tree: &Tree, change: impl FnOnce(&Tree)) -> Result<(), String> {
-        let inside = tree.inside();
+        let inside = tree.tree();
         let before = LintBaseline::of(&inside, &self.work()).unwrap();
         change(tree);
         super::lint(&inside, &self.work(), &before).map_err(|error| {
@@ -121,7 +121,7 @@ fn a_cleaned_image_passes() {
     let bench = Bench::new();
     let result = bench.lint(&tree, |tree| {
         FORBIDDEN.iter().filter(cleaned).for_each(|path| tree.file(path, "secret"));
-        clean(&tree.inside(), &[]).unwrap();
+        clean(&tree.tree(), &[]).unwrap();
     });
     assert_eq!(result, Ok(()));
 }
@@ -141,7 +141,7 @@ fn a_symlink_where_a_directory_is_cleaned_is_found_if_it_hides_something() {
         tree.file("data/tmp/x", "x");
         let result = bench.lint(&tree, |tree| {
             tree.link(to, at);
-            clean(&tree.inside(), &[]).unwrap();
+            clean(&tree.tree(), &[]).unwrap();
         });
         assert_eq!(result.is_err(), found, "{at} -> {to}: {result:?}");
         assert_eq!(tree.read("data/log/x").as_deref(), Some("x"));
@@ -223,7 +223,7 @@ fn this_machines_name_servers_do_not_stay() {
         if let Some(base) = base {
             tree.file("etc/resolv.conf", base);
         }
-        let inside = tree.inside();
+        let inside = tree.tree();
         let mut before = LintBaseline::of(&inside, &bench.work()).unwrap();
         change(&tree);
         before.compare(&inside, BUILDERS).unwrap();

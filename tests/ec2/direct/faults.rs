@@ -6,7 +6,7 @@ use oven_ec2_server::{Call, Fault, ServerOptions, What};
 use oven_testing::direct::bake::expected;
 use oven_testing::direct::base_cache::{assert_read_once, cached_blocks, contents, read};
 use oven_testing::direct::by_blocks::{
-    assert_recovers, assert_whole, bake, calls, count, data, error, faulty, heals, with,
+    assert_heals, assert_recovers, assert_whole, bake, calls, count, data, error, faulty, with,
 };
 use oven_testing::disk::tree::tree;
 use oven_testing::ec2_world::{HANGS, MILLI, Run};
@@ -194,12 +194,12 @@ fn d2_tokens_that_expire_are_asked_for_again() {
             options.latencies.insert("GetSnapshotBlock".into(), (20, 60));
         }),
     ];
-    each(&grounds, |world| heals(world, "tokens"));
+    each(&grounds, |world| assert_heals(world, "tokens"));
 }
 
 #[test]
 fn d3_a_flipped_bit_is_read_again_and_then_reported() {
-    heals(&faulty(vec![Fault::new("GetSnapshotBlock", 1, What::Flipped).times(2)]), "twice");
+    assert_heals(&faulty(vec![Fault::new("GetSnapshotBlock", 1, What::Flipped).times(2)]), "twice");
     let world = faulty(vec![Fault::new("GetSnapshotBlock", 1, What::Flipped).times(10_000)]);
     fails(&world, &["block "], "always");
 }
@@ -217,7 +217,7 @@ fn d4_a_put_is_sent_again_where_that_may_help_and_else_not() {
         error("ThrottlingException"),
         What::ErrorSaying("ValidationException".into(), "Failed to read block data".into()),
     ];
-    each(&passing, |what| heals(&faulty(vec![put(what.clone()).times(2)]), &format!("{what:?}")));
+    each(&passing, |what| assert_heals(&faulty(vec![put(what.clone()).times(2)]), &format!("{what:?}")));
     let world = faulty(vec![put(error("ValidationException:INVALID_BLOCK")).times(10_000)]);
     fails(&world, &["INVALID_BLOCK"], "refused");
     let world = faulty(vec![put(error("ValidationException:INVALID_BLOCK")).times(10_000)]);
@@ -233,9 +233,9 @@ fn d4_a_put_is_sent_again_where_that_may_help_and_else_not() {
 #[test]
 fn d5_limits_are_waited_for() {
     let limit = error("ConcurrentLimitExceededException");
-    heals(&faulty(vec![Fault::new("StartSnapshot", 1, limit.clone()).times(2)]), "start");
-    heals(&faulty(vec![Fault::new("PutSnapshotBlock", 1, limit).times(5)]), "put");
-    heals(
+    assert_heals(&faulty(vec![Fault::new("StartSnapshot", 1, limit.clone()).times(2)]), "start");
+    assert_heals(&faulty(vec![Fault::new("PutSnapshotBlock", 1, limit).times(5)]), "put");
+    assert_heals(
         &with(|options| {
             let few = (2.0, 30.0);
             options.direct.throttle =
@@ -250,8 +250,8 @@ fn d7_a_lost_completion_is_looked_up_and_a_refused_one_is_the_end() {
     let complete = |what: What| Fault::new("CompleteSnapshot", 1, what);
     let lost =
         [What::DropBefore, What::DropAfter, What::HangAfter, What::StatusBefore(500), What::StatusAfter(503)];
-    each(&lost, |what| heals(&faulty(vec![complete(what.clone())]), &format!("{what:?}")));
-    heals(&with(|options| options.delays.completing = 200 * MILLI), "it takes its time");
+    each(&lost, |what| assert_heals(&faulty(vec![complete(what.clone())]), &format!("{what:?}")));
+    assert_heals(&with(|options| options.delays.completing = 200 * MILLI), "it takes its time");
     let wrong = error("ValidationException:INVALID_PARAMETER_VALUE");
     fails(&faulty(vec![complete(wrong)]), &["INVALID_PARAMETER_VALUE"], "a wrong checksum");
 }

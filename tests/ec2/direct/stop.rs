@@ -4,7 +4,7 @@
 use nix::sys::signal::Signal;
 use oven_ec2_server::{Fault, ServerOptions, What};
 use oven_testing::direct::bake::expected;
-use oven_testing::direct::by_blocks::{assert_recovers, bake, calls, data, error, heals, with};
+use oven_testing::direct::by_blocks::{assert_heals, assert_recovers, bake, calls, data, error, with};
 use oven_testing::disk::tree::tree;
 use oven_testing::ec2_world::{HANGS, MILLI, Run};
 use oven_testing::{Dice, Ec2World, each, full, pause, seeds};
@@ -22,7 +22,7 @@ struct DirectPlace {
 /// Each call to EBS of a happy bake, and those around it, before and after; a sample of them.
 fn places(most: usize) -> Vec<DirectPlace> {
     let world = Ec2World::tiny(ServerOptions::default());
-    heals(&world, "happy");
+    assert_heals(&world, "happy");
     let mut places: Vec<DirectPlace> = Vec::new();
     let mut counts = std::collections::BTreeMap::<String, u32>::new();
     for call in world.server.calls().iter().filter(|call| !call.dry_run) {
@@ -75,7 +75,7 @@ fn sigterm_at_every_call_leaves_nothing() {
             assert!(matches!(ended.code(), Some(0 | 130)), "{}", told());
             assert!(ended.left().is_empty(), "{}", told());
         }
-        world.settles();
+        world.wait_until_idle();
         assert_recovers(&world, &what);
     });
 }
@@ -92,7 +92,7 @@ fn sigkill_at_every_call_is_swept() {
             assert_eq!(run.end(STOP, &what).code(), None, "{what}");
         }
         world.server.set(|options| options.faults.clear());
-        world.settles();
+        world.wait_until_idle();
         world.local.assert_no_traces(&what);
         let before = world.made();
         let swept = world.start(world.plain_elsewhere(&["sweep"])).end(HANGS, &what);
@@ -125,7 +125,7 @@ fn sigkill_at_any_time_is_swept() {
         pause(delay);
         run.signal(Signal::SIGKILL);
         run.end(STOP, &what);
-        world.settles();
+        world.wait_until_idle();
         world.local.assert_no_traces(&what);
         let swept = world.start(world.plain_elsewhere(&["sweep"])).end(HANGS, &what);
         assert_eq!(swept.code(), Some(0), "{what}: {}", swept.err);
@@ -190,7 +190,7 @@ fn random_plans() {
         assert!(!heals || ended.code() == Some(0), "it should have healed: {}", told());
         if !ended.left().is_empty() {
             world.server.set(|options| options.faults.clear());
-            world.settles();
+            world.wait_until_idle();
             let swept = world.start(world.plain_elsewhere(&["sweep"])).end(HANGS, &what);
             assert_eq!(swept.code(), Some(0), "{}", swept.err);
         }

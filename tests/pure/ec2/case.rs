@@ -69,7 +69,7 @@ impl Case {
         let what = format!("row {}: {:?}", self.row, self.options.faults);
         let fixture = Ec2Fixture::new(self.options);
         let (ended, run) = fixture.bake().await;
-        assert_eq!(ended.left, [], "{what}: {:?}", ended.result);
+        assert_eq!(ended.leftovers, [], "{what}: {:?}", ended.result);
         for (action, times) in &self.counts {
             let calls = fixture.calls().join(" ");
             assert_eq!(fixture.count(action), *times, "{action}, {what}: {:?}\n{calls}", ended.result);
@@ -95,7 +95,7 @@ impl Ec2Fixture {
     pub async fn heals(&self, what: &str) {
         self.server.set(|now| *now = ServerOptions { others: now.others.clone(), ..options(Vec::new()) });
         let (ended, _) = self.bake().await;
-        assert_eq!(ended.left, [], "healed, {what}");
+        assert_eq!(ended.leftovers, [], "healed, {what}");
         let image = ended.result.unwrap_or_else(|error| panic!("healed, {what}: {error:#}"));
         self.holds_one(&image, &format!("healed, {what}"));
     }

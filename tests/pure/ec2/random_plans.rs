@@ -159,7 +159,7 @@ async fn drawn(seed: u64, ends: Rc<RefCell<BTreeMap<&'static str, u32>>>) {
     let spoilt = fixture.server.ec2_calls().iter().filter(|call| call.answer != "200").count() as u32;
     *ends.borrow_mut().entry("calls that went wrong").or_default() += spoilt;
     let left = |ended: &oven::undo::Ended<oven::cloud::Image>| {
-        assert_eq!(ended.left, [], "{what}: {:?}\n{}", ended.result, fixture.calls().join(" "));
+        assert_eq!(ended.leftovers, [], "{what}: {:?}\n{}", ended.result, fixture.calls().join(" "));
     };
     left(&ended);
     match ended.result {
@@ -226,7 +226,12 @@ async fn two(seed: u64) {
         fixture.bake_by(&other, &b).await
     };
     let (first, second) = tokio::join!(fixture.bake_by(&one, &a), second);
-    assert!(first.left.is_empty() && second.left.is_empty(), "{what}: {:?} {:?}", first.left, second.left);
+    assert!(
+        first.leftovers.is_empty() && second.leftovers.is_empty(),
+        "{what}: {:?} {:?}",
+        first.leftovers,
+        second.leftovers
+    );
     let of = |ended: oven::undo::Ended<oven::cloud::Image>| {
         ended.result.unwrap_or_else(|error| panic!("{what}: {error:#}\n{}", fixture.calls().join(" ")))
     };

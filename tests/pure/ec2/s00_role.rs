@@ -111,7 +111,7 @@ async fn r0_4_what_is_missing_in_the_middle() {
         let error = ended.result.expect_err(action);
         says(&error, &[action, "UnauthorizedOperation", "(request ", "oven policy"], action);
         let hidden = action == "DescribeVolumes";
-        assert_eq!(ended.left.len(), usize::from(hidden), "{action}: {:?}", ended.left);
+        assert_eq!(ended.leftovers.len(), usize::from(hidden), "{action}: {:?}", ended.leftovers);
         if !hidden {
             fixture.holds_nothing(action);
         }
@@ -128,10 +128,10 @@ async fn t21_the_least_policy_is_enough() {
     let fixture = Ec2Fixture::new(least);
     let (ended, _) = fixture.bake().await;
     says(&ended.result.unwrap_err(), &["SnapshotLimitExceeded"], "policy");
-    assert_eq!(ended.left, []);
+    assert_eq!(ended.leftovers, []);
     fixture.holds_nothing("a failed bake by the least policy");
     let (ended, _) = fixture.bake().await;
-    assert_eq!(ended.left, []);
+    assert_eq!(ended.leftovers, []);
     fixture.holds_one(&ended.result.unwrap(), "by the least policy");
     let missing: Vec<String> = fixture
         .ec2()
@@ -191,7 +191,7 @@ async fn r0_6_keys_that_grow_old() {
         let config = config(&fixture.server.endpoint()).to_builder().credentials_provider(provider).build();
         let ec2 = Ec2::with_config(config, fixture.options(|_| ()));
         let ended = fixture.bake_by(&ec2, &RunId::new()).await;
-        assert_eq!(ended.left, []);
+        assert_eq!(ended.leftovers, []);
         fixture.holds_one(&ended.result.unwrap(), "keys that grow old");
         let asked =
             |call: &&oven_ec2_server::Call| call.service == "imds" && call.action.ends_with("oven-builder");

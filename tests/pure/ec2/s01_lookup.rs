@@ -65,7 +65,7 @@ async fn r1_3_failed_or_incomplete() {
         assert_eq!(ec2.find(&key()).await.unwrap(), None);
         let (ended, _) = fixture.bake().await;
         says(&ended.result.unwrap_err(), &[&image.id.0, "web-1", "--replace-failed"], "1.3");
-        assert_eq!(ended.left, []);
+        assert_eq!(ended.leftovers, []);
         let made = fixture.made();
         assert_eq!((made.volumes.len(), made.snapshots.len(), made.images.len()), (0, 1, 1));
         assert_eq!(fixture.sent("RegisterImage", "Name"), ["web-1"], "no other name is tried");
@@ -133,7 +133,7 @@ async fn r1_5_invisible_for_a_while() {
     assert_eq!(fixture.ec2().find(&key()).await.unwrap(), None);
     let (ended, _) = fixture.bake().await;
     assert_eq!(ended.result.unwrap().id, first.id);
-    assert_eq!(ended.left, []);
+    assert_eq!(ended.leftovers, []);
     fixture.holds_one(&first, "1.5");
     assert_eq!(fixture.ever(), (2, 2, 1));
 }
@@ -146,7 +146,7 @@ async fn r1_7_the_loser_cleans_up() {
     let (one, two) = (fixture.ec2(), fixture.ec2());
     let (a, b) = (RunId::new(), RunId::new());
     let (first, second) = tokio::join!(fixture.bake_by(&one, &a), fixture.bake_by(&two, &b));
-    assert_eq!((&first.left, &second.left), (&vec![], &vec![]));
+    assert_eq!((&first.leftovers, &second.leftovers), (&vec![], &vec![]));
     let (first, second) = (first.result.unwrap(), second.result.unwrap());
     assert_eq!(first.id, second.id);
     assert!(first.was_created_by(&a) != first.was_created_by(&b));

@@ -114,7 +114,7 @@ async fn r3_5_the_base_snapshot_is_pending() {
             }
         });
         let (ended, _) = fixture.bake().await;
-        assert_eq!(ended.left, []);
+        assert_eq!(ended.leftovers, []);
         match ended.result {
             Ok(image) if baked => fixture.holds_one(&image, "3.5"),
             Err(error) if !baked => {
@@ -144,7 +144,7 @@ async fn r3_6_failed_or_vanished() {
             // At
             // its deadline there are more than fifty.
             assert!(fixture.count("DescribeVolumes") < 50, "{turn:?}: {:?}", fixture.calls());
-            assert_eq!(ended.left, []);
+            assert_eq!(ended.leftovers, []);
             fixture.holds_nothing("3.6");
             fixture.heals("3.6").await;
         }
@@ -163,7 +163,7 @@ async fn r3_6_failed_and_not_to_be_seen_yet() {
         .ec2_with(|o| o.timeouts = Timeouts { first_poll: 50 * MILLI, max_poll: 50 * MILLI, ..timeouts() });
     let ended = fixture.bake_by(&ec2, &RunId::new()).await;
     super::case::says(&ended.result.unwrap_err(), &["kms:CreateGrant"], "3.6");
-    assert_eq!(ended.left, []);
+    assert_eq!(ended.leftovers, []);
     let begun = Instant::now();
     // The server shows it as gone a moment later.
     while !fixture.made().volumes.is_empty() {
@@ -182,7 +182,7 @@ async fn r3_6_a_key_that_may_not_be_used() {
     fixture.server.with_world(|world| world.snapshots.values_mut().for_each(|s| s.encrypted = true));
     let (ended, _) = fixture.bake().await;
     super::case::says(&ended.result.unwrap_err(), &["vanished", "kms:CreateGrant"], "3.6");
-    assert_eq!(ended.left, []);
+    assert_eq!(ended.leftovers, []);
 }
 
 /// Row 3.7: after its deadline a volume that stays `creating` is deleted, and the bake fails.
@@ -194,7 +194,7 @@ async fn r3_7_stuck_creating() {
     let ended = fixture.bake_by(&ec2, &RunId::new()).await;
     super::case::says(&ended.result.unwrap_err(), &["still creating", "300ms"], "3.7");
     assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
-    assert_eq!(ended.left, []);
+    assert_eq!(ended.leftovers, []);
     fixture.holds_nothing("3.7");
     fixture.heals("3.7").await;
 }
@@ -228,7 +228,7 @@ async fn r3_9_a_storm() {
             .collect();
         let fixture = Ec2Fixture::with(&faults);
         let (ended, _) = fixture.bake().await;
-        assert_eq!(ended.left, [], "seed {seed}");
+        assert_eq!(ended.leftovers, [], "seed {seed}");
         fixture.holds_one(&ended.result.unwrap(), "3.9");
         assert!(fixture.calls().len() <= most, "seed {seed}: {} calls, of {most}", fixture.calls().len());
     });

@@ -31,7 +31,7 @@ async fn r4_1_names_in_use() {
         let fixture = Ec2Fixture::new(options(Vec::new()));
         taken(&fixture, free);
         let (ended, _) = fixture.bake().await;
-        assert_eq!(ended.left, []);
+        assert_eq!(ended.leftovers, []);
         let mut names = fixture.sent("AttachVolume", "Device");
         let tried = names.len();
         names.sort();
@@ -110,7 +110,7 @@ async fn r4_2_attached_elsewhere() {
     };
     let ((ended, _), ()) = tokio::join!(fixture.bake(), thief);
     says(&ended.result.unwrap_err(), &["VolumeInUse", OTHER_INSTANCE, "/dev/sdf"], "4.2");
-    assert_eq!(ended.left, []);
+    assert_eq!(ended.leftovers, []);
     fixture.holds_nothing("4.2");
 }
 
@@ -144,7 +144,7 @@ async fn r4_4_no_device() {
             o.timeouts = Timeouts { device: deadline, ..timeouts() };
         });
         let ended = fixture.bake_by(&ec2, &RunId::new()).await;
-        assert_eq!(ended.left, []);
+        assert_eq!(ended.leftovers, []);
         match ended.result {
             Ok(image) => {
                 assert!(baked);
@@ -238,7 +238,7 @@ async fn r5_5_r5_8_no_guess() {
         let error = ended.result.unwrap_err();
         is_of(&error, Kind::Machine);
         says(&error, &[text, "attaching vol-", "nvme list"], "5.5");
-        assert_eq!((ended.left.len(), fixture.count("AttachVolume")), (0, 1));
+        assert_eq!((ended.leftovers.len(), fixture.count("AttachVolume")), (0, 1));
         fixture.holds_nothing("5.5");
     }
 }

@@ -131,7 +131,7 @@ async fn r20_1_stopped_during_background_work() {
                 };
                 let ended = fixture.bake_until(&ec2, &run, stop).await;
                 assert!(ended.result.is_err(), "{what}");
-                assert_eq!(ended.left, [], "{what}: {}", fixture.calls().join(" "));
+                assert_eq!(ended.leftovers, [], "{what}: {}", fixture.calls().join(" "));
                 // An image that was registered by then is a result.
                 let made = fixture.made();
                 assert_eq!(made.volumes, [], "{what}");
@@ -163,8 +163,8 @@ async fn a_disk_that_may_be_preserved_is_not_deleted_in_the_background() {
             ec2.register(&snapshot, &image_spec(&base, &run), &undo).await
         })
         .await;
-        assert_eq!(ended.left, []);
-        assert_eq!((ended.result.is_err(), ended.kept.len()), (fails, usize::from(fails)));
+        assert_eq!(ended.leftovers, []);
+        assert_eq!((ended.result.is_err(), ended.preserved.len()), (fails, usize::from(fails)));
         let volumes: Vec<String> = fixture.made().volumes.into_iter().map(|volume| volume.state).collect();
         assert_eq!(volumes, if fails { vec!["available"] } else { vec![] });
         assert_eq!(fixture.count("DeleteVolume"), usize::from(!fails));

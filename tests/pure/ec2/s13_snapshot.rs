@@ -51,7 +51,7 @@ async fn r13_1_twins() {
         let ec2 =
             fixture.ec2_with(|o| o.timeouts = Timeouts { lost_answer_window: 100 * MILLI, ..timeouts() });
         let ended = fixture.bake_by(&ec2, &RunId::new()).await;
-        assert_eq!(ended.left, []);
+        assert_eq!(ended.leftovers, []);
         let image = ended.result.unwrap();
         assert_eq!((fixture.count("CreateSnapshot"), fixture.ever().1), (2, 2), "{what:?}");
         fixture.holds_one(&image, "13.1 twins");
@@ -108,7 +108,7 @@ async fn r13_4_not_to_be_seen_yet() {
     let ec2 = fixture.ec2_with(|o| o.timeouts = Timeouts { visible: 300 * MILLI, ..timeouts() });
     let ended = fixture.bake_by(&ec2, &RunId::new()).await;
     says(&ended.result.unwrap_err(), &["no longer visible", "snap-"], "13.4");
-    assert_eq!(ended.left, []);
+    assert_eq!(ended.leftovers, []);
     fixture.holds_nothing("13.4");
 }
 
@@ -182,7 +182,7 @@ async fn r13_6_stuck() {
     let ended = fixture.bake_by(&ec2, &RunId::new()).await;
     says(&ended.result.unwrap_err(), &["snap-", "400ms", "pending", "%"], "13.6");
     assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
-    assert_eq!(ended.left, []);
+    assert_eq!(ended.leftovers, []);
     fixture.holds_nothing("13.6");
     fixture.heals("13.6").await;
 }
@@ -193,8 +193,8 @@ async fn r13_7_a_busy_volume() {
     let fixture = Ec2Fixture::with(&[Fault::new("DetachVolume", 1, What::Turns(Turn::Busy))]);
     let (ended, run) = fixture.bake().await;
     let image = ended.result.unwrap();
-    assert_eq!(ended.left.len(), 1, "{:?}", ended.left);
-    let left = ended.left[0].to_string();
+    assert_eq!(ended.leftovers.len(), 1, "{:?}", ended.leftovers);
+    let left = ended.leftovers[0].to_string();
     assert!(left.contains("busy") && left.contains(&format!("oven sweep --run {run}")), "{left}");
     let made = fixture.made();
     assert_eq!((made.volumes.len(), made.snapshots.len(), made.images.len()), (1, 1, 1));
@@ -249,7 +249,7 @@ async fn r13_8_the_volume_is_deleted() {
             });
         };
         let ((ended, _), ()) = tokio::join!(fixture.bake(), thief);
-        assert_eq!(ended.left, []);
+        assert_eq!(ended.leftovers, []);
         match ended.result {
             Ok(image) => {
                 assert!(after);

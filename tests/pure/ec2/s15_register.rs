@@ -80,7 +80,7 @@ async fn r15_2_the_winner_is_adopted() {
                 (image.common.ready_at, image.common.visible_at) = (now() + later, now() + lag);
             });
             let (ended, run) = fixture.bake().await;
-            assert_eq!(ended.left, []);
+            assert_eq!(ended.leftovers, []);
             let image = ended.result.unwrap();
             assert_eq!((image.id.0.as_str(), image.was_created_by(&run)), (id.as_str(), false));
             let made = fixture.made();
@@ -126,7 +126,7 @@ async fn r15_2_taken_by_another() {
         let fixture = Ec2Fixture::new(options(Vec::new()));
         let id = holder(&fixture, change);
         let (ended, _) = fixture.bake().await;
-        assert_eq!(ended.left, [], "{what}");
+        assert_eq!(ended.leftovers, [], "{what}");
         let error = ended.result.expect_err(what);
         assert_eq!(Kind::of(&error), Kind::Cloud);
         says(&error, texts, what);
@@ -148,7 +148,7 @@ async fn r15_2_the_holder_gives_up() {
         image.common.turn = Some(Turn::Vanishes);
     });
     let (ended, run) = fixture.bake().await;
-    assert_eq!(ended.left, []);
+    assert_eq!(ended.leftovers, []);
     let image = ended.result.unwrap();
     assert!(image.was_created_by(&run));
     fixture.holds_one(&image, "15.2");
@@ -170,7 +170,7 @@ async fn r15_3_not_to_be_seen_yet() {
     let ended = fixture.bake_by(&ec2, &RunId::new()).await;
     says(&ended.result.unwrap_err(), &["ami-", "not visible"], "15.3");
     assert!(begun.elapsed() < std::time::Duration::from_secs(30), "{:?}", begun.elapsed());
-    assert_eq!(ended.left, []);
+    assert_eq!(ended.leftovers, []);
     fixture.holds_nothing("15.3");
 }
 

@@ -84,7 +84,7 @@ async fn r15_5_lost() {
         "deregistered",
     ];
     says(&error, &all, "15.5");
-    assert_eq!((ended.left.len(), fixture.count("DeregisterImage")), (0, 1));
+    assert_eq!((ended.leftovers.len(), fixture.count("DeregisterImage")), (0, 1));
     fixture.holds_nothing("15.5");
 }
 

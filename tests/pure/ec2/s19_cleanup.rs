@@ -55,8 +55,8 @@ async fn r19_1_left_behind() {
                 assert!(!format!("{error:#}").contains(action), "{error:#}");
             }
         }
-        assert_eq!(ended.left.len(), 1, "{what}: {:?}", ended.left);
-        let left = ended.left[0].to_string();
+        assert_eq!(ended.leftovers.len(), 1, "{what}: {:?}", ended.leftovers);
+        let left = ended.leftovers[0].to_string();
         let texts = [&format!("oven sweep --run {run}"), action, "UnauthorizedOperation", "(request "];
         assert!(texts.iter().all(|text| left.contains(*text)), "{what}: {left}");
         let made = fixture.made();
@@ -130,7 +130,7 @@ async fn r19_2_a_tag_that_changed() {
         error("DeleteVolume", 1, "UnauthorizedOperation").times(99),
     ]);
     let (ended, run) = fixture.bake().await;
-    assert_eq!(ended.left.len(), 1);
+    assert_eq!(ended.leftovers.len(), 1);
     // Somebody takes it over: it carries another run's tag now. A stale list still has it.
     fixture.server.set(|o| o.faults = vec![Fault::new("DescribeVolumes", 1, What::Stale)]);
     let id = fixture.made().volumes[0].id.clone();
@@ -152,8 +152,8 @@ async fn r19_3_never_by_force() {
     let fixture = Ec2Fixture::with(&faults);
     let (ended, _) = fixture.bake().await;
     says(&ended.result.unwrap_err(), &["SnapshotLimitExceeded"], "19.3");
-    assert_eq!(ended.left.len(), 1);
-    let left = ended.left[0].to_string();
+    assert_eq!(ended.leftovers.len(), 1);
+    let left = ended.leftovers[0].to_string();
     assert!(left.contains("detaching"), "{left}");
     fixture.is_clean("19.3");
 }

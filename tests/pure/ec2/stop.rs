@@ -12,7 +12,7 @@ async fn stopped(faults: Vec<Fault>, after: u32, lag: u32) {
     let fixture = Ec2Fixture::new(options);
     let (ec2, run) = (fixture.ec2(), RunId::new());
     let ended = fixture.bake_until(&ec2, &run, tokio::time::sleep(MILLI * after)).await;
-    assert_eq!(ended.left, [], "{what}");
+    assert_eq!(ended.leftovers, [], "{what}");
     let made = fixture.made();
     assert_eq!(made.volumes, [], "{what}: {:?}", fixture.calls());
     assert_eq!(made.snapshots.len(), made.images.len(), "{what}: {made:#?}");

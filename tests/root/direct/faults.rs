@@ -58,7 +58,7 @@ fn blocks_of_the_base(world: &LocalWorld) -> (usize, usize) {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let region = Region::open(&world.region()).unwrap();
     let blocks = runtime.block_on(region.contents(&snapshot)).unwrap().blocks;
-    let cached = BlockCache::new(&dir, u64::MAX).of(&snapshot).unwrap();
+    let cached = BlockCache::new(&dir, u64::MAX).open_snapshot(&snapshot).unwrap();
     let kept = blocks.iter().filter(|index| cached.verified(*index).is_some()).count();
     (kept, blocks.len() as usize - kept)
 }

@@ -26,7 +26,7 @@ fn round_trip(disk: &LoopDisk, root: &str, kind: &str) {
         let mounted = Root::mount(&device, scratch, &PLAIN, &Report::silent()).await.unwrap();
         assert_eq!(mounted.os_release().unwrap().id(), "test");
         assert_eq!(mounted.architecture().unwrap(), oven::ids::Architecture::HOST);
-        mounted.inside().write("/etc/made", b"here", 0o4755, 0, 0).unwrap();
+        mounted.tree().write("/etc/made", b"here", 0o4755, 0, 0).unwrap();
         let table = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
         let line = table.lines().find(|line| line.contains(mounted.path().to_str().unwrap())).unwrap();
         for word in ["nosuid", "nodev", "noatime", &format!("- {kind} /dev/"), "rw"] {
@@ -108,8 +108,8 @@ fn two_disks_with_the_same_uuids_are_mounted_at_the_same_time() {
             let place = tempfile::tempdir().unwrap();
             let first = Root::mount(&device, place.path(), &PLAIN, &Report::silent()).await.unwrap();
             let second = Root::mount(&other, scratch, &PLAIN, &Report::silent()).await.unwrap();
-            first.inside().write("/etc/made", b"first", 0o644, 0, 0).unwrap();
-            second.inside().write("/etc/made", b"second", 0o644, 0, 0).unwrap();
+            first.tree().write("/etc/made", b"first", 0o644, 0, 0).unwrap();
+            second.tree().write("/etc/made", b"second", 0o644, 0, 0).unwrap();
             second.close().await.unwrap();
             first.close().await.unwrap();
         });
@@ -156,7 +156,7 @@ fn a_recursive_bind_goes_with_what_it_brought() {
     alone(async |scratch| {
         let device = disk.device();
         let mounted = Root::mount(&device, scratch, &PLAIN, &Report::silent()).await.unwrap();
-        assert!(mounted.inside().exists("/var/2/1/0/tmp").unwrap());
+        assert!(mounted.tree().exists("/var/2/1/0/tmp").unwrap());
         mounted.close().await.unwrap();
         assert_eq!((disk.mounts(), fs::read_dir(scratch).unwrap().count()), (0, 0));
     });
@@ -195,7 +195,7 @@ fn what_fstab_mounts_from_the_disk() {
     alone(async |scratch| {
         let device = disk.device();
         let mounted = Root::mount(&device, scratch, &PLAIN, &Report::silent()).await.unwrap();
-        let inside = mounted.inside();
+        let inside = mounted.tree();
         inside.write("/boot/kernel", b"k", 0o644, 0, 0).unwrap();
         inside.write("/var/lib/x", b"v", 0o644, 0, 0).unwrap();
         inside.write("/srv/www", b"s", 0o644, 0, 0).unwrap();
@@ -213,7 +213,7 @@ fn what_fstab_mounts_from_the_disk() {
 
         // A second time: the kernel's partitions are known. Now a step writes where the ESP belongs.
         let mounted = Root::mount(&device, scratch, &PLAIN, &Report::silent()).await.unwrap();
-        mounted.inside().write("/boot/efi/grub.efi", b"x", 0o644, 0, 0).unwrap();
+        mounted.tree().write("/boot/efi/grub.efi", b"x", 0o644, 0, 0).unwrap();
         let closed = mounted.close().await;
         if !has_vfat {
             let error = closed.unwrap_err();
@@ -327,7 +327,7 @@ fn grows(mut disk: LoopDisk, to_mib: u64, table: &str, part: &str, kind: &str) {
         for _ in 0..2 {
             let root = Root::mount(&device, scratch, &GROW, &Report::silent()).await.unwrap();
             assert!(size(&root) > (to_mib << 20) / 10 * 9, "{before} -> {}", size(&root));
-            root.inside().write("/etc/made", b"here", 0o644, 0, 0).unwrap();
+            root.tree().write("/etc/made", b"here", 0o644, 0, 0).unwrap();
             root.close().await.unwrap();
         }
     });
@@ -421,7 +421,7 @@ fn an_open_file_keeps_it_busy_and_is_named() {
     alone(async |scratch| {
         let device = disk.device();
         let root = Root::mount(&device, scratch, &PLAIN, &Report::silent()).await.unwrap();
-        let file = root.inside().open_file("/etc/os-release").unwrap().unwrap();
+        let file = root.tree().open_file("/etc/os-release").unwrap().unwrap();
         // The second attempt is that of the drop: it must not wait for ever either.
         let started = Instant::now();
         let error = root.close().await.unwrap_err();
@@ -463,7 +463,7 @@ fn nothing_is_left_wherever_it_is_cancelled() {
         let device = disk.device();
         let story = async || {
             let root = Root::mount(&device, scratch, &PLAIN, &Report::silent()).await.unwrap();
-            root.inside().write("/var/x", &[7; 1 << 20], 0o644, 0, 0).unwrap();
+            root.tree().write("/var/x", &[7; 1 << 20], 0o644, 0, 0).unwrap();
             root.close().await.unwrap();
         };
         // Dropped where it waits for the first time, for the second, …
@@ -528,7 +528,7 @@ fn a_journal_is_replayed_and_damage_is_named() {
     alone(async |scratch| {
         let device = dirty.device();
         let root = Root::mount(&device, scratch, &PLAIN, &Report::silent()).await.unwrap();
-        assert_eq!(root.inside().read("/etc/late").unwrap().unwrap(), b"journalled");
+        assert_eq!(root.tree().read("/etc/late").unwrap().unwrap(), b"journalled");
         root.close().await.unwrap();
     });
     dirty.detach();

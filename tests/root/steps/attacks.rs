@@ -28,7 +28,7 @@ fn a_fork_bomb_stays_in_its_step() {
     let (exit, lines) = run(&spec);
     assert!(matches!(exit.status, ExitStatus::Exited(1..)), "{exit:?}");
     assert!(lines.iter().any(|line| line.contains("can't fork")), "{lines:?}");
-    assert_eq!(exit.left.len(), 32, "so many are named");
+    assert_eq!(exit.surviving_processes.len(), 32, "so many are named");
     assert_eq!(processes(marker), NONE);
     assert!(!mounted(&image));
 }

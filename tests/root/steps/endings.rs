@@ -70,7 +70,7 @@ fn daemons_are_killed_and_named() {
     let (exit, lines) = run(&spec);
     assert_eq!(exit.status, ExitStatus::Exited(0));
     assert_eq!(lines, ["done"]);
-    let mut left = exit.left;
+    let mut left = exit.surviving_processes;
     left.sort();
     assert_eq!(left, ["sh", "sleep", "sleep", "sleep"]);
     assert!(started.elapsed() < MINUTE / 2, "standard output held open hung the step");

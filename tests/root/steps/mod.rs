@@ -55,7 +55,11 @@ fn run(spec: &StepSpec) -> (StepExit, Vec<String>) {
 /// The output of a step that succeeds and leaves nothing.
 fn output(spec: &StepSpec) -> Vec<String> {
     let (exit, lines) = run(spec);
-    assert_eq!(exit, StepExit { status: ExitStatus::Exited(0), left: Vec::new() }, "{lines:#?}");
+    assert_eq!(
+        exit,
+        StepExit { status: ExitStatus::Exited(0), surviving_processes: Vec::new() },
+        "{lines:#?}"
+    );
     lines
 }
 

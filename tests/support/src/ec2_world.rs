@@ -338,7 +338,7 @@ impl Ec2World {
     }
 
     /// Waits until the server has processed all calls, including the last call of a killed client.
-    pub fn settles(&self) {
+    pub fn wait_until_idle(&self) {
         let (begun, mut idle) = (Instant::now(), 0);
         while idle < 20 {
             idle = if self.server.is_idle() { idle + 1 } else { 0 };

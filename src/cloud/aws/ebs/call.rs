@@ -40,7 +40,7 @@ const _: () = assert!(MAX_PER_SECOND + MAX_PUTS <= 1000 && MAX_PER_SECOND + MAX_
 
 /// State that all threads share.
 pub struct EbsState {
-    pub lanes: Workers,
+    pub workers: Workers,
     pub timeouts: Timeouts,
     pub gets: Semaphore,
     /// The number of slow reads so far, up to [`MAX_READS`].
@@ -64,9 +64,9 @@ pub struct KnownSnapshot {
 }
 
 impl EbsState {
-    pub fn new(lanes: Workers, timeouts: Timeouts) -> Self {
+    pub fn new(workers: Workers, timeouts: Timeouts) -> Self {
         Self {
-            lanes,
+            workers,
             timeouts,
             gets: Semaphore::new(INITIAL_READS),
             slow_reads: AtomicUsize::new(0),
@@ -122,7 +122,7 @@ impl EbsState {
         // count them instead.
         let track = if limiter.is_some() { Track::default() } else { Track::here() };
         let mut span = track.span(trace::Lane::Ebs, action.name);
-        span.tell("what", snapshot.id.0.as_str());
+        span.add_arg("what", snapshot.id.0.as_str());
         let mut retries = Retries::new(action, &self.timeouts, span);
         loop {
             if let Some(limiter) = limiter {
@@ -139,10 +139,10 @@ impl EbsState {
             if refused.code.is_some() {
                 self.answered.store(true, Ordering::Relaxed);
             }
-            if matches!(refused.class, ErrorClass::Throttled | ErrorClass::Paced) {
+            if matches!(refused.class, ErrorClass::Throttled | ErrorClass::RateLimited) {
                 limiter.inspect(|limiter| limiter.refused());
             }
-            let expired = refused.class == ErrorClass::Expired;
+            let expired = refused.class == ErrorClass::CredentialsExpired;
             let answered = self.answered.load(Ordering::Relaxed);
             let circumstances = Circumstances {
                 answered,

@@ -42,7 +42,7 @@ impl EbsState {
                 async { sent.await.map_err(|error| ApiError::of(action, &what, error)) }
             })
             .await?;
-        let wrong = |text: String| ApiError::broken(action, &what, text, ErrorClass::Terminal);
+        let wrong = |text: String| ApiError::broken(action, &what, text, ErrorClass::Fatal);
         if let Some(size) = answer.block_size.filter(|size| *size != BLOCK as i32) {
             return Err(wrong(format!("the blocks have {size} bytes, but oven supports only {BLOCK}")));
         }

@@ -104,7 +104,7 @@ impl BlockApi for Ebs {
     async fn contents(&self, snapshot: &SnapshotId) -> Result<SnapshotContents> {
         let shared = self.shared().await?;
         let (known, again) = (shared.snapshot(snapshot), shared.clone());
-        let listed = shared.lanes.run(|worker| async move { again.contents(&worker, &known).await });
+        let listed = shared.workers.run(|worker| async move { again.contents(&worker, &known).await });
         listed.await.with_context(|| format!("listing the blocks of {snapshot}"))
     }
 

@@ -29,8 +29,10 @@ impl SnapshotReader for BlockReader {
         let context = || format!("reading block {index} of {}", self.snapshot.id);
         for _ in 0..=REREADS {
             let (shared, snapshot) = (self.shared.clone(), self.snapshot.clone());
-            let got =
-                self.shared.lanes.block(|worker| async move { shared.get(&worker, &snapshot, index).await });
+            let got = self
+                .shared
+                .workers
+                .run_blocking(|worker| async move { shared.get(&worker, &snapshot, index).await });
             let (data, digest) = got?.with_context(context)?;
             // The digest is computed on the caller's thread, because there are many callers and only few worker
             // threads.
@@ -99,7 +101,7 @@ async fn fetch_block(
 }
 
 fn incomplete_answer(what: &str, message: String) -> ApiError {
-    ApiError::broken(&GET_SNAPSHOT_BLOCK, what, message, ErrorClass::Lost)
+    ApiError::broken(&GET_SNAPSHOT_BLOCK, what, message, ErrorClass::Ambiguous)
 }
 
 /// Returns whether the error says that the block's token has expired.

@@ -69,7 +69,7 @@ impl Workers {
     }
 
     /// Like [`Self::run`], but blocks the calling thread, which must not be a worker thread.
-    pub fn block<T, F>(&self, work: impl FnOnce(Arc<Worker>) -> F) -> Result<T>
+    pub fn run_blocking<T, F>(&self, work: impl FnOnce(Arc<Worker>) -> F) -> Result<T>
     where
         T: Send + 'static,
         F: Future<Output = T> + Send + 'static,

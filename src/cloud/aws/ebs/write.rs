@@ -113,7 +113,7 @@ impl Ebs {
             let token = self.starts.token(&spec.run);
             let request = request.clone().client_token(&token);
             let sent = self.ec2.repeat(&START_SNAPSHOT, &what, async || {
-                let (worker, (again, token)) = (shared.lanes.next(), (request.clone(), token.clone()));
+                let (worker, (again, token)) = (shared.workers.next(), (request.clone(), token.clone()));
                 let (unresolved, of) = (self.starts.unresolved.clone(), spec.run.clone());
                 let (sent, client) = (request.clone(), worker.client());
                 let task = worker.handle().spawn(send(sent, client));
@@ -126,7 +126,7 @@ impl Ebs {
                                 run.snapshots.extend(snapshot.snapshot_id.clone());
                                 unresolved.remove(&token);
                             }
-                            Err(refused) if refused.class == ErrorClass::Lost => {
+                            Err(refused) if refused.class == ErrorClass::Ambiguous => {
                                 unresolved.insert(token, (of, again));
                             }
                             Err(_) => {}
@@ -168,20 +168,20 @@ impl Ebs {
             let what = format!("to find out what was started for run {run}");
             let sent = self.ec2.repeat(&START_SNAPSHOT, &what, async || {
                 let request = request.clone();
-                let answer = shared.lanes.run(|worker| send(request, worker.client())).await;
+                let answer = shared.workers.run(|worker| send(request, worker.client())).await;
                 answer.map_err(|error| ApiError::of(&START_SNAPSHOT, &what, error))
             });
             match sent.await {
                 Ok(started) => {
                     let id = convert::id("snap", started.snapshot_id.as_deref())?;
                     self.ec2.born(&id);
-                    self.ec2.made().of(run, |run| run.snapshots.insert(id));
+                    self.ec2.made().with_run(run, |run| run.snapshots.insert(id));
                 }
                 // The outcome of the first call is still unknown.
                 Err(refused)
                     if matches!(
                         refused.class,
-                        ErrorClass::Lost | ErrorClass::Throttled | ErrorClass::Expired
+                        ErrorClass::Ambiguous | ErrorClass::Throttled | ErrorClass::CredentialsExpired
                     ) =>
                 {
                     return Err(refused.into());
@@ -204,7 +204,7 @@ impl Ebs {
     ) -> Result<()> {
         let state = self.shared().await?;
         let (shared, snapshot) = (state.clone(), id.clone());
-        let sent = state.lanes.run(|worker| async move {
+        let sent = state.workers.run(|worker| async move {
             let _permit = shared.puts.acquire().await.expect("the semaphore is never closed");
             let (snapshot, what) = (shared.snapshot(&snapshot), format!("{snapshot}, block {index}"));
             let (data, checksum) = (Bytes::from_owner(data), base64_of(&digest));
@@ -225,7 +225,7 @@ impl Ebs {
                         match put.checksum.as_deref().and_then(digest_of) {
                             Some(other) if other != digest => {
                                 let text = "EBS returned a wrong checksum".to_owned();
-                                Err(ApiError::broken(&PUT_SNAPSHOT_BLOCK, what, text, ErrorClass::Lost))
+                                Err(ApiError::broken(&PUT_SNAPSHOT_BLOCK, what, text, ErrorClass::Ambiguous))
                             }
                             _ => Ok(()),
                         }
@@ -262,7 +262,7 @@ impl Ebs {
                 Err(refused) => refused,
             };
             let is_outcome_known = !lost || is_block_mismatch(&refused);
-            if refused.class != ErrorClass::Lost && is_outcome_known {
+            if refused.class != ErrorClass::Ambiguous && is_outcome_known {
                 if is_final(&refused) {
                     return Err(self.discard(id, refused.into()).await);
                 }
@@ -272,7 +272,7 @@ impl Ebs {
                 Some(SnapshotState::Completed) => return Ok(()),
                 Some(SnapshotState::Error) => return Err(self.discard(id, refused.into()).await),
                 // An earlier call with a lost answer has sealed the snapshot. So EBS refuses this call.
-                _ if refused.class != ErrorClass::Lost => break,
+                _ if refused.class != ErrorClass::Ambiguous => break,
                 _ if begun.elapsed() >= self.ec2.timeouts().outage => return Err(refused.into()),
                 _ => lost = true,
             }
@@ -294,7 +294,7 @@ impl Ebs {
         let (again, id) = (shared.clone(), id.clone());
         let count = convert::to_i32(count);
         let send = |worker| async move { complete(&again, worker, &id, count, checksum).await };
-        Ok(shared.lanes.run(send).await)
+        Ok(shared.workers.run(send).await)
     }
 
     /// Deletes a snapshot that cannot be completed, and returns the error. If EBS discarded the snapshot, or if it was
@@ -307,7 +307,7 @@ impl Ebs {
         };
         // A failure to delete the snapshot does not hide the first error. The clean-up deletes the snapshot again.
         match self.ec2.send_delete(id).await {
-            Err(refused) if refused.class != ErrorClass::Done => {
+            Err(refused) if refused.class != ErrorClass::AlreadyDone => {
                 error.context(format!("{id} cannot be deleted ({refused})"))
             }
             _ => error,
@@ -343,7 +343,7 @@ fn is_discarded(state: Option<SnapshotState>) -> bool {
 
 /// Returns whether a retry would be refused again.
 fn is_final(refused: &ApiError) -> bool {
-    matches!(refused.class, ErrorClass::Terminal | ErrorClass::NotYet)
+    matches!(refused.class, ErrorClass::Fatal | ErrorClass::NotVisibleYet)
 }
 
 /// Returns whether the error says that the blocks differ from the given count or checksum.

@@ -50,7 +50,7 @@ pub fn make_ready(
     sealed: Completion,
 ) -> Result<Option<VerifiedSnapshot>> {
     store.by_blocks(id)?;
-    let put = open_put(store, id)?.turn(0..u32::MAX)?;
+    let put = open_put(store, id)?.lock(0..u32::MAX)?;
     let (_, written) = store.writable(id)?;
     if let Some(before) = written.sealed {
         if before == sealed {
@@ -111,7 +111,7 @@ fn open_put(store: &RegionStore, id: &SnapshotId) -> Result<PutBlocks> {
 }
 
 pub fn put(store: &RegionStore, id: &SnapshotId, index: u32, block: &[u8], digest: &Digest) -> Result<()> {
-    let file = open_put(store, id)?.turn(index..index.saturating_add(1))?;
+    let file = open_put(store, id)?.lock(index..index.saturating_add(1))?;
     if block.len() != BLOCK {
         return Err(invalid(
             "INVALID_BLOCK",

@@ -330,7 +330,7 @@ async fn the_loser_adopts_and_pays_for_its_snapshot() {
             if stop_after_register { Err(Kind::Cloud.error("late")) } else { Ok(image) }
         })
         .await;
-        assert!(ended.left.is_empty());
+        assert!(ended.leftovers.is_empty());
         (ended.result, snapshot)
     };
     let (winner, first) = bake(false).await;

@@ -172,7 +172,7 @@ impl BackingStore {
             .with_context(|| format!("reading block {index} of the cache"))?;
         // The block was verified when it became ready. It is verified again because it will be uploaded.
         if digest_of(&data) != digest {
-            self.cached.spoilt(index);
+            self.cached.mark_unready(index);
             anyhow::bail!("block {index} of {} changed in the cache", self.snapshot);
         }
         Ok((data, digest))

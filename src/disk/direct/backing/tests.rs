@@ -29,7 +29,7 @@ fn lower(dir: &Path, base: &Arc<Base>) -> Arc<BackingStore> {
 fn lower_of(cache: &BlockCache, base: &Arc<Base>) -> Arc<BackingStore> {
     let snapshot = SnapshotId("snap-1".into());
     let contents = SnapshotContents { size_gib: 1, blocks: [1, 2, 3, 4, 5, 6, 9, 100].into() };
-    let cached = cache.of(&snapshot).unwrap();
+    let cached = cache.open_snapshot(&snapshot).unwrap();
     Arc::new(BackingStore::new(&snapshot, &contents, base.clone(), cached))
 }
 
@@ -188,7 +188,7 @@ impl SnapshotReader for Silent {
 fn a_stop_answers_all_requests() {
     let (dir, snapshot) = (tempfile::tempdir().unwrap(), SnapshotId("snap-1".into()));
     let contents = SnapshotContents { size_gib: 1, blocks: [1, 2].into() };
-    let cached = BlockCache::new(dir.path(), u64::MAX).of(&snapshot).unwrap();
+    let cached = BlockCache::new(dir.path(), u64::MAX).open_snapshot(&snapshot).unwrap();
     let lower = Arc::new(BackingStore::new(&snapshot, &contents, Arc::new(Silent), cached));
     let stopped = lower.clone();
     let waits = move || !lock_mutex(&stopped.requests).blocks.is_empty();

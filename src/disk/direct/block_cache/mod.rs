@@ -114,7 +114,7 @@ impl BlockCache {
     }
 
     /// Opens the cache of a snapshot. If the cache is too large, evicts the least recently used snapshots.
-    pub fn of(&self, snapshot: &SnapshotId) -> Result<CachedSnapshot> {
+    pub fn open_snapshot(&self, snapshot: &SnapshotId) -> Result<CachedSnapshot> {
         let dir = self.dir.join(&snapshot.0);
         let context = || format!("opening the cache of blocks in {}", dir.display());
         let failed = |error| cache_error(error, &context());
@@ -309,7 +309,7 @@ impl CachedSnapshot {
     }
 
     /// Marks a block as not ready because it changed after it was verified.
-    pub fn spoilt(&self, index: u32) {
+    pub fn mark_unready(&self, index: u32) {
         lock_mutex(&self.shared_state.ready).remove(&index);
     }
 
@@ -350,7 +350,7 @@ impl CachedSnapshot {
     }
 
     /// Fails if the kernel could not store a block that was written to the cache since this value was created.
-    pub fn ensure_kept(&self) -> Result<()> {
+    pub fn ensure_stored(&self) -> Result<()> {
         let result = super::fault::ensure_written(&self.data);
         if result.is_err() {
             // All blocks become unready. A later `CachedSnapshot` would not notice, because the kernel does not report

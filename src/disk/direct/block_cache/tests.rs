@@ -9,8 +9,8 @@ fn blocks_are_cached_and_changed_ones_are_not_used() {
     let dir = tempfile::tempdir().unwrap();
     let cache = BlockCache::new(dir.path(), u64::MAX);
     let data = vec![7; BLOCK];
-    cache.of(&snapshot(1)).unwrap().put(3, &data, &digest_of(&data)).unwrap();
-    let cached = cache.of(&snapshot(1)).unwrap();
+    cache.open_snapshot(&snapshot(1)).unwrap().put(3, &data, &digest_of(&data)).unwrap();
+    let cached = cache.open_snapshot(&snapshot(1)).unwrap();
     assert_eq!(cached.verified(3), Some(digest_of(&data)));
     assert_eq!((cached.verified(2), cached.verified(4)), (None, None));
     for at in [0, 1234, BLOCK as u64 - 1] {
@@ -21,19 +21,19 @@ fn blocks_are_cached_and_changed_ones_are_not_used() {
     }
     cached.digests.write_all_at(&[1], 3 * 32).unwrap();
     assert_eq!(cached.verified(3), None);
-    assert_eq!(cache.of(&snapshot(2)).unwrap().verified(3), None);
+    assert_eq!(cache.open_snapshot(&snapshot(2)).unwrap().verified(3), None);
 }
 
 #[test]
 fn indexes_and_used_blocks_are_cached_and_damaged_files_ignored() {
     let dir = tempfile::tempdir().unwrap();
     let cache = BlockCache::new(dir.path(), u64::MAX);
-    let cached = cache.of(&snapshot(1)).unwrap();
+    let cached = cache.open_snapshot(&snapshot(1)).unwrap();
     assert_eq!((cached.contents(), cached.used("web")), (None, vec![]));
     let contents = SnapshotContents { size_gib: 8, blocks: [0, 7, 16383].into() };
     cached.store_contents(&contents).unwrap();
     cached.store_used("../web", &[7, 0]).unwrap();
-    assert_eq!(cache.of(&snapshot(1)).unwrap().contents(), Some(contents));
+    assert_eq!(cache.open_snapshot(&snapshot(1)).unwrap().contents(), Some(contents));
     assert_eq!((cached.used("../web"), cached.used("web")), (vec![7, 0], vec![]));
     for at in [0, 5, 20] {
         let path = cached.dir.join(CONTENTS);
@@ -67,7 +67,7 @@ fn the_least_recently_used_is_evicted_and_snapshots_in_use_are_not() {
         names
     };
     let used = |n: u32, ago: u64| {
-        let cached = cache.of(&snapshot(n)).unwrap();
+        let cached = cache.open_snapshot(&snapshot(n)).unwrap();
         cached.put(0, &data, &digest_of(&data)).unwrap();
         cached.store_contents(&SnapshotContents { size_gib: 1, blocks: [0].into() }).unwrap();
         cached.digests.set_modified(SystemTime::now() - std::time::Duration::from_secs(ago)).unwrap();
@@ -92,7 +92,7 @@ fn on_a_full_disk_unused_snapshots_are_evicted() {
     let data = vec![7; BLOCK];
     let mut cache = BlockCache::new(dir.path(), u64::MAX);
     let put = |cache: &BlockCache, n| {
-        let cached = cache.of(&snapshot(n)).unwrap();
+        let cached = cache.open_snapshot(&snapshot(n)).unwrap();
         cached.put(0, &data, &digest_of(&data)).unwrap();
         cached
     };
@@ -121,7 +121,7 @@ fn concurrent_eviction_and_opening_do_not_interfere() {
             let (cache, data) = (&cache, &data);
             scope.spawn(move || {
                 for round in 0..300 {
-                    let cached = cache.of(&snapshot((n + round) % 3)).unwrap();
+                    let cached = cache.open_snapshot(&snapshot((n + round) % 3)).unwrap();
                     cached.put(0, data, &digest_of(data)).unwrap();
                     assert!(cached.dir.join(DIGESTS).exists(), "it is evicted while it is in use");
                     assert_eq!(cached.verified(0), Some(digest_of(data)));
@@ -137,7 +137,7 @@ fn concurrent_eviction_and_opening_do_not_interfere() {
 fn leftovers_of_an_interrupted_eviction_are_counted() {
     let dir = tempfile::tempdir().unwrap();
     let data = vec![7; BLOCK];
-    let cached = BlockCache::new(dir.path(), u64::MAX).of(&snapshot(1)).unwrap();
+    let cached = BlockCache::new(dir.path(), u64::MAX).open_snapshot(&snapshot(1)).unwrap();
     cached.put(0, &data, &digest_of(&data)).unwrap();
     cached.store_contents(&SnapshotContents { size_gib: 1, blocks: [0].into() }).unwrap();
     let place = cached.dir.clone();
@@ -165,9 +165,9 @@ fn an_unusable_cache_is_a_machine_failure_with_a_hint() {
         assert!(text.contains(place.to_str().unwrap()), "{text}");
         assert!(error.chain().any(|cause| cause.to_string().contains("Is a directory")), "{text}");
     };
-    ensure_told(cache.of(&snapshot(1)).unwrap_err());
+    ensure_told(cache.open_snapshot(&snapshot(1)).unwrap_err());
     fs::remove_dir(place.join(DATA)).unwrap();
-    let cached = cache.of(&snapshot(1)).unwrap();
+    let cached = cache.open_snapshot(&snapshot(1)).unwrap();
     fs::create_dir(place.join(CONTENTS)).unwrap();
     let contents = SnapshotContents { size_gib: 1, blocks: [0].into() };
     assert_eq!(cached.contents(), None);

@@ -8,7 +8,7 @@
 #[cfg(test)]
 mod tests;
 
-use super::block_map::{BASE, BlockMap, WRITTEN, WRITTEN_BASE, ZEROS};
+use super::block_map::{BASE, BlockMap, WRITTEN_NEW, WRITTEN_OVER_BASE, ZEROS};
 use super::fuse_fs::DiskContent;
 use crate::ids::BLOCK;
 use crate::sys::lock::lock_mutex;
@@ -27,7 +27,7 @@ pub trait BaseBlocks: Send + Sync + 'static {
     fn read(&self, index: u32, at: usize, buffer: &mut [u8]) -> io::Result<()>;
     /// Reports that the upper file could not be read or written. The file system on the disk only gets an I/O error,
     /// without the reason.
-    fn failed(&self, error: &io::Error);
+    fn report_io_error(&self, error: &io::Error);
 }
 
 /// A base's blocks and the written blocks over them.
@@ -77,18 +77,18 @@ impl<B: BaseBlocks> Overlay<B> {
     }
 
     fn write_upper(&self, data: &[u8], at: u64) -> io::Result<()> {
-        self.upper.write_all_at(data, at).inspect_err(|error| self.base.failed(error))
+        self.upper.write_all_at(data, at).inspect_err(|error| self.base.report_io_error(error))
     }
 
     fn set_mark(&self, index: u32, mark: u8) -> io::Result<()> {
-        self.marks.set(index, mark).inspect_err(|error| self.base.failed(error))
+        self.marks.set(index, mark).inspect_err(|error| self.base.report_io_error(error))
     }
 
     fn punch_hole(&self, index: u32, within: usize, length: usize) -> io::Result<()> {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         let (at, length) = (offset_of(index, within), length as u64);
         let punched = rustix::fs::fallocate(&self.upper, flags, at, length);
-        punched.map_err(io::Error::from).inspect_err(|error| self.base.failed(error))
+        punched.map_err(io::Error::from).inspect_err(|error| self.base.report_io_error(error))
     }
 
     /// Calls `change`, which writes to a block in the upper file, and marks the block as written. Before that, an
@@ -103,11 +103,11 @@ impl<B: BaseBlocks> Overlay<B> {
         }
         let _guard = self.lock_block(index);
         let mark = match self.marks.get(index) {
-            BASE => WRITTEN_BASE,
-            ZEROS => WRITTEN,
+            BASE => WRITTEN_OVER_BASE,
+            ZEROS => WRITTEN_NEW,
             _ => return change(),
         };
-        if mark == WRITTEN_BASE && !whole {
+        if mark == WRITTEN_OVER_BASE && !whole {
             let mut data = vec![0; BLOCK];
             self.base.read(index, 0, &mut data)?;
             self.write_upper(&data, offset_of(index, 0))?;
@@ -122,8 +122,8 @@ impl<B: BaseBlocks> Overlay<B> {
     fn discard(&self, index: u32, within: usize, length: usize) -> io::Result<()> {
         let _guard = self.lock_block(index);
         let unwritten_mark = match self.marks.get(index) {
-            WRITTEN => ZEROS,
-            WRITTEN_BASE => BASE,
+            WRITTEN_NEW => ZEROS,
+            WRITTEN_OVER_BASE => BASE,
             _ => return Ok(()),
         };
         if length == BLOCK {
@@ -147,7 +147,7 @@ impl<B: BaseBlocks> DiskContent for Overlay<B> {
                 BASE => self.base.read(index, within, buffer)?,
                 _ => {
                     let read = self.upper.read_exact_at(buffer, offset_of(index, within));
-                    read.inspect_err(|error| self.base.failed(error))?;
+                    read.inspect_err(|error| self.base.report_io_error(error))?;
                 }
             }
             Ok(())

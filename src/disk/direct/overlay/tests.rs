@@ -21,7 +21,7 @@ impl BaseBlocks for std::sync::Arc<Base> {
         buffer.fill(index as u8);
         Ok(())
     }
-    fn failed(&self, error: &io::Error) {
+    fn report_io_error(&self, error: &io::Error) {
         lock_mutex(&self.failed).push(error.raw_os_error());
     }
 }

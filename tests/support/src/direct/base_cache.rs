@@ -22,7 +22,7 @@ fn snapshot(world: &Ec2World, image: &str) -> SnapshotId {
 /// Returns the cache entry of an image's snapshot on this machine.
 fn cached(world: &Ec2World, image: &str) -> CachedSnapshot {
     let cache = BlockCache::new(&world.local.path("state/blocks"), u64::MAX);
-    cache.of(&snapshot(world, image)).unwrap()
+    cache.open_snapshot(&snapshot(world, image)).unwrap()
 }
 
 /// Returns the blocks that the snapshot has.

@@ -147,7 +147,7 @@ impl PackageLab {
         let inside = ImageTree::open_dir(&self.path("image")).unwrap();
         let report = Report::new(Style::Silent, Level::Verbose);
         let log = self.path("log");
-        report.hide(&secrets);
+        report.mask_secrets(&secrets);
         report.log_to(&log, "a test");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let downloads = self.path("state").join(download::DIR);
@@ -158,9 +158,9 @@ impl PackageLab {
             };
         let os_release = inside.read("/etc/os-release").unwrap().unwrap();
         let os_release = OsRelease::parse(&String::from_utf8(os_release).unwrap());
-        let mut job = target::job::wishes(&image, os_release, Architecture::HOST, &self.network);
+        let mut job = target::job::from_definition(&image, os_release, Architecture::HOST, &self.network);
         let claims = Debian.claims(&job.os_release);
-        target::job::look(&mut job, &claims, &inside).unwrap();
+        target::job::add_image_facts(&mut job, &claims, &inside).unwrap();
         let mut plan = match Debian.plan(&job) {
             Ok(plan) => plan,
             Err(refused) => {
@@ -177,7 +177,7 @@ impl PackageLab {
             secrets: &secrets,
             guard: EgressGuard::Wanted,
             helper: &oven(),
-            kept: Some(&kept),
+            package_cache: Some(&kept),
             report: &report,
         };
         let result = runtime.block_on(provision_and_seal(&place, &work));

@@ -216,9 +216,9 @@ impl RpmLab {
         let os_release = OsRelease::parse(&self.read("usr/lib/os-release"));
         let distro = self.system.plugin();
         let mut job =
-            target::job::wishes(&image, os_release, Architecture::HOST, &NetworkSettings::default());
+            target::job::from_definition(&image, os_release, Architecture::HOST, &NetworkSettings::default());
         let claims = distro.claims(&job.os_release);
-        target::job::look(&mut job, &claims, &inside)?;
+        target::job::add_image_facts(&mut job, &claims, &inside)?;
         distro.plan(&job).map_err(distros::refused)
     }
 
@@ -243,7 +243,7 @@ impl RpmLab {
             secrets: &Secrets::default(),
             guard: EgressGuard::Wanted,
             helper: &oven(),
-            kept: Some(&kept),
+            package_cache: Some(&kept),
             report: &report,
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -79,10 +79,10 @@ impl ApiError {
         let class = match &error {
             // This is tested only if there was no answer, because EC2's own errors may mention credentials and
             // identities.
-            _ if status.is_none() && has_no_credentials(&error) => ErrorClass::Expired,
+            _ if status.is_none() && has_no_credentials(&error) => ErrorClass::CredentialsExpired,
             // The request was not sent, because a parameter is wrong.
-            SdkError::ConstructionFailure(_) => ErrorClass::Terminal,
-            SdkError::DispatchFailure(failure) if failure.is_user() => ErrorClass::Terminal,
+            SdkError::ConstructionFailure(_) => ErrorClass::Fatal,
+            SdkError::DispatchFailure(failure) if failure.is_user() => ErrorClass::Fatal,
             _ => {
                 let full_message = reason.as_ref().map(|reason| format!("{message} {reason}"));
                 classify(action.name, code.as_deref(), full_message.as_ref().unwrap_or(&message), status)
@@ -117,12 +117,12 @@ impl ApiError {
 
     fn hint(&self) -> Option<String> {
         let Some(code) = &self.code else {
-            if self.class == ErrorClass::Expired {
+            if self.class == ErrorClass::CredentialsExpired {
                 let hint = "Give the instance a role, or set AWS_PROFILE or AWS_ACCESS_KEY_ID. \
                             Check with `aws sts get-caller-identity`.";
                 return Some(hint.to_owned());
             }
-            return (self.class == ErrorClass::Lost)
+            return (self.class == ErrorClass::Ambiguous)
                 .then(|| "Check the network, and the endpoint (--region, AWS_ENDPOINT_URL).".to_owned());
         };
         let clock = matches!(code.as_str(), "RequestExpired" | "AuthFailure" | "SignatureDoesNotMatch");
@@ -244,7 +244,7 @@ impl Ec2 {
         mut send: impl AsyncFnMut() -> Result<T, ApiError>,
     ) -> Result<T, ApiError> {
         let mut span = Track::here().span(Lane::Ec2, action.name);
-        span.tell("what", what);
+        span.add_arg("what", what);
         let mut retries = Retries::new(action, self.timeouts(), span);
         loop {
             let error = match send().await {
@@ -257,7 +257,7 @@ impl Ec2 {
             if error.code.is_some() {
                 self.answered();
             }
-            let expired = error.class == ErrorClass::Expired;
+            let expired = error.class == ErrorClass::CredentialsExpired;
             let circumstances = Circumstances {
                 answered: self.has_answered(),
                 // Credentials are loaded again only if EC2 has accepted some before, or if this is an instance. An
@@ -307,27 +307,27 @@ impl<'t> Retries<'t> {
 
     /// Returns the pause before the next attempt, as the error's class demands it. Returns the error if another attempt
     /// would not help, or if the class's time limit would be exceeded. After an error of the class
-    /// [`ErrorClass::Expired`], the caller renews the credentials first.
+    /// [`ErrorClass::CredentialsExpired`], the caller renews the credentials first.
     pub fn pause_after(
         &mut self,
         refused: ApiError,
         circumstances: &Circumstances,
     ) -> Result<Duration, ApiError> {
         let (timeouts, tries) = (self.timeouts, self.tries);
-        self.span.tell("refused", refused.code.as_deref().unwrap_or("no answer"));
+        self.span.add_arg("refused", refused.code.as_deref().unwrap_or("no answer"));
         let Circumstances { answered, renewable, may_be_new, rate_limited } = *circumstances;
         let mut pause =
             jitter(timeouts.backoff.saturating_mul(1 << tries.min(16)).min(timeouts.backoff_longest));
         let patience = match refused.class {
-            ErrorClass::Paced if !rate_limited => {
+            ErrorClass::RateLimited if !rate_limited => {
                 pause += timeouts.rate;
                 timeouts.paced
             }
-            ErrorClass::Throttled | ErrorClass::Paced => timeouts.throttled,
-            ErrorClass::Expired if tries < 3 && renewable => timeouts.throttled,
-            ErrorClass::Lost if self.action.twice && answered => timeouts.outage,
-            ErrorClass::Lost if self.action.twice => timeouts.unreachable,
-            ErrorClass::NotYet if may_be_new => {
+            ErrorClass::Throttled | ErrorClass::RateLimited => timeouts.throttled,
+            ErrorClass::CredentialsExpired if tries < 3 && renewable => timeouts.throttled,
+            ErrorClass::Ambiguous if self.action.idempotent && answered => timeouts.outage,
+            ErrorClass::Ambiguous if self.action.idempotent => timeouts.unreachable,
+            ErrorClass::NotVisibleYet if may_be_new => {
                 pause = pause.min(timeouts.max_poll).max(timeouts.first_poll);
                 timeouts.visible
             }
@@ -335,7 +335,7 @@ impl<'t> Retries<'t> {
             _ => return Err(refused),
         };
         self.tries += 1;
-        self.span.tell("tries", self.tries + 1);
+        self.span.add_arg("tries", self.tries + 1);
         if self.start.elapsed() + pause > patience {
             return Err(refused.tried(self.start.elapsed()));
         }
@@ -343,10 +343,10 @@ impl<'t> Retries<'t> {
     }
 }
 
-/// Returns success if the error says that the requested state exists already ([`ErrorClass::Done`]).
+/// Returns success if the error says that the requested state exists already ([`ErrorClass::AlreadyDone`]).
 pub fn ok_if_already_done<T>(result: Result<T, ApiError>) -> Result<(), ApiError> {
     match result {
-        Err(error) if error.class != ErrorClass::Done => Err(error),
+        Err(error) if error.class != ErrorClass::AlreadyDone => Err(error),
         _ => Ok(()),
     }
 }

@@ -7,20 +7,20 @@ pub enum ErrorClass {
     Throttled,
     /// The call had no effect, and a retry can succeed only after some seconds. It is retried after
     /// [`Timeouts::rate`](super::timeouts::Timeouts::rate).
-    Paced,
+    RateLimited,
     /// The call had no effect, because the credentials have expired, or there are none, or they could not be fetched.
     /// They are loaded again.
-    Expired,
+    CredentialsExpired,
     /// It is unknown whether the call had an effect. An idempotent call is retried. The outcome of any other call is
     /// looked up.
-    Lost,
+    Ambiguous,
     /// The call had no effect, because one of its objects was not found or is not ready. If this process has just
     /// created the object, the call is retried.
-    NotYet,
+    NotVisibleYet,
     /// The requested state exists already.
-    Done,
+    AlreadyDone,
     /// The call was refused, and a retry would be refused again.
-    Terminal,
+    Fatal,
 }
 
 /// An action of the API.
@@ -29,7 +29,7 @@ pub struct Action {
     pub name: &'static str,
     /// Whether a second call has no further effect, for example because the call has a client token. Such a call is
     /// retried after a lost answer.
-    pub twice: bool,
+    pub idempotent: bool,
 }
 
 /// The actions of EBS direct.
@@ -50,7 +50,7 @@ impl Action {
 
 macro_rules! actions {
     ($($name:ident $text:literal $twice:literal,)*) => {
-        $(pub const $name: Action = Action { name: $text, twice: $twice };)*
+        $(pub const $name: Action = Action { name: $text, idempotent: $twice };)*
         /// Every action that oven sends.
         #[cfg(test)]
         pub const ACTIONS: &[&Action] = &[$(&$name),*];
@@ -84,8 +84,8 @@ actions! {
 const ANY: &str = "*";
 
 /// The columns are: action, error code (a prefix if it ends in `*`), a part of the message, class. The first row that
-/// matches decides. If no row matches, the class is [`ErrorClass::Lost`] for an HTTP status of at least 500, and
-/// [`ErrorClass::Terminal`] otherwise.
+/// matches decides. If no row matches, the class is [`ErrorClass::Ambiguous`] for an HTTP status of at least 500, and
+/// [`ErrorClass::Fatal`] otherwise.
 const TABLE: &[(&str, &str, &str, ErrorClass)] = &[
     // EC2 throttles each API by a separate token bucket (EC2 API throttling).
     (ANY, "RequestLimitExceeded", "", ErrorClass::Throttled),
@@ -96,42 +96,42 @@ const TABLE: &[(&str, &str, &str, ErrorClass)] = &[
     (ANY, "SlowDown", "", ErrorClass::Throttled),
     (ANY, "ConcurrentLimitExceededException", "", ErrorClass::Throttled),
     // EC2 takes one snapshot of a volume every 15 s, and at most five may be pending.
-    ("CreateSnapshot", "SnapshotCreationPerVolumeRateExceeded", "", ErrorClass::Paced),
-    ("CreateSnapshot", "ConcurrentSnapshotLimitExceeded", "", ErrorClass::Paced),
-    (ANY, "ExpiredToken*", "", ErrorClass::Expired),
+    ("CreateSnapshot", "SnapshotCreationPerVolumeRateExceeded", "", ErrorClass::RateLimited),
+    ("CreateSnapshot", "ConcurrentSnapshotLimitExceeded", "", ErrorClass::RateLimited),
+    (ANY, "ExpiredToken*", "", ErrorClass::CredentialsExpired),
     // These are sent with the status 500 or 503.
-    (ANY, "InternalError", "", ErrorClass::Lost),
-    (ANY, "InternalFailure", "", ErrorClass::Lost),
-    (ANY, "InternalServerError", "", ErrorClass::Lost),
-    (ANY, "ServiceUnavailable*", "", ErrorClass::Lost),
-    (ANY, "Unavailable", "", ErrorClass::Lost),
-    (ANY, "RequestTimeout*", "", ErrorClass::Lost),
-    (ANY, "InternalServerException", "", ErrorClass::Lost),
+    (ANY, "InternalError", "", ErrorClass::Ambiguous),
+    (ANY, "InternalFailure", "", ErrorClass::Ambiguous),
+    (ANY, "InternalServerError", "", ErrorClass::Ambiguous),
+    (ANY, "ServiceUnavailable*", "", ErrorClass::Ambiguous),
+    (ANY, "Unavailable", "", ErrorClass::Ambiguous),
+    (ANY, "RequestTimeout*", "", ErrorClass::Ambiguous),
+    (ANY, "InternalServerException", "", ErrorClass::Ambiguous),
     // EBS direct returns these if the data did not arrive completely, or if an earlier call with a lost answer is still
     // being processed. Any other ValidationException is final (error retries for EBS direct APIs).
-    (ANY, "ValidationException", "failed to read block data", ErrorClass::Lost),
-    ("PutSnapshotBlock", "ValidationException", "write_request_timeout", ErrorClass::Lost),
-    ("PutSnapshotBlock", "ValidationException", "conflicting_block_update", ErrorClass::Lost),
+    (ANY, "ValidationException", "failed to read block data", ErrorClass::Ambiguous),
+    ("PutSnapshotBlock", "ValidationException", "write_request_timeout", ErrorClass::Ambiguous),
+    ("PutSnapshotBlock", "ValidationException", "conflicting_block_update", ErrorClass::Ambiguous),
     // The limit is 20 concurrent copies of snapshots in each region.
     ("CopySnapshot", "ResourceLimitExceeded", "", ErrorClass::Throttled),
     // The object is already deleted, detached or deregistered.
-    ("DeleteVolume", "InvalidVolume.NotFound", "", ErrorClass::Done),
-    ("DetachVolume", "InvalidVolume.NotFound", "", ErrorClass::Done),
-    ("DetachVolume", "InvalidAttachment.NotFound", "", ErrorClass::Done),
-    ("DetachVolume", "IncorrectState", "", ErrorClass::Done),
-    ("DeleteSnapshot", "InvalidSnapshot.NotFound", "", ErrorClass::Done),
-    ("DeregisterImage", "InvalidAMIID.NotFound", "", ErrorClass::Done),
-    ("DeregisterImage", "InvalidAMIID.Unavailable", "", ErrorClass::Done),
+    ("DeleteVolume", "InvalidVolume.NotFound", "", ErrorClass::AlreadyDone),
+    ("DetachVolume", "InvalidVolume.NotFound", "", ErrorClass::AlreadyDone),
+    ("DetachVolume", "InvalidAttachment.NotFound", "", ErrorClass::AlreadyDone),
+    ("DetachVolume", "IncorrectState", "", ErrorClass::AlreadyDone),
+    ("DeleteSnapshot", "InvalidSnapshot.NotFound", "", ErrorClass::AlreadyDone),
+    ("DeregisterImage", "InvalidAMIID.NotFound", "", ErrorClass::AlreadyDone),
+    ("DeregisterImage", "InvalidAMIID.Unavailable", "", ErrorClass::AlreadyDone),
     // A new id is not visible everywhere immediately, and a new resource is not ready immediately.
-    (ANY, "InvalidVolume.NotFound", "", ErrorClass::NotYet),
-    (ANY, "InvalidSnapshot.NotFound", "", ErrorClass::NotYet),
-    (ANY, "InvalidAMIID.NotFound", "", ErrorClass::NotYet),
-    ("CreateTags", "InvalidID", "", ErrorClass::NotYet),
-    (ANY, "ResourceNotFoundException", "snapshot", ErrorClass::NotYet),
+    (ANY, "InvalidVolume.NotFound", "", ErrorClass::NotVisibleYet),
+    (ANY, "InvalidSnapshot.NotFound", "", ErrorClass::NotVisibleYet),
+    (ANY, "InvalidAMIID.NotFound", "", ErrorClass::NotVisibleYet),
+    ("CreateTags", "InvalidID", "", ErrorClass::NotVisibleYet),
+    (ANY, "ResourceNotFoundException", "snapshot", ErrorClass::NotVisibleYet),
     // After an attachment, EC2 updates the description of the instance later than that of the volume.
-    ("ModifyInstanceAttribute", "InvalidInstanceAttributeValue", "mapped", ErrorClass::NotYet),
-    (ANY, "IncorrectState", "pending", ErrorClass::NotYet),
-    (ANY, "IncorrectState", "creating", ErrorClass::NotYet),
+    ("ModifyInstanceAttribute", "InvalidInstanceAttributeValue", "mapped", ErrorClass::NotVisibleYet),
+    (ANY, "IncorrectState", "pending", ErrorClass::NotVisibleYet),
+    (ANY, "IncorrectState", "creating", ErrorClass::NotVisibleYet),
 ];
 
 /// Returns whether a code matches a pattern of the tables.
@@ -153,13 +153,13 @@ pub fn classify(action: &str, code: Option<&str>, message: &str, status: Option<
     };
     match (code, status) {
         (Some(code), status) => row(code).unwrap_or(match status {
-            Some(500..) => ErrorClass::Lost,
-            _ => ErrorClass::Terminal,
+            Some(500..) => ErrorClass::Ambiguous,
+            _ => ErrorClass::Fatal,
         }),
         (None, Some(429)) => ErrorClass::Throttled,
         // An answer without a code is a proxy's, or was cut off.
-        (None, Some(400..500)) => ErrorClass::Terminal,
-        (None, _) => ErrorClass::Lost,
+        (None, Some(400..500)) => ErrorClass::Fatal,
+        (None, _) => ErrorClass::Ambiguous,
     }
 }
 
@@ -266,61 +266,61 @@ mod tests {
             ("CreateSnapshot", "RequestThrottledException", "", 400, Throttled),
             ("CreateSnapshot", "SlowDown", "", 503, Throttled),
             ("CreateSnapshot", "ConcurrentLimitExceededException", "", 400, Throttled),
-            ("CreateSnapshot", "SnapshotCreationPerVolumeRateExceeded", "", 400, Paced),
-            ("CreateSnapshot", "ConcurrentSnapshotLimitExceeded", "", 400, Paced),
-            ("DescribeImages", "ExpiredToken", "", 400, Expired),
-            ("GetParameter", "ExpiredTokenException", "", 400, Expired),
-            ("CreateSnapshot", "InternalError", "", 500, Lost),
-            ("CreateSnapshot", "Unavailable", "", 503, Lost),
-            ("CreateSnapshot", "ServiceUnavailable", "", 503, Lost),
-            ("CreateSnapshot", "Whatever", "", 500, Lost),
-            ("RegisterImage", "RequestTimeout", "", 400, Lost),
-            ("DescribeVolumes", "InvalidVolume.NotFound", "", 400, NotYet),
-            ("DescribeSnapshots", "InvalidSnapshot.NotFound", "", 400, NotYet),
-            ("DescribeImages", "InvalidAMIID.NotFound", "", 400, NotYet),
-            ("RegisterImage", "IncorrectState", "snap-1 is in invalid state - Pending", 400, NotYet),
-            ("AttachVolume", "IncorrectState", "vol-1 is creating", 400, NotYet),
-            ("AttachVolume", "IncorrectState", "Instance is not running", 400, Terminal),
+            ("CreateSnapshot", "SnapshotCreationPerVolumeRateExceeded", "", 400, RateLimited),
+            ("CreateSnapshot", "ConcurrentSnapshotLimitExceeded", "", 400, RateLimited),
+            ("DescribeImages", "ExpiredToken", "", 400, CredentialsExpired),
+            ("GetParameter", "ExpiredTokenException", "", 400, CredentialsExpired),
+            ("CreateSnapshot", "InternalError", "", 500, Ambiguous),
+            ("CreateSnapshot", "Unavailable", "", 503, Ambiguous),
+            ("CreateSnapshot", "ServiceUnavailable", "", 503, Ambiguous),
+            ("CreateSnapshot", "Whatever", "", 500, Ambiguous),
+            ("RegisterImage", "RequestTimeout", "", 400, Ambiguous),
+            ("DescribeVolumes", "InvalidVolume.NotFound", "", 400, NotVisibleYet),
+            ("DescribeSnapshots", "InvalidSnapshot.NotFound", "", 400, NotVisibleYet),
+            ("DescribeImages", "InvalidAMIID.NotFound", "", 400, NotVisibleYet),
+            ("RegisterImage", "IncorrectState", "snap-1 is in invalid state - Pending", 400, NotVisibleYet),
+            ("AttachVolume", "IncorrectState", "vol-1 is creating", 400, NotVisibleYet),
+            ("AttachVolume", "IncorrectState", "Instance is not running", 400, Fatal),
             (
                 "ModifyInstanceAttribute",
                 "InvalidInstanceAttributeValue",
                 "No device is currently mapped at /dev/sdf",
                 400,
-                NotYet,
+                NotVisibleYet,
             ),
-            ("DeleteVolume", "InvalidVolume.NotFound", "", 400, Done),
-            ("DetachVolume", "IncorrectState", "vol-1 is in the 'available' state", 400, Done),
-            ("DetachVolume", "InvalidAttachment.NotFound", "", 400, Done),
-            ("DetachVolume", "InvalidVolume.NotFound", "", 400, Done),
-            ("DeleteSnapshot", "InvalidSnapshot.NotFound", "", 400, Done),
-            ("DeregisterImage", "InvalidAMIID.NotFound", "", 400, Done),
-            ("DeleteVolume", "VolumeInUse", "", 400, Terminal),
-            ("DeleteSnapshot", "InvalidSnapshot.InUse", "", 400, Terminal),
-            ("RegisterImage", "InvalidAMIName.Duplicate", "", 400, Terminal),
-            ("CreateVolume", "UnauthorizedOperation", "", 403, Terminal),
-            ("CreateVolume", "AuthFailure", "", 401, Terminal),
-            ("CreateVolume", "InvalidParameterValue", "", 400, Terminal),
-            ("CreateVolume", "VolumeLimitExceeded", "", 400, Terminal),
-            ("CreateSnapshot", "SnapshotLimitExceeded", "", 400, Terminal),
-            ("CreateVolume", "OptInRequired", "", 400, Terminal),
-            ("CreateVolume", "IdempotentParameterMismatch", "", 400, Terminal),
-            ("CreateVolume", "ConflictException", "", 409, Terminal),
-            ("GetParameter", "ValidationException", "", 400, Terminal),
-            ("CreateVolume", "ResourceLimitExceeded", "", 400, Terminal),
+            ("DeleteVolume", "InvalidVolume.NotFound", "", 400, AlreadyDone),
+            ("DetachVolume", "IncorrectState", "vol-1 is in the 'available' state", 400, AlreadyDone),
+            ("DetachVolume", "InvalidAttachment.NotFound", "", 400, AlreadyDone),
+            ("DetachVolume", "InvalidVolume.NotFound", "", 400, AlreadyDone),
+            ("DeleteSnapshot", "InvalidSnapshot.NotFound", "", 400, AlreadyDone),
+            ("DeregisterImage", "InvalidAMIID.NotFound", "", 400, AlreadyDone),
+            ("DeleteVolume", "VolumeInUse", "", 400, Fatal),
+            ("DeleteSnapshot", "InvalidSnapshot.InUse", "", 400, Fatal),
+            ("RegisterImage", "InvalidAMIName.Duplicate", "", 400, Fatal),
+            ("CreateVolume", "UnauthorizedOperation", "", 403, Fatal),
+            ("CreateVolume", "AuthFailure", "", 401, Fatal),
+            ("CreateVolume", "InvalidParameterValue", "", 400, Fatal),
+            ("CreateVolume", "VolumeLimitExceeded", "", 400, Fatal),
+            ("CreateSnapshot", "SnapshotLimitExceeded", "", 400, Fatal),
+            ("CreateVolume", "OptInRequired", "", 400, Fatal),
+            ("CreateVolume", "IdempotentParameterMismatch", "", 400, Fatal),
+            ("CreateVolume", "ConflictException", "", 409, Fatal),
+            ("GetParameter", "ValidationException", "", 400, Fatal),
+            ("CreateVolume", "ResourceLimitExceeded", "", 400, Fatal),
             ("CopySnapshot", "ResourceLimitExceeded", "Too many snapshot copies in progress", 400, Throttled),
             ("PutSnapshotBlock", "RequestThrottledException", "", 400, Throttled),
             ("PutSnapshotBlock", "ThrottlingException", "", 400, Throttled),
             ("GetSnapshotBlock", "ConcurrentLimitExceededException", "", 400, Throttled),
-            ("PutSnapshotBlock", "ValidationException", "Failed to read block data", 400, Lost),
-            ("PutSnapshotBlock", "ValidationException", " CONFLICTING_BLOCK_UPDATE", 400, Lost),
-            ("PutSnapshotBlock", "ValidationException", "INVALID_PARAMETER_VALUE", 400, Terminal),
-            ("CompleteSnapshot", "ValidationException", "the checksum does not match", 400, Terminal),
-            ("GetSnapshotBlock", "ValidationException", "INVALID_BLOCK_TOKEN", 400, Terminal),
-            ("PutSnapshotBlock", "InternalServerException", "", 500, Lost),
-            ("PutSnapshotBlock", "ResourceNotFoundException", "SNAPSHOT_NOT_FOUND", 404, NotYet),
-            ("PutSnapshotBlock", "ServiceQuotaExceededException", "", 402, Terminal),
-            ("StartSnapshot", "ConflictException", "", 409, Terminal),
-            ("GetSnapshotBlock", "AccessDeniedException", "", 403, Terminal),
+            ("PutSnapshotBlock", "ValidationException", "Failed to read block data", 400, Ambiguous),
+            ("PutSnapshotBlock", "ValidationException", " CONFLICTING_BLOCK_UPDATE", 400, Ambiguous),
+            ("PutSnapshotBlock", "ValidationException", "INVALID_PARAMETER_VALUE", 400, Fatal),
+            ("CompleteSnapshot", "ValidationException", "the checksum does not match", 400, Fatal),
+            ("GetSnapshotBlock", "ValidationException", "INVALID_BLOCK_TOKEN", 400, Fatal),
+            ("PutSnapshotBlock", "InternalServerException", "", 500, Ambiguous),
+            ("PutSnapshotBlock", "ResourceNotFoundException", "SNAPSHOT_NOT_FOUND", 404, NotVisibleYet),
+            ("PutSnapshotBlock", "ServiceQuotaExceededException", "", 402, Fatal),
+            ("StartSnapshot", "ConflictException", "", 409, Fatal),
+            ("GetSnapshotBlock", "AccessDeniedException", "", 403, Fatal),
         ] {
             assert_eq!(
                 classify(action, Some(code), message, Some(status)),
@@ -329,12 +329,12 @@ mod tests {
             );
         }
         for (status, class) in [
-            (None, Lost),
-            (Some(200), Lost),
-            (Some(502), Lost),
-            (Some(503), Lost),
+            (None, Ambiguous),
+            (Some(200), Ambiguous),
+            (Some(502), Ambiguous),
+            (Some(503), Ambiguous),
             (Some(429), Throttled),
-            (Some(404), Terminal),
+            (Some(404), Fatal),
         ] {
             assert_eq!(classify("CreateSnapshot", None, "", status), class, "{status:?}");
         }
@@ -343,7 +343,7 @@ mod tests {
     #[test]
     fn calls_without_a_token_are_sent_once() {
         let once: Vec<&str> =
-            ACTIONS.iter().filter(|action| !action.twice).map(|action| action.name).collect();
+            ACTIONS.iter().filter(|action| !action.idempotent).map(|action| action.name).collect();
         assert_eq!(
             once,
             ["AttachVolume", "CompleteSnapshot", "CopySnapshot", "CreateSnapshot", "RegisterImage"]

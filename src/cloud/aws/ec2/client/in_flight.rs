@@ -43,7 +43,7 @@ struct Shared {
 
 impl InFlight {
     /// Reads or changes the record of a run.
-    pub fn of<T>(&self, run: &RunId, with: impl FnOnce(&mut RunCalls) -> T) -> T {
+    pub fn with_run<T>(&self, run: &RunId, with: impl FnOnce(&mut RunCalls) -> T) -> T {
         let mut runs = lock_mutex(&self.0.runs);
         with(runs.entry(run.clone()).or_default())
     }
@@ -62,7 +62,7 @@ impl InFlight {
     pub async fn settled(&self, run: &RunId) {
         loop {
             let call_ended = self.0.call_ended.notified();
-            if self.of(run, |run| run.calls_under_way) == 0 {
+            if self.with_run(run, |run| run.calls_under_way) == 0 {
                 return;
             }
             call_ended.await;
@@ -87,10 +87,10 @@ impl Ec2 {
     {
         let (sender, receiver) = oneshot::channel();
         let (made, run, what) = (self.0.made.clone(), run.clone(), what.to_owned());
-        made.of(&run, |run| run.calls_under_way += 1);
+        made.with_run(&run, |run| run.calls_under_way += 1);
         tokio::spawn(async move {
             let result = request.await.map_err(|error| ApiError::of(action, &what, error));
-            made.of(&run, |run| {
+            made.with_run(&run, |run| {
                 run.calls_under_way -= 1;
                 record_result(run, &result);
             });

@@ -100,8 +100,8 @@ impl Ec2 {
             send(&self.client()).await.map_err(|error| {
                 let mut refused = ApiError::of(action, "", error);
                 // The object of a DryRun will never exist, so the call must not wait for it.
-                if refused.class == ErrorClass::NotYet {
-                    refused.class = ErrorClass::Terminal;
+                if refused.class == ErrorClass::NotVisibleYet {
+                    refused.class = ErrorClass::Fatal;
                 }
                 refused
             })

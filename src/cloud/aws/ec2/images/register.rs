@@ -120,7 +120,7 @@ impl Ec2 {
                     None => Err(Error::from(refused).context("the image that has the name is not visible")),
                 }
             }
-            Err(refused) if refused.class == ErrorClass::Lost => {
+            Err(refused) if refused.class == ErrorClass::Ambiguous => {
                 // Searches for the name. A second request is safe after that: if the first one takes effect late, EC2
                 // refuses the second one because of the name.
                 let end = Instant::now() + self.timeouts().first_poll * 8;

@@ -105,7 +105,9 @@ impl Ec2 {
                             run.snapshots.extend(snapshot.snapshot_id.clone());
                             run.doubtful_snapshot = None;
                         }
-                        Err(refused) if refused.class == ErrorClass::Lost => run.doubtful_snapshot = Some(of),
+                        Err(refused) if refused.class == ErrorClass::Ambiguous => {
+                            run.doubtful_snapshot = Some(of)
+                        }
                         Err(_) => {}
                     }
                 })
@@ -113,7 +115,7 @@ impl Ec2 {
             });
             let id = match sent.await {
                 Ok(answer) => Some(convert::id("snap", answer.snapshot_id.as_deref())?),
-                Err(refused) if refused.class == ErrorClass::Lost => {
+                Err(refused) if refused.class == ErrorClass::Ambiguous => {
                     let found = self.find_lost_snapshot(volume, run).await?;
                     if found.is_none() && std::mem::replace(&mut may_have_twin, true) {
                         return Err(anyhow::Error::from(refused)
@@ -126,7 +128,7 @@ impl Ec2 {
             };
             if let Some(id) = id {
                 self.born(&id);
-                self.0.made.of(run, |run| {
+                self.0.made.with_run(run, |run| {
                     run.snapshots.insert(id.clone());
                     run.doubtful_snapshot = None;
                 });
@@ -139,7 +141,7 @@ impl Ec2 {
     /// run's tag and is not recorded yet.
     pub(crate) async fn find_lost_snapshot(&self, volume: &VolumeId, run: &RunId) -> Result<Option<String>> {
         let filters = [filter("volume-id", [volume.0.as_str()]), tag_filter(tag::RUN, &run.0)];
-        let known = self.0.made.of(run, |run| &run.snapshots | &run.deleted);
+        let known = self.0.made.with_run(run, |run| &run.snapshots | &run.deleted);
         let (end, mut polls) = (Instant::now() + self.timeouts().lost_answer_window, 0);
         loop {
             let mut found = self.snapshots(&format!("of {volume}"), &filters).await?;
@@ -180,7 +182,7 @@ impl Ec2 {
     /// Deletes a snapshot of the run, and records that it was deleted.
     async fn delete_snapshot(&self, id: &SnapshotId, run: &RunId) -> Result<(), ApiError> {
         ok_if_already_done(self.send_delete(id).await)?;
-        self.0.made.of(run, |run| {
+        self.0.made.with_run(run, |run| {
             run.snapshots.remove(&id.0);
             run.deleted.insert(id.0.clone());
         });

@@ -28,7 +28,7 @@ impl Ec2 {
         self.resolve_volume(run).await?;
         // The key is the volume's id. The value is EC2's description of the volume, if EC2 shows it.
         let mut volumes: BTreeMap<String, Option<types::Volume>> =
-            self.0.made.of(run, |run| run.volumes.iter().map(|id| (id.clone(), None)).collect());
+            self.0.made.with_run(run, |run| run.volumes.iter().map(|id| (id.clone(), None)).collect());
         for volume in self.volumes(&run.0, &[tag_filter(tag::RUN, &run.0)]).await? {
             volumes.insert(convert::id("vol", volume.volume_id.as_deref())?, Some(volume));
         }
@@ -38,7 +38,7 @@ impl Ec2 {
             let id = VolumeId(id);
             let removed = self.remove_volume(&id, run, described).await;
             if removed.is_ok() {
-                self.0.made.of(run, |run| run.volumes.remove(&id.0));
+                self.0.made.with_run(run, |run| run.volumes.remove(&id.0));
             }
             result = result.and(removed.with_context(|| format!("deleting {id}")));
         }
@@ -48,7 +48,9 @@ impl Ec2 {
     /// Sends a call again that may have created a volume. EC2 recognizes the token and answers with that volume. If the
     /// first call never arrived, this call creates a volume, and its id is then known.
     async fn resolve_volume(&self, run: &RunId) -> Result<()> {
-        let Some(request) = self.0.made.of(run, |run| run.doubtful_volume.clone()) else { return Ok(()) };
+        let Some(request) = self.0.made.with_run(run, |run| run.doubtful_volume.clone()) else {
+            return Ok(());
+        };
         let what = format!("to find out what was created for run {run}");
         match self
             .call(&CREATE_VOLUME, &what, |client| send_create_volume(request.clone(), client.clone()))
@@ -57,21 +59,23 @@ impl Ec2 {
             Ok(volume) => {
                 let id = convert::id("vol", volume.volume_id.as_deref())?;
                 self.born(&id);
-                self.0.made.of(run, |run| {
+                self.0.made.with_run(run, |run| {
                     run.volumes.insert(id);
                     run.doubtful_volume = None;
                 });
                 Ok(())
             }
-            Err(refused) if refused.class == ErrorClass::Lost => Err(refused.into()),
+            Err(refused) if refused.class == ErrorClass::Ambiguous => Err(refused.into()),
             // The outcome of the first call is still unknown.
-            Err(refused) if matches!(refused.class, ErrorClass::Throttled | ErrorClass::Expired) => {
+            Err(refused)
+                if matches!(refused.class, ErrorClass::Throttled | ErrorClass::CredentialsExpired) =>
+            {
                 Err(refused.into())
             }
             // EC2 refused this call. So the first call was refused as well, or its volume no longer exists, or its
             // volume will be found by its tag.
             Err(_) => {
-                self.0.made.of(run, |run| run.doubtful_volume = None);
+                self.0.made.with_run(run, |run| run.doubtful_volume = None);
                 Ok(())
             }
         }
@@ -83,13 +87,13 @@ impl Ec2 {
         run: &RunId,
         mut described: Option<types::Volume>,
     ) -> Result<()> {
-        let is_ours = self.0.made.of(run, |run| run.volumes.contains(&id.0));
+        let is_ours = self.0.made.with_run(run, |run| run.volumes.contains(&id.0));
         if is_ours {
             // If the bake was cancelled, it may not have recorded the creation.
             self.born(&id.0);
         }
         let mut known = described.is_some();
-        let request = self.0.made.of(run, |run| run.requests.get(&id.0).cloned());
+        let request = self.0.made.with_run(run, |run| run.requests.get(&id.0).cloned());
         let (mut polls, mut absent) = (0, 0);
         poll_until(
             &format!("the release of {id}"),
@@ -166,10 +170,10 @@ impl Ec2 {
             self.call(&DELETE_VOLUME, &id.0, |client| client.delete_volume().volume_id(&id.0).send()).await;
         match sent {
             Ok(_) => Ok(PollAnswer::Ready(())),
-            Err(refused) if refused.class == ErrorClass::Done && !*known && self.is_unseen(&id.0) => {
+            Err(refused) if refused.class == ErrorClass::AlreadyDone && !*known && self.is_unseen(&id.0) => {
                 Ok(PollAnswer::NotYet("not visible".to_owned()))
             }
-            Err(refused) if refused.class == ErrorClass::Done => Ok(PollAnswer::Ready(())),
+            Err(refused) if refused.class == ErrorClass::AlreadyDone => Ok(PollAnswer::Ready(())),
             // The last description was stale: the volume is attached, or still being created.
             Err(refused) if refused.is("VolumeInUse") || refused.is("IncorrectState") => {
                 *known = true;
@@ -182,27 +186,27 @@ impl Ec2 {
 
     pub(crate) async fn remove_snapshots(&self, run: &RunId) -> Result<()> {
         self.0.made.settled(run).await;
-        if let Some(volume) = self.0.made.of(run, |run| run.doubtful_snapshot.clone()) {
+        if let Some(volume) = self.0.made.with_run(run, |run| run.doubtful_snapshot.clone()) {
             let found = self.find_lost_snapshot(&volume, run).await?;
-            self.0.made.of(run, |run| {
+            self.0.made.with_run(run, |run| {
                 run.snapshots.extend(found);
                 run.doubtful_snapshot = None;
             });
         }
-        let mut ids = self.0.made.of(run, |run| run.snapshots.clone());
+        let mut ids = self.0.made.with_run(run, |run| run.snapshots.clone());
         ids.iter().for_each(|id| self.born(id));
         for snapshot in self.snapshots(&run.0, &[tag_filter(tag::RUN, &run.0)]).await? {
             ids.insert(convert::id("snap", snapshot.snapshot_id.as_deref())?);
         }
         // EC2 may still show deleted snapshots for a while.
-        let deleted = self.0.made.of(run, |run| run.deleted.clone());
+        let deleted = self.0.made.with_run(run, |run| run.deleted.clone());
         ids.retain(|id| !deleted.contains(id));
         let mut result = Ok(());
         for id in ids {
             let id = SnapshotId(id);
             let removed = self.remove_snapshot(&id).await;
             if removed.is_ok() {
-                self.0.made.of(run, |run| run.snapshots.remove(&id.0));
+                self.0.made.with_run(run, |run| run.snapshots.remove(&id.0));
             }
             result = result.and(removed.with_context(|| format!("deleting {id}")));
         }
@@ -215,10 +219,10 @@ impl Ec2 {
         poll_until(&format!("the release of {id}"), &policy, async || {
             match self.send_delete(id).await {
                 Ok(()) => Ok(PollAnswer::Ready(())),
-                Err(refused) if refused.class == ErrorClass::Done && self.is_unseen(&id.0) => {
+                Err(refused) if refused.class == ErrorClass::AlreadyDone && self.is_unseen(&id.0) => {
                     Ok(PollAnswer::NotYet("not visible".to_owned()))
                 }
-                Err(refused) if refused.class == ErrorClass::Done => Ok(PollAnswer::Ready(())),
+                Err(refused) if refused.class == ErrorClass::AlreadyDone => Ok(PollAnswer::Ready(())),
                 Err(refused) if refused.is("InvalidSnapshot.InUse") => {
                     let used = filter("block-device-mapping.snapshot-id", [id.0.as_str()]);
                     let images = self.own_images(&id.0, &[used]).await?;

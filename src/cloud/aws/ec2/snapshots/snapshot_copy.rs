@@ -107,7 +107,7 @@ impl Ec2 {
             });
             match sent.await {
                 Ok(copy) => return convert::id("snap", copy.snapshot_id.as_deref()).map(SnapshotId),
-                Err(refused) if refused.class == ErrorClass::Lost => {
+                Err(refused) if refused.class == ErrorClass::Ambiguous => {
                     if let Some(id) = self.find_lost_copy(name).await? {
                         return Ok(id);
                     }

@@ -107,7 +107,7 @@ impl Ec2 {
             self.call(&GET_EBS_ENCRYPTION_BY_DEFAULT, "", |c| c.get_ebs_encryption_by_default().send()).await;
         match sent {
             Ok(answer) => Ok(answer.ebs_encryption_by_default == Some(true)),
-            Err(refused) if refused.class == ErrorClass::Terminal => Ok(false),
+            Err(refused) if refused.class == ErrorClass::Fatal => Ok(false),
             Err(refused) => Err(refused),
         }
     }

@@ -132,7 +132,7 @@ impl Ec2 {
             let send = |client: &aws_sdk_ec2::Client| {
                 client.attach_volume().volume_id(&volume.0).instance_id(instance).device(&name).send()
             };
-            self.0.names.borrow_mut().is_used(&name);
+            self.0.names.borrow_mut().mark_used(&name);
             let refused = match self.call(&ATTACH_VOLUME, &what, send).await {
                 Ok(_) => {
                     self.wait_before_first_poll().await;
@@ -150,7 +150,7 @@ impl Ec2 {
                     self.0.names.borrow_mut().forget_taken();
                 }
                 name = next.ok_or_else(|| no_name_error(instance))?;
-            } else if refused.class == ErrorClass::Lost || refused.is("VolumeInUse") {
+            } else if refused.class == ErrorClass::Ambiguous || refused.is("VolumeInUse") {
                 match self.find_attachment(volume).await? {
                     Some((to, device)) if to == instance => return Ok(device),
                     Some((to, device)) => {
@@ -159,8 +159,10 @@ impl Ec2 {
                     }
                     // Several polls show no attachment, so the call had no effect. It is safe to send it again. If the
                     // volume is attached after all, EC2 refuses the call, and the attachment is looked up again.
-                    None if refused.class == ErrorClass::Lost && lost < 3 => lost += 1,
-                    None if refused.class != ErrorClass::Lost && !retried_in_use => retried_in_use = true,
+                    None if refused.class == ErrorClass::Ambiguous && lost < 3 => lost += 1,
+                    None if refused.class != ErrorClass::Ambiguous && !retried_in_use => {
+                        retried_in_use = true
+                    }
                     None => return Err(refused.into()),
                 }
             } else if refused.is("AttachmentLimitExceeded") {

@@ -20,7 +20,7 @@ impl Ec2 {
         let found = match sent.await {
             Ok(found) => found,
             // Without this permission, the check is skipped. If the instance is wrong, a later call reports it.
-            Err(refused) if refused.class == ErrorClass::Terminal && refused.is("UnauthorizedOperation") => {
+            Err(refused) if refused.class == ErrorClass::Fatal && refused.is("UnauthorizedOperation") => {
                 return Ok(());
             }
             Err(refused) => return Err(refused.into()),

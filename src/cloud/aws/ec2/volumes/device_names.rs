@@ -46,7 +46,7 @@ impl DeviceNames {
     }
 
     /// Records that this process uses a name. From now on, the name is tried last.
-    pub fn is_used(&mut self, name: &str) {
+    pub fn mark_used(&mut self, name: &str) {
         self.used.retain(|used| used != name);
         self.used.push(name.to_owned());
     }
@@ -78,8 +78,8 @@ mod tests {
         let free = BTreeSet::new();
         let first = names.for_volume("vol-1", &free);
         assert_eq!(first.len(), 63);
-        names.is_used(&first[0]);
-        names.is_used(&first[1]);
+        names.mark_used(&first[0]);
+        names.mark_used(&first[1]);
         let second = names.for_volume("vol-1", &free);
         assert_eq!(second[61..], first[..2]);
         names.mark_taken(&first[5]);

@@ -135,7 +135,7 @@ impl Ec2 {
                             run.requests.extend(volume.volume_id.clone().zip(Some(again)));
                             run.doubtful_volume = None;
                         }
-                        Err(refused) if refused.class == ErrorClass::Lost => {
+                        Err(refused) if refused.class == ErrorClass::Ambiguous => {
                             run.doubtful_volume = Some(again)
                         }
                         Err(_) => {}
@@ -160,7 +160,7 @@ impl Ec2 {
         };
         let volume = VolumeId(volume);
         self.born(&volume.0);
-        self.0.made.of(&spec.run, |run| {
+        self.0.made.with_run(&spec.run, |run| {
             run.volumes.insert(volume.0.clone());
             run.doubtful_volume = None;
         });
@@ -171,7 +171,7 @@ impl Ec2 {
     /// Returns the volume that a call with a lost answer created, if there is one. Waits for it, because it may not be
     /// visible immediately.
     async fn find_lost_volume(&self, run: &RunId) -> Result<Option<String>> {
-        let lost = self.0.made.of(run, |run| run.doubtful_volume.is_some());
+        let lost = self.0.made.with_run(run, |run| run.doubtful_volume.is_some());
         let end = Instant::now() + if lost { self.timeouts().lost_answer_window } else { Duration::ZERO };
         loop {
             let found = self.volumes(&run.0, &[tag_filter(tag::RUN, &run.0)]).await?;
@@ -256,7 +256,7 @@ impl Ec2 {
         {
             Ok(again) => {
                 let id = convert::id("vol", again.volume_id.as_deref())?;
-                self.0.made.of(run, |run| run.volumes.insert(id));
+                self.0.made.with_run(run, |run| run.volumes.insert(id));
                 Ok(false)
             }
             Err(refused) => Ok(refused.is("IdempotentParameterMismatch")),
@@ -265,7 +265,7 @@ impl Ec2 {
 
     pub(crate) async fn tag_and_detach_volumes(&self, run: &RunId) -> Result<Vec<VolumeId>> {
         self.0.made.settled(run).await;
-        let mut ids: BTreeSet<String> = self.0.made.of(run, |run| run.volumes.clone());
+        let mut ids: BTreeSet<String> = self.0.made.with_run(run, |run| run.volumes.clone());
         for volume in self.volumes(&run.0, &[tag_filter(tag::RUN, &run.0)]).await? {
             ids.insert(convert::id("vol", volume.volume_id.as_deref())?);
         }
