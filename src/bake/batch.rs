@@ -6,7 +6,7 @@ use crate::bake::ami_id_file;
 use crate::cloud::{BaseRef, Image};
 use crate::config::overrides::Overrides;
 use crate::definition::graph::BakeOrder;
-use crate::definition::{Definition, From};
+use crate::definition::{BaseSource, Definition};
 use crate::error::Kind;
 use crate::ids::{ImageId, RunId};
 use crate::report::Report;
@@ -128,9 +128,9 @@ pub async fn bake_all(batch: Batch, stop: watch::Receiver<bool>) -> Vec<BatchIte
 /// Returns the base image of a definition. If it has a parent, waits for the parent's image.
 async fn parent_image(image: &Definition, parent: Option<(String, Parent)>) -> Result<BaseRef> {
     let (name, mut parent) = match (&image.from, parent) {
-        (From::Image(from), _) => return Ok(from.clone()),
-        (From::Parent(_), Some(parent)) => parent,
-        (From::Parent(dir), None) => bail!("{} is not among the definitions to bake", dir.display()),
+        (BaseSource::Image(from), _) => return Ok(from.clone()),
+        (BaseSource::Parent(_), Some(parent)) => parent,
+        (BaseSource::Parent(dir), None) => bail!("{} is not among the definitions to bake", dir.display()),
     };
     match parent.wait_for(Option::is_some).await.as_deref() {
         Ok(Some(Some(id))) => Ok(BaseRef::Id(id.clone())),

@@ -7,7 +7,7 @@ use crate::cli::args;
 use crate::cli::args::GlobalArgs;
 use crate::cloud::{BaseRef, Image, tag};
 use crate::definition::graph::BakeOrder;
-use crate::definition::{Definition, From};
+use crate::definition::{BaseSource, Definition};
 use crate::identity::fingerprint;
 use crate::identity::fingerprint::PreviousInputs;
 use crate::ids::ImageId;
@@ -33,11 +33,11 @@ pub async fn run(global: &GlobalArgs, args: &args::PlanArgs, report: &Report) ->
     for (i, image) in order.images.iter().enumerate() {
         let site = site.for_image(&global.overrides(), image, report.clone())?;
         let verdict = match (&image.from, order.parent[i].map(|p| &hits[p])) {
-            (From::Image(from), _) => judge(&site, image, from, compat).await?,
-            (From::Parent(_), Some(Some(id))) => {
+            (BaseSource::Image(from), _) => judge(&site, image, from, compat).await?,
+            (BaseSource::Parent(_), Some(Some(id))) => {
                 judge(&site, image, &BaseRef::Id(id.clone()), compat).await?
             }
-            (From::Parent(dir), _) => {
+            (BaseSource::Parent(dir), _) => {
                 let why = vec![format!("its parent {} will be baked first", dir.display())];
                 Verdict { hit: None, why }
             }

@@ -1,7 +1,7 @@
 //! `from`: the base of a definition.
 
 use super::keys::SPELLINGS;
-use super::{FILE, From, validate};
+use super::{BaseSource, FILE, validate};
 use crate::cloud::BaseRef;
 use crate::cloud::ec2_rules::{IMAGE_NAME_LENGTH, is_image_name_character};
 use crate::config::toml_reader::Table;
@@ -12,21 +12,21 @@ use toml::de::DeValue;
 /// Owners that EC2 accepts instead of an account's 12 digits.
 const OWNERS: [&str; 4] = ["self", "amazon", "aws-marketplace", "aws-backup-vault"];
 
-pub fn read(top: &Table, dir: &Path) -> Option<From> {
+pub fn read(top: &Table, dir: &Path) -> Option<BaseSource> {
     let at = top.value("from")?;
     match at.value {
         DeValue::String(text) => top.check("from", at.line, string(text, dir)),
         DeValue::Table(_) => {
             let table = top.table("from")?;
-            Some(From::Image(image(&table)?))
+            Some(BaseSource::Image(image(&table)?))
         }
         _ => top.mistyped("from", &at),
     }
 }
 
-fn string(text: &str, dir: &Path) -> Result<From, String> {
+fn string(text: &str, dir: &Path) -> Result<BaseSource, String> {
     if text.starts_with("ami-") && !text.contains('/') {
-        return id(text).map(|id| From::Image(BaseRef::Id(id)));
+        return id(text).map(|id| BaseSource::Image(BaseRef::Id(id)));
     }
     if !(text.contains('/') || matches!(text, "." | "..")) {
         return Err(format!("is {text:?}. Allowed are: {SPELLINGS}"));
@@ -40,7 +40,7 @@ fn string(text: &str, dir: &Path) -> Result<From, String> {
         };
         return Err(format!("is {text:?}, but {} {what}", parent.display()));
     }
-    Ok(From::Parent(parent))
+    Ok(BaseSource::Parent(parent))
 }
 
 fn id(text: &str) -> Result<ImageId, String> {

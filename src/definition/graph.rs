@@ -1,7 +1,7 @@
 //! Loads definitions with all their parents, and sorts them so that parents come first.
 
 use crate::config::toml_reader::{listed, nearest};
-use crate::definition::{Definition, From, GivenVars};
+use crate::definition::{BaseSource, Definition, GivenVars};
 use crate::error::Kind;
 use anyhow::{Context, Result};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -36,8 +36,8 @@ impl BakeOrder {
         let mut next = 0;
         while let Some(image) = loader.images.get(next) {
             let parent = match &image.from {
-                From::Image(_) => None,
-                From::Parent(directory) => {
+                BaseSource::Image(_) => None,
+                BaseSource::Parent(directory) => {
                     let (directory, place) = (directory.clone(), image.place("from", None));
                     Some(
                         loader

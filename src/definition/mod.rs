@@ -36,7 +36,7 @@ pub(crate) const DIRECTORY_HINT: &str = "A definition is a directory with an ima
 
 /// The base of a definition.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum From {
+pub enum BaseSource {
     Image(BaseRef),
     /// Another definition's directory: the path in image.toml, joined to the directory of this definition.
     Parent(PathBuf),
@@ -44,7 +44,7 @@ pub enum From {
 
 /// A package that a definition requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Ask {
+pub enum PackageRequest {
     Named {
         name: String,
         version: Option<String>,
@@ -88,7 +88,7 @@ pub struct File {
     pub template: bool,
 }
 
-impl Default for From {
+impl Default for BaseSource {
     fn default() -> Self {
         Self::Parent(PathBuf::new())
     }
@@ -107,8 +107,8 @@ pub struct Definition {
     /// Whether `name` is the directory's name, because image.toml sets none.
     pub name_is_default: bool,
     pub description: String,
-    pub from: From,
-    pub packages: Vec<Ask>,
+    pub from: BaseSource,
+    pub packages: Vec<PackageRequest>,
     pub repositories: Vec<Repository>,
     pub hold: Vec<String>,
     /// `PACKAGE QUESTION TYPE VALUE`
@@ -223,7 +223,7 @@ impl Definition {
     /// The place in image.toml where a package is named: in `packages` or in `hold`.
     pub fn place_of_package(&self, name: Option<&str>) -> String {
         let held = name.is_some_and(|name| self.hold.iter().any(|held| held == name));
-        let asked = |ask: &Ask| matches!(ask, Ask::Named { name: asked, .. } if Some(asked.as_str()) == name);
+        let asked = |ask: &PackageRequest| matches!(ask, PackageRequest::Named { name: asked, .. } if Some(asked.as_str()) == name);
         let key = if held && !self.packages.iter().any(asked) { "hold" } else { "packages" };
         self.place(key, name)
     }

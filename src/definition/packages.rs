@@ -1,13 +1,13 @@
 //! Reads `packages`: names with or without a version, groups, and package files on this machine or by URL.
 
-use super::Ask;
+use super::PackageRequest;
 use super::paths::Sources;
 use crate::config::project::url;
 use crate::config::toml_reader::{Element, Table};
 use crate::formats::package;
 use std::collections::BTreeMap;
 
-pub fn read(top: &Table, sources: &Sources) -> Vec<Ask> {
+pub fn read(top: &Table, sources: &Sources) -> Vec<PackageRequest> {
     let mut lines = BTreeMap::new();
     let asks = top.elements("packages").into_iter().filter_map(|element| {
         let (ask, line) = match element {
@@ -15,10 +15,10 @@ pub fn read(top: &Table, sources: &Sources) -> Vec<Ask> {
             Element::Table(table) => (by_url(&table)?, table.line),
         };
         let name = match &ask {
-            Ask::Named { name, .. } => name.clone(),
-            Ask::Group { name } => format!("@{name}"),
-            Ask::File { package, .. } => package.name.clone(),
-            Ask::Url { url, .. } => url.clone(),
+            PackageRequest::Named { name, .. } => name.clone(),
+            PackageRequest::Group { name } => format!("@{name}"),
+            PackageRequest::File { package, .. } => package.name.clone(),
+            PackageRequest::Url { url, .. } => url.clone(),
         };
         match lines.insert(name.clone(), line) {
             None => Some(ask),
@@ -31,13 +31,13 @@ pub fn read(top: &Table, sources: &Sources) -> Vec<Ask> {
 }
 
 /// Reads `{ url = "https://…", sha256 = "…" }`. A file with another digest is never installed.
-fn by_url(table: &Table) -> Option<Ask> {
+fn by_url(table: &Table) -> Option<PackageRequest> {
     let url = table.string("url").and_then(|at| table.check("url", at.line, package_url(at.value)));
     let sha256 = table.string("sha256").and_then(|at| {
         let good = at.value.len() == 64 && at.value.bytes().all(|b| b.is_ascii_hexdigit());
         if good { Some(at.value.to_ascii_lowercase()) } else { table.unexpected("sha256", &at) }
     });
-    Some(Ask::Url { url: url?, sha256: sha256?, file: None })
+    Some(PackageRequest::Url { url: url?, sha256: sha256?, file: None })
 }
 
 /// Checks a URL. It must not contain a user's name or password, because oven writes it to logs.
@@ -52,7 +52,7 @@ pub fn package_url(text: &str) -> Result<String, String> {
     }
 }
 
-fn ask(spelt: &str, sources: &Sources) -> Result<Ask, String> {
+fn ask(spelt: &str, sources: &Sources) -> Result<PackageRequest, String> {
     if spelt.contains("://") {
         return Err(format!(
             "has {spelt:?}: write a package from a URL as {{ url = \"…\", sha256 = \"…\" }}"
@@ -64,11 +64,11 @@ fn ask(spelt: &str, sources: &Sources) -> Result<Ask, String> {
     if file {
         let source = sources.file(spelt)?.path;
         let package = package::read(&source).map_err(|e| format!("names {spelt:?}: {e:#}"))?;
-        return Ok(Ask::File { source, package });
+        return Ok(PackageRequest::File { source, package });
     }
     if let Some(name) = spelt.strip_prefix('@') {
         check_group(spelt, name)?;
-        return Ok(Ask::Group { name: name.into() });
+        return Ok(PackageRequest::Group { name: name.into() });
     }
     if spelt.ends_with(".deb") || spelt.ends_with(".rpm") {
         return Err(format!(
@@ -83,7 +83,7 @@ fn ask(spelt: &str, sources: &Sources) -> Result<Ask, String> {
     if let Some(version) = version {
         check_version(spelt, version)?;
     }
-    Ok(Ask::Named { name: name.into(), version: version.map(Into::into) })
+    Ok(PackageRequest::Named { name: name.into(), version: version.map(Into::into) })
 }
 
 /// Checks a group's name. With dnf it may be a title, which contains spaces. The name of a dnf environment begins with

@@ -29,7 +29,7 @@ use std::fs::DirBuilder;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use unmountable::UnmountableDir;
+use unmountable::UnsupportedMount;
 
 /// How a root is mounted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -65,7 +65,7 @@ pub struct Root<'d> {
     mounts: ImageMounts,
     disk: DiskNodes,
     step_nodes: Vec<crate::device::DeviceNode>,
-    unmountable: Vec<UnmountableDir>,
+    unmountable: Vec<UnsupportedMount>,
     unmountable_targets: Vec<PathBuf>,
     report: Report,
     device: &'d Device,
@@ -160,7 +160,7 @@ impl<'d> Root<'d> {
                     "this kernel has no driver for {kind}, so {target} is not mounted. The bake fails if a step \
                      changes it"
                 ));
-                self.unmountable.push(UnmountableDir::new(&self.inside, target, kind)?);
+                self.unmountable.push(UnsupportedMount::new(&self.inside, target, kind)?);
                 self.unmountable_targets.push(target.into());
                 return Ok(());
             }

@@ -17,14 +17,14 @@ type State = (u32, u32, u32, i64, i64, i64);
 
 /// The directory, and its content before the steps.
 #[derive(Debug)]
-pub struct UnmountableDir {
+pub struct UnsupportedMount {
     /// The mount point, as fstab spells it.
     target: String,
     kind: String,
     before: BTreeMap<String, State>,
 }
 
-impl UnmountableDir {
+impl UnsupportedMount {
     pub fn new(inside: &ImageTree, target: &str, kind: &str) -> Result<Self> {
         Ok(Self { target: target.to_owned(), kind: kind.to_owned(), before: read_states(inside, target)? })
     }
@@ -78,14 +78,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let at = |path: &str| dir.path().join(path);
         let inside = ImageTree::open_dir(dir.path()).unwrap();
-        let absent = UnmountableDir::new(&inside, "/boot/efi", "vfat").unwrap();
+        let absent = UnsupportedMount::new(&inside, "/boot/efi", "vfat").unwrap();
         fs::create_dir_all(at("boot/efi/EFI")).unwrap();
         fs::write(at("boot/efi/old"), "1").unwrap();
         let error = absent.check(&inside).unwrap_err();
         assert!(error.to_string().contains("/boot/efi/EFI, /boot/efi/old"), "{error}");
         assert_eq!(Kind::of(&error), Kind::Machine);
 
-        let known = UnmountableDir::new(&inside, "/boot/efi", "vfat").unwrap();
+        let known = UnsupportedMount::new(&inside, "/boot/efi", "vfat").unwrap();
         known.check(&inside).unwrap();
         fs::write(at("boot/efi/EFI/passing"), "").unwrap();
         fs::remove_file(at("boot/efi/EFI/passing")).unwrap();

@@ -6,7 +6,7 @@ use super::network;
 use super::package_cache::{CacheAccess, CacheRequest, CacheUse, DownloadCaches, no_space_failure};
 use super::space;
 use super::space::DiskSpace;
-use crate::definition::Ask;
+use crate::definition::PackageRequest;
 use crate::error::{Failure, Kind};
 use crate::sandbox;
 use crate::sandbox::spec::{BindMount, ExitStatus, StepExit, StepSpec};
@@ -145,8 +145,8 @@ impl<'a> CommandRunner<'a> {
         let mut packages = Vec::new();
         for (index, ask) in work.image.packages.iter().enumerate() {
             let (source, within) = match ask {
-                Ask::File { source, .. } => (source, Some(work.image.project.clone())),
-                Ask::Url { file: Some(file), .. } => (&file.source, None),
+                PackageRequest::File { source, .. } => (source, Some(work.image.project.clone())),
+                PackageRequest::Url { file: Some(file), .. } => (&file.source, None),
                 _ => continue,
             };
             let absolute = std::path::absolute(source);

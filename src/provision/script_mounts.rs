@@ -21,7 +21,7 @@ const HEAD: u64 = 256;
 
 /// The directories of a definition, as scripts see them.
 #[derive(Debug, PartialEq, Eq)]
-pub struct ScriptMounts {
+pub struct ScriptBinds {
     /// The definition's own directory, followed by its inputs.
     pub binds: Vec<BindMount>,
 }
@@ -29,7 +29,7 @@ pub struct ScriptMounts {
 /// Returns the read-only mounts of the definition's directories for scripts. An input has the same path relative to the
 /// definition as on this machine, so that `../common/x` leads to it. If that path is taken or not below `/run/oven`,
 /// the input is mounted below `INPUTS`.
-pub fn script_mounts(image: &Definition, shims: &[Shim]) -> Result<ScriptMounts> {
+pub fn script_mounts(image: &Definition, shims: &[Shim]) -> Result<ScriptBinds> {
     let within = || Some(image.project.clone());
     let mut binds = vec![BindMount {
         source: canonical(&image.dir)?,
@@ -48,12 +48,12 @@ pub fn script_mounts(image: &Definition, shims: &[Shim]) -> Result<ScriptMounts>
         };
         binds.push(BindMount { source: canonical(&image.dir.join(input))?, target, within: within() });
     }
-    Ok(ScriptMounts { binds })
+    Ok(ScriptBinds { binds })
 }
 
 /// Returns the command line of a script. It begins with the interpreter that the script's first line names. So the
 /// script's mode and the mount options of its directory on this machine do not matter.
-pub fn script_command(image: &Definition, script: &Path, seen: &mut ScriptMounts) -> Result<Vec<String>> {
+pub fn script_command(image: &Definition, script: &Path, seen: &mut ScriptBinds) -> Result<Vec<String>> {
     let path = canonical(&image.dir.join(script))?;
     let mut start = Vec::new();
     let file = std::fs::File::open(&path).with_context(|| format!("opening {}", path.display()))?;
@@ -64,7 +64,7 @@ pub fn script_command(image: &Definition, script: &Path, seen: &mut ScriptMounts
 }
 
 /// Returns the path at which steps see a file of the definition.
-pub fn script_path(image: &Definition, script: &Path, seen: &mut ScriptMounts) -> Result<String> {
+pub fn script_path(image: &Definition, script: &Path, seen: &mut ScriptBinds) -> Result<String> {
     let path = canonical(&image.dir.join(script))?;
     let below =
         seen.binds.iter().find_map(|bind| Some((&bind.target, path.strip_prefix(&bind.source).ok()?)));
@@ -105,7 +105,7 @@ fn interpreter(start: &[u8]) -> Vec<String> {
 }
 
 /// Returns the environment variables of scripts, in addition to those of every step.
-pub fn environment(image: &Definition, kind: &str, seen: &ScriptMounts) -> BTreeMap<String, String> {
+pub fn environment(image: &Definition, kind: &str, seen: &ScriptBinds) -> BTreeMap<String, String> {
     let inputs: Vec<_> =
         seen.binds.iter().skip(1).take(image.inputs.len()).map(|b| b.target.as_str()).collect();
     [

@@ -4,7 +4,7 @@ use super::ansible::BakeTools;
 use super::command::{CommandRunner, DefinitionTable, ImageCommand};
 use super::programs::{ANSIBLE, has_program};
 use super::script_mounts;
-use super::script_mounts::ScriptMounts;
+use super::script_mounts::ScriptBinds;
 use crate::definition::{Definition, FILE, Playbook, Program, Script, ScriptKind};
 use crate::error::Kind;
 use anyhow::Result;
@@ -124,7 +124,7 @@ fn ansible_command(
     image: &Definition,
     playbook: &Playbook,
     args: &[String],
-    seen: &mut ScriptMounts,
+    seen: &mut ScriptBinds,
 ) -> Result<Vec<String>> {
     // Because of the comma, Ansible reads this as a list of hosts and not as a file name.
     let argv = [ANSIBLE, "--inventory", "localhost,", "--connection", "local", "--extra-vars"];

@@ -1,7 +1,7 @@
 //! A definition that was not read from a file, for tests.
 
 use crate::cloud::BaseRef;
-use crate::definition::{Definition, From};
+use crate::definition::{BaseSource, Definition};
 use crate::ids::ImageId;
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ pub fn definition(dir: &Path, change: impl FnOnce(&mut Definition)) -> Definitio
         dir: dir.to_owned(),
         project: PathBuf::from("/"),
         name: "web".into(),
-        from: From::Image(BaseRef::Id(ImageId("ami-1".into()))),
+        from: BaseSource::Image(BaseRef::Id(ImageId("ami-1".into()))),
         ..Definition::default()
     };
     change(&mut image);

@@ -6,7 +6,7 @@ use oven::bake::{Bake, preflight};
 use oven::cloud::local::Region;
 use oven::cloud::{Base, BaseRef, Cloud, Image, Tags, VolumeSpec, Volumes, tag};
 use oven::config::project::Settings;
-use oven::definition::{Definition, From};
+use oven::definition::{BaseSource, Definition};
 use oven::disk::DiskSpec;
 use oven::error::{Kind, hint_of};
 use oven::identity::fingerprint::Inputs;
@@ -43,7 +43,7 @@ impl PreflightFixture {
         let region = Region::open(&site.state).unwrap();
         region.import(&raw, "base", Architecture::HOST, &Tags::new(), &site.report).await.unwrap();
         let image = Definition::load(&web).unwrap();
-        let From::Image(from) = &image.from else { panic!("{:?}", image.from) };
+        let BaseSource::Image(from) = &image.from else { panic!("{:?}", image.from) };
         let base = target::base(&site, &image, from).await.unwrap();
         let inputs = target::inputs(&site, &image, &base).unwrap();
         let (from, run) = (from.clone(), RunId::new());

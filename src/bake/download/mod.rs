@@ -8,7 +8,7 @@ mod tests;
 
 use super::Bake;
 use crate::config::project::NetworkSettings;
-use crate::definition::{Ask, Definition, DownloadedFile};
+use crate::definition::{Definition, DownloadedFile, PackageRequest};
 use crate::error::{Failure, Kind};
 use crate::formats::package;
 use crate::identity::checksum::hex;
@@ -79,7 +79,7 @@ pub async fn fetch_packages(
     let mut agent = None;
     let mut packages = std::mem::take(&mut image.packages);
     for ask in &mut packages {
-        let Ask::Url { url, sha256, file } = ask else { continue };
+        let PackageRequest::Url { url, sha256, file } = ask else { continue };
         let path = dir.join(&*sha256).join(file_name(url));
         if let Some(package) = cached(&path, sha256) {
             report.detail(format!("{url} is already downloaded"));

@@ -43,7 +43,8 @@ fn run(
 ) -> (Result<Definition, (Kind, String)>, Vec<String>) {
     let dir = tempfile::tempdir().unwrap();
     let image = definition(dir.path(), |image| {
-        image.packages = vec![Ask::Url { url: url.to_owned(), sha256: sha256.to_owned(), file: None }];
+        image.packages =
+            vec![PackageRequest::Url { url: url.to_owned(), sha256: sha256.to_owned(), file: None }];
     });
     let downloads = dir.path().join(DIR);
     let report = Report::new(Style::Silent, Level::Quiet);
@@ -64,7 +65,9 @@ fn only_a_file_with_the_digest_is_accepted() {
     let (at, server) = server(vec![answer("200 OK", deb.len(), &deb), answer("200 OK", 3, b"abc")]);
     let (done, left) = run(&format!("http://{at}/pool/site_1.0_all.deb?x=y"), &digest, &no_proxy());
     let image = done.unwrap();
-    let Ask::Url { file: Some(file), .. } = &image.packages[0] else { panic!("{:?}", image.packages) };
+    let PackageRequest::Url { file: Some(file), .. } = &image.packages[0] else {
+        panic!("{:?}", image.packages)
+    };
     assert_eq!((&*file.package.name, &*file.package.sha256), ("site", &*digest));
     assert_eq!(left, ["site_1.0_all.deb"]);
 

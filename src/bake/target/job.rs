@@ -1,7 +1,7 @@
 //! Creates the job of a plugin from a definition. The job is part of the request for a plan.
 
 use crate::config::project::NetworkSettings;
-use crate::definition::{Ask, Definition};
+use crate::definition::{Definition, PackageRequest};
 use crate::ids::Architecture;
 use crate::image::tree::ImageTree;
 use crate::provision::programs;
@@ -20,12 +20,12 @@ pub fn from_definition(
 ) -> Job {
     let packages = image.packages.iter().enumerate().filter_map(|(index, ask)| {
         let (source, package) = match ask {
-            Ask::Named { name, version } => {
+            PackageRequest::Named { name, version } => {
                 return Some(Package::Named { name: name.clone(), version: version.clone() });
             }
-            Ask::Group { name } => return Some(Package::Group { name: name.clone() }),
-            Ask::File { source, package } => (source, package),
-            Ask::Url { file, .. } => file.as_ref().map(|file| (&file.source, &file.package))?,
+            PackageRequest::Group { name } => return Some(Package::Group { name: name.clone() }),
+            PackageRequest::File { source, package } => (source, package),
+            PackageRequest::Url { file, .. } => file.as_ref().map(|file| (&file.source, &file.package))?,
         };
         Some(Package::File {
             path: package_path(index, source),

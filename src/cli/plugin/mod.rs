@@ -8,7 +8,7 @@ use crate::bake::target;
 use crate::cli::args;
 use crate::cli::args::GlobalArgs;
 use crate::config::project::Settings;
-use crate::definition::Ask;
+use crate::definition::PackageRequest;
 use crate::definition::graph::BakeOrder;
 use crate::distros::{KnownPlugin, Origin, PluginRegistry};
 use crate::error::{Kind, SUCCESS};
@@ -177,7 +177,7 @@ pub fn plan(global: &GlobalArgs, args: &args::PlanArgs, report: &Report) -> Resu
     let mut job = match &image {
         Some(image) => {
             for ask in &image.packages {
-                if let Ask::Url { url, file: None, .. } = ask {
+                if let PackageRequest::Url { url, file: None, .. } = ask {
                     report.warn(format!(
                         "the plan does not include {url}, because `oven plan --os-release` downloads nothing"
                     ));

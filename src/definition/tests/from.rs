@@ -6,22 +6,22 @@ use super::*;
 fn all_spellings_of_from_are_read() {
     let top = tree();
     let name = |name: &str, owner: Option<&str>| {
-        From::Image(BaseRef::Name { name: name.into(), owner: owner.map(Into::into) })
+        BaseSource::Image(BaseRef::Name { name: name.into(), owner: owner.map(Into::into) })
     };
-    let id = |id: &str| From::Image(BaseRef::Id(ImageId(id.into())));
+    let id = |id: &str| BaseSource::Image(BaseRef::Id(ImageId(id.into())));
     let tag = |key: &str, value: &str, owner: Option<&str>| {
-        From::Image(BaseRef::Tag { key: key.into(), value: value.into(), owner: owner.map(Into::into) })
+        BaseSource::Image(BaseRef::Tag { key: key.into(), value: value.into(), owner: owner.map(Into::into) })
     };
     let deprecated = |from| match from {
-        From::Image(base) => From::Image(BaseRef::Deprecated(Box::new(base))),
+        BaseSource::Image(base) => BaseSource::Image(BaseRef::Deprecated(Box::new(base))),
         parent => parent,
     };
     let cases = [
-        ("from = \"./../base\"", From::Parent(top.path().join("web/./../base"))),
+        ("from = \"./../base\"", BaseSource::Parent(top.path().join("web/./../base"))),
         ("from = { name = \"debian-12-*\" }", name("debian-12-*", None)),
         ("from = { name = \"d?\", owner = \"136693071363\" }", name("d?", Some("136693071363"))),
         ("[from]\nname = \"d\"\nowner = \"amazon\"", name("d", Some("amazon"))),
-        ("from = { ssm = \"/aws/service/x\" }", From::Image(BaseRef::Ssm("/aws/service/x".into()))),
+        ("from = { ssm = \"/aws/service/x\" }", BaseSource::Image(BaseRef::Ssm("/aws/service/x".into()))),
         ("from = { id = \"ami-01234567\" }", id("ami-01234567")),
         ("from = { id = \"ami-01234567\", deprecated = true }", deprecated(id("ami-01234567"))),
         (

@@ -61,14 +61,14 @@ fn a_whole_definition_is_read() {
     let top = tree();
     let dir = top.path().join("web");
     let web = Definition::load(&dir).unwrap();
-    let named = |name: &str, version: Option<&str>| Ask::Named {
+    let named = |name: &str, version: Option<&str>| PackageRequest::Named {
         name: name.into(),
         version: version.map(Into::into),
     };
     assert_eq!((&*web.name, &*web.description), ("web", "A web server"));
-    assert_eq!(web.from, From::Parent(dir.join("../base")));
+    assert_eq!(web.from, BaseSource::Parent(dir.join("../base")));
     assert_eq!(web.packages[..2], [named("nginx-light", None), named("redis-server", Some("5:7.0.*"))]);
-    let Ask::File { source, package } = &web.packages[2] else { panic!("{:?}", web.packages[2]) };
+    let PackageRequest::File { source, package } = &web.packages[2] else { panic!("{:?}", web.packages[2]) };
     assert_eq!((source, &*package.name, &*package.version), (&dir.join("./site.deb"), "site", "1.0"));
     assert_eq!(web.packages[3], named("libc6:i386", None));
     let file = |source: &str, target: &str, mode, owner: &str, group: &str| File {
@@ -126,7 +126,7 @@ fn the_least_definition_has_defaults() {
     let top = tree();
     let web = load(top.path(), "from = \"ami-0123456789abcdef0\"").unwrap();
     assert_eq!(web.name, "web");
-    assert_eq!(web.from, From::Image(BaseRef::Id(ImageId("ami-0123456789abcdef0".into()))));
+    assert_eq!(web.from, BaseSource::Image(BaseRef::Id(ImageId("ami-0123456789abcdef0".into()))));
     assert_eq!(web.upgrade, Upgrade::None);
     assert_eq!((&web.repositories[..], &web.hold[..], &web.debconf[..]), (&[][..], &[][..], &[][..]));
     assert!(!(web.recommends || web.network || web.imds));

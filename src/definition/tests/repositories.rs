@@ -38,8 +38,9 @@ fn every_key_is_read() {
     assert_eq!(web.upgrade, Upgrade::Security);
     assert_eq!(web.hold, ["jq", "libc6:i386"]);
     assert_eq!(web.debconf, ["tzdata tzdata/Areas select Europe", "a a/b string "]);
-    let group = |name: &str| Ask::Group { name: name.into() };
-    let url = Ask::Url { url: "https://x.example/a.deb?v=1".into(), sha256: DIGEST.into(), file: None };
+    let group = |name: &str| PackageRequest::Group { name: name.into() };
+    let url =
+        PackageRequest::Url { url: "https://x.example/a.deb?v=1".into(), sha256: DIGEST.into(), file: None };
     assert_eq!(web.packages, [group("development-tools"), group("^Server with GUI"), url]);
     let tools = Repository {
         name: "tools".into(),

@@ -1,6 +1,6 @@
 use super::*;
 use crate::cloud::BaseRef;
-use crate::definition::From;
+use crate::definition::BaseSource;
 use std::fs::Permissions;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
@@ -366,7 +366,7 @@ fn a_definition_that_moved_under_its_parent_keeps_its_warnings() {
     let inputs = inputs(&image);
     assert!(inputs.warnings()[0].contains(".git is in the definition"), "{:?}", inputs.warnings());
     assert!(!inputs.to_json().contains("inside"));
-    let from = [From::Image(BaseRef::Id(base().id)), From::Parent(PathBuf::from("../base"))];
+    let from = [BaseSource::Image(BaseRef::Id(base().id)), BaseSource::Parent(PathBuf::from("../base"))];
     // The fingerprint contains the id of the base image and not the text of `from`. So a rebuilt parent causes a new
     // image.
     let prints: Vec<_> = from

@@ -1,6 +1,6 @@
 //! The key under which an image's packages are cached.
 
-use crate::definition::Ask;
+use crate::definition::PackageRequest;
 use crate::identity::checksum::hex;
 use crate::image::tree::ImageTree;
 use crate::image::walk::Walk;
@@ -47,10 +47,10 @@ pub fn cache_key(
 /// step, the package files of the definition, and the plan with only its `prepare` steps. It does not depend on other
 /// steps or on the requested packages. So a bake with other packages can skip a step that names no package.
 pub fn step_key(work: &ProvisionContext<'_>, step: &Step) -> Result<String> {
-    let digest_of = |ask: &Ask| match ask {
-        Ask::File { package, .. } => Some(package.sha256.clone()),
-        Ask::Url { sha256, .. } => Some(sha256.clone()),
-        Ask::Named { .. } | Ask::Group { .. } => None,
+    let digest_of = |ask: &PackageRequest| match ask {
+        PackageRequest::File { package, .. } => Some(package.sha256.clone()),
+        PackageRequest::Url { sha256, .. } => Some(sha256.clone()),
+        PackageRequest::Named { .. } | PackageRequest::Group { .. } => None,
     };
     let files: Vec<_> = work.image.packages.iter().filter_map(digest_of).collect();
     let mut plan = work.plan.clone();
