@@ -137,8 +137,8 @@ oven verifies every block. The file is sparse. It appears only when complete.";
 
 The exit code is that of the shell. Changes to an image are discarded. Changes
 to the disk of a run are preserved until `oven sweep --kept` removes the disk.";
-    pub const SWEEP: &str = "oven never removes anything of a run that it knows to be running. It removes\n\
-        disks that --keep-on-failure preserved only with --kept.";
+    pub const SWEEP: &str = "oven never removes anything of a run that it knows to be running. Disks that\n\
+        --keep-on-failure preserved are removed only with --kept.";
     pub const POLICY: &str = "Examples:
   oven policy > oven.json
   aws iam put-role-policy --role-name builder --policy-name oven \\
@@ -287,8 +287,8 @@ pub struct OsReleasePlanArgs {
     /// Print the plugin's plan for an image with this os-release file. Needs neither root nor a cloud
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub os_release: Option<PathBuf>,
-    /// With --os-release: only these paths exist in the image. May be repeated [default: every path that the plugin
-    /// looks for exists]
+    /// With --os-release: assume that of the paths that the plugin looks for, only these exist. May be repeated
+    /// [default: all of them exist]
     #[arg(long, value_name = "PATH", requires = "os_release")]
     pub has: Vec<String>,
     /// With --os-release: assume that the image has the text file PATH, with the content of the local FILE. May be

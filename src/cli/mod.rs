@@ -99,7 +99,16 @@ fn prepare(cli: &Cli) -> Result<()> {
     let definition = match &cli.verb {
         Verb::Bake(args) => args.definitions.first(),
         Verb::Shell(_) => None,
-        _ => return Ok(()),
+        Verb::Plan(_)
+        | Verb::Plugin(_)
+        | Verb::Checksum(_)
+        | Verb::Images(_)
+        | Verb::Export(_)
+        | Verb::Import(_)
+        | Verb::Sweep(_)
+        | Verb::Doctor
+        | Verb::Policy(_)
+        | Verb::Completions { .. } => return Ok(()),
     };
     let dir = definition.map_or(Path::new("."), PathBuf::as_path);
     // Wrong settings are reported later.

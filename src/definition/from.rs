@@ -47,7 +47,7 @@ fn id(text: &str) -> Result<ImageId, String> {
     let hex = |b: u8| matches!(b, b'0'..=b'9' | b'a'..=b'f');
     match text.strip_prefix("ami-") {
         Some(digits) if matches!(digits.len(), 8 | 17) && digits.bytes().all(hex) => Ok(ImageId(text.into())),
-        _ => Err(format!("is {text:?}: an image's id is `ami-`, followed by 17 digits of 0-9a-f")),
+        _ => Err(format!("is {text:?}: an image's id is `ami-`, followed by 17 (or 8) digits of 0-9a-f")),
     }
 }
 

@@ -98,7 +98,7 @@ fn armoured(spelt: &str, path: &std::path::Path) -> Result<String, String> {
     let text = String::from_utf8_lossy(&bytes);
     if text.contains("PGP PRIVATE KEY BLOCK") {
         return Err(format!(
-            "is {spelt:?}, which is a private key: use the public key, because a private key must stay secret"
+            "is {spelt:?}, which is a private key: use the public key, and do not pass on the private one"
         ));
     }
     // The first bytes of a binary key: a packet with a public key.

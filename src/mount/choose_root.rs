@@ -116,7 +116,7 @@ pub fn choose_by_content(parts: &[DiskPart], contents: &[(usize, CandidateConten
             return Err(unsupported_root(parts, &unsupported));
         }
         return Err(no_single_root(
-            "no file system of the disk has an fstab or an os-release, so none can be its root",
+            "no file system of the disk can be its root: each has neither an fstab nor an os-release, or its fstab names another root",
             parts,
         ));
     }

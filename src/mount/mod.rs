@@ -229,9 +229,9 @@ impl<'d> Root<'d> {
     /// whose file system could not be mounted.
     pub async fn close(self) -> Result<()> {
         let Self { inside, mounts, disk, unmountable, report, device, .. } = self;
-        let unmountable_unchanged = unmountable.iter().try_for_each(|dir| dir.check(&inside));
+        let empty_mount_points = unmountable.iter().try_for_each(|dir| dir.check(&inside));
         drop(inside);
-        release::close(mounts, &disk, device, &report, unmountable_unchanged).await
+        release::close(mounts, &disk, device, &report, empty_mount_points).await
     }
 }
 

@@ -17,17 +17,17 @@ use rustix::io::Errno;
 use std::fs::File;
 use std::os::fd::AsFd;
 
-/// Closes a root. `unmountable_unchanged` is an error if a step changed a directory whose file system could not be
-/// mounted.
+/// Closes a root. Some file systems of the image may not be mountable on this machine. `empty_mount_points` is an error
+/// if a step wrote to the mount point of such a file system.
 pub async fn close(
     mut mounts: ImageMounts,
     disk: &DiskNodes,
     device: &Device,
     report: &Report,
-    unmountable_unchanged: Result<()>,
+    empty_mount_points: Result<()>,
 ) -> Result<()> {
     let path = device.path.display();
-    unmountable_unchanged.context("checking the directories whose file systems were not mounted")?;
+    empty_mount_points.context("checking the directories whose file systems were not mounted")?;
     mounts.check_and_sync(device).await?;
     let used: Vec<_> = mounts.list.iter().filter_map(|m| m.device.clone()).collect();
     mounts.unmount().await.with_context(|| format!("releasing {path}"))?;

@@ -199,12 +199,12 @@ fn spawn(program: &OwnedFd, inherited: &[OwnedFd; 5], cgroup: Option<BorrowedFd<
     let child: *mut libc::c_void = (&raw mut child).cast();
     let mut pidfd: RawFd = -1;
     let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
-    // SAFETY: until it executes or ends, the child makes only system calls, with pointers to data that were created
-    // before. So it needs no lock or allocation of a thread that it does not have. No signal handler of this process
-    // runs in it, because all signals are blocked; they are unblocked below. The kernel writes `pidfd` when the call
+    // SAFETY: until the child executes the helper or ends, it makes only system calls, with pointers to data that exist
+    // already. It allocates nothing, and needs no lock that another thread may hold. No signal handler of this process
+    // runs in the child, because all signals are blocked during the call. The kernel writes `pidfd` when the call
     // succeeds, and the descriptor has no other owner. If the child shares memory, it has a separate stack, and this
     // thread continues only when the child no longer uses the memory (CLONE_VFORK). Otherwise the child has a copy of
-    // everything.
+    // the memory.
     unsafe {
         let flags = libc::CLONE_NEWPID | libc::CLONE_PIDFD;
         let pid = match cgroup {
@@ -216,8 +216,8 @@ fn spawn(program: &OwnedFd, inherited: &[OwnedFd; 5], cgroup: Option<BorrowedFd<
                 let top = stack.as_mut_ptr_range().end.cast();
                 libc::c_long::from(libc::clone(become_helper, top, flags, child, &raw mut pidfd))
             }
-            // The C library has no function for `clone3`. With the system call itself, the child continues in this
-            // code, so it needs a copy of the memory with the stack.
+            // The C library has no function for `clone3`. After the raw system call, the child returns here and uses this
+            // function's stack. So it gets a copy of the memory.
             Some(cgroup) => {
                 let mut arguments = std::mem::zeroed::<libc::clone_args>();
                 arguments.flags = flags as u64 | CLONE_INTO_CGROUP;
@@ -256,13 +256,15 @@ impl TerminalState {
 impl Drop for TerminalState {
     fn drop(&mut self) {
         let stdin = rustix::stdio::stdin();
-        // This process is in the background now. Taking the terminal back must not stop it.
+        // This process is in the background now. SIGTTOU is blocked, because it would stop the process when it takes
+        // the terminal back.
         let mut background = SigSet::empty();
         background.add(nix::sys::signal::Signal::SIGTTOU);
         let before = background.thread_swap_mask(SigmaskHow::SIG_BLOCK);
         let _ = rustix::termios::tcsetpgrp(stdin, self.group);
-        // Output that a step stopped is resumed, because nothing may wait for it. Unread input is discarded: a terminal
-        // replies to queries of a program, and the next shell would take a reply for input of its user.
+        // A step may have stopped the terminal's output. It is resumed, because the next program that writes to the
+        // terminal would hang. Unread input is discarded, because it may be the terminal's reply to a query of a
+        // program. The next shell would take such a reply for input of its user.
         let _ = rustix::termios::tcflow(stdin, rustix::termios::Action::OOn);
         let _ = rustix::termios::tcsetattr(stdin, rustix::termios::OptionalActions::Now, &self.modes);
         let _ = rustix::termios::tcflush(stdin, rustix::termios::QueueSelector::IFlush);

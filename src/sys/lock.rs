@@ -67,7 +67,7 @@ impl<F: AsFd> FileLock<F> {
     /// [`Kind::Interrupted`] if this process is asked to end meanwhile.
     #[allow(
         clippy::disallowed_methods,
-        reason = "it is called on threads that may block, or for milliseconds"
+        reason = "the calling thread may block, or the lock is held only for milliseconds"
     )]
     pub fn wait(mut file: F, mode: LockMode) -> Result<Self> {
         loop {

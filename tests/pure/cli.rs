@@ -257,5 +257,8 @@ fn a_plan_on_paper_takes_variables_and_brings_what_a_playbook_needs() {
         "--has",
         "/opt/ansible-playbook",
     ]);
-    assert!(err.contains("does not look for /opt/ansible-playbook"), "{err}");
+    assert!(
+        err.contains("--has /opt/ansible-playbook: the plugin debian does not look for this path"),
+        "{err}"
+    );
 }

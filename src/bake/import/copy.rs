@@ -1,22 +1,24 @@
 //! Copies the disk, if the cloud supports this.
 
-use super::{Import, ImportOutcome, source, verify};
+use super::{Import, ImportOutcome, name, source, verify};
 use crate::cloud::{DiskCopier, Image};
 use crate::undo::{Debt, Due, Undo};
 use anyhow::Result;
 use std::fs::File;
 
-/// Copies the disk into an image. `new` is true if no image has the name yet.
+/// Copies the disk into an image. `holder` is the image that has the name.
 pub async fn disk(
     import: &Import<'_>,
     copier: &dyn DiskCopier,
     file: File,
-    new: bool,
+    holder: Option<&Image>,
     undo: &Undo,
 ) -> Result<ImportOutcome> {
     let Import { site, wanted, .. } = import;
     let step = site.report.step("import", format!("importing {}", wanted.raw.display()));
-    let image = copier.copy_disk(&wanted.raw, &wanted.name, wanted.architecture, &site.report).await?;
+    let copied = copier.copy_disk(&wanted.raw, &wanted.name, wanted.architecture, &site.report).await;
+    let image = copied.map_err(|error| name::explain_conflict(import, holder, error))?;
+    let new = holder.is_none();
     if new {
         step.done()
     } else {

@@ -40,11 +40,10 @@ pub async fn import(import: &Import<'_>, stop: impl Future<Output = ()>) -> Ende
         let file = source::open(import.wanted)?;
         let holder = name::holder(import).await?; //                    2. look up the name
         // The other steps: 3. copy the disk or upload its blocks, 4. verify, 5. register.
-        let imported = match import.site.cloud.disk_copier() {
-            Some(copier) => copy::disk(import, copier, file, holder.is_none(), &undo).await,
+        match import.site.cloud.disk_copier() {
+            Some(copier) => copy::disk(import, copier, file, holder.as_ref(), &undo).await,
             None => import_blocks(import, file, holder.as_ref(), &undo).await,
-        };
-        imported.map_err(|error| name::explain_conflict(import, holder.as_ref(), error))
+        }
     })
     .await
 }

@@ -1,6 +1,6 @@
 //! Returns the image of an earlier import of the same disk.
 
-use super::{Import, ImportOutcome, source, verify};
+use super::{Import, ImportOutcome, name, source, verify};
 use crate::cloud::{BaseRef, Image, ImageState, tag};
 use crate::error::Kind;
 use crate::transfer::raw::{self, RawDisk};
@@ -12,7 +12,8 @@ pub async fn image(import: &Import<'_>, holder: &Image, disk: Arc<RawDisk>) -> R
     let step = import.site.report.step("import", source::reading_context(import.wanted));
     let digests = source::digests(import.wanted, disk).await?;
     drop(step);
-    let image = existing_import(import, holder, &raw::digest(&digests)).await?;
+    let existing = existing_import(import, holder, &raw::digest(&digests)).await;
+    let image = existing.map_err(|error| name::explain_conflict(import, Some(holder), error))?;
     verify::snapshot(import, &image.snapshot, &digests).await?;
     Ok(ImportOutcome { image, new: false })
 }

@@ -254,7 +254,7 @@ fn instance(id: &str) -> Result<String, String> {
     let hex = |b: u8| matches!(b, b'0'..=b'9' | b'a'..=b'f');
     match id.strip_prefix("i-") {
         Some(digits) if matches!(digits.len(), 8 | 17) && digits.bytes().all(hex) => Ok(id.into()),
-        _ => Err(format!("is {id:?}: an instance's id is `i-`, followed by 17 digits of 0-9a-f")),
+        _ => Err(format!("is {id:?}: an instance's id is `i-`, followed by 17 (or 8) digits of 0-9a-f")),
     }
 }
 
@@ -399,7 +399,7 @@ mod tests {
             ),
             (
                 "instance_id = \"web\"",
-                "1: `instance_id` is \"web\": an instance's id is `i-`, followed by 17 digits",
+                "1: `instance_id` is \"web\": an instance's id is `i-`, followed by 17 (or 8) digits",
             ),
             ("instance_id = 1", "1: `instance_id` is an integer: it should be an instance's id"),
             ("zone = \"eu-central-1\"", "such as \"eu-central-1a\" (a region, and the zone's letter)"),

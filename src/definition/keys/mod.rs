@@ -1,5 +1,9 @@
-//! The keys of image.toml. The parser works from this table, and the reference page and the schema are generated from
-//! it. A new key needs a row in this table, and code in `src/definition/` that reads its value.
+//! The keys of image.toml. The reference page and the schema are generated from this table. The parser takes from it
+//! the names, types, allowed words, integer bounds and defaults, and which keys are required. The code in
+//! `src/definition/` that reads a key checks everything else, also the patterns and lengths of this table. Checks of
+//! values that several keys share are in `validate.rs`.
+//!
+//! docs/developing.md ("A definition key") lists all files that a new key touches.
 
 mod attributes;
 mod packages;

@@ -47,7 +47,10 @@ fn mistakes_of_from_show_what_it_can_be() {
     let cases: &[(&str, &str)] = &[
         ("", "1: `from` is missing: write \"ami-…\" (an image), \"../base\""),
         ("from = \"debian-12\"", "1: `from` is \"debian-12\". Allowed are: \"ami-…\" (an image)"),
-        ("from = \"ami-xyz\"", "1: `from` is \"ami-xyz\": an image's id is `ami-`, followed by 17 digits"),
+        (
+            "from = \"ami-xyz\"",
+            "1: `from` is \"ami-xyz\": an image's id is `ami-`, followed by 17 (or 8) digits",
+        ),
         ("from = \"../gone\"", "1: `from` is \"../gone\", but DIR/web/../gone does not exist"),
         ("from = \"../empty\"", "1: `from` is \"../empty\", but DIR/web/../empty has no image.toml"),
         ("from = 1", "1: `from` is an integer: it should be \"ami-…\""),

@@ -1,4 +1,5 @@
-//! Prefetches blocks of a base snapshot.
+//! Chooses which blocks of a base snapshot are prefetched, and in which order. Threads of
+//! [`BackingStore::start_threads`] fetch them.
 
 use super::backing::BackingStore;
 use crate::formats::ext_metadata;

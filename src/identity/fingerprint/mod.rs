@@ -37,7 +37,7 @@ pub struct Inputs {
     /// The files, by their path relative to the definition's directory, escaped by [`escape_path`].
     files: BTreeMap<String, InputFile>,
     format: u32,
-    /// The name of the family, from which the image's name and tags are made. (Inputs that were stored by older
+    /// The definition's `name`, from which the image's name and tags are made. (Inputs that were stored by older
     /// versions of oven have none.)
     #[serde(default)]
     name: String,

@@ -215,7 +215,7 @@ fn a_tree_without_end_is_an_error() {
     let deep = "d/".repeat(400);
     fs::create_dir_all(ground.at(&deep)).unwrap();
     let error = ground.inside.remove_tree_content("/d", &|_| false).unwrap_err();
-    assert!(format!("{error:#}").contains("nested deeper than 200"), "{error:#}");
+    assert!(format!("{error:#}").contains("is more than 200 directories deep"), "{error:#}");
     let error = ground.inside.walk("/d", &mut |_, _| Ok(Walk::On)).unwrap_err();
-    assert!(error.to_string().contains("nested deeper than 200"));
+    assert!(error.to_string().contains("is more than 200 directories deep"));
 }

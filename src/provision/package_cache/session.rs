@@ -15,8 +15,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// If a generation has this many recorded steps, the next generation forgets them. This is rare, because fewer
-/// definitions share a base, and each has two or three such steps.
+/// If a generation has this many recorded steps, the next generation forgets them. This is rare: each
+/// definition has two or three such steps, so hundreds of definitions would have to share a base.
 const DONE_MAX: usize = 1000;
 
 /// The overlay's directories for one cache. Without `lower`, steps see `upper` alone.
@@ -35,7 +35,7 @@ pub struct CacheSession {
     kinds: Vec<Holds>,
     seeds: Vec<CacheTree>,
     overlays: bool,
-    /// The generation whose content steps see below this bake's changes.
+    /// The published state of the caches (a generation) that this bake began with. It is the lower layer of the overlay.
     generation: Option<CacheGeneration>,
     /// The valid part of the generation, for each cache.
     trees: Vec<CacheTree>,
@@ -201,8 +201,8 @@ impl CacheSession {
         }
         let download_times = self.remove_oldest(&mut trees, newest.as_ref());
         let has_indexes = |cache: usize| self.kinds[cache] == Holds::Indexes;
-        // Another bake published another index. Its packages were not checked against this bake's index, or the other
-        // way round. So no step counts as done.
+        // Another bake published another index. Neither were its packages checked against this bake's index, nor this
+        // bake's packages against its index. So no step counts as done.
         let index_differs = !ours_is_newest
             && (0..mine.len()).any(|cache| has_indexes(cache) && theirs(cache) != Some(&mine[cache].1));
         let done = match index_differs {

@@ -160,10 +160,13 @@ async fn another_region_is_rejected() {
 #[tokio::test]
 async fn wrong_flags_are_named() {
     for (given, expected) in [
-        (given("i-1", "", ""), "`--instance-id` is \"i-1\""),
-        (given("vol-0123456789abcdef0", "", ""), "`--instance-id` is"),
-        (given(ID, "EU", ""), "`--zone` is \"EU\""),
-        (given(ID, "zone", ""), "`--zone` is \"zone\""),
+        (
+            given("i-1", "", ""),
+            "`--instance-id` has to be an instance id such as i-0123456789abcdef0, but is \"i-1\"",
+        ),
+        (given("vol-0123456789abcdef0", "", ""), "`--instance-id` has to be"),
+        (given(ID, "EU", ""), "`--zone` has to be"),
+        (given(ID, "zone", ""), "`--zone` has to be"),
     ] {
         let error = ask(GOOD, given, None).await.unwrap_err();
         assert_eq!(Kind::of(&error), Kind::Usage);

@@ -264,7 +264,7 @@ impl Ec2 {
                 // instance gets them from its metadata service, which may answer late on a busy machine. The SDK waits
                 // one second for that answer, and does not retry.
                 renewable: self.has_answered() || self.0.options.instance_id.is_some(),
-                // The `what` of a DryRun is empty, because a DryRun does not wait for its objects.
+                // A DryRun passes an empty `what`, so that it does not wait until its objects are visible.
                 may_be_new: !what.is_empty() && (error.is_state_error() || self.is_new(what)),
                 rate_limited: false,
             };
@@ -286,7 +286,7 @@ pub struct Circumstances {
     pub renewable: bool,
     /// Whether this process may have created the object so recently that it is not visible everywhere.
     pub may_be_new: bool,
-    /// Whether a rate limiter delays such calls. Then a call that was refused for its rate needs no longer pause.
+    /// Whether a rate limiter delays such calls. If so, a call that was refused for its rate needs no additional pause.
     pub rate_limited: bool,
 }
 
