@@ -287,8 +287,8 @@ pub struct OsReleasePlanArgs {
     /// Print the plugin's plan for an image with this os-release file. Needs neither root nor a cloud
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub os_release: Option<PathBuf>,
-    /// With --os-release: assume that of the paths that the plugin looks for, only these exist. May be repeated
-    /// [default: all of them exist]
+    /// With --os-release: the plugin looks for certain paths in the image. Assume that only these exist. May be repeated
+    /// [default: all exist]
     #[arg(long, value_name = "PATH", requires = "os_release")]
     pub has: Vec<String>,
     /// With --os-release: assume that the image has the text file PATH, with the content of the local FILE. May be
@@ -449,8 +449,8 @@ pub struct SweepArgs {
     /// Only list the leftovers, and remove nothing
     #[arg(long)]
     pub dry_run: bool,
-    /// Remove the leftovers of this run only, even if oven cannot determine whether its process still runs, for example
-    /// because it ran on another host
+    /// Remove only the leftovers of this run. This also works if oven cannot determine whether the process of the run
+    /// still exists, for example on another host
     #[arg(long, value_name = "RUN")]
     pub run: Option<String>,
     /// Also remove leftovers of other hosts if they are older than this, such as `6h` or `2days`

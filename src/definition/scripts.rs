@@ -189,9 +189,9 @@ fn secrets(table: &Table, vars: &Vars, env: &BTreeMap<String, String>) -> Vec<St
             }
             Err(what) => Err(format!("has {name}, which {what}")),
             Ok(()) if secrets.contains(&name) => Err(format!("has {name} twice: remove one")),
-            Ok(()) if vars.declared.contains_key(&name) => {
-                Err(format!("has {name}, which is also in [vars], whose values are not secret: remove one"))
-            }
+            Ok(()) if vars.declared.contains_key(&name) => Err(format!(
+                "has {name}, which is also in [vars]: remove it from one of the two (values in [vars] are not secret)"
+            )),
             Ok(()) if env.contains_key(&name) => {
                 Err(format!("has {name}, which is also in `env`: remove one"))
             }

@@ -7,8 +7,8 @@ use rustix::io::Errno;
 use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
 
-/// The maximum depth of a tree. Each level needs a descriptor, and a process may have 1024 of them. A deeper tree was
-/// created on purpose.
+/// The maximum depth of a tree. Each level needs a descriptor, and a process may have 1024 of them. No normal
+/// image has a deeper tree.
 const DEPTH_MAX: usize = 200;
 
 /// Whether a walk enters an object.

@@ -81,7 +81,10 @@ pub async fn grow_partition(device: &Device, nodes: &mut DiskNodes, root: usize)
     let part = &mut nodes.parts[root];
     let real = block_ioctls::device_size(part.node.as_fd()).with_context(doing)?;
     if real != growth.size {
-        let what = format!("it has {real} bytes in the kernel, but {} bytes in the table", growth.size);
+        let what = format!(
+            "the kernel reports a size of {real} bytes, but the partition table has {} bytes",
+            growth.size
+        );
         return Err(Kind::Machine.error(what)).with_context(doing);
     }
     part.size = growth.size;

@@ -224,9 +224,8 @@ impl<'d> Root<'d> {
     }
 
     /// Unmounts everything. Then proves that the disk is released: opens, with `O_EXCL`, the whole disk and each
-    /// partition that was mounted, and syncs them. Fails if a file system was damaged, or if a step wrote to a
-    /// directory
-    /// whose file system could not be mounted.
+    /// partition that was mounted, and syncs them. Fails if a file system was damaged, or if a step wrote to the mount
+    /// point of a file system that could not be mounted.
     pub async fn close(self) -> Result<()> {
         let Self { inside, mounts, disk, unmountable, report, device, .. } = self;
         let empty_mount_points = unmountable.iter().try_for_each(|dir| dir.check(&inside));

@@ -22,7 +22,8 @@ const PACKAGES: &str = "/run/oven/packages";
 const PAUSE: Duration = Duration::from_secs(2);
 /// The time limit for the command before a retry. The command deletes a cache, which takes seconds.
 const BEFORE_RETRY_TIMEOUT: Duration = Duration::from_secs(5 * 60);
-/// The maximum size of a command's output that oven reads as a value. No fact is larger.
+/// The maximum size of the output that [`CommandRunner::ask`] returns. The largest such output is the list of packages,
+/// which is much smaller.
 const ANSWER_MAX: usize = 16 << 20;
 
 /// A command, and its permissions.
@@ -39,8 +40,8 @@ pub struct ImageCommand<'a> {
     /// Whether the command downloads packages without running their code. Only such commands get the settings of
     /// `[network]`.
     pub fetches: bool,
-    /// Whether the command runs neither code of packages nor scripts of the definition. Downloads are cached only until
-    /// the first command that is not trusted.
+    /// Whether the command runs neither code of packages nor scripts of the definition. After the first
+    /// command that is not trusted, no download is added to the cache.
     pub trusted: bool,
     pub caches: CacheAccess,
     pub shims: Vec<Shim>,
@@ -84,7 +85,7 @@ pub struct CommandRunner<'a> {
     pub downloads: DownloadCaches<'a>,
 }
 
-/// The path in the image of a package file of the definition. `index` is its position in `packages`.
+/// Returns the path at which the image sees a package file of the definition. `index` is its position in `packages`.
 pub fn package_path(index: usize, source: &Path) -> String {
     let name = source.file_name().unwrap_or_default().to_string_lossy();
     // apt treats an argument with a `/` as a file. Other characters that are special for apt are replaced.

@@ -10,7 +10,8 @@ use tokio::time::Instant;
 /// The pauses between polls, and the time limit.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PollPolicy {
-    /// The first pause. A pause begins when a poll starts, but at least half of it follows the end of the poll.
+    /// The first pause. A pause is the time from the start of one poll to the start of the next. After a slow poll, at
+    /// least half a pause is waited.
     pub first: Duration,
     /// Each later pause is this fraction of the time waited so far, but at least `first`.
     pub share: f64,
@@ -54,7 +55,7 @@ pub async fn poll_until<T>(
     let end = start + policy.deadline;
     let _span = Track::here().span(Lane::Waits, what);
     loop {
-        // The time is taken before the poll, so that the last poll starts after the deadline.
+        // The clock is read before the poll. So a poll counts as the last one only if it began at or after the deadline.
         let begun = Instant::now();
         let last = begun >= end;
         match probe().await? {

@@ -40,7 +40,7 @@ const GENERIC_INITRAMFS: &str = "/etc/initramfs-tools/conf.d/zz-generic";
 /// Time limits in seconds. An index has some 10 MB. All packages of a server have some 1 GB.
 const UPDATE_TIMEOUT: u64 = 15 * 60;
 const FETCH_TIMEOUT: u64 = 60 * 60;
-/// If a package's script runs longer than this, it hangs.
+/// A package's script that runs longer than this is assumed to hang.
 const INSTALL_TIMEOUT: u64 = 60 * 60;
 const CLEAN_TIMEOUT: u64 = 5 * 60;
 /// apt itself retries each file. These retries are for an archive that changes while it is read.
@@ -164,8 +164,8 @@ fn refresh_step(job: &Job) -> Step {
         argv: ["apt-get", "update"].map(str::to_owned).to_vec(),
         env,
         retries: RETRIES,
-        // Deletes the index, so that apt downloads all of it again, and does not combine it with stale copies of a
-        // proxy.
+        // Deletes the index, so that apt downloads all of it again. Otherwise apt could combine new files with stale ones
+        // of a proxy's cache.
         before_retry: ["find", LISTS, "-xdev", "-type", "f", "-delete"].map(str::to_owned).to_vec(),
         network: true,
         also_good: Vec::new(),
@@ -298,8 +298,8 @@ fn environment(conffiles: Conffiles) -> BTreeMap<String, String> {
     .into()
 }
 
-/// Removes the indexes and the downloaded packages. (If a repository is a directory of the image, its indexes are
-/// symlinks.) Directories and symlinks to directories are not removed, because some belong to apt's own user.
+/// Removes the indexes and the downloaded packages. Symlinks to files are removed, too: if a repository is a directory
+/// of the image, its indexes are symlinks. Directories and symlinks to directories are not removed, because some belong to apt's own user.
 fn clean_step() -> Step {
     let argv = [
         &["find", LISTS, "/var/cache/apt", "-mindepth", "1", "-xdev"][..],

@@ -119,8 +119,8 @@ pub fn disk_spec(image: &Definition, base: &Base, run: &RunId) -> DiskSpec {
     // The disk strategy and the cloud add the tags that mark the owner.
     let tags = run_tags(image, run);
     let VolumeKind { volume_type, iops, throughput, .. } = &image.volume;
-    // There is one exception: if the definition sets IOPS or throughput, the base's type is used, because these values
-    // are valid only for that type.
+    // There is one exception. If the definition sets IOPS or throughput but no type, these values are meant for the
+    // base's type, so that type is used.
     let inherited = base.attributes.root_volume.volume_type.clone();
     let inherited = inherited.filter(|_| iops.is_some() || throughput.is_some());
     let volume_type = volume_type.clone().or(inherited).unwrap_or_else(|| DEFAULT_TYPE.to_owned());
@@ -188,8 +188,8 @@ fn fits(base: &Base, programs: Architecture) -> Result<()> {
     Ok(())
 }
 
-/// The specification of the image to register. `facts` are the outputs of the plan's facts, which are stored with the
-/// image.
+/// The specification of the image to register. `facts` has the output of each fact command of the plan, by name. These
+/// outputs are stored with the image.
 pub fn image_spec(bake: &Bake<'_>, target: Target, facts: BTreeMap<String, String>) -> ImageSpec {
     let Target { base, attributes, inputs } = target;
     let Bake { image, run, options, .. } = bake;

@@ -3,7 +3,7 @@
 //! ```text
 //! STATE/kept/RUN/upper        the written blocks, each at its offset
 //! STATE/kept/RUN/marks        the block map: which blocks were written
-//! STATE/kept/RUN/disk.json    the disk's record. It is written last, because only a directory with it is a disk
+//! STATE/kept/RUN/disk.json    the disk's record. It is written last: a directory without a record does not count as a disk
 //! ```
 
 use crate::cloud::{StaleRun, Tags};
@@ -31,7 +31,7 @@ const GRACE: Duration = Duration::from_secs(60);
 /// The description of a disk, without its written blocks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskRecord {
-    /// The snapshot that has the unwritten blocks.
+    /// The snapshot from which the blocks are read that the run did not write.
     pub snapshot: SnapshotId,
     /// Whether this snapshot is the parent of the new snapshot.
     pub child: bool,

@@ -1,8 +1,8 @@
-//! EBS direct: block-level access to snapshots, with AWS's SDK. No type of the SDK leaves this module. [`Ec2`] makes
-//! the calls about snapshots that only EC2 has.
+//! EBS direct: block-level access to snapshots, with AWS's SDK. No type of the SDK leaves this module. Some
+//! calls for snapshots exist only in EC2's API. [`Ec2`] makes those.
 //!
-//! Requests are sent from separate threads (`workers`), because readers block their threads. Only one layer retries
-//! calls (`call`), by EC2's table of error classes. All calls except CompleteSnapshot are idempotent: StartSnapshot has
+//! Requests are sent from separate threads (`workers`), because code that reads a block blocks its thread until the
+//! block arrives. Only the module `call` retries. It uses EC2's table of error classes. All calls except CompleteSnapshot are idempotent: StartSnapshot has
 //! a client token, and a second put of a block overwrites the first. The rate of the calls is limited, and the limit
 //! adapts to EBS's answers (`rate_limit`).
 

@@ -278,7 +278,11 @@ fn in_use_error(volume: &VolumeId, by: &Attachment<'_>) -> anyhow::Error {
 }
 
 fn stuck(volume: &VolumeId, a: &Attachment<'_>) -> anyhow::Error {
-    let text = format!("{volume} is stuck: it remains {} as {}", a.state.as_str(), a.device);
+    let text = format!(
+        "{volume} is stuck: its attachment as {} remains in the state `{}`",
+        a.device,
+        a.state.as_str()
+    );
     Kind::Cloud.failure(text).hint("A reboot of the instance frees its device names.").into()
 }
 
