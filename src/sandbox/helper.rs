@@ -77,7 +77,7 @@ fn serve(mut spec: File, control: &OwnedFd) -> Result<HelperMessage> {
     close_from(CONTROL + 1)?;
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .context("setting the parent-death signal")?;
-    // If oven died before that call, the kernel does not kill this process. But then oven's end of the socket is //
+    // If oven died before that call, the kernel does not kill this process. But then oven's end of the socket is
     // closed. This is checked here, and again while the step runs.
     let mut hung_up = [PollFd::new(control, PollFlags::empty())];
     poll(&mut hung_up, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).context("checking that oven is running")?;

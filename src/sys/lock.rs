@@ -46,7 +46,7 @@ unsafe impl<F: AsFd> Flockable for Lockable<F> {}
 
 /// A locked file. It is unlocked when this is dropped, even if a copy of the descriptor exists.
 #[derive(Debug)]
-pub struct FileLock<F: AsFd = File>(Flock<Lockable<F>>);
+pub struct FileLock<F: AsFd = File>(Option<Flock<Lockable<F>>>);
 
 impl<F: AsFd> FileLock<F> {
     /// Locks an open file, or returns `None` if somebody else has locked it.
@@ -65,10 +65,7 @@ impl<F: AsFd> FileLock<F> {
     ///
     /// # Errors
     /// [`Kind::Interrupted`] if this process is asked to end meanwhile.
-    #[allow(
-        clippy::disallowed_methods,
-        reason = "the calling thread may block, or the lock is held only for milliseconds"
-    )]
+    #[allow(clippy::disallowed_methods, reason = "the lock is held only for a short time")]
     pub fn wait(mut file: F, mode: LockMode) -> Result<Self> {
         loop {
             file = match attempt(file, mode) {
@@ -112,7 +109,17 @@ impl<F: AsFd> Deref for FileLock<F> {
     type Target = F;
 
     fn deref(&self) -> &F {
-        &self.0.0
+        &self.0.as_ref().expect("only `drop` takes the lock").0
+    }
+}
+
+impl<F: AsFd> Drop for FileLock<F> {
+    fn drop(&mut self) {
+        // nix's guard would panic if unlocking fails, for example on a network file system. Then the lock lasts until this
+        // process ends.
+        if let Some(Err((lock, _))) = self.0.take().map(Flock::unlock) {
+            std::mem::forget(lock);
+        }
     }
 }
 
@@ -122,7 +129,7 @@ fn attempt<F: AsFd>(file: F, mode: LockMode) -> Result<FileLock<F>, (F, Errno)> 
         LockMode::Shared => FlockArg::LockSharedNonblock,
         LockMode::Exclusive => FlockArg::LockExclusiveNonblock,
     };
-    Flock::lock(Lockable(file), how).map(FileLock).map_err(|(file, errno)| (file.0, errno))
+    Flock::lock(Lockable(file), how).map(|lock| FileLock(Some(lock))).map_err(|(file, errno)| (file.0, errno))
 }
 
 /// Locks an open file exclusively until its last descriptor is closed, whoever has that descriptor then: a loop device,

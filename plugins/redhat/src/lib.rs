@@ -44,7 +44,7 @@ impl Distro for RedHat {
         let manager = Manager::detect(has);
         let mut plan =
             Plan { troubles: troubles::troubles(), failures: troubles::failures(), ..Plan::default() };
-        (plan.notes, plan.caches) = (troubles::notes(), caches(None));
+        (plan.notes, plan.caches) = (troubles::notes(), caches(manager, None));
         if has(RPM) {
             plan.facts = BTreeMap::from([("packages".to_owned(), oven_rpm::list_packages_command())]);
             plan.expect = oven_rpm::expected(Vec::new());
@@ -71,7 +71,7 @@ impl Distro for RedHat {
         if changes {
             plan.shims.extend(has(DRACUT).then(oven_rpm::generic_initramfs));
             plan.steps = steps(job, manager, &requests, &options)?;
-            plan.caches = caches(manager.cache());
+            plan.caches = caches(Some(manager), manager.cache());
         }
         plan.steps.extend(holds(job, manager, &requests)?);
         plan.steps.sort_by_key(|step| step.phase);
@@ -93,12 +93,14 @@ const SOURCES: [&str; 7] = [
 
 /// The caches of all package managers, as a script may use another one than this plan. `used`: the directory that this
 /// plan's steps download into. oven caches only that one.
-fn caches(used: Option<&str>) -> Vec<Cache> {
+fn caches(manager: Option<Manager>, used: Option<&str>) -> Vec<Cache> {
     let cache = |path| {
         let sources: &[&str] = if used == Some(path) { &SOURCES } else { &[] };
         oven_rpm::cache(path, sources)
     };
-    manager::CACHES.into_iter().map(cache).collect()
+    // Other programs than dnf 5 use its cache, too, and `clean all` of dnf 4 does not empty that.
+    let has_dnf5 = matches!(manager, Some(Manager::Dnf5 | Manager::Microdnf));
+    manager::CACHES.into_iter().filter(|path| has_dnf5 || *path != manager::DNF5_CACHE).map(cache).collect()
 }
 
 fn refuse_unsupported(job: &Job) -> Result<(), Refused> {

@@ -28,7 +28,8 @@ pub const LOOK_FOR: [&str; 6] =
     [PATHS[0].1, PATHS[1].1, PATHS[2].1, PATHS[3].1, VERSIONLOCK_DNF, VERSIONLOCK_YUM];
 
 /// The directories of all package managers' downloads. microdnf uses one of them; which one depends on its release.
-pub const CACHES: [&str; 3] = ["/var/cache/dnf", "/var/cache/libdnf5", "/var/cache/yum"];
+pub const CACHES: [&str; 3] = ["/var/cache/dnf", DNF5_CACHE, "/var/cache/yum"];
+pub const DNF5_CACHE: &str = "/var/cache/libdnf5";
 
 impl Manager {
     pub fn detect(has: impl Fn(&str) -> bool) -> Option<Self> {
@@ -107,7 +108,7 @@ impl Manager {
     /// releases.
     pub fn cache(self) -> Option<&'static str> {
         match self {
-            Self::Dnf5 => Some("/var/cache/libdnf5"),
+            Self::Dnf5 => Some(DNF5_CACHE),
             Self::Dnf => Some("/var/cache/dnf"),
             Self::Yum => Some("/var/cache/yum"),
             Self::Microdnf => None,

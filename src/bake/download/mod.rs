@@ -67,7 +67,8 @@ pub async fn download_packages(bake: &Bake<'_>) -> Result<Definition> {
 /// Downloads a definition's packages by URL, unless `dir` has them already. Returns the definition with the downloaded
 /// files.
 ///
-/// # Errors [`Kind::Definition`] with file, line and key if a URL has no file or another file; [`Kind::Step`] if the
+/// # Errors
+/// [`Kind::Definition`] with file, line and key if a URL has no file or another file; [`Kind::Step`] if the
 /// network fails.
 pub async fn fetch_packages(
     image: &Definition,

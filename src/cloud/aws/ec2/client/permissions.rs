@@ -289,8 +289,9 @@ fn verdict(refused: &ApiError, tagged: bool) -> PermissionVerdict {
     match code {
         "DryRunOperation" | "ParameterNotFound" => PermissionVerdict::Granted,
         "UnauthorizedOperation" | "AccessDenied" | "AccessDeniedException" if tagged => {
-            let why = "which a policy that is limited to resources with oven's tags causes, too";
-            unknown(format!("{code}, {why}"))
+            let why = "the resource of this check does not exist and has no tags, so a policy that is limited to oven's \
+                       tags refuses the call as well";
+            unknown(format!("{code}: {why}"))
         }
         "UnauthorizedOperation" | "AccessDenied" | "AccessDeniedException" => PermissionVerdict::Missing,
         // For most actions, EC2 checks the permission before it looks for the resource. For the others, the permission
