@@ -97,7 +97,7 @@ fn scan(
     files: &mut Vec<String>,
 ) -> Result<()> {
     if depth == DEPTH_MAX {
-        bail!("{} is nested deeper than {DEPTH_MAX} directories", dir.display());
+        bail!("{} is more than {DEPTH_MAX} directories deep", dir.display());
     }
     let at = dir.join(path);
     let reading = || format!("reading {}", at.display());
