@@ -1,4 +1,4 @@
-//! Makes a site in EC2. Some verbs also need to identify this instance.
+//! Makes a site in EC2. For some verbs, this module also finds out on which instance oven runs.
 
 use super::{Findings, Site, Use};
 use crate::cloud::aws::ebs::Ebs;
