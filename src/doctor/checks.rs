@@ -181,7 +181,7 @@ pub fn credential_blocking(required: bool) -> Option<Check> {
         return Some(Check::from_result(
             WHAT,
             &fence,
-            "Or set `imds = true` in image.toml, which lets the steps reach the credentials.",
+            "Set `imds = true` in image.toml to permit that the steps reach the credentials.",
         ));
     }
     let note = fence.as_ref().err().map(|error| format!("{error:#}")).unwrap_or_default();
@@ -289,7 +289,8 @@ fn loop_devices() -> Check {
         Err(_) if Path::new("/sys/class/misc/loop-control").exists() => String::new(),
         Err(e) => format!("cannot open /dev/loop-control: {e}"),
     };
-    let fix = "Load the module (`modprobe loop`), or run the container privileged.";
+    let fix =
+        "Load the module (`modprobe loop`). If oven runs in a container, make the container privileged.";
     Check::new("loop devices", why.is_empty(), why.clone(), fix)
 }
 
