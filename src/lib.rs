@@ -2,8 +2,9 @@
 //! base image's disk. The same definition on the same base is baked only once.
 //!
 //! [`bake::bake`] runs a bake from start to end. A bake has six steps: resolve the base image ([`cloud`]), check out
-//! its disk ([`disk`]), mount the disk ([`mount`]), change the mounted image by a plan of [`distros`] ([`provision`])
-//! and clean and check it ([`seal`]), commit the disk to a snapshot, and register the snapshot as an image.
+//! its disk ([`disk`]), mount the disk ([`mount`]), provision the mounted image ([`provision`]), commit the disk to a
+//! snapshot, and register the snapshot as an image. [`distros`] makes the plan for provisioning. Before the commit,
+//! [`seal`] cleans and checks the image.
 //!
 //! The modules are listed in the order of their imports. A module imports only from modules that are listed before it;
 //! `tests/pure/layers.rs` checks this.

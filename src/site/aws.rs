@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-/// The directory for logs, locks and documents of images.
+/// The directory for logs, locks, and texts that belong to images, such as the list of an image's packages.
 const STATE_DIR: &str = "/var/lib/oven";
 const SYS: &str = "/sys";
 const DEV: &str = "/dev";
