@@ -1,4 +1,4 @@
-//! Block devices: a whole disk, which is open, and device nodes.
+//! Block devices: an open disk, and the device nodes of a disk.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -7,7 +7,8 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// A whole disk, which is open and was verified. Dropping it closes the disk; then a loop device detaches itself.
+/// A whole disk, opened and verified. Dropping this value closes the disk. A loop device is then detached by the
+/// kernel.
 #[derive(Debug)]
 pub struct Device {
     /// Open for reading and writing. Code that needs a path uses `/proc/self/fd/N`.
@@ -16,17 +17,18 @@ pub struct Device {
     pub path: PathBuf,
     /// The device number of the node.
     pub rdev: u64,
-    /// Identifies the volume that this device was verified to be: its serial on NVMe, its id in the local region.
+    /// Identifies the volume: its serial number on NVMe, or its id in the local region.
     pub serial: String,
-    /// Set if oven serves the disk itself. The server must know which discards are trims.
+    /// Set only if oven itself serves the disk. That server must know which discards are trims.
     pub trimming: Option<Arc<dyn Trimming>>,
 }
 
-/// Marks the time during which all discards of a disk are trims, which discard only free space of a file system. For a
-/// trim, the disk's server does not have to overwrite the base's blocks with zeros. The server cannot see the
-/// difference itself: the loop device punches a hole both for a discard and for a range that has to become zeros.
+/// Marks a period in which all discards of a disk are trims. A trim discards only the free space of a file system. For
+/// a trim, the disk's server does not have to overwrite the base's blocks with zeros. The server cannot recognize a
+/// trim by itself, because the loop device punches a hole for a discard and also for a range that has to become zeros.
 pub trait Trimming: fmt::Debug + Send + Sync {
-    /// Until [`Self::end`], nothing may zero a range: no step may run, and the kernel must not be zeroing inode tables.
+    /// Begins the period. Before [`Self::end`] is called, nothing must write zeros to the disk: no step must run, and
+    /// the kernel must not be zeroing inode tables.
     fn begin(&self) -> io::Result<()>;
 
     fn end(&self) -> io::Result<()>;
@@ -46,7 +48,7 @@ impl Trim {
 impl Drop for Trim {
     fn drop(&mut self) {
         if let Err(error) = self.0.end() {
-            eprintln!("oven: finishing the discard of free space failed: {error}");
+            eprintln!("oven: cannot end the discard of free space: {error}");
         }
     }
 }
@@ -61,12 +63,12 @@ pub struct DeviceNode {
     pub links: Vec<String>,
 }
 
-/// Spells a name as udev does in a link: an unsafe character is escaped, such as `/` as `\x2f`.
+/// Escapes unsafe characters of a name as udev does in a link. For example, `/` becomes `\x2f`.
 pub fn link_name(id: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || "#+-.:=@_".contains(c);
     let mut out = String::new();
     for (index, c) in id.chars().enumerate() {
-        // A first `.` is escaped: `.` and `..` are not valid names, and udev makes no hidden links.
+        // A leading `.` is escaped, because `.` and `..` are not valid names, and udev makes no hidden links.
         if plain(c) && !(index == 0 && c == '.') {
             out.push(c);
         } else {

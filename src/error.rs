@@ -14,7 +14,7 @@ pub enum Kind {
     NotFound = 4,
     /// A step in the image failed.
     Step = 5,
-    /// The cloud refused a request or failed. Errors of unknown kind count as this kind.
+    /// The cloud refused a request, or the cloud failed. An error of unknown kind also has this exit code.
     Cloud = 6,
     /// The work succeeded, but leftovers could not be removed.
     LeftBehind = 7,

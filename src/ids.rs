@@ -1,4 +1,4 @@
-//! Ids of images, snapshots, volumes and runs; and the block, the unit of a snapshot's data.
+//! Ids of images, snapshots, volumes and runs; CPU architectures; and the block, the unit of a snapshot's data.
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -34,7 +34,7 @@ impl RunId {
         Self(bytes.iter().map(|b| format!("{b:02x}")).collect())
     }
 
-    /// The first 8 digits, which are enough for people.
+    /// Returns the first 8 digits, for text that people read.
     pub fn short(&self) -> &str {
         &self.0[..self.0.len().min(8)]
     }
@@ -65,8 +65,8 @@ impl Architecture {
         }
     }
 
-    /// Whether this machine can run programs of this architecture, either natively or with an interpreter that the
-    /// kernel knows (binfmt_misc).
+    /// Returns whether this machine can run programs of this architecture: natively, or with an emulator that is
+    /// registered in the kernel (binfmt_misc).
     pub fn runs_here(self) -> bool {
         let emulator = match self {
             Self::X86_64 => "/proc/sys/fs/binfmt_misc/qemu-x86_64",
@@ -82,7 +82,7 @@ impl fmt::Display for Architecture {
     }
 }
 
-/// The size of a block in bytes. The EBS direct APIs have only this size.
+/// The size of a block in bytes. The EBS direct APIs support only this size.
 pub const BLOCK: usize = 512 << 10;
 
 /// A block's SHA256.

@@ -1,11 +1,12 @@
 //! oven bakes Amazon Machine Images without booting an instance: packages and scripts run in a sandbox, on a copy of the
 //! base image's disk. The same definition on the same base is baked only once.
 //!
-//! [`bake::bake`] is the story. It has six steps: resolve the base image ([`cloud`]), check out its disk ([`disk`]),
-//! mount the disk ([`mount`]), provision and seal the mounted image ([`provision`], with a plan of [`distros`], and
-//! [`seal`]), commit the disk to a snapshot, and register the snapshot as an image.
+//! [`bake::bake`] runs a bake from start to end. A bake has six steps: resolve the base image ([`cloud`]), check out
+//! its disk ([`disk`]), mount the disk ([`mount`]), provision the mounted image ([`provision`]), commit the disk to a
+//! snapshot, and register the snapshot as an image. [`distros`] makes the plan for provisioning. Before the commit,
+//! [`seal`] cleans and checks the image.
 //!
-//! The modules below are the floor plan. Each module imports only from the modules that are listed before it;
+//! The modules are listed in the order of their imports. A module imports only from modules that are listed before it;
 //! `tests/pure/layers.rs` checks this.
 
 // Kinds of failure, with exit codes and hints.
@@ -65,13 +66,13 @@ pub mod sandbox;
 // The disk that a bake works on.
 pub mod disk;
 
-// A mounted root, and the proof of its release.
+// A mounted root file system, and the check after unmounting that nothing uses its disk.
 pub mod mount;
 
-// Packages, files and scripts in a root.
+// Installs packages, places files and runs scripts in a root file system.
 pub mod provision;
 
-// Clean-up and lint of the finished root; whether it can boot.
+// Cleans the finished root file system, and checks that it is clean and can boot.
 pub mod seal;
 
 // Distro plugins, and the choice of the plugin for an image.
@@ -83,7 +84,7 @@ pub mod doctor;
 // Makes the cloud, the disks and the plugins from the settings.
 pub mod site;
 
-// The story of a bake; batches and imports.
+// The steps of a bake; bakes of several definitions; imports of disk images.
 pub mod bake;
 
 // The command line.

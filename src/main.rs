@@ -1,5 +1,5 @@
-//! The program. It runs a verb of the command line. If oven has re-executed itself, it runs the helper of a step, of a
-//! plugin or of a disk instead.
+//! The program `oven`. It runs one verb of the command line, such as `bake`. oven also starts itself as a helper
+//! process of a step, of a plugin or of a disk. Such a process runs the helper instead of a verb.
 
 use oven::disk::direct::server;
 use oven::distros::sandboxed_plugin;

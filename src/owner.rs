@@ -1,5 +1,5 @@
-//! The process that owns a resource. Each resource has its owner as a tag. So leftovers of killed bakes can be
-//! distinguished from resources in use.
+//! The process that owns a resource. Each resource in the cloud has a tag that names its owner. By this tag, oven
+//! distinguishes the leftovers of killed bakes from resources in use.
 
 use anyhow::{Context, Result};
 use std::fmt;
@@ -27,11 +27,12 @@ pub struct Owner {
 pub enum OwnerEnded {
     Yes,
     No,
-    /// The owner is on another host or in another PID namespace, or a fact about one of the two processes is unknown.
+    /// The owner is on another host or in another PID namespace, or a part of its identity or of this process's own
+    /// identity is unknown.
     Unknown,
 }
 
-/// The `host` or `boot` of an owner if this machine does not provide it.
+/// The value of `host` or `boot` if it cannot be determined.
 const UNKNOWN: &str = "unknown";
 
 impl Owner {
@@ -40,17 +41,17 @@ impl Owner {
         Self::on(&host_id(Path::new("/")))
     }
 
-    /// This process. `host` is a better name than the machine id: an instance id.
+    /// This process, on a host with the given name. On EC2, the name is the instance id.
     pub fn on(host: &str) -> Self {
         Self::of(host, std::process::id(), Path::new("/proc"))
     }
 
-    /// A part that cannot be read is unknown. An owner with an unknown part never counts as ended.
+    /// A part that cannot be read becomes `UNKNOWN` or 0. An owner with such a part never counts as ended.
     fn of(host: &str, pid: u32, proc: &Path) -> Self {
         let boot = std::fs::read_to_string(proc.join("sys/kernel/random/boot_id")).unwrap_or_default();
         let boot = if boot.trim().is_empty() { UNKNOWN } else { boot.trim() };
         let started = read_process(proc, pid).ok().flatten().map_or(0, |stat| stat.started);
-        // A PID has no meaning outside its namespace, so a container counts as another host.
+        // A PID has no meaning outside its namespace. So another PID namespace counts as another host.
         let host = match std::fs::read_link(proc.join("self/ns/pid")) {
             Ok(namespace) if namespace.as_os_str() != FIRST_PID_NAMESPACE => {
                 let digits: String =
@@ -62,7 +63,7 @@ impl Owner {
         Self { host, boot: boot.to_owned(), pid, started }
     }
 
-    /// Whether this owner has ended, as seen from `here`, which is a running process.
+    /// Returns whether this owner has ended, as far as `here` can determine it. `here` is a running process.
     pub fn has_ended_seen_from(&self, here: &Owner, proc: &Path) -> OwnerEnded {
         let known = |owner: &Owner| owner.host != UNKNOWN && owner.boot != UNKNOWN && owner.started != 0;
         if self.host != here.host || !known(self) || !known(here) {
@@ -80,7 +81,7 @@ impl Owner {
         }
     }
 
-    /// Whether this owner has ended, as seen from this process.
+    /// Returns whether this owner has ended, as far as this process can determine it.
     pub fn is_gone(&self) -> OwnerEnded {
         self.has_ended_seen_from(&Self::this(), Path::new("/proc"))
     }
@@ -111,8 +112,7 @@ impl FromStr for Owner {
         if host.is_empty() || boot.is_empty() {
             return Err(invalid());
         }
-        // Only digits are accepted. `parse` would also accept "+1", but the text form of that owner would be another
-        // one.
+        // `parse` would also accept "+1". But that owner would be formatted as "1", which is a different text.
         let check_digits =
             |digits: &str| digits.bytes().all(|b| b.is_ascii_digit()).then_some(()).ok_or_else(invalid);
         check_digits(pid)?;
@@ -127,15 +127,15 @@ impl FromStr for Owner {
     }
 }
 
-/// The machine id of the system below `root`, or else its host name. It contains no `/`, because `/` separates the
-/// parts of an owner.
+/// Returns the machine id of the system below `root`, or its host name if it has no machine id. A `/` in the host name
+/// is replaced, because `/` separates the parts of an owner.
 fn host_id(root: &Path) -> String {
     let id = std::fs::read_to_string(root.join("etc/machine-id")).unwrap_or_default();
     let id = id.trim();
     if id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit()) {
         return id.to_owned();
     }
-    // An image before its first boot has no machine id, or the word "uninitialized".
+    // Before the first boot, the machine id is missing or is the word "uninitialized".
     let name = std::fs::read_to_string(root.join("proc/sys/kernel/hostname")).unwrap_or_default();
     if name.trim().is_empty() { UNKNOWN.to_owned() } else { name.trim().replace('/', "_") }
 }

@@ -17,11 +17,11 @@ const MASK: &str = "***";
 /// The minimal length of a secret, in bytes. A shorter value occurs in many words. Masking it would make the output
 /// unreadable, and readers could guess the value from the masked words.
 const MIN: usize = 4;
-/// The maximal length of a secret, in bytes. A larger value is probably a mistake. (The kernel allows 128 KiB for an
-/// environment variable.)
+/// The maximal length of a secret, in bytes. A larger value is probably a mistake. The kernel's limit for an
+/// environment variable is 128 KiB.
 const MAX: usize = 64 << 10;
-/// Bytes. Each line of a multi-line secret, such as a key, is searched for in files if it is at least this long. A
-/// shorter line may be in any file by chance.
+/// The minimal length, in bytes, of a line that is searched for on its own. A secret with several lines, such as a key,
+/// is also searched for line by line. But a file may contain a shorter line by chance.
 const LINE_MIN: usize = 16;
 
 /// Secret values by name, and the texts to search for. Cheap to clone. The `Debug` form shows only the names.
@@ -33,7 +33,7 @@ struct Inner {
     values: BTreeMap<String, String>,
     /// Texts to mask, the longest first.
     masked: Vec<String>,
-    /// Texts that must not be in the image, with the name of their secret.
+    /// Texts that must not be in the image, each with the name of its secret.
     sought: Vec<(Vec<u8>, String)>,
 }
 
@@ -52,7 +52,8 @@ impl Secrets {
             // Lines such as `-----BEGIN …` are not secret, because they are in every key.
             let lines: Vec<_> = lines.filter(|line| !line.starts_with("-----")).collect();
             for encoded in std::iter::once(whole).chain(lines.iter().copied()).flat_map(encodings) {
-                // A step's output is shown without control characters, so the secret appears there in this form.
+                // Control characters are removed from a step's output before it is shown. So the secret is also masked
+                // without its control characters.
                 masked.insert(encoded.chars().filter(|c| !c.is_control() || *c == '\t').collect());
                 masked.insert(encoded);
             }
@@ -133,7 +134,7 @@ impl Secrets {
         self.0.masked.first().map_or(0, String::len)
     }
 
-    /// The range of a text to mask that begins before position `at` and ends after it, if there is one.
+    /// If a text to mask begins before position `at` and ends after it, returns the range of this text.
     pub fn masked_range_across(&self, bytes: &[u8], at: usize) -> Option<(usize, usize)> {
         self.0.masked.iter().find_map(|secret| {
             let from = at.saturating_sub(secret.len() - 1);
@@ -148,7 +149,7 @@ impl Secrets {
         self.0.sought.iter().map(|(text, _)| text.len()).max().unwrap_or_default()
     }
 
-    /// The name of a secret that these bytes contain in plain text or in an encoding, if there is one.
+    /// If the bytes contain a secret in plain text or in an encoding, returns the name of the secret.
     pub fn find(&self, bytes: &[u8]) -> Option<&str> {
         let found = self.0.sought.iter().find(|(text, _)| memchr::memmem::find(bytes, text).is_some());
         found.map(|(_, name)| name.as_str())
@@ -181,9 +182,10 @@ fn encodings(text: &str) -> Vec<String> {
         percent_encode(text, b"-_.~/"),
         percent_encode(text, b"-_.~ ").replace(' ', "+"),
     ];
-    // Base64 encodes groups of three bytes. So a text has three forms, which depend on its offset in a group.
+    // Base64 encodes groups of three bytes. So the encoding of a text depends on the text's offset in its first group.
+    // There are three offsets.
     all.extend((0..3).map(|offset| base64(text.as_bytes(), offset)));
-    // An encoding that is shorter than this would be found by chance.
+    // A very short encoding would be found in other text by chance.
     all.retain(|encoded| encoded == text || encoded.len() >= MIN.max(text.len()));
     all
 }
@@ -205,8 +207,8 @@ fn percent_encode(text: &str, plain: &[u8]) -> String {
     text.bytes().map(one).collect()
 }
 
-/// The base64 characters that depend only on `bytes`, if `offset` other bytes precede them in their group. Characters
-/// at the edges, which also contain bits of neighbouring bytes, are left out.
+/// Returns the base64 characters of `bytes` if `offset` other bytes precede them in their first group. A character at
+/// an edge that also contains bits of a neighbouring byte is left out.
 fn base64(bytes: &[u8], offset: usize) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let (first, last) = ((offset * 8).div_ceil(6), (offset + bytes.len()) * 8 / 6);
@@ -244,7 +246,8 @@ mod tests {
     #[test]
     fn base64_is_found_wherever_it_begins() {
         let secrets = secrets(&[("TOKEN", "hunter2-hunter2")]);
-        // printf 'xhunter2-hunter2y' | base64, and so on.
+        // The secret alone, and with one, two and three bytes before it. The second text is the output of: printf
+        // xhunter2-hunter2y | base64
         for text in [
             "aHVudGVyMi1odW50ZXIyCg==",
             "eGh1bnRlcjItaHVudGVyMnk=",

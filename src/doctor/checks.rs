@@ -45,7 +45,8 @@ impl Check {
         matches!(self.verdict, Verdict::Lacks { .. })
     }
 
-    /// Returns the check of something that was tried. `fix` says what to do; it is used only if the error has no hint.
+    /// Returns the check for the result of a trial. `fix` says what the user can do. If the error has a hint, the hint
+    /// is used instead of `fix`.
     pub fn from_result<T>(what: &str, tried: &Result<T>, fix: &str) -> Self {
         let (why, hint) = match tried {
             Ok(_) => return Self::new(what, true, "", ""),
@@ -88,16 +89,17 @@ pub fn ensure_ready(needs: Needs) -> Result<()> {
     Err(Kind::Machine.error(format!("this machine cannot bake:{}", lacks.concat())))
 }
 
-/// Needs of a cloud and a disk strategy, in addition to what every bake needs.
+/// The requirements of a cloud and a disk strategy. Every bake has further requirements.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Needs {
     /// Whether loop devices are needed.
     pub loops: bool,
     /// Whether FUSE is needed, because this program serves the disks.
     pub fuse: bool,
-    /// NVMe disks, which attached volumes are.
+    /// Whether NVMe is needed, because volumes are attached as NVMe disks.
     pub nvme: bool,
-    /// A role in the cloud: its permissions, and steps that cannot reach its credentials.
+    /// Whether the builder has a role in the cloud. If so, oven needs its permissions, and steps must not reach its
+    /// credentials.
     pub role: bool,
 }
 
@@ -166,9 +168,9 @@ pub fn checks(needs: Needs) -> Vec<Check> {
     checks
 }
 
-/// Checks whether oven can block access from steps with the network to the builder's credentials. The check tries to
-/// block it, which needs root; without root, the result is `None`. `required` is true if no step may have the network
-/// without this.
+/// Checks whether oven can block access to the builder's credentials in steps that have the network. The check tries
+/// this, which needs root. Without root, the result is `None`. `required` is true if a step must not have the network
+/// unless the access is blocked.
 pub fn credential_blocking(required: bool) -> Option<Check> {
     const WHAT: &str = "cgroup v2 and BPF";
     if !rustix::process::geteuid().is_root() {
@@ -179,7 +181,7 @@ pub fn credential_blocking(required: bool) -> Option<Check> {
         return Some(Check::from_result(
             WHAT,
             &fence,
-            "Or set `imds = true` in image.toml, which lets the steps reach the credentials.",
+            "Set `imds = true` in image.toml to permit that the steps reach the credentials.",
         ));
     }
     let note = fence.as_ref().err().map(|error| format!("{error:#}")).unwrap_or_default();
@@ -194,12 +196,12 @@ pub fn nvme_timeout(sys: &Path) -> Option<Check> {
         "it is {seconds} s, and a bake fails if a volume takes longer to respond. AWS recommends the kernel parameter \
          nvme_core.io_timeout=4294967295"
     );
-    // A day is as good as the highest value that the kernel accepts.
+    // A day is long enough. The kernel accepts even higher values.
     Some(Check::optional("NVMe timeout", seconds >= 24 * 60 * 60, &note))
 }
 
-/// Checks whether logs and locks can be written. A missing directory will be created, so the check uses its nearest
-/// parent that exists.
+/// Checks whether logs and locks can be written. If the directory is missing, a bake creates it. So the check uses the
+/// nearest parent that exists.
 pub fn state_directory(dir: &Path) -> Check {
     let what = format!("directory {}", dir.display());
     let existing = dir.ancestors().find(|dir| dir.exists()).unwrap_or(dir);
@@ -221,9 +223,9 @@ pub fn region(dir: &Path) -> Check {
     Check::optional(&what, free >= MIN_SPACE, &format!("only {} MiB are free", free >> 20))
 }
 
-/// Checks whether disks can be served by FUSE (`disks = "direct"`). The check tries it, because a container may lack
-/// the device node. That needs root; without root, the result is `None`. `required` is true if the settings request
-/// such disks.
+/// Checks whether disks can be served by FUSE (`disks = "direct"`). The check tries this, because a container may lack
+/// the device node. The trial needs root. Without root, the result is `None`. `required` is true if the settings
+/// request direct disks.
 fn fuse(required: bool) -> Option<Check> {
     const WHAT: &str = "FUSE";
     if !rustix::process::geteuid().is_root() {
@@ -266,7 +268,7 @@ fn capabilities(held: CapabilitySet) -> Check {
 }
 
 /// Checks whether disks can be grown. Without CAP_SYS_RESOURCE, the kernel refuses to grow a mounted ext4. In that
-/// case, e2fsprogs grows it before it is mounted.
+/// case, oven grows the ext4 with e2fsprogs before it is mounted.
 pub fn disk_growth() -> Check {
     let is_capable = held_capabilities().contains(CapabilitySet::SYS_RESOURCE);
     let tools = ["e2fsck", "resize2fs"];
@@ -287,7 +289,8 @@ fn loop_devices() -> Check {
         Err(_) if Path::new("/sys/class/misc/loop-control").exists() => String::new(),
         Err(e) => format!("cannot open /dev/loop-control: {e}"),
     };
-    let fix = "Load the module (`modprobe loop`), or run the container privileged.";
+    let fix =
+        "Load the module (`modprobe loop`). If oven runs in a container, make the container privileged.";
     Check::new("loop devices", why.is_empty(), why.clone(), fix)
 }
 

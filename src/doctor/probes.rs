@@ -1,5 +1,5 @@
-//! Tries the parts of a bake on empty disks and images. This is the only way to find out what a container or a hardened
-//! kernel forbids.
+//! Tries the parts of a bake on empty disks and images. Only a trial shows what a container or a hardened kernel
+//! forbids.
 
 use super::checks::Check;
 use crate::cloud::block_api::{SnapshotContents, SnapshotReader};
@@ -31,15 +31,15 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 const PROGRAM: &str = "/oven-doctor";
 const PRIVILEGED: &str = "If oven runs in a container, make the container privileged.";
 
-/// Describes what to try.
+/// The paths and settings for the trial.
 pub struct Probe<'a> {
-    /// The path of this program, which runs steps.
+    /// The path of oven's own executable, which also runs steps.
     pub helper: &'a Path,
     /// The state directory.
     pub state: &'a Path,
     /// Whether volumes are loop devices of a local region.
     pub in_region: bool,
-    /// Whether this program serves the disks.
+    /// Whether disks are direct, that is, served by oven itself.
     pub direct: bool,
     pub egress: EgressGuard,
 }
@@ -140,7 +140,7 @@ async fn run_step(probe: &Probe<'_>, root: &Path, network: bool, throwaway: bool
     let mut output = Vec::new();
     let exit = sandbox::run(probe.helper, &spec, TIMEOUT, &mut |line| output.push(line.to_owned())).await?;
     match exit.status {
-        // If the program was not found, the step was set up, which is the success of this probe.
+        // 127 means that the program was not found. The step itself was set up, so the trial succeeded.
         ExitStatus::Exited(127) => Ok(()),
         other => bail!("{other}: {}", output.join(" ")),
     }

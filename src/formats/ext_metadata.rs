@@ -1,5 +1,5 @@
 //! Finds the metadata of a disk's file systems: partition tables, ext's group descriptors, bitmaps and inode tables.
-//! The result is only a hint for prefetching, so metadata that cannot be parsed are skipped.
+//! The result is only a hint for prefetching, so metadata that cannot be parsed is skipped.
 
 use crate::formats::partition;
 use crate::formats::partition::{ReadAt, TableScheme};
@@ -14,7 +14,7 @@ const DESCRIPTOR_MAX: u64 = 1024;
 /// Descriptors are read in pieces of this size in bytes, because an image may claim to have any number of descriptors.
 const PIECE: u64 = 64 << 10;
 
-/// Returns the indexes of blocks with metadata.
+/// Returns the indexes of the disk's blocks (of [`BLOCK`] bytes) that contain metadata.
 pub fn blocks(disk: &(impl ReadAt + ?Sized)) -> BTreeSet<u32> {
     let mut found = BTreeSet::from([0]);
     let Ok(table) = partition::read(disk, 512) else { return found };
@@ -25,7 +25,7 @@ pub fn blocks(disk: &(impl ReadAt + ?Sized)) -> BTreeSet<u32> {
     for start in starts {
         let mut ranges = ext(disk, start).unwrap_or_default();
         ranges.sort_by_key(|range| range.start);
-        // The ranges may overlap. `next` prevents that a block is added twice.
+        // The ranges may overlap. Because of `next`, no block is added twice.
         let mut next = 0;
         for range in ranges {
             let first = next.max(range.start / BLOCK as u64);
@@ -44,14 +44,14 @@ fn le16(bytes: &[u8], at: usize) -> u64 {
     le32(bytes, at) & 0xffff
 }
 
-/// Returns the byte ranges of an ext file system's metadata. (See the kernel's documentation of ext4, "Super Block" and
-/// "Block Group Descriptors".)
+/// Returns the byte ranges of an ext file system's metadata. The format is described in the kernel's documentation of
+/// ext4, "Super Block" and "Block Group Descriptors".
 fn ext(disk: &(impl ReadAt + ?Sized), start: u64) -> Option<Vec<Range<u64>>> {
     let sb = disk.bytes(start.checked_add(1024)?, 1024).ok().filter(|sb| le16(sb, 56) == 0xef53)?;
     let (log, first, per_group) = (le32(&sb, 24), le32(&sb, 20), le32(&sb, 32));
     let (inodes, inode_size) = (le32(&sb, 40), le16(&sb, 88).max(128));
     let wide = le32(&sb, 96) & 0x80 != 0;
-    // The feature meta_bg scatters the descriptors, which is not supported here.
+    // A file system with the feature meta_bg is not supported here, because its descriptors are scattered.
     if log > 6 || per_group == 0 || le32(&sb, 96) & 0x10 != 0 {
         return None;
     }

@@ -54,7 +54,7 @@ impl FstabSource {
         }
     }
 
-    /// Returns whether this source is the partition. The name of a device never matches, because it depends on the
+    /// Returns whether this source names the partition. The name of a device never matches, because it depends on the
     /// machine.
     pub fn names(&self, ids: &PartitionIds<'_>) -> bool {
         match self {
@@ -187,8 +187,8 @@ pub fn plan(
         }
         planned.push(PlannedMount { target: entry.target.clone(), what });
     }
-    // Parents come first. If several lines have the same target, the last one is mounted on top, as at boot. Binds come
-    // last, because they may show other mounts.
+    // Parents come first. If several lines have the same target, the last one is mounted on top, as at boot. Bind
+    // mounts come last, because their sources may be inside other mounts.
     planned.sort_by_key(|p| (matches!(p.what, MountSource::Bind(..)), depth(&p.target)));
     Ok(planned)
 }
@@ -237,7 +237,7 @@ pub(crate) fn unescape(text: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-/// Decodes `\x20` and similar escapes, as udev writes names of links.
+/// Decodes `\x20` and similar escapes, which udev writes in the names of links.
 pub(crate) fn unhex(text: &str) -> String {
     let mut out = Vec::new();
     let mut rest = text.as_bytes();

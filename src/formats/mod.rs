@@ -1,5 +1,5 @@
-//! Parsers for foreign formats: partition tables, file systems, packages. Their input is not trusted. They mount
-//! nothing, ask the kernel nothing, and change nothing.
+//! Parsers for foreign formats: partition tables, file systems, packages. Their input is not trusted. The parsers mount
+//! nothing, change nothing, and do not use the kernel's own parsers.
 
 pub mod ext_metadata;
 pub mod fstab;

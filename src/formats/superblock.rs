@@ -53,11 +53,11 @@ pub struct FileSystem {
     /// In bytes; 0 if it is unknown.
     pub block_size: u64,
     pub blocks: u64,
-    /// ext: whether the journal has to be replayed. XFS does not record this in its superblock.
+    /// For ext, whether the journal has to be replayed. XFS does not record this in its superblock.
     pub dirty: bool,
-    /// ext: the number of errors that the kernel has recorded since the last check.
+    /// For ext, the number of errors that the kernel has recorded since the last check.
     pub errors: u32,
-    /// XFS: the percentage of the space that inodes may take.
+    /// For XFS, the maximum share of the space that inodes may use, in percent.
     pub inode_percent: u32,
 }
 
@@ -81,8 +81,8 @@ struct Window<'a, D: ReadAt + ?Sized> {
 }
 
 impl<D: ReadAt + ?Sized> Window<'_, D> {
-    /// Reads bytes of the range. Returns `None` if they exceed the range or cannot be read. Nothing is recognized in
-    /// that case.
+    /// Reads bytes of the range. Returns `None` if the bytes exceed the range or cannot be read. Then the content is
+    /// not recognized.
     fn get(&self, offset: u64, length: usize) -> Option<Vec<u8>> {
         let end = offset.checked_add(length as u64)?;
         if end > self.size {
@@ -96,8 +96,8 @@ impl<D: ReadAt + ?Sized> Window<'_, D> {
     }
 }
 
-/// Recognizes the content of the `size` bytes from `start`. Containers are tried first, because a member of a RAID may
-/// also look like a file system.
+/// Recognizes the content of the `size` bytes from `start`. Containers (RAID, LUKS, LVM) are tried first, because a
+/// member of a RAID may also look like a file system.
 pub fn probe(disk: &(impl ReadAt + ?Sized), start: u64, size: u64) -> Option<FileSystem> {
     let w = Window { disk, start, size };
     raid(&w)
@@ -116,8 +116,8 @@ fn ext(w: &Window<'_, impl ReadAt + ?Sized>) -> Option<FileSystem> {
     let (compat, incompat, ro_compat) = (le32(&sb, 92), le32(&sb, 96), le32(&sb, 100));
     let kind = match () {
         () if incompat & 0x8 != 0 => return Some(FileSystem::of(FileSystemType::Other("an ext4 journal"))),
-        // The features that ext3 can have are filetype, recover and meta_bg, and sparse_super, large_file and
-        // btree_dir. With any other feature, the file system is ext4.
+        // ext3 can have these features: filetype, recover and meta_bg (incompat), and sparse_super, large_file and
+        // btree_dir (ro_compat). A file system with another feature of these two sets is ext4.
         () if incompat & !0x16 != 0 || ro_compat & !0x7 != 0 => FileSystemType::Ext4,
         () if compat & 0x4 != 0 => FileSystemType::Ext3,
         () => FileSystemType::Ext2,
@@ -203,7 +203,7 @@ fn luks(w: &Window<'_, impl ReadAt + ?Sized>) -> Option<FileSystem> {
 }
 
 fn raid(w: &Window<'_, impl ReadAt + ?Sized>) -> Option<FileSystem> {
-    // The superblock's place depends on the version. The places below are of the versions 1.1, 1.2, 1.0 and 0.90.
+    // The superblock's place depends on the version. `places` has the places for the versions 1.1, 1.2, 1.0 and 0.90.
     let old = (w.size & !0xffff).checked_sub(0x10000);
     let end = w.size.checked_sub(8192).map(|end| end & !4095);
     let magic = 0xa92b_4efc_u32.to_le_bytes();

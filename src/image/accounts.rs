@@ -3,7 +3,7 @@
 use super::tree::ImageTree;
 use anyhow::Result;
 
-/// The image's accounts, from /etc/passwd and /etc/group in the image. This machine's accounts are different.
+/// The image's accounts, from /etc/passwd and /etc/group in the image. The accounts of this machine are not used.
 pub struct Accounts {
     passwd: String,
     group: String,

@@ -45,8 +45,8 @@ impl ImageTree {
         Ok(i128::from(stat.st_ctime) >= i128::from(then.as_secs()))
     }
 
-    /// Returns a path of an object that no symlink can redirect, and the descriptor of the object's directory. The path
-    /// is the open directory with only one more component.
+    /// Returns a path to an object, and the open directory of the object. The path consists of the directory's entry in
+    /// `/proc/self/fd` and one name, so symlinks cannot redirect it. It is valid while the directory is open.
     fn pinned_path(&self, path: &str) -> Result<Option<(OwnedFd, String)>> {
         let (parent, name) = path.trim_end_matches('/').rsplit_once('/').unwrap_or(("", ""));
         let flags = OFlags::PATH | OFlags::DIRECTORY;

@@ -1,5 +1,5 @@
-//! Objects of an image by path or by pattern. A path through a symlink leads to nothing here, because the symlink may
-//! lead to `/`.
+//! Finds objects of an image by path or by pattern. If a directory in a path is a symlink, the path counts as missing,
+//! because the symlink may lead to `/`.
 
 use super::tree::ImageTree;
 use crate::text::match_wildcards;
@@ -22,7 +22,7 @@ impl ImageTree {
         Ok(self.metadata(path)?.map(|stat| FileType::from_raw_mode(stat.st_mode)))
     }
 
-    /// Returns whether the path is a directory, and no directory in it is a symlink.
+    /// Returns whether the path is a directory, and no directory above it is a symlink.
     pub fn is_directory(&self, path: &str) -> Result<bool> {
         Ok(self.kind_of(path)? == Some(FileType::Directory))
     }
@@ -65,7 +65,7 @@ impl ImageTree {
         Ok(any)
     }
 
-    /// Returns the text of a file, or an empty text if it does not exist or is not a regular file.
+    /// Returns the text of a file, or an empty text if the file does not exist or cannot be read.
     pub fn read_text(&self, path: &str) -> String {
         let bytes = self.read(path).ok().flatten().unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()

@@ -1,4 +1,5 @@
-//! Walks and empties directories of a tree that is not trusted, by descriptors and without following links.
+//! Walks and empties directories of a tree that is not trusted. Directories are opened by descriptors, and symlinks are
+//! not followed.
 
 use super::tree::{ImageTree, absent, names, open_in, os_string};
 use anyhow::{Context, Result, bail};
@@ -7,8 +8,8 @@ use rustix::io::Errno;
 use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
 
-/// The maximum depth of a tree. Each level needs a descriptor, and a process may have 1024 of them. No normal
-/// image has a deeper tree.
+/// The maximum depth of a tree. Each level needs an open descriptor, and the usual limit of a process is 1024. No
+/// normal image has a deeper tree.
 const DEPTH_MAX: usize = 200;
 
 /// Whether a walk enters an object.
@@ -22,9 +23,9 @@ pub enum Walk {
 
 impl ImageTree {
     /// Visits everything below a directory. Each directory is visited before its content, and names are visited in
-    /// order. Symlinks are visited but not followed, except in `path` itself. Other mounts below the directory are not
-    /// entered. The visitor gets each object's path, which begins with `path` as it was given, and the object's own
-    /// metadata. If there is no directory at `path`, nothing is visited.
+    /// order. `path` itself may be a symlink. Symlinks below it are visited but not followed. Other mounts below the
+    /// directory are not entered. The visitor gets each object's path, which begins with `path` as it was given, and
+    /// the object's own metadata. If there is no directory at `path`, nothing is visited.
     pub fn walk(&self, path: &str, visit: &mut dyn FnMut(&str, &Stat) -> Result<Walk>) -> Result<()> {
         let doing = || format!("reading the directory {path} in the image");
         let Some(top) = absent(self.open(path, OFlags::RDONLY | OFlags::DIRECTORY)).with_context(doing)?

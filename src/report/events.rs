@@ -34,7 +34,7 @@ pub enum JsonType {
     Integer,
     Boolean,
     List(&'static JsonType),
-    /// An object with any names, whose values are all of this type.
+    /// An object with arbitrary names. All its values have this type.
     Map(&'static JsonType),
     Object(&'static [EventField]),
     OrNull(&'static JsonType),

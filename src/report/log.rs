@@ -5,7 +5,7 @@ use std::io::{Result, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-/// The maximal number of logs in a directory. So many logs cover weeks, and need only some MiB.
+/// The maximal number of logs in a directory. 200 logs cover weeks, and need only some MiB.
 const MAX_LOGS: usize = 200;
 
 #[derive(Default)]
@@ -43,7 +43,7 @@ impl LogFile {
         }
     }
 
-    /// Creates the file if it does not exist yet. Removes the oldest log files of the directory.
+    /// Creates the file if it does not exist yet. In that case, also removes the oldest log files of the directory.
     pub fn begin(&mut self) -> Result<()> {
         let (path, lines) = match std::mem::take(self) {
             Self::Waiting { path, lines } => (path, lines),
@@ -63,7 +63,7 @@ impl LogFile {
     }
 }
 
-/// Removes all but the newest `keep` logs. Logs that are being written are among the newest.
+/// Removes all but the newest `keep` logs. Logs that are being written are among the newest, so they are not removed.
 fn prune(dir: &Path, keep: usize) {
     let Ok(entries) = std::fs::read_dir(dir) else { return };
     let mut logs: Vec<(SystemTime, PathBuf)> = entries

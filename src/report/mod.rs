@@ -41,14 +41,15 @@ pub enum Level {
     Verbose,
 }
 
-/// If several images are baked, shorter phases are not listed in the line with the times.
+/// If several images are baked, the times of each image are printed in one line. Phases that are shorter than this are
+/// left out of that line.
 const SHORT_PHASE: Duration = Duration::from_millis(50);
 
 /// The shortest time between two progress events.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 
-/// A handle on the output, which is cheap to clone. Each bake has its own report ([`Report::of`]), so that the lines of
-/// several bakes can be distinguished.
+/// A handle for the output, which is cheap to clone. Each bake has its own report ([`Report::for_image`]), so that the
+/// lines of several bakes can be distinguished.
 #[derive(Clone)]
 pub struct Report(Rc<Inner>);
 
@@ -57,7 +58,7 @@ struct Inner {
     level: Level,
     /// The name of the image that this report is about. Empty outside a bake.
     subject: String,
-    /// Printed before each human line if several bakes run concurrently.
+    /// The text before each line for people. Empty if only one image is baked.
     prefix: String,
     screen: Screen,
     log: RefCell<LogFile>,
@@ -78,7 +79,7 @@ struct Inner {
     current_span: Cell<Option<SpanId>>,
 }
 
-/// A running step. If it is dropped without [`Step::done`], it did not finish.
+/// A running step. If it is dropped without a call of [`Step::done`], the step did not finish.
 pub struct Step {
     report: Report,
     phase: String,
@@ -92,7 +93,7 @@ pub struct Step {
     last_progress: Cell<Option<Instant>>,
 }
 
-/// The span in the trace for the whole work of a report. Dropping it ends the span.
+/// The span in the trace for the whole work of a report. Dropping this value ends the span.
 pub struct WorkSpan {
     report: Report,
     span: Span,
@@ -127,8 +128,8 @@ impl Report {
         Self::new(Style::Silent, Level::Quiet)
     }
 
-    /// Makes a separate report for one image. If several images are baked, `column` is the width of the column with the
-    /// image's name, with which each line begins.
+    /// Makes a separate report for one image. If several images are baked, each line begins with the image's name,
+    /// padded to `column` characters.
     pub fn for_image(&self, subject: &str, column: Option<usize>) -> Self {
         let prefix =
             column.map_or(String::new(), |width| format!("{:<1$}", format!("{subject}:"), width + 1));
@@ -156,7 +157,7 @@ impl Report {
         self.0.track.clone()
     }
 
-    /// Begins a span in the trace for the whole work of this report. Later spans are part of this span.
+    /// Begins a span in the trace for the whole work of this report. Spans that begin later are inside of this span.
     pub fn begin_work(&self, what: &str) -> WorkSpan {
         let span = self.0.track.span(Lane::Steps, what);
         self.0.current_span.set(span.id());
@@ -190,8 +191,8 @@ impl Report {
         self.0.secrets.borrow().mask(&without_control_characters(text)).into_owned()
     }
 
-    /// Begins the work of this report. The log file is created when the first step begins. `about` is a description of
-    /// the work in the first line of the file.
+    /// Begins the work of this report, and sets the path of its log file. The file is created when the first step
+    /// begins. Its first line contains `about`, a description of the work.
     pub fn log_to(&self, path: &Path, about: &str) {
         self.0.started.set(Instant::now());
         let time = humantime::format_rfc3339_seconds(SystemTime::now());
@@ -212,8 +213,8 @@ impl Report {
         self.0.style
     }
 
-    /// Begins a step. `phase` is a single word: the table of times has the sum of all steps of a phase. `what` is a
-    /// gerund with its object, such as "mounting the disk".
+    /// Begins a step. `phase` is a single word. Several steps may have the same phase, and the table of times shows
+    /// their sum. `what` is a gerund with its object, such as "mounting the disk".
     pub fn step(&self, phase: &str, what: impl Into<String>) -> Step {
         let what = self.sanitize(&what.into());
         let begun = self.0.log.borrow_mut().begin();
@@ -266,8 +267,8 @@ impl Report {
         self.message("detail", text.as_ref(), Level::Verbose);
     }
 
-    /// Reports a failure: the cause, what to do, and the path of the log. For an interruption, no line is shown to
-    /// people.
+    /// Reports a failure: the cause, what to do, and the path of the log. An interrupt is only logged and sent as an
+    /// event, and is not printed for people.
     pub fn failure(&self, failure: &anyhow::Error) {
         // The message is sanitized, because it may contain names of an image's files.
         let (text, kind) = (self.sanitize(&format!("{failure:#}")), Kind::of(failure));
@@ -369,8 +370,9 @@ impl Report {
 }
 
 impl Step {
-    /// Reports how many bytes are done. `all` is their total number, if it is known. The progress is shown with the
-    /// running step, and sent as an event. Calls that follow each other too fast are ignored.
+    /// Reports how many bytes are done. `all` is the total number of bytes, if it is known. The progress is shown with
+    /// the running step, and sent as an event. A call that follows the previous one too fast is ignored, unless all
+    /// bytes are done.
     pub fn progress(&self, done: u64, all: Option<u64>) {
         let is_recent = self.last_progress.get().is_some_and(|time| time.elapsed() < PROGRESS_INTERVAL);
         if is_recent && all != Some(done) {

@@ -10,12 +10,13 @@ use std::time::{Duration, Instant};
 const TICK: Duration = Duration::from_millis(200);
 /// A step that ends within this time is not shown as running.
 const SHORT: Duration = Duration::from_millis(300);
-/// Without a terminal, a long step prints a line at this interval. Otherwise CI systems might assume that oven hangs.
+/// If there is no terminal, a long step prints a line at this interval. Otherwise CI systems might assume that oven
+/// hangs.
 const REMINDER: Duration = Duration::from_secs(60);
 /// The assumed width of a terminal that does not report its width.
 const USUAL_WIDTH: usize = 80;
 
-/// A handle on standard error, shared by several bakes and the signal listener. Cheap to clone.
+/// A handle for writing to standard error. Several bakes and the signal listener share it. Cheap to clone.
 #[derive(Clone)]
 pub struct Screen(Arc<Shared>);
 
@@ -77,7 +78,7 @@ impl Screen {
         Self(Arc::new(Shared { kind, state: Mutex::default(), step_begun: Condvar::new() }))
     }
 
-    /// Whether lines can be redrawn and can have colours.
+    /// Returns whether lines can be redrawn and may have colours.
     pub fn is_terminal(&self) -> bool {
         matches!(self.0.kind, Kind::Terminal { .. })
     }
@@ -95,7 +96,7 @@ impl Screen {
         }
     }
 
-    /// Prints lines that are not redrawn. If standard error is a closed pipe, the bake continues.
+    /// Prints lines that are not redrawn later. If standard error is a closed pipe, the bake continues.
     pub fn print(&self, lines: &str) {
         let mut state = self.state();
         let erase = self.erase(&mut state);
@@ -111,8 +112,8 @@ impl Screen {
         state.running.push(RunningStep { id, what, output: String::new(), started, reminders: 0 });
         if self.0.kind != Kind::Quiet && !std::mem::replace(&mut state.ticking, true) {
             let screen = self.clone();
-            // This needs a thread, because the runtime's only thread may be busy. If the thread cannot start, the line
-            // is not updated.
+            // This needs a thread, because the runtime's only thread may be busy. If the new thread cannot be started,
+            // the last line is redrawn only when lines are printed or a step ends.
             _ = std::thread::Builder::new().name("screen".into()).spawn(move || screen.tick());
         }
         self.0.step_begun.notify_one();
@@ -160,8 +161,8 @@ impl Screen {
         let line = line(&state.running, Instant::now(), width(), |text| self.paint(TextStyle::Dim, text));
         if line != state.drawn {
             let erase = self.erase(state);
-            // The terminal's line wrap is turned off, so that only one line has to be erased, even if some characters
-            // are wide.
+            // The terminal's line wrap is turned off, because only one line is erased later. Without this, a line with
+            // wide characters could become two lines.
             let drawn = if line.is_empty() { String::new() } else { format!("\x1b[?7l{line}\x1b[?7h") };
             write(&format!("{erase}{drawn}"));
             state.drawn = line;
@@ -201,8 +202,8 @@ fn width() -> usize {
     if columns == 0 { USUAL_WIDTH } else { columns }
 }
 
-/// The last line: ` … installing 2 packages 12 s Unpacking curl (7.88.1) ...`. If several steps run concurrently, their
-/// output is not shown. The result is empty if no step has run for [`SHORT`].
+/// Returns the last line, such as ` … installing 2 packages 12 s Unpacking curl (7.88.1) ...`. If several steps run
+/// concurrently, their output is not shown. Returns an empty text if no step has run for [`SHORT`].
 fn line(steps: &[RunningStep], now: Instant, width: usize, dim: impl Fn(&str) -> String) -> String {
     let long: Vec<_> = steps.iter().filter(|step| now.duration_since(step.started) >= SHORT).collect();
     let describe =

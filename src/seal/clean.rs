@@ -1,6 +1,6 @@
 //! Removes machine-specific data from an image. All changes are made through descriptors of the image's own
-//! directories, and no symlink is followed. So a planted symlink from `/var/log` to `/` is not cleaned, and the lint
-//! reports it.
+//! directories, and no symlink is followed. If an image has a symlink from `/var/log` to `/`, for example, nothing is
+//! cleaned through it, and the lint reports the symlink.
 
 use super::first_boot;
 use super::rules;
@@ -46,8 +46,8 @@ fn clean_logs(inside: &ImageTree, keep: &[String]) -> Result<()> {
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Ok(Walk::On);
         }
-        // A log with several hard links may also be a file outside of the logs. Emptying would destroy that file, so
-        // only this name is removed.
+        // A log with several hard links may also be a file outside of `/var/log`. Emptying the log would destroy that
+        // file. So only the name in `/var/log` is removed.
         if rules::is_rotated(name) || stat.st_nlink > 1 {
             remove.push(path.to_owned());
         } else if stat.st_size > 0 {
@@ -64,8 +64,8 @@ fn clean_logs(inside: &ImageTree, keep: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Makes `/etc/machine-id` an empty file, so that each instance generates its own id. With the text `uninitialized`, or
-/// without the file, systemd would also apply presets, which could enable units that the definition disabled.
+/// Makes `/etc/machine-id` an empty file, so that each instance generates its own id. If the file were missing or
+/// contained `uninitialized`, systemd would also apply presets. These could enable units that the definition disabled.
 fn empty_machine_id(inside: &ImageTree, keep: &[String]) -> Result<()> {
     let path = rules::MACHINE_ID;
     let exists = match inside.kind_of(path)? {
@@ -78,7 +78,7 @@ fn empty_machine_id(inside: &ImageTree, keep: &[String]) -> Result<()> {
     {
         return Ok(());
     }
-    // The file is replaced, because it may be a symlink or have several names.
+    // The file is replaced instead of truncated, because it may be a symlink or have several hard links.
     inside.write(path, b"", 0o444, 0, 0)
 }
 
@@ -183,8 +183,8 @@ mod tests {
         assert_eq!(tree.read("var/log/syslog").as_deref(), Some(""));
     }
 
-    /// Plants a symlink at every path that is cleaned. It leads to this machine's files, or to other files of the
-    /// image.
+    /// Plants a symlink at every path that is cleaned. The symlink leads to files of this machine or to other files of
+    /// the image.
     #[test]
     fn planted_symlinks_are_not_followed() {
         let dirs = [

@@ -1,5 +1,5 @@
 //! Removes keys that every instance must generate for itself. If nothing in the image generates new keys at the first
-//! boot, adds a systemd unit that does so.
+//! boot, this module adds a systemd unit that generates them.
 
 use super::rules;
 use super::rules::is_excluded;
@@ -12,9 +12,9 @@ use rustix::io::Errno;
 const UNITS: [&str; 3] = ["/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"];
 
 const SSH_UNIT: &str = "oven-ssh-keys.service";
-/// The unit runs before the sockets, because an image may start sshd through one. Sockets start before basic.target,
-/// but default dependencies order a unit after basic.target. This would be a cycle, so the unit has no default
-/// dependencies.
+/// The unit runs before the sockets, because systemd may start sshd when a connection arrives at a socket. Sockets
+/// start before basic.target. With default dependencies, the unit would start after basic.target, and this would be a
+/// cycle. So the unit has no default dependencies.
 const SSH_CONTENT: &str = "\
 # Added by oven: SSH host keys are not cloned, each instance makes its own.
 [Unit]
@@ -64,8 +64,8 @@ pub fn has_systemd(inside: &ImageTree) -> Result<bool> {
     Ok(inside.exists("/usr/lib/systemd/systemd")? || inside.exists("/lib/systemd/systemd")?)
 }
 
-/// Removes SSH host keys, and adds a unit that generates new ones if nothing else does. If sshd needs keys and the unit
-/// cannot be added, the keys remain. Returns a note about the added unit.
+/// Removes the SSH host keys. If sshd is installed and nothing in the image generates new keys, this function first
+/// adds a unit that generates them. If that is impossible, the keys remain. Returns a note about the added unit.
 pub fn replace_host_keys(inside: &ImageTree, keep: &[String]) -> Result<Option<String>> {
     let is_kept = |path: &str| is_excluded(keep, path);
     let keys = inside.expand(rules::HOST_KEYS)?;
@@ -86,8 +86,8 @@ pub fn replace_host_keys(inside: &ImageTree, keep: &[String]) -> Result<Option<S
     Ok(note)
 }
 
-/// Removes the key that Debian's package ssl-cert generates at its installation, and adds a unit that generates a new
-/// one. Mail and database servers use this key. Returns a note about the added unit.
+/// Removes the key that Debian's package ssl-cert generated when it was installed, and adds a unit that generates a new
+/// key. Mail and database servers use this key. Returns a note about the added unit.
 pub fn replace_snakeoil_key(inside: &ImageTree, keep: &[String]) -> Result<Option<String>> {
     let is_kept = |path: &str| is_excluded(keep, path);
     if inside.kind_of(rules::SNAKEOIL)?.is_none() || is_kept(rules::SNAKEOIL) {
@@ -104,7 +104,7 @@ pub fn replace_snakeoil_key(inside: &ImageTree, keep: &[String]) -> Result<Optio
     )))
 }
 
-/// Returns whether a unit generates SSH host keys at boot.
+/// Returns whether cloud-init, a unit or an init script generates SSH host keys at boot.
 fn makes_host_keys(inside: &ImageTree) -> Result<bool> {
     if cloud_init_makes_them(inside)? {
         return Ok(true);

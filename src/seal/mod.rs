@@ -1,4 +1,4 @@
-//! Turns a provisioned root into an image: cleans it, and checks that it is clean and boots.
+//! Turns a provisioned root into an image: cleans the root, and checks that it is clean and can boot.
 
 pub mod bootable;
 pub mod clean;
@@ -36,15 +36,15 @@ impl Baseline {
         })
     }
 
-    /// Records a change of `/etc/resolv.conf` by a package. Call this after the packages are installed and before the
+    /// Records whether a package changed `/etc/resolv.conf`. Call this after the packages are installed and before the
     /// definition's scripts run, because changes by scripts are intended.
     pub fn note_packages(&mut self, runner: &CommandRunner<'_>) -> Result<()> {
         self.lint.record_resolv_conf(runner.place.inside)
     }
 }
 
-/// Runs the plan's steps that clean, removes machine-specific data, and checks the image: it must boot, contain no data
-/// that only the bake needed, contain no secret, and have free space on its disk.
+/// Runs the plan's clean-up steps, removes machine-specific data, and checks the image. The image must be able to boot,
+/// must contain no secret and no data that only the bake needed, and must have free space on its disk.
 ///
 /// Errors: `Step` if a check fails.
 pub async fn image(runner: &CommandRunner<'_>, baseline: Baseline) -> Result<()> {

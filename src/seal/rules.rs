@@ -1,6 +1,6 @@
-//! The clean-up rules: the paths of machine-specific data, and a description of each. [`super::clean`] removes the
-//! data, [`super::lint`] searches for them. The caches of package managers are not listed here: a plan lists them, and
-//! its steps of phase clean empty them.
+//! The clean-up rules: the paths of machine-specific data, each with a description. [`super::clean`] removes the data,
+//! and [`super::lint`] checks that they are gone. The caches of package managers are not listed here. A distribution's
+//! plan lists them, and the plan's clean-up steps empty them.
 
 use crate::image::accounts::Accounts;
 use crate::image::tree::ImageTree;
@@ -27,7 +27,8 @@ pub const FILES: &[(&str, &str)] = &[
     ("/var/lib/NetworkManager/*.lease", "a lease of an address"),
     ("/var/lib/NetworkManager/secret_key", "a machine's secret for addresses"),
     ("/var/lib/NetworkManager/timestamps", "a machine's past connections"),
-    // This is a symlink to the instance's directory. If it is a directory, it is emptied instead (see `DIRECTORIES`).
+    // cloud-init makes this a symlink to the instance's directory. If it is a directory, it is emptied instead (see
+    // `DIRECTORIES`).
     ("/var/lib/cloud/instance", "the state of an instance"),
 ];
 
@@ -36,8 +37,8 @@ pub const DIRECTORIES: &[(&str, &str)] = &[
     ("/tmp", "a temporary file"),
     ("/var/tmp", "a temporary file"),
     ("/root/.cache", "a cache"),
-    // cloud-init's seed and scripts are not removed, because they belong to the image. A missing directory is not
-    // created, because cloud-init of Amazon Linux 2023 fails if `instance` is a directory.
+    // cloud-init's seed and scripts are not removed, because they belong to the image. A directory that is missing is
+    // not created, because cloud-init of Amazon Linux 2023 fails if `instance` is a directory.
     ("/var/lib/cloud/data", "the state of an instance"),
     ("/var/lib/cloud/instance", "the state of an instance"),
     ("/var/lib/cloud/instances", "the state of an instance"),
@@ -64,8 +65,7 @@ pub fn is_excluded(keep: &[String], path: &str) -> bool {
     })
 }
 
-/// Returns the histories in the homes of all accounts and below /home: all objects with such a name, except
-/// directories.
+/// Returns the history files in the home directories of all accounts, of root, and below /home.
 pub fn histories(inside: &ImageTree) -> Result<Vec<String>> {
     let mut homes = Accounts::read(inside)?.homes();
     homes.push("/root".to_owned());

@@ -1,10 +1,9 @@
 //! Searches the bake's changes in the image for the bake's secrets.
 //!
 //! All files that were written, linked or changed after the bake began are searched, including their names and the
-//! targets of symlinks. A secret is found in plain form, and in the encoded forms that [`crate::secrets`] lists. It is
-//! not found if it was compressed, encrypted or cut into pieces, or if it is in extended attributes. It is also not
-//! found in deleted files. The blocks of these files are free, but still have their content on a disk that cannot
-//! discard them.
+//! targets of symlinks. A secret is found in plain form, and in the encoded forms that [`crate::secrets`] lists. A
+//! secret is not found if it was compressed, encrypted or cut into pieces, or if it is in extended attributes. Deleted
+//! files are not searched. Their content remains in free blocks if the disk does not support discards.
 
 use crate::error::Kind;
 use crate::image::tree::ImageTree;
@@ -16,15 +15,15 @@ use rustix::fs::FileType;
 use std::io::Read;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Files that changed up to this long before the bake are also searched, because the clock may be set back during a
-/// bake.
+/// Files that changed up to this long before the bake are also searched. A file's time may be too early if the clock is
+/// set back during the bake.
 const MARGIN: Duration = Duration::from_secs(10 * 60);
 /// The number of bytes of a file that are read at a time.
 const CHUNK: usize = 1 << 20;
 /// The maximum number of paths that an error message names.
 const NAMED_MAX: usize = 20;
 
-/// The time from which on changed files are searched: `MARGIN` before the bake, in seconds since 1970.
+/// Files that changed at this time or later are searched. It is `MARGIN` before the bake, in seconds since 1970.
 #[derive(Debug, Clone, Copy)]
 pub struct BakeStart(i64);
 
@@ -50,7 +49,7 @@ pub fn ensure_no_secrets(inside: &ImageTree, secrets: &Secrets, since: BakeStart
             if kind == FileType::Directory && stat.st_dev != device {
                 trees.push(path.to_owned());
             }
-            #[allow(clippy::unnecessary_cast, reason = "its type is the machine's")]
+            #[allow(clippy::unnecessary_cast, reason = "its type depends on the machine")]
             if (stat.st_ctime as i64) < since.0 {
                 return Ok(Walk::On);
             }
@@ -79,8 +78,8 @@ pub fn ensure_no_secrets(inside: &ImageTree, secrets: &Secrets, since: BakeStart
     Err(Kind::Step
         .failure(format!("the image contains secrets:\n    {list}"))
         .hint(
-            "Anyone who starts an instance could read them. Remove them in the script. If every instance may know a \
-             value, it is not a secret. Use a variable or a file for it.",
+            "Anyone who starts an instance could read them. Remove them in the script. If every instance is allowed \
+             to know a value, it is not a secret. Put the value in a variable or a file.",
         )
         .into())
 }

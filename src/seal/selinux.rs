@@ -1,9 +1,9 @@
 //! Sets the SELinux labels of files that a bake created, by the image's own policy.
 //!
-//! A step cannot set labels, because this needs `CAP_SYS_ADMIN`. Besides, restorecon does nothing if the kernel has no
-//! SELinux. So an isolated step only runs the image's own `setfiles`, which prints the label that each file should
-//! have. Then oven writes the labels to the files' extended attributes, through descriptors inside the image, and
-//! checks a sample.
+//! A step cannot set labels, because setting them needs `CAP_SYS_ADMIN`. Besides, restorecon, the usual tool, does
+//! nothing if the kernel has no SELinux. So a step in the sandbox only runs the image's own `setfiles`, which prints
+//! the label that each file should have. Then oven itself writes the labels to the files' extended attributes, through
+//! descriptors inside the image, and checks a sample.
 
 use crate::definition::Selinux;
 use crate::error::Kind;
@@ -19,12 +19,13 @@ const AUTORELABEL: &str = "/.autorelabel";
 const SETFILES: [&str; 2] = ["/usr/sbin/setfiles", "/sbin/setfiles"];
 /// Directories that are mounted for a step and are not part of the image.
 const EXCLUDED: [&str; 4] = ["/dev", "/proc", "/run", "/sys"];
-/// File systems that store labels; vfat does not.
+/// The file systems that store labels. vfat stores none.
 const LABELLED: [&str; 4] = ["ext2", "ext3", "ext4", "xfs"];
-/// The number of labelled files that are checked again, in addition to the files in `VITAL`, which every image needs.
+/// The number of labelled files that are checked again. The files in `VITAL`, which every image needs, are checked in
+/// addition.
 const SAMPLE: usize = 64;
 const VITAL: [&str; 4] = ["/etc/passwd", "/etc/shadow", "/usr/lib/os-release", "/usr/bin/sh"];
-/// The time limit for setfiles. A million files take seconds.
+/// The time limit for setfiles. It needs only seconds for a million files.
 const TIMEOUT: Duration = Duration::from_secs(15 * 60);
 const AUTORELABEL_HINT: &str = "Set `selinux = \"autorelabel\"` in image.toml. Each instance then labels its files at \
     its first boot, and reboots.";
@@ -63,7 +64,8 @@ pub async fn label(
         return Ok(());
     }
     let Some(setfiles) = find_setfiles(inside)? else {
-        let what = "the image enables SELinux, but does not have setfiles, with which oven finds the labels";
+        let what =
+            "the image enables SELinux, but does not have setfiles, which oven needs to find the labels";
         return Err(Kind::Step
             .failure(what)
             .hint(format!("Add policycoreutils to `packages`, or choose another mode. {AUTORELABEL_HINT}"))
@@ -115,7 +117,8 @@ async fn verify(
         }
     }
     let output = runner.ask(&setfiles_command(runner, setfiles, policy, &sample)).await?;
-    // Only files that this bake labelled count. The base's owner may have given another file a different label.
+    // A wrong label counts only on a file that this bake labelled. The base's owner may have labelled other files
+    // differently on purpose.
     let relabels = output.lines().filter_map(parse);
     match relabels.into_iter().find(|relabel| labelled.iter().any(|path| path == relabel.path)) {
         Some(relabel) => {
@@ -153,8 +156,8 @@ fn settings(config: &str) -> (String, String) {
     (mode, value("SELINUXTYPE").unwrap_or_else(|| "targeted".to_owned()))
 }
 
-/// Returns `/`, and the mount points in the image of other file systems that store labels. setfiles does not cross file
-/// systems, so it gets each of them.
+/// Returns `/`, and each path in the image at which another file system that stores labels is mounted. setfiles gets
+/// all these paths, because it does not cross file systems.
 fn file_systems(root: &Path) -> Result<Vec<String>> {
     let mut found = vec!["/".to_owned()];
     let root = root.canonicalize().context("resolving the image's mount point")?;
@@ -180,8 +183,8 @@ fn find_setfiles(inside: &ImageTree) -> Result<Option<&'static str>> {
     Ok(None)
 }
 
-/// With `-n`, setfiles changes nothing. With `-m`, it includes files even if the kernel reports no mount with support
-/// for labels.
+/// With `-n`, setfiles changes nothing. With `-m`, setfiles also lists files on mounts for which the kernel reports no
+/// support for labels.
 fn setfiles_command<'a>(
     runner: &CommandRunner<'a>,
     setfiles: &str,
@@ -201,7 +204,7 @@ fn setfiles_command<'a>(
         name: "setfiles".to_owned(),
         argv,
         timeout: TIMEOUT,
-        // Shims and bind mounts would hide the image's own files.
+        // Shims (files that replace a program during the bake) and bind mounts would hide the image's own files.
         shims: Vec::new(),
         binds: Vec::new(),
         ..ImageCommand::plan_defaults(runner)

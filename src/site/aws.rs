@@ -1,4 +1,4 @@
-//! Makes a site in EC2. Some verbs also need to identify this instance.
+//! Makes a site in EC2. For some verbs, this module also finds out on which instance oven runs.
 
 use super::{Findings, Site, Use};
 use crate::cloud::aws::ebs::Ebs;
@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-/// The directory for logs, locks and documents of images.
+/// The directory for logs, locks, and texts that belong to images, such as the list of an image's packages.
 const STATE_DIR: &str = "/var/lib/oven";
 const SYS: &str = "/sys";
 const DEV: &str = "/dev";

@@ -25,7 +25,7 @@ use oven_distro::Distro;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-/// With less free space than this, in bytes, a disk is regarded as full.
+/// A disk with less free space than this, in bytes, is regarded as full.
 const FULL: u64 = 64 << 20;
 
 /// The cloud, the disks, the plugins and the directories that a verb works with. Cheap to clone.
@@ -49,13 +49,13 @@ pub struct Site {
 /// The results of checks: a description of each check, and its error if it failed.
 pub type Findings = Vec<(String, Result<()>)>;
 
-/// The use that a verb makes of the cloud.
+/// How a verb uses the cloud.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Use {
-    /// The verb bakes. In AWS, this machine has to be a builder instance if volumes are attached.
+    /// The verb bakes. In AWS with attached volumes, this machine has to be an EC2 instance.
     Builds,
-    /// The verb sweeps. If this machine is an instance, it must be identified, so that its processes can be recognised
-    /// as owners.
+    /// The verb sweeps. If this machine is an EC2 instance, its id is determined, because the id is part of the owner
+    /// of each resource ([`crate::owner`]).
     Sweeps,
     /// The verb only reads. It works on any machine.
     Looks,
@@ -192,7 +192,7 @@ impl Site {
             keep_on_failure,
             on_failure: Box::new(move |error| {
                 failed.failure(error);
-                // If a disk is full, other errors occur that do not name this reason.
+                // A full disk also causes errors that do not name this reason.
                 if let Some(free) = crate::sys::space::free_space(&state).filter(|free| *free < FULL) {
                     let dir = state.display();
                     failed
@@ -203,7 +203,7 @@ impl Site {
         }
     }
 
-    /// A command of oven, with the flags that it needs to find this region.
+    /// Adds the flags that select this site to a command of oven.
     pub fn command_for_site(&self, command: &str) -> String {
         spelt(&self.settings, &self.state, command)
     }
@@ -214,7 +214,7 @@ impl Site {
     }
 }
 
-/// The helper, which is this program itself.
+/// The program that runs steps: oven's own executable.
 pub fn helper() -> Result<PathBuf> {
     std::env::current_exe().context("finding the executable of oven")
 }
@@ -261,7 +261,7 @@ fn spelt(settings: &Settings, state: &Path, command: &str) -> String {
 /// changes would cause a new image each time.
 pub fn refuse_inside(what: &str, path: &Path, hint: &str, definitions: &[Definition]) -> Result<()> {
     let absolute = std::path::absolute(path).with_context(|| format!("looking for {}", path.display()))?;
-    // The path may not exist yet. So this takes the nearest directory above that exists.
+    // The path may not exist yet. So the nearest parent that exists is checked.
     let real = absolute.ancestors().find_map(|dir| dir.canonicalize().ok()).unwrap_or_default();
     for dir in definitions.iter().flat_map(Definition::directories) {
         if dir.canonicalize().is_ok_and(|dir| real.starts_with(dir)) {

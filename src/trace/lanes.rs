@@ -1,5 +1,5 @@
-//! Assigns spans to lanes. A span is on its parent's lane if it nests there. Otherwise it is on the first free lane of
-//! its kind.
+//! Assigns spans to lanes. A span is put on its parent's lane if the parent is the innermost open span there. Otherwise
+//! the span is put on the first free lane of its kind.
 
 use super::Lane;
 use serde_json::{Map, Value};
@@ -55,8 +55,8 @@ impl Lanes {
             return (id, None);
         }
         let before = self.lanes.iter().filter(|one| one.pid == pid && one.lane == lane).count() as u32;
-        // The lanes of a kind have adjacent numbers, in the order of the kinds. A track has fewer than 1000 lanes of a
-        // kind.
+        // Viewers sort the lanes by these numbers. Each kind of lane has its own range of 1000 numbers, so lanes of the
+        // same kind are adjacent. A track has fewer than 1000 lanes of a kind.
         let tid = lane as u32 * 1000 + before + 1;
         self.lanes.push(LaneSpans { pid, lane, tid, open: vec![open] });
         let name =
@@ -64,7 +64,7 @@ impl Lanes {
         (id, Some((tid, name)))
     }
 
-    /// Ends a span and the spans inside of it, and returns them. Returns nothing if the span has already ended.
+    /// Ends a span and the spans inside of it, and returns them. Returns an empty list if the span has already ended.
     pub fn end(&mut self, id: u64, args: Map<String, Value>) -> Vec<EndedSpan> {
         let place = |one: &LaneSpans| one.open.iter().position(|open| open.id == id);
         let found = self.lanes.iter().enumerate().find_map(|(index, one)| Some((index, place(one)?)));

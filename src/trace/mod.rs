@@ -1,9 +1,9 @@
 //! Writes a trace of the run. It shows how long each part took, and which parts ran concurrently. The file has Chrome's
 //! Trace Event Format (JSON), which Perfetto and chrome://tracing can show.
 //!
-//! Each image has a [`Track`], which consists of lanes. Spans of one lane are nested and do not overlap otherwise.
-//! Concurrent spans of a track are on different lanes. The file is valid JSON after every write, so the trace of a
-//! killed run can be used. Without `--trace`, all of this does nothing.
+//! Each image has a [`Track`], which consists of lanes. Two spans on one lane are nested or do not overlap. Concurrent
+//! spans of a track are on different lanes. The file is valid JSON after every write, so the trace of a killed run can
+//! be used. Without `--trace`, this module does nothing.
 
 mod lanes;
 #[cfg(test)]
@@ -23,16 +23,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-/// The shortest time between two events of a counter. Without it, a bake would write thousands of events, one for each
-/// block.
+/// The shortest time between two events of a counter. Without this limit, a bake would write thousands of events, one
+/// for each block.
 const COUNTER_INTERVAL: Duration = Duration::from_millis(50);
-/// The maximum length of a name in characters. Longer names are cut off, because the arguments of a command may contain
-/// a script.
+/// The maximum length of a name in characters. Longer names are cut off. For example, the name of a command's span
+/// contains the command's arguments, which may be a whole script.
 const NAME_MAX: usize = 120;
 /// The maximum length of a span's other texts.
 const TEXT_MAX: usize = 2000;
 
-/// The end of the file, which each event overwrites.
+/// The end of the file. Each event overwrites the old end, and a new end follows the event.
 const END: &str = "\n]}\n";
 
 /// A trace file. Clones write to the same file.
@@ -62,7 +62,7 @@ struct State {
 #[derive(Clone, Default)]
 pub struct Track(Option<(Trace, u32)>);
 
-/// A kind of lanes.
+/// A kind of lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Lane {
     /// A bake, its steps, and their commands.
@@ -84,11 +84,11 @@ impl Lane {
     }
 }
 
-/// The id of a span, for spans inside of it.
+/// The id of a span. It is the parent's id for spans that begin inside of this span.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SpanId(u64);
 
-/// A span of time, which ends when it is dropped.
+/// A span of time. The span ends when this value is dropped.
 #[must_use = "it ends when it is dropped"]
 #[derive(Default)]
 pub struct Span {
@@ -113,7 +113,7 @@ impl Trace {
     /// Creates the file. Errors: [`Kind::Usage`] if it cannot be written.
     pub fn create(path: &Path) -> Result<Self> {
         let mut options = File::options();
-        // O_NONBLOCK: opening a pipe without a reader fails instead of blocking.
+        // With O_NONBLOCK, opening a pipe without a reader fails instead of blocking.
         options.write(true).create(true).truncate(true).custom_flags(libc::O_NONBLOCK);
         let file = options.open(path);
         let file = file.map_err(|e| {
@@ -224,14 +224,15 @@ impl State {
     }
 }
 
-/// Returns whole microseconds. So a span never overlaps the next one because of a rounding error.
+/// Rounds down to whole microseconds. The end of a span and the start of the next one are rounded in the same way, so
+/// that they never overlap because of a rounding error.
 fn micros(time: Duration) -> u64 {
     time.as_micros() as u64
 }
 
 impl Track {
-    /// Returns the track of the current future ([`Track::follow`]). Another thread has no current track, so the track
-    /// must be passed to it.
+    /// Returns the track of the current future (see [`Track::follow`]), or the default track if the future has none. A
+    /// new thread has no current track, so its track must be passed to it.
     pub fn here() -> Self {
         CURRENT_TRACK.try_with(Clone::clone).unwrap_or_default()
     }
@@ -320,7 +321,7 @@ impl Counter {
         let sum = self.sum.fetch_add(more, Ordering::Relaxed) + more;
         let Some((trace, _)) = &self.track.0 else { return };
         let now = trace.now();
-        // If another thread is writing an event, this event is not needed.
+        // If another thread is writing an event of this counter, no second event is needed.
         let Ok(mut written) = self.written.try_lock() else { return };
         if written.is_none_or(|last| now >= last + COUNTER_INTERVAL) {
             *written = Some(now);

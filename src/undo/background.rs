@@ -18,7 +18,8 @@ pub struct BackgroundWork {
     pub may_keep: Cell<bool>,
 }
 
-/// A handle to background work, which resolves to its result. Dropping the handle cancels work that is not complete.
+/// A handle to background work. Awaiting the handle returns the work's result. Dropping the handle cancels work that is
+/// not complete.
 pub struct Background<T>(Rc<Work<T>>);
 
 struct Work<T>(RefCell<WorkState<T>>);
@@ -76,9 +77,9 @@ impl Undo {
         Background(work)
     }
 
-    /// Starts a clean-up action in the background. If it fails or is interrupted, the action is executed again when the
-    /// story ends, because it remains registered until it succeeds. If the user may want to preserve the resource, the
-    /// action is not started early.
+    /// Starts a clean-up action in the background. The action remains registered until it succeeds. So if it fails or
+    /// is interrupted, it is executed again when the story ends. The action is not started early if its resource may be
+    /// preserved.
     pub fn pay_early(&self, id: DebtId, payment: Payment) {
         let debts = self.debts.borrow();
         let Some((_, debt)) = debts.iter().find(|(owed, _)| *owed == id) else { return };
@@ -153,8 +154,8 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// Runs a story that removes its volume early. `early` has the duration and the result of this clean-up. `story`
-    /// has the time for which the story then continues, and its result. Also returns the events.
+    /// Runs a story that removes its volume early. `early` is the duration and the result of this clean-up. Then the
+    /// story continues for the time in `story`, and returns the result in `story`. Also returns the events.
     async fn run_story(
         keep_on_failure: bool,
         stop: impl Future<Output = ()>,

@@ -5,8 +5,8 @@
 //!   *paid*, that is executed, when the story ends. To *forgive* a debt is to cancel it.
 //!
 //! A clean-up action finds its resources by the run's tag, and ensures that none exists. So it can be registered before
-//! the resource exists, and it is correct even if the call had no effect. Local resources (mounts, loop devices, child
-//! processes) need no debts: dropping their values releases them.
+//! the resource exists, and it also succeeds if the resource was never created. Local resources (mounts, loop devices,
+//! child processes) need no debts, because dropping their values releases them.
 
 mod background;
 
@@ -123,13 +123,13 @@ impl Undo {
         }
     }
 
-    /// Cancels all clean-up actions for failures, because the image is registered.
+    /// Cancels all clean-up actions that are due only on failure. Call this when the image is registered.
     pub fn forgive_on_failure(&self) {
         self.debts.borrow_mut().retain(|(_, debt)| debt.due == Due::Scratch);
     }
 
-    /// Makes [`scope`] execute the clean-up actions for failures even if the story succeeds. Call this if the story
-    /// will return another builder's image, because then this run's snapshot is useless.
+    /// Makes all registered clean-up actions due even if the story succeeds. Call this if the story will return another
+    /// builder's image, because then this run's snapshot is useless.
     pub fn make_all_due(&self) {
         self.debts.borrow_mut().iter_mut().for_each(|(_, debt)| debt.due = Due::Scratch);
     }
@@ -137,7 +137,8 @@ impl Undo {
 
 /// How [`scope`] handles failures and reports the clean-up.
 pub struct UndoPolicy {
-    /// Whether resources that have a `keep` function are preserved if the story fails. An interrupt does not count.
+    /// Whether resources that have a `keep` function are preserved if the story fails. An interrupt does not count as a
+    /// failure.
     pub keep_on_failure: bool,
     /// Called with the error before the clean-up, so that the error is printed first.
     pub on_failure: Box<dyn Fn(&Error)>,
@@ -145,8 +146,8 @@ pub struct UndoPolicy {
     pub on_payment: Box<dyn Fn(&str)>,
 }
 
-/// Runs a story until it ends or `stop` completes. Then drops the story, which kills child processes, unmounts file
-/// systems and closes loop devices. After that, executes the clean-up actions, newest first.
+/// Runs a story until it ends or `stop` completes. Then this function drops the story, which kills child processes,
+/// unmounts file systems and closes loop devices. Last, it executes the clean-up actions, newest first.
 pub async fn scope<T>(
     policy: UndoPolicy,
     stop: impl Future<Output = ()>,

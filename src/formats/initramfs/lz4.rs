@@ -40,7 +40,7 @@ impl<R: Read> Lz4LegacyReader<R> {
                     self.at = 0;
                     return Ok(true);
                 }
-                // These are zeros before another archive.
+                // This value cannot be a length. For example, it may be zeros before another archive.
                 _ => self.ended = true,
             }
         }

@@ -1,5 +1,5 @@
-//! Lists the files in an initramfs. It consists of archives (cpio, newc) one after the other, each plain or compressed,
-//! as the kernel accepts them. The file is not trusted, and nothing is unpacked to disk.
+//! Lists the files in an initramfs. As in the kernel, an initramfs is a sequence of archives (cpio, newc), each plain
+//! or compressed. The initramfs is not trusted, and nothing is unpacked to disk.
 
 pub mod lz4;
 
@@ -7,15 +7,14 @@ use anyhow::{Context, Result, ensure};
 use std::io::{BufRead, BufReader, Read};
 use std::ops::ControlFlow::{self, Break, Continue};
 
-/// The maximum number of unpacked bytes. Firmware and all modules of a kernel that is not made for clouds have some 400
-/// MiB.
+/// The maximum number of unpacked bytes. All modules and firmware of a general-purpose kernel have about 400 MiB.
 const UNPACKED_MAX: u64 = 4 << 30;
 /// The kernel's PATH_MAX.
 const NAME_MAX: u64 = 4096;
 const HEADER: usize = 110;
 /// The maximum nesting. The kernel accepts an archive in a compressed archive, but nothing deeper.
 const DEPTH_MAX: u32 = 1;
-/// The memory in bytes that xz may use. Its strongest preset needs 65 MiB.
+/// The memory in bytes that the xz decoder may use. The strongest preset of xz needs 65 MiB.
 const MEMORY_MAX: u64 = 256 << 20;
 
 /// Calls `see` with the name of each file, without a leading `/` or `./`, until `see` returns `Break`.
@@ -127,7 +126,8 @@ fn list_archives(
         }
         ensure!(depth < DEPTH_MAX, "the unpacked data is not an archive");
         match list_compressed(&start, source, remaining, see) {
-            // The rest is a signature or a configuration (bootconfig). The kernel uses the archives before it.
+            // The remaining data is a signature or a configuration (bootconfig). The kernel uses the archives before
+            // it.
             Err(error) if number > 0 && error.is::<UnknownFormat>() => break,
             other => {
                 if other?.is_break() {
@@ -188,7 +188,8 @@ fn list_archive(
         ensure!((1..=NAME_MAX).contains(&length), "it is damaged: a file name has {length} bytes");
         let mut name = source.bytes(length as usize)?;
         name.pop();
-        // The header (110 bytes) and the name together are padded to a multiple of four bytes. So is each file.
+        // The header (110 bytes) and the name together are padded to a multiple of four bytes. The content of each file
+        // is padded in the same way.
         let padding = |length: u64| (4 - length % 4) % 4;
         let name_padding = padding(HEADER as u64 + length);
         let whole = HEADER as u64 + length + name_padding + size + padding(size);

@@ -12,8 +12,8 @@ use std::path::Path;
 
 /// The maximum size of the compressed control member in bytes. The largest one in Debian 12 is below 1 MiB.
 const MAX_STORED: u64 = 16 << 20;
-/// The maximum size of the decompressed control member in bytes. Lists of checksums and debconf texts grow to a few
-/// MiB.
+/// The maximum size of the decompressed control member in bytes. Its lists of checksums and its debconf texts may have
+/// a few MiB.
 const MAX_UNPACKED: u64 = 32 << 20;
 /// The maximum size of the file `control` in bytes.
 const MAX_CONTROL: u64 = 1 << 20;
@@ -161,8 +161,8 @@ pub(crate) fn ensure_window(frame: &[u8]) -> Result<()> {
         let base = 1u64 << (10 + (byte >> 3));
         base + base / 8 * (byte & 7)
     } else {
-        // In a frame with a single segment, the window is the content. The size of the content follows the dictionary's
-        // id, in 1, 2, 4 or 8 bytes.
+        // A frame with a single segment declares no window. Its window is as large as its content. The size of the
+        // content follows the dictionary's id, and has 1, 2, 4 or 8 bytes.
         let dictionary = [0, 1, 2, 4][usize::from(descriptor & 3)];
         let length = 1usize << (descriptor >> 6);
         let bytes =

@@ -12,11 +12,12 @@ use std::io::{Read, Seek, SeekFrom};
 /// The first bytes of every rpm file.
 pub const MAGIC: &[u8] = b"\xed\xab\xee\xdb";
 const LEAD: usize = 96;
-/// The type of the package, after the magic and the version: 0 for a package, 1 for a source package.
+/// The position of the type in the lead. The type is 0 for a binary package and 1 for a source package.
 const TYPE: std::ops::Range<usize> = 6..8;
 const HEADER_MAGIC: &[u8] = b"\x8e\xad\xe8\x01";
 const ENTRY: usize = 16;
-/// rpm's own limits are 65,535 tags and 256 MiB. The header of a kernel's firmware is some 2 MiB.
+/// The maximum number of tags in a header, and the maximum size of its store in bytes. rpm's own limits are 65,535 tags
+/// and 256 MiB. The header of a package with kernel firmware has about 2 MiB.
 const MAX_ENTRIES: u32 = 0xffff;
 const MAX_STORE: u32 = 64 << 20;
 

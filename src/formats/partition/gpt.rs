@@ -62,7 +62,7 @@ fn header(disk: &(impl ReadAt + ?Sized), sector: u64, lba: u64) -> Result<Header
     // Both factors are below 2^32, so the product does not overflow.
     let entries_len = count * entry_size;
     if le64(&raw, 24) != lba || entry_size < 128 || !entry_size.is_power_of_two() {
-        return damaged("its header states another position, or an invalid size of entries");
+        return damaged("its header has a wrong position or an invalid entry size");
     }
     if entries_len == 0 || entries_len > ENTRIES_MAX || first_usable > last_usable || last_usable >= sectors {
         return damaged("its header does not fit the disk");
@@ -103,9 +103,9 @@ fn table(header: &Header, sector: u64) -> Result<PartitionTable, DamagedTable> {
     Ok(PartitionTable { scheme: TableScheme::Gpt, partitions, warnings: Vec::new() })
 }
 
-/// Returns the writes that extend a partition to the end of a disk that is larger than its table says. Their order is:
-/// the new backup, the primary copy, the protective MBR, and zeros over the old backup. Returns `None` if the partition
-/// cannot become larger.
+/// Extends a partition to the end of a disk that has become larger than its table says. Returns the necessary writes.
+/// Their order is: the new backup, the primary copy, the protective MBR, and zeros over the old backup. Returns `None`
+/// if the partition cannot become larger.
 pub fn grow(
     disk: &(impl ReadAt + ?Sized),
     sector: u64,
@@ -178,7 +178,7 @@ pub struct DiskWrite {
 }
 
 fn header_sum(raw: &[u8], length: usize) -> u32 {
-    // The field with the checksum counts as zero.
+    // The checksum is computed as if its own field were zero.
     sum(&[&raw[..16], &[0; 4], &raw[20..length]])
 }
 
@@ -317,7 +317,7 @@ pub(crate) mod tests {
             assert_eq!(after.partitions[0].size, growth.size);
             assert_eq!(after.partitions[0].end(), 7 << 20);
             assert_eq!(after.partitions[1], before.partitions[1]);
-            disk[sector as usize] ^= 1; // the backup is used then; it must be at its new place, with the same content
+            disk[sector as usize] ^= 1; // damages the primary copy, so that the moved backup is read
             assert_eq!(read_table(&disk[..], sector).unwrap().partitions, after.partitions);
             let signatures = disk.windows(8).filter(|w| w == SIGNATURE).count();
             assert_eq!(signatures, 1, "the old backup is gone");

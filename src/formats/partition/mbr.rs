@@ -1,5 +1,5 @@
-//! Reads the PC's master boot record, which has four primary partitions and a chain of logical ones, and grows a
-//! partition in it.
+//! Reads the PC's master boot record, and grows a partition in it. The record has four primary partitions and a chain
+//! of logical ones.
 
 use super::gpt::{DiskWrite, PartitionGrowth};
 use super::{DamagedTable, Partition, PartitionType, ReadAt, le16, le32};
@@ -7,7 +7,7 @@ use super::{DamagedTable, Partition, PartitionType, ReadAt, le16, le32};
 /// The maximum number of logical partitions. A longer chain is invalid, and is probably a loop.
 const LOGICAL_MAX: u32 = 60;
 
-/// What a boot sector contains.
+/// The content of a boot sector.
 pub enum MbrContent {
     Nothing,
     /// The protective entry of a GPT.
@@ -17,7 +17,7 @@ pub enum MbrContent {
 
 struct Entry {
     kind: u8,
-    /// The first sector and the number of sectors.
+    /// The first sector. `count` is the number of sectors.
     start: u64,
     count: u64,
 }
@@ -32,7 +32,8 @@ impl Entry {
 fn entries(boot: &[u8]) -> Option<[Entry; 4]> {
     let signed = boot.len() >= 512 && le16(boot, 510) == 0xaa55;
     let at = |i: usize| &boot[446 + 16 * i..462 + 16 * i];
-    // The boot sector of a file system has code at this place.
+    // At this place, the boot sector of a file system has code instead of entries. The first byte of an entry is 0 or
+    // 0x80.
     if !signed || (0..4).any(|i| at(i)[0] & 0x7f != 0) {
         return None;
     }
@@ -50,7 +51,8 @@ pub fn read(disk: &(impl ReadAt + ?Sized), sector: u64, boot: &[u8]) -> Result<M
     let id = le32(boot, 440);
     let partition = |number: u32, kind: u8, start: u64, count: u64| Partition {
         number,
-        // The factors are sums of 32-bit numbers, and at most 4096, so nothing overflows.
+        // `start` and `count` are sums of 32-bit numbers, and `sector` is at most 4096. So the products do not
+        // overflow.
         start: start * sector,
         size: count * sector,
         kind: PartitionType::Mbr(kind),
@@ -110,8 +112,8 @@ fn read_logical(
     }
 }
 
-/// Returns the write that extends a primary partition to the end of the disk, or `None` if the partition cannot become
-/// larger.
+/// Extends a primary partition to the end of the disk. Returns the necessary write, or `None` if the partition cannot
+/// become larger.
 pub fn grow(
     disk: &(impl ReadAt + ?Sized),
     sector: u64,

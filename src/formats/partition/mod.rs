@@ -16,7 +16,7 @@ pub trait ReadAt {
     /// Fills the buffer. Fails if reading fails or if the range is not on the disk.
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
 
-    /// Reads exactly `length` bytes. `length` is the caller's own limit, never a number from the disk.
+    /// Reads exactly `length` bytes. If `length` depends on a number from the disk, the caller must limit it first.
     fn bytes(&self, offset: u64, length: usize) -> io::Result<Vec<u8>> {
         let mut buffer = vec![0; length];
         self.read_at(offset, &mut buffer)?;
@@ -110,8 +110,8 @@ pub fn read(disk: &(impl ReadAt + ?Sized), sector: u64) -> Result<PartitionTable
             PartitionTable { scheme: TableScheme::Mbr, partitions, ..no_table }
         }
         Ok(mbr::MbrContent::Nothing) => match gpt::primary(disk, sector) {
-            // The first sector was overwritten. The partitions can be used here, but firmware and other systems would
-            // not find them.
+            // The first sector was overwritten. oven can use the partitions, but firmware and other systems would not
+            // find them.
             Ok(mut table) => {
                 table.warnings.push("the disk has a GPT without a protective MBR".into());
                 table
@@ -224,7 +224,7 @@ pub(crate) mod tests {
                     disk[at] = [0, 0xff, 0x80, random.next() as u8][random.below(4)];
                 }
                 if round % 3 == 0 {
-                    gpt::tests::seal(&mut disk, sector); // right sums over wrong values
+                    gpt::tests::seal(&mut disk, sector); // makes the checksums correct for the damaged values
                 }
                 disk.truncate(disk.len() - [0, 0, 0, random.below(disk.len())][random.below(4)]);
                 check_invariants(&disk, sector);

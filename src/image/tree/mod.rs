@@ -1,8 +1,8 @@
 //! Safe access to a directory tree that is not trusted.
 //!
-//! The kernel resolves every path inside the tree (`openat2`, `RESOLVE_IN_ROOT`): an absolute symlink starts at the
-//! tree's own root, `..` does not leave the tree, and magic links are refused. No path of the host is ever built from
-//! strings.
+//! The kernel resolves every path inside the tree (`openat2`, `RESOLVE_IN_ROOT`). An absolute symlink starts at the
+//! tree's own root, `..` does not leave the tree, and magic links are refused. A path of the tree is never joined to a
+//! path of the host.
 
 #[cfg(test)]
 mod tests;
@@ -142,8 +142,8 @@ impl ImageTree {
         Ok(names)
     }
 
-    /// Writes a file under a temporary name, and renames it over the object with the final name, even if that is a
-    /// symlink. `mode` does not depend on the umask. Missing parents are created with mode 0755, owned by root.
+    /// Writes a file under a temporary name, and then renames it to `path`. An existing file or symlink at `path` is
+    /// replaced. `mode` does not depend on the umask. Missing parents are created with mode 0755, owned by root.
     pub fn write(&self, path: &str, content: &[u8], mode: u32, uid: u32, gid: u32) -> Result<()> {
         self.replace(path, mode, uid, gid, &mut |file| file.write_all(content))
     }
@@ -184,7 +184,7 @@ impl ImageTree {
         written.with_context(doing)
     }
 
-    /// Removes a file, or a symlink itself. Returns false if it did not exist.
+    /// Removes a file or a symlink. A symlink is not followed. Returns false if nothing exists at the path.
     pub fn remove(&self, path: &str) -> Result<bool> {
         let doing = || format!("removing {path} in the image");
         let (parent, name) = split(path)?;
@@ -204,7 +204,7 @@ impl ImageTree {
         };
         drop(found);
         let file = match self.open(path, OFlags::WRONLY | OFlags::NOFOLLOW) {
-            // Another object took the name meanwhile.
+            // Another process replaced the file in the meantime.
             Err(Errno::NOENT | Errno::LOOP | Errno::NXIO | Errno::ISDIR) => return Ok(false),
             file => file.with_context(doing)?,
         };

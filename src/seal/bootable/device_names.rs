@@ -1,8 +1,7 @@
 //! Checks the names of disks in the texts that a machine reads at boot. This module reads no files.
 //!
-//! A UUID or a label must belong to the image's own disk. A kernel's name of a device is an error. It is either the
-//! builder's name (`/dev/loop0p1`), or it depends on the machine: an image cannot know which disk of an instance is
-//! `/dev/sda1`.
+//! A UUID or a label must belong to the image's own disk. A device name of the kernel is an error. For example,
+//! `/dev/loop0p1` is a name on the builder, and `/dev/sda1` may be another disk on each instance.
 
 use crate::device::DeviceNode;
 use crate::device::link_name;
@@ -10,7 +9,7 @@ use crate::formats::fstab;
 use crate::formats::fstab::FstabSource;
 use std::collections::BTreeSet;
 
-/// The prefixes of the kernel's names of disks. The rest of such a name depends on the machine.
+/// The prefixes of the kernel's device names of disks. The rest of a name, such as a number, depends on the machine.
 const KERNEL_NAMES: [&str; 9] = ["dm-", "hd", "loop", "md", "mmcblk", "nbd", "nvme", "sd", "vd"];
 /// Links of udev that identify a piece of hardware.
 const HARDWARE: [&str; 4] = ["disk/by-diskseq/", "disk/by-id/", "disk/by-path/", "disk/by-loop-"];
@@ -24,12 +23,12 @@ pub enum BootTextKind {
     Fstab,
 }
 
-/// The names of the image's own disk, and the names of the builder's device for it.
+/// The names of the image's own disk.
 #[derive(Debug, Clone, Default)]
 pub struct DiskNames {
-    /// Links such as `disk/by-uuid/…`, in lower case if case does not matter.
+    /// Links such as `disk/by-uuid/…`, which are the same on each machine. UUIDs are in lower case.
     links: BTreeSet<String>,
-    /// Devices such as `loop0` and `loop0p1`.
+    /// The disk's device names on the builder, such as `loop0` and `loop0p1`.
     devices: BTreeSet<String>,
 }
 
@@ -46,7 +45,7 @@ impl DiskNames {
         self.links.contains(&fold_case(&format!("disk/by-{by}/{}", link_name(&fstab::unhex(id)))))
     }
 
-    /// Returns the names for a hint: `UUID=1f…`, and labels.
+    /// Returns the disk's UUIDs and labels, such as `UUID=1f…`, for a hint.
     pub fn names(&self) -> Vec<String> {
         let name = |by: &str, tag: &str| {
             let prefix = format!("disk/by-{by}/");
@@ -57,7 +56,7 @@ impl DiskNames {
     }
 }
 
-/// Folds the case of UUIDs, which are the same in upper and lower case. Labels are not changed.
+/// Converts UUIDs to lower case, because their case does not matter. Labels are not changed.
 fn fold_case(link: &str) -> String {
     let folds = ["disk/by-uuid/", "disk/by-partuuid/"].iter().any(|by| link.starts_with(by));
     if folds { link.to_ascii_lowercase() } else { link.to_owned() }
@@ -112,8 +111,8 @@ fn check_words(line: &str, own: &DiskNames) -> Vec<String> {
     let mut found: Vec<String> = check_grub_search(&words, own).into_iter().collect();
     for word in &words {
         for at in word.match_indices("/dev/").map(|(at, _)| at) {
-            // If `/dev/` follows a letter or a digit, it is not the start of a path, as in `/srv/dev/x`. The path of a
-            // device follows `=`, `:` or a bracket.
+            // `/dev/` is not the start of a path if it follows a letter or a digit, as in `/srv/dev/x`. It is the start
+            // of a path at the start of the word, or after `=`, `:` or a bracket.
             let begins = at == 0 || !word.as_bytes()[at - 1].is_ascii_alphanumeric();
             let end = word[at..].find([',', ':', ')', '(', '|', '}']).map_or(word.len(), |end| at + end);
             if begins {
@@ -139,8 +138,8 @@ fn in_word(word: &str, path: &str, what: String) -> String {
     if word == path { what } else { what.replacen(path, word, 1) }
 }
 
-/// Checks GRUB's commands that find the file system with its files: `search --fs-uuid … ID` and `search.fs_uuid ID
-/// VARIABLE`.
+/// Checks the commands by which GRUB finds the file system that contains its files: `search --fs-uuid … ID` and
+/// `search.fs_uuid ID VARIABLE`.
 fn check_grub_search(words: &[&str], own: &DiskNames) -> Option<String> {
     let has = |long: &str, short: &str| words.iter().any(|word| *word == long || *word == short);
     let (tag, id) = match *words.first()? {
@@ -153,7 +152,7 @@ fn check_grub_search(words: &[&str], own: &DiskNames) -> Option<String> {
     check_id(&FstabSource::parse(&format!("{tag}={id}")), &format!("{} {id}", words[0]), own)
 }
 
-/// Checks a UUID or a label. `text` is the name as the file has it, for the message.
+/// Checks a UUID or a label. `text` is the name as it is written in the file, for the message.
 fn check_id(spec: &FstabSource, text: &str, own: &DiskNames) -> Option<String> {
     let (by, id) = match spec {
         FstabSource::Uuid(id) => ("uuid", id),
@@ -203,10 +202,10 @@ fn check_device(path: &str, own: &DiskNames, may_be_absent: bool) -> Option<Stri
             _ => rest.starts_with(|c: char| c.is_ascii_digit()),
         })
     });
-    // The kernel numbers software RAID and device-mapper devices in the order in which it finds them. /dev/md/ and
-    // /dev/mapper/ have stable names.
+    // The names of software RAID and device-mapper devices also depend on the machine, because the kernel numbers these
+    // devices in the order in which it finds them. The names in /dev/md/ and /dev/mapper/ are stable.
     kernels.then(|| {
-        format!("`{path}` depends on the machine, because an instance may have another disk with that name or none")
+        format!("`{path}` depends on the machine, because on an instance, another disk or no disk may have that name")
     })
 }
 

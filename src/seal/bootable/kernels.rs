@@ -21,11 +21,10 @@ const INITRAMFS: [&str; 8] = [
     "/usr/lib/modules/*/initrd",
     "/lib/modules/*/initrd",
 ];
-/// The directories of kernel-install. Each has a subdirectory for each token. A token is a machine id or a
-/// distribution's name.
+/// The directories of kernel-install. Each has subdirectories that are named after a machine id or a distribution.
 const ENTRIES: [&str; 3] = ["/boot", "/boot/efi", "/efi"];
 
-/// Identifies a file's content. It differs after the file is replaced or written again.
+/// Identifies a file's content. The stamp changes if the file is replaced or written again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stamp {
     inode: u64,
@@ -48,7 +47,7 @@ pub struct DriverSet {
 }
 
 impl DriverSet {
-    /// Records the driver with this file name. Breaks when no driver is missing.
+    /// Records the driver if the file name is a driver's. Returns `Break` when both drivers were found.
     pub fn see(&mut self, name: &[u8]) -> ControlFlow<()> {
         let file = name.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
         self.nvme |= is_module(file, b"nvme");
@@ -71,7 +70,7 @@ pub fn file_stamp(inside: &ImageTree, path: &str) -> Result<Option<Stamp>> {
         found => rustix::fs::fstat(found.with_context(doing)?).with_context(doing)?,
     };
     let is_file = FileType::from_raw_mode(found.st_mode) == FileType::RegularFile;
-    #[allow(clippy::unnecessary_cast, reason = "their types are the machine's")]
+    #[allow(clippy::unnecessary_cast, reason = "their types depend on the machine")]
     Ok(is_file.then_some(Stamp {
         inode: found.st_ino as u64,
         size: found.st_size as i64,

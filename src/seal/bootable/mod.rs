@@ -1,10 +1,10 @@
 //! Checks that an instance can boot after a bake changed kernels or boot loader files.
 //!
 //! Only files that the bake changed are checked, so that an unusual base that boots is not rejected. A changed file is
-//! checked completely. Configuration that is read at boot must name the image's own disk (`device_names.rs`). A kernel
-//! needs drivers if it is new or has a new initramfs. The nvme driver must be built in or in the initramfs, because it
-//! finds the root disk. The ena driver is needed only after the root is mounted, so it may also be a module of the root
-//! file system.
+//! checked completely. Configuration that is read at boot must name the image's own disk (`device_names.rs`). A
+//! kernel's drivers are checked if the kernel or its initramfs is new. The nvme driver must be built in or in the
+//! initramfs, because the kernel needs it to mount the root. The ena driver is needed only after the root is mounted,
+//! so it may also be a module of the root file system.
 
 mod device_names;
 mod kernels;
@@ -62,7 +62,8 @@ impl BootBaseline {
     }
 }
 
-/// Fails with all findings that would prevent an instance from booting, each with its file and line.
+/// Fails if a file that the bake changed would prevent an instance from booting. The error lists all findings, each
+/// with its file.
 pub async fn check_bootable(place: &MountedImage<'_>, before: &BootBaseline, report: &Report) -> Result<()> {
     let own = DiskNames::of(place.nodes);
     let mut found = Vec::new();
@@ -135,7 +136,7 @@ async fn check_kernel(
     Ok(found)
 }
 
-/// Returns the drivers that are built into a kernel or in its initramfs. The inner error means that the initramfs
+/// Returns the drivers that are built into a kernel or are in its initramfs. The inner error means that the initramfs
 /// cannot be read.
 async fn read_drivers(inside: &ImageTree, path: &str, built_in: DriverSet) -> Result<Result<DriverSet>> {
     let file = inside.open_file(path)?.with_context(|| format!("opening {path} in the image"))?;
@@ -156,12 +157,12 @@ fn log_drivers(path: &str, built_in: DriverSet, found: DriverSet, report: &Repor
     report.detail(format!("{path}: nvme {nvme}, ena {ena}"));
 }
 
-/// Returns all texts with their content.
+/// Returns the paths, formats and contents of all boot texts that the image has.
 fn texts(inside: &ImageTree) -> Result<Vec<(String, device_names::BootTextKind, Vec<u8>)>> {
     let mut all = Vec::new();
     for (pattern, kind) in TEXTS {
         for (path, file_type) in inside.expand(pattern)? {
-            // For a symlink, the content of its target is checked. The target is another of these files, or in /etc.
+            // If the path is a symlink, the content of its target is checked.
             if matches!(file_type, FileType::RegularFile | FileType::Symlink) && is_file(inside, &path)? {
                 all.push((path.clone(), kind, inside.read(&path)?.unwrap_or_default()));
             }

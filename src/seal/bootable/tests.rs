@@ -25,7 +25,7 @@ fn archive(files: &[&str]) -> Vec<u8> {
     gzip(&cpio(&files))
 }
 
-/// Adds a kernel with its initramfs. `modules` are those of the root file system.
+/// Adds a kernel with its initramfs. `modules` is the content of its `modules.dep` on the root file system.
 fn install(inside: &ImageTree, version: &str, initramfs: Option<&[u8]>, modules: &str) {
     inside.write(&format!("/boot/vmlinuz-{version}"), b"a kernel", 0o644, 0, 0).unwrap();
     inside.write(&format!("/lib/modules/{version}/modules.dep"), modules.as_bytes(), 0o644, 0, 0).unwrap();
@@ -63,7 +63,7 @@ fn write<'a>(path: &'a str, content: &'a str) -> impl FnOnce(&ImageTree) + 'a {
 #[tokio::test]
 async fn texts_of_the_base_are_not_checked() {
     assert_eq!(changed(&base(), |_| ()).await.0, "");
-    // A file that was rewritten with the same content is not checked, and neither is one that is not read at boot.
+    // A file is not checked if it was rewritten with the same content, or if it is not read at boot.
     assert_eq!(changed(&base(), write("/etc/fstab", "/dev/sda1 / ext4 defaults 0 1\n")).await.0, "");
     assert_eq!(changed(&base(), write("/etc/notes", "root=/dev/loop0p1\n")).await.0, "");
     assert_eq!(changed(&base(), write(GRUB, GOOD)).await.0, "");

@@ -39,10 +39,11 @@ const SETTINGS: [&str; 8] = [
 /// The state of the image before the bake. Findings that the base image already has are not reported.
 pub struct LintBaseline {
     resolv_conf: Resolv,
-    /// Whether a package copied this machine's name servers to `/etc/resolv.conf`. This is determined after the
-    /// packages are installed, because later changes by the definition's scripts are intended.
+    /// Whether a package copied this machine's name servers to `/etc/resolv.conf`. This is determined before the
+    /// definition's scripts run, because changes by scripts are intended.
     has_builders_resolv_conf: bool,
-    /// Paths of shims for which the base image already has a file with exactly the same content.
+    /// The paths of shims that the base image itself has with the same content. A shim is a file that replaces a
+    /// program during the bake.
     own_shims: BTreeSet<String>,
     /// Files of the base image that already name the proxy or the mirror.
     settings: BTreeSet<String>,
@@ -86,8 +87,8 @@ impl LintBaseline {
         })
     }
 
-    /// Call this after the packages are installed. A package may replace `/etc/resolv.conf`, as systemd-resolved does.
-    /// But a package must not copy this machine's name servers to the file.
+    /// Checks whether a package copied this machine's name servers to `/etc/resolv.conf`. Other changes are permitted.
+    /// For example, systemd-resolved replaces the file. Call this after the packages are installed.
     pub fn record_resolv_conf(&mut self, inside: &ImageTree) -> Result<()> {
         self.compare(inside, &std::fs::read_to_string(RESOLV_CONF).unwrap_or_default())
     }
@@ -167,7 +168,7 @@ fn machine_data(inside: &ImageTree, caches: &[Cache]) -> Result<Vec<Finding>> {
         add(rules::SNAKEOIL, "a private key, and nothing creates a new one at the first boot");
     }
     for path in rules::histories(inside)? {
-        add(&path, "a history of what somebody typed");
+        add(&path, "a history of typed commands");
     }
     let in_cache = |path: &str| format!("a file in the package manager's cache {path}");
     let caches = caches.iter().map(|cache| (cache.path.as_str(), in_cache(&cache.path)));
@@ -246,7 +247,7 @@ fn bake_leftovers(
         }
     }
     if before.has_builders_resolv_conf && !placed(RESOLV_CONF) {
-        add(RESOLV_CONF, "it names this machine's name servers, which a package copied");
+        add(RESOLV_CONF, "a package copied this machine's name servers to it");
     }
     Ok(found)
 }

@@ -62,7 +62,7 @@ impl Bench {
     }
 }
 
-/// A directory that the plan does not cache.
+/// A cache of the package manager without `sources`. oven does not preserve the files of such a cache between bakes.
 fn cache(path: &str) -> Cache {
     Cache { path: path.into(), holds: Holds::Indexes, sources: Vec::new() }
 }
