@@ -29,8 +29,7 @@ pub struct NewSnapshot {
     pub run: RunId,
     /// The call that creates the snapshot also sets these tags.
     pub tags: Tags,
-    /// Whether the snapshot is encrypted. It is used only without a parent, because a child is always encrypted like
-    /// its parent.
+    /// Whether to encrypt a snapshot that has no parent. A child is always encrypted like its parent.
     pub encrypted: bool,
     /// The KMS key, if the snapshot is `encrypted`. `None` means the account's default key.
     pub kms_key: Option<String>,
