@@ -62,7 +62,7 @@ enum Expected {
 }
 
 /// Reads a snapshot back. Fails if an uploaded block differs from the uploaded data, or if any other block differs from
-/// the parent's block. Without a parent, all other blocks must be zeros. The error names the block and the snapshot.
+/// the parent's block. A block that the parent does not have must be zeros. The error names the block and the snapshot.
 pub async fn verify(
     blocks: &dyn BlockApi,
     snapshot: &SnapshotId,

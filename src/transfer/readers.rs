@@ -22,7 +22,7 @@ pub trait BlockSource: Send + Sync + 'static {
     fn block(&self, index: u32) -> Result<Option<(Arc<[u8]>, Digest)>>;
 
     /// Fails if the source changed after its blocks were read. This method is called after the last block was read and
-    /// before the snapshot is sealed. A source to which nobody else can write needs no check.
+    /// before the snapshot is completed. A source to which nobody else can write needs no check.
     fn ensure_unchanged(&self, _sent: &BTreeMap<u32, Digest>) -> Result<()> {
         Ok(())
     }
