@@ -31,7 +31,8 @@ pub const MAX_READS: usize = 96;
 /// The number of concurrent reads as long as EBS answers fast. Reading 950 blocks took 0.6 s and 66 MiB, on two cores
 /// that oven shared with the server. With 64 concurrent reads from the start it took the same time and up to 98 MiB.
 const INITIAL_READS: usize = 24;
-/// If a read takes longer, EBS delays it, and not this machine. Each such read raises the number of concurrent reads.
+/// A read that takes longer is slowed down by EBS and not by this machine. Each such read raises the number of
+/// concurrent reads.
 const SLOW_READ: Duration = Duration::from_millis(50);
 /// EBS accepts 1000 calls of one kind for one snapshot in a second. Calls that were under way when the second began may
 /// count as well, so both together must stay within 1000.
