@@ -24,7 +24,7 @@ pub fn create_region_dir(dir: &Path) -> Result<()> {
 /// Creates a private directory in the region. If the directory exists, checks it and makes it private.
 pub fn create_subdirectory(dir: &Path) -> Result<()> {
     match create(dir) {
-        // A file or a link has this name, which the check below reports.
+        // If a file or a link has this name, the check below reports it.
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
         created => created?,
     }

@@ -22,8 +22,8 @@ use std::time::Duration;
 /// the device is closed, and another program that probes the device may have a descriptor open for some milliseconds.
 const BUSY_WAIT: PollPolicy = PollPolicy::local(Duration::from_secs(1)).of_region();
 /// How long a volume that is to be deleted may remain attached. In this time, a mount namespace can end after its
-/// processes, or a disk can write its remaining data. The time is shorter than the time within which oven has to end
-/// after Ctrl-C.
+/// processes have ended, and a disk can write its remaining data. The time is shorter than the time within which oven
+/// has to end after Ctrl-C.
 const RELEASE_WAIT: PollPolicy = PollPolicy::local(Duration::from_secs(5)).of_region();
 
 /// Locks a volume's file. While the file is locked, the volume cannot be attached. Returns `None` if the volume is
