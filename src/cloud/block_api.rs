@@ -23,21 +23,20 @@ pub struct SnapshotContents {
 pub struct NewSnapshot {
     /// The snapshot from which the new one inherits all blocks that are not written.
     pub parent: Option<SnapshotId>,
-    /// It is at least the parent's size.
+    /// The size must be at least the parent's.
     pub size_gib: u64,
     pub description: String,
     pub run: RunId,
     /// The call that creates the snapshot also sets these tags.
     pub tags: Tags,
-    /// Whether the snapshot is encrypted. It is used only without a parent, because a child is always encrypted like
-    /// its parent.
+    /// Whether to encrypt a snapshot that has no parent. A child is always encrypted like its parent.
     pub encrypted: bool,
     /// The KMS key, if the snapshot is `encrypted`. `None` means the account's default key.
     pub kms_key: Option<String>,
 }
 
-/// The error for a pending snapshot that can no longer be completed. The cloud discarded it because nothing was written
-/// to it for too long, or somebody deleted it.
+/// The error for a pending snapshot that can no longer be completed. Either the cloud discarded the snapshot, because
+/// no block was written for too long, or somebody deleted it.
 #[derive(Debug)]
 pub struct SnapshotExpired(pub SnapshotId);
 impl std::fmt::Display for SnapshotExpired {
@@ -47,16 +46,16 @@ impl std::fmt::Display for SnapshotExpired {
 }
 impl std::error::Error for SnapshotExpired {}
 
-/// How a base snapshot can serve as the parent of a new one.
+/// How a base snapshot can serve as the parent of a new snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ParentUse {
     /// The snapshot itself can be the parent.
     UseAsParent,
-    /// The snapshot has to be copied into this account first, and the copy is the parent. The snapshot belongs to
-    /// another account, or its encryption is not the requested one.
+    /// The snapshot itself cannot be the parent, because it belongs to another account or its encryption is not the
+    /// requested one. It has to be copied into this account first, and the copy is the parent.
     CopyFirst { why: String },
-    /// Neither the snapshot nor a copy can be the parent, because the snapshot is encrypted and the new one must not
-    /// be. The new snapshot gets no parent, and every block is uploaded.
+    /// Neither the snapshot nor a copy can be the parent, because the snapshot is encrypted and the new snapshot must
+    /// not be encrypted. The new snapshot gets no parent, and every block is uploaded.
     FullUpload { why: String },
 }
 
@@ -92,9 +91,10 @@ pub trait BlockApi {
     /// Writes a block; a second write overwrites the first.
     async fn put(&self, snapshot: &SnapshotId, index: u32, data: Arc<[u8]>, digest: Digest) -> Result<()>;
 
-    /// Seals a snapshot, and returns when it is complete. `count` is the number of blocks that were put. `checksum` is
-    /// the SHA256 of their digests, in the order of the block indexes. Fails with [`SnapshotExpired`] in the error's
-    /// chain if the snapshot can no longer be completed. Then the blocks have to be written again, to another snapshot.
+    /// Seals a snapshot, so that no block can be written any more. Returns when the snapshot is complete. `count` is
+    /// the number of blocks that were put. `checksum` is the SHA256 of their digests, in the order of the block
+    /// indexes. Fails with [`SnapshotExpired`] in the error's chain if the snapshot can no longer be completed. Then
+    /// the blocks have to be written again, to another snapshot.
     async fn complete(&self, snapshot: &SnapshotId, count: u32, checksum: Digest) -> Result<()>;
 
     /// Deletes every snapshot of the run that no image uses, including pending snapshots.

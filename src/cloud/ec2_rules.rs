@@ -15,7 +15,8 @@ pub const MAX_TAGS: usize = 50;
 pub const MAX_TAG_KEY: usize = 128;
 /// The maximum number of characters of a tag's value.
 pub const MAX_TAG_VALUE: usize = 256;
-/// The maximum size of a volume of type io2, in GiB. For other types, EC2 itself rejects more than 16 TiB.
+/// The maximum size of a volume of type io2, in GiB. The maximum of most other types is 16 TiB. oven does not check it,
+/// because EC2 does.
 pub const MAX_VOLUME_GIB: u64 = 65536;
 
 /// Returns whether an image's name may contain this character.
@@ -28,7 +29,7 @@ pub fn is_reserved_tag_key(key: &str) -> bool {
     key.to_ascii_lowercase().starts_with("aws:")
 }
 
-/// An error in EC2's form: the code comes first.
+/// Makes an error in EC2's form, `CODE: text`.
 pub fn ec2_error(code: &str, text: impl fmt::Display) -> Error {
     Kind::Cloud.error(format!("{code}: {text}"))
 }
@@ -38,7 +39,7 @@ pub fn not_found_error(code: &str, text: impl fmt::Display) -> Error {
     Kind::NotFound.error(format!("{code}: {text}"))
 }
 
-/// Checks an AMI's name. It has 3 to 128 characters, which are letters, digits or one of `()[] ./-'@_`.
+/// Checks an AMI's name. It must have 3 to 128 characters. Each has to be a letter, a digit or one of `()[] ./-'@_`.
 pub fn check_image_name(name: &str) -> Result<()> {
     let length = name.chars().count();
     let (least, most) = IMAGE_NAME_LENGTH;
@@ -54,7 +55,7 @@ pub fn check_image_name(name: &str) -> Result<()> {
     Err(ec2_error("InvalidAMIName.Malformed", format!("{name:?} is not a valid AMI name: {problem}. {rule}")))
 }
 
-/// Checks an AMI's description. It has at most 255 characters.
+/// Checks an AMI's description. It must have at most 255 characters.
 pub fn check_description(text: &str) -> Result<()> {
     let length = text.chars().count();
     if length <= MAX_DESCRIPTION {
@@ -64,8 +65,8 @@ pub fn check_description(text: &str) -> Result<()> {
     Err(ec2_error("InvalidParameterValue", problem))
 }
 
-/// Checks tags. There are at most 50. A key has 1 to 128 characters and does not begin with `aws:`. A value has at most
-/// 256 characters.
+/// Checks tags. There must be at most 50. A key must have 1 to 128 characters and must not begin with `aws:`. A value
+/// must have at most 256 characters.
 pub fn check_tags(tags: &Tags) -> Result<()> {
     if tags.len() > MAX_TAGS {
         return Err(ec2_error(
@@ -109,8 +110,9 @@ pub fn new_id(prefix: &str) -> String {
 pub fn matches_filter(pattern: &str, name: &str) -> bool {
     let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
     let (mut p, mut n) = (0, 0);
-    // The positions in pattern and name at which to continue if the last `*` has to match one more character. Only the
-    // last `*` is tried again, so the time never grows exponentially.
+    // The position after the last `*` in the pattern, and the end of the text that this `*` matches in the name. After
+    // a mismatch, the `*` matches one more character. Only the last `*` is tried again, so the time never grows
+    // exponentially.
     let mut star: Option<(usize, usize)> = None;
     while n < name.len() {
         let width = if pattern.get(p) == Some(&'\\') && p + 1 < pattern.len() { 2 } else { 1 };

@@ -3,7 +3,7 @@
 use super::tag;
 use serde_json::{Value, json};
 
-/// Read actions that cannot be limited to resources (Service Authorization Reference).
+/// Read actions that a policy cannot limit to certain resources (Service Authorization Reference).
 const READ_ACTIONS: &[&str] =
     &["ec2:DescribeImages", "ec2:DescribeInstances", "ec2:DescribeSnapshots", "ec2:DescribeVolumes"];
 
@@ -18,8 +18,9 @@ pub enum DiskAccess {
 }
 
 /// Returns the policy. It permits creating resources only with the tag of a run, and changing or deleting only
-/// resources with that tag. Copies of snapshots need [`tag::COPY`] instead. `region` is any region of the partition.
-/// `kms_keys` are the ARNs of the keys that volumes are encrypted with.
+/// resources with that tag. Copies of snapshots need [`tag::COPY`] instead of the run's tag. `region` only selects the
+/// AWS partition, so any region of the partition will do. `kms_keys` are the ARNs of the keys that volumes are
+/// encrypted with.
 pub fn policy(access: DiskAccess, region: Option<&str>, kms_keys: &[String]) -> Value {
     let partition = partition(region.unwrap_or_default());
     // ARNs of images and snapshots have no account.
@@ -91,7 +92,7 @@ pub fn policy(access: DiskAccess, region: Option<&str>, kms_keys: &[String]) -> 
     if direct {
         creating.extend(["StartSnapshot", "CopySnapshot"]);
         let copies = json!({ "StringLike": { format!("ec2:ResourceTag/{}", tag::COPY): "*" } });
-        // EBS direct supports only the global condition key for tags.
+        // For tags, EBS direct supports only the global condition key `aws:ResourceTag`.
         let started = json!({ "StringLike": { format!("aws:ResourceTag/{}", tag::RUN): "*" } });
         statements.extend([
             allow("DirectLook", &["ec2:GetEbsEncryptionByDefault"], &["*".to_owned()]),
@@ -103,10 +104,11 @@ pub fn policy(access: DiskAccess, region: Option<&str>, kms_keys: &[String]) -> 
                 &[ec2("snapshot")],
                 &started,
             ),
-            // This resource is the source snapshot. The copy itself has no id yet.
+            // `snap-*` matches only the source snapshot, because the copy has no id yet when this permission is
+            // checked.
             allow("CopyAnySnapshot", &["ec2:CopySnapshot"], &[format!("{}snap-*", ec2_of("snapshot"))]),
             allow_if("MakeCopies", &["ec2:CopySnapshot"], &[ec2("snapshot")], &request_has_tag(tag::COPY)),
-            // A copy that failed is deleted.
+            // oven deletes a copy that failed, and a copy that it does not need because an older one exists.
             allow_if("DeleteCopies", &["ec2:DeleteSnapshot"], &[ec2("snapshot")], &copies),
         ]);
     }
@@ -192,7 +194,8 @@ mod tests {
         assert_eq!(of("eu-central-1"), text(&policy(DiskAccess::Both, None, &[])));
     }
 
-    /// A managed policy may have 6144 characters without blanks, and an inline policy 10240 (IAM quotas).
+    /// IAM permits 6144 characters in a managed policy and 10240 in an inline policy. White space does not count (IAM
+    /// quotas).
     #[test]
     fn it_fits_into_a_managed_policy() {
         assert!(policy(DiskAccess::Both, None, &[]).to_string().len() < 6144);

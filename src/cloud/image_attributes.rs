@@ -1,5 +1,4 @@
-//! Checks the attributes with which an image is registered, and inherits them from the base. The check is made before
-//! anything is created.
+//! Inherits an image's attributes from its base, and checks them before anything is created.
 
 use super::{Attributes, VolumeKind};
 use crate::error::Kind;
@@ -56,7 +55,7 @@ pub fn check(attributes: &Attributes, architecture: Architecture) -> Result<()> 
         );
         return reject(
             text,
-            "Set boot_mode = \"uefi\" if the image can boot that way, or use a base with a TPM.",
+            "Set boot_mode = \"uefi\" if the image can boot that way, or use a base that has boot_mode = \"uefi\".",
         );
     }
     check_volume_kind(&attributes.root_volume, "the root volume")?;
@@ -97,8 +96,9 @@ pub fn check_volume_kind(kind: &VolumeKind, what: &str) -> Result<()> {
     Ok(())
 }
 
-/// Returns the attributes that a definition sets. Attributes that it does not set come from the base. IOPS and
-/// throughput depend on the volume type, so the base's values are dropped if the definition changes the type.
+/// Returns the attributes of a new image. `wanted` are the attributes that its definition sets, and all others come
+/// from the base. IOPS and throughput depend on the volume type, so the base's values are dropped if the definition
+/// changes the type.
 pub fn inherit(base: &Attributes, wanted: &Attributes) -> Attributes {
     let or = |wanted: &Option<String>, base: &Option<String>| wanted.clone().or_else(|| base.clone());
     Attributes {

@@ -33,7 +33,7 @@ pub mod tag {
     pub const FINGERPRINT: &str = "oven:fingerprint";
     /// A short digest of each input of the fingerprint. These digests explain why no image was found.
     pub const INPUTS: &str = "oven:inputs";
-    /// The definition's `name`, which is the name of the image family.
+    /// The definition's `name`. Images with the same `name` form a family.
     pub const NAME: &str = "oven:name";
     /// The base image's id.
     pub const BASE: &str = "oven:base";
@@ -51,13 +51,13 @@ pub mod tag {
     pub const KEPT: &str = "oven:kept";
 }
 
-/// The reference of a definition to its base image. References to other definitions are resolved earlier and do not
-/// occur here.
+/// A definition's reference to its base image. A reference to another definition is never a `BaseRef`, because it is
+/// resolved earlier.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub enum BaseRef {
     Id(ImageId),
-    /// The newest available image whose name matches; `*` and `?` are wildcards as in EC2's filters. EC2 requires an
-    /// owner. In a local region, the owner is unset or `self`.
+    /// The newest available image whose name matches; `*` and `?` are wildcards as in EC2's filters. On EC2, the owner
+    /// is required. In a local region, the owner is unset or `self`.
     Name {
         name: String,
         owner: Option<String>,
@@ -105,7 +105,7 @@ pub struct Base {
 }
 
 /// The attributes with which an image is registered, apart from its root disk. They are inherited from the base, and
-/// the settings of a definition override them. The values are those of EC2's RegisterImage; `None` uses EC2's default.
+/// the settings of a definition override them. The values are those of EC2's RegisterImage; `None` means EC2's default.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Attributes {
@@ -116,7 +116,7 @@ pub struct Attributes {
     pub sriov: Option<String>,
     /// `v2.0`. Needs the boot mode `uefi` (EC2 user guide, NitroTPM).
     pub tpm: Option<String>,
-    /// `v2.0`: instances of the image accept only IMDSv2.
+    /// With `v2.0`, instances of the image accept only IMDSv2.
     pub imds: Option<String>,
     /// The type and encryption of the root volume of new instances.
     pub root_volume: VolumeKind,
@@ -140,7 +140,7 @@ pub struct Mapping {
     pub delete_on_termination: Option<bool>,
 }
 
-/// The type and encryption of a volume; `None` uses the cloud's default. The local region accepts all values and
+/// The type and encryption of a volume. `None` means the cloud's default. The local region accepts all values and
 /// ignores them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -207,9 +207,9 @@ impl Image {
 /// The key by which the image of a finished bake is found. All fields have to match.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BakeKey {
-    /// `ami_config_checksum`.
+    /// The value of the tag `ami_config_checksum`.
     pub checksum: String,
-    /// `oven:fingerprint`; `None` with `--compat gumgum`, which compares only the checksum.
+    /// The value of the tag `oven:fingerprint`. `None` with `--compat gumgum`, which compares only the checksum.
     pub fingerprint: Option<String>,
     pub architecture: Architecture,
 }
@@ -231,7 +231,7 @@ pub struct ImageSpec {
     pub documents: BTreeMap<String, String>,
 }
 
-/// A run that left resources and whose process has ended.
+/// A run whose process has ended without removing all of the run's resources.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct StaleRun {
     pub run: RunId,
@@ -250,40 +250,42 @@ pub trait Cloud {
     async fn base(&self, from: &BaseRef) -> Result<Base>;
 
     /// Returns the newest available image of this account that matches the key. If all matching images are pending,
-    /// other bakes are registering them, and this waits until one is available.
+    /// other bakes are registering them. Then this function waits until one is available.
     async fn find(&self, key: &BakeKey) -> Result<Option<Image>>;
 
     /// Registers an image of the snapshot, waits until it is available, and verifies it. A name can be registered only
-    /// once, so it is the compare-and-set between builders. If another builder has registered an image with the same
-    /// fingerprint under this name, returns that image. Then the clean-up action for this run's snapshot is executed.
-    /// Otherwise that action is cancelled.
+    /// once, so registering it acts as a compare-and-set between builders. If another builder has registered an image
+    /// with the same fingerprint under this name, returns that image, and the clean-up action deletes this run's
+    /// snapshot. If this run registers the image, the clean-up action is cancelled, because the image uses the
+    /// snapshot.
     async fn register(&self, snapshot: &SnapshotId, spec: &ImageSpec, undo: &Undo) -> Result<Image>;
 
-    /// Returns the images that oven baked or imported, oldest first. With `family`, returns only the images of that
-    /// family.
+    /// Returns the images that oven baked or imported, oldest first. With `family`, returns only the images whose
+    /// definition has this `name`.
     async fn images(&self, family: Option<&str>) -> Result<Vec<Image>>;
 
     /// Returns one image, and the documents that were stored with it.
     async fn image(&self, id: &ImageId) -> Result<(Image, BTreeMap<String, String>)>;
 
-    /// Deregisters the image that has this name, and deletes its snapshot. Fails unless oven created the image, and the
-    /// image is failed or incomplete. Returns `None` if no image has the name.
+    /// Deregisters the image that has this name, and deletes its snapshot. Fails if oven did not create the image, or
+    /// if the image is neither failed nor incomplete. Returns `None` if no image has the name.
     async fn replace_failed(&self, name: &str) -> Result<Option<ImageId>>;
 
     /// Removes an image, and its snapshot if no other image uses it. Fails with
-    /// [`Kind::Usage`](crate::error::Kind::Usage) in a cloud where that is left to the cloud's own tools.
+    /// [`Kind::Usage`](crate::error::Kind::Usage) in a cloud whose images are removed only with the cloud's own tools.
     async fn remove(&self, id: &ImageId, snapshot: &SnapshotId) -> Result<()>;
 
-    /// The command that removes an image by hand.
+    /// Returns the command with which a user can remove the image.
     fn removal_command(&self, id: &ImageId) -> String;
 
-    /// Returns the runs that left resources and whose process has ended. It may be unknown whether a process has ended,
-    /// for example if it runs on another host. Then its run is returned only if its newest resource is older than
-    /// `older_than`.
+    /// Returns the runs whose process has ended without removing all of the run's resources. It may be unknown whether
+    /// a process has ended, for example if it ran on another host. Then the run is returned only if the run's newest
+    /// resource is older than `older_than`.
     async fn stale_runs(&self, older_than: Option<Duration>) -> Result<Vec<StaleRun>>;
 
-    /// Fails with [`Kind::Cloud`](crate::error::Kind::Cloud) if a permission to begin or to end a bake on this base is
-    /// missing. It has to be fast, because it runs before every bake. A local region permits everything.
+    /// Fails with [`Kind::Cloud`](crate::error::Kind::Cloud) if a permission is missing that a bake on this base needs
+    /// at its beginning or at its end. The check has to be fast, because it runs before every bake. A local region
+    /// permits everything.
     async fn ensure_permitted(&self, _: &Base) -> Result<()> {
         Ok(())
     }
@@ -299,22 +301,23 @@ pub trait Cloud {
         Ok(Vec::new())
     }
 
-    /// Copies disks of this machine into images. `None`: their blocks have to be uploaded.
+    /// Returns an object that copies disks of this machine into images. `None` means that the disks' blocks have to be
+    /// uploaded.
     fn disk_copier(&self) -> Option<&dyn DiskCopier> {
         None
     }
 
-    /// Whether it has images that oven did not make; [`Cloud::images`] omits these.
+    /// Returns whether the cloud has images that oven did not create. [`Cloud::images`] omits such images.
     fn has_foreign_images(&self) -> bool {
         true
     }
 
-    /// Whether its volumes and snapshots are files on this machine.
+    /// Returns whether the cloud's volumes and snapshots are files on this machine.
     fn is_on_this_machine(&self) -> bool {
         false
     }
 
-    /// Whether this machine may have credentials for the cloud, which steps must not reach.
+    /// Returns whether this machine may have credentials for the cloud. If so, steps must not be able to reach them.
     fn has_credentials(&self) -> bool {
         true
     }
@@ -323,8 +326,8 @@ pub trait Cloud {
 /// Copies raw disks of this machine into images, which is faster than uploading their blocks.
 #[async_trait(?Send)]
 pub trait DiskCopier {
-    /// Copies a file or a block device. If the name is taken by an image of the same disk, returns that image; fails if
-    /// its disk is another one.
+    /// Copies a file or a block device. If an image of the same disk has the name, returns that image. Fails if an
+    /// image of another disk has the name.
     async fn copy_disk(
         &self,
         raw: &Path,
@@ -367,7 +370,7 @@ pub trait Volumes {
     async fn ensure_no_volumes(&self, run: &RunId) -> Result<()>;
 
     /// Returns [`Self::ensure_no_volumes`] as a future that can run in the background. `None` means that the removal is
-    /// too fast for that to be useful.
+    /// too fast to be worth running in the background.
     fn removal(&self, _run: &RunId) -> Option<Payment> {
         None
     }

@@ -1,4 +1,4 @@
-//! Decides whether an image that already has the wanted name is the result of the same bake, done by somebody else.
+//! Decides whether an image that already has the wanted name is the result of the same bake by another builder.
 
 use super::{Image, ImageSpec, ImageState, tag};
 use crate::error::Kind;
@@ -11,12 +11,12 @@ pub enum ConflictResolution {
     Adopt,
     /// The image is the result of the same bake, but it is still pending. Wait for it.
     Wait,
-    /// The image is another one, or it has failed, or it is incomplete. The error gives the reason.
+    /// The image has another content, has failed, or is incomplete. The error gives the reason.
     Refuse(Error),
 }
 
-/// Decides what to do about `holder`, the image that has the name of `spec`. An AMI's name is the only compare-and-set
-/// that EC2 offers. So oven never registers the image under another name.
+/// Decides what to do about `holder`, the image that has the name of `spec`. Registering a name is the only
+/// compare-and-set that EC2 offers. So oven never registers the image under another name.
 pub fn resolve_conflict(holder: &Image, spec: &ImageSpec) -> ConflictResolution {
     let (id, name) = (&holder.id, &spec.name);
     let same = |key: &str| holder.tags.get(key).is_some_and(|theirs| spec.tags.get(key) == Some(theirs));

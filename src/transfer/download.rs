@@ -17,8 +17,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// The number of concurrent reads. Each read has a block in memory after its response arrived. More reads would only
-/// wait, because the cloud has the same limit.
+/// The maximum number of concurrent reads. Each read has a block in memory after its response arrived. More reads would
+/// only wait, because the client of EBS direct sends at most as many reads concurrently.
 const READERS: usize = 96;
 
 /// The interval of progress reports.
@@ -61,8 +61,8 @@ enum Expected {
     Zeros,
 }
 
-/// Reads a snapshot back. Fails if an uploaded block differs from the uploaded data, or if another block differs from
-/// the parent's. The error names the block and the snapshot.
+/// Reads a snapshot back. Fails if an uploaded block differs from the uploaded data, or if any other block differs from
+/// the parent's block. A block that the parent does not have must be zeros. The error names the block and the snapshot.
 pub async fn verify(
     blocks: &dyn BlockApi,
     snapshot: &SnapshotId,
@@ -109,7 +109,7 @@ pub async fn verify(
     .await
 }
 
-/// Writes a snapshot to a file, whose old content is replaced. The file is sparse: zeros of the snapshot become holes.
+/// Writes a snapshot to a file, and replaces the file's old content. Zeros in the snapshot become holes in the file.
 /// Each block is verified against its digest.
 pub async fn download(blocks: &dyn BlockApi, snapshot: &SnapshotId, into: &File) -> Result<SnapshotContents> {
     download_with_progress(blocks, snapshot, into, &|_, _| ()).await

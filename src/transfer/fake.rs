@@ -36,7 +36,7 @@ pub struct State {
     /// put.
     pub expiring: u32,
     pub expiring_at: Option<u32>,
-    /// Whether data are discarded after they were checked.
+    /// Whether data are discarded after they were checked, so that a test with many blocks needs little memory.
     pub forgetful: bool,
 }
 
@@ -82,7 +82,8 @@ impl Fake {
     }
 }
 
-/// Counts a concurrent call until the value is dropped. So the count is correct even if the future is dropped.
+/// A put that is under way. The put is counted until this value is dropped, so the count is correct even if the put's
+/// future is dropped.
 struct Under(Fake);
 impl Drop for Under {
     fn drop(&mut self) {
@@ -205,7 +206,7 @@ struct Blocked {
 }
 
 impl SnapshotReader for Blocked {
-    #[allow(clippy::disallowed_methods)] // readers block their threads, which are not the runtime's
+    #[allow(clippy::disallowed_methods)] // a read may block its thread, which is not the runtime's
     fn read(&self, index: u32) -> Result<(Vec<u8>, Digest)> {
         let delay = {
             let mut state = self.fake.state();

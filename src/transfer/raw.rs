@@ -21,10 +21,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// The resolution of file times. If a file was changed within this time, another change may not change the file's
-/// times.
+/// The resolution of file times. Two changes of a file within this time may give it the same times.
 const TIME_RESOLUTION: Duration = Duration::from_millis(100);
-/// How often to wait for a file that keeps changing. If it still changes afterwards, `ensure_unchanged` detects that.
+/// How many times to wait for a file that keeps changing. If the file still changes afterwards, `ensure_unchanged`
+/// detects that.
 const MAX_WAITS: u32 = 3;
 
 static ZEROS: [u8; BLOCK] = [0; BLOCK];
@@ -92,7 +92,7 @@ fn stamp(file: &File) -> Result<Option<Stamp>> {
     }))
 }
 
-/// Returns whether the next change will be visible in the file's times.
+/// Returns whether the next change of the file will change its times.
 fn is_settled(stamp: &Stamp) -> bool {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let changed = Duration::new(stamp.changed.0.max(0) as u64, stamp.changed.1 as u32);
@@ -137,7 +137,8 @@ impl BlockSource for RawDisk {
         Ok(Some((data, digest)))
     }
 
-    /// Compares the times of a file. A device has no such times, so its blocks are read again.
+    /// Compares a file's times with its earlier times. The times of a block device do not show changes of its content,
+    /// so its blocks are read again.
     fn ensure_unchanged(&self, sent: &BTreeMap<u32, Digest>) -> Result<()> {
         if let Some(before) = &self.stamp {
             let after = stamp(&self.file)?;

@@ -21,8 +21,8 @@ pub trait BlockSource: Send + Sync + 'static {
     /// Returns a complete block with its digest, or `None` if the block need not be uploaded.
     fn block(&self, index: u32) -> Result<Option<(Arc<[u8]>, Digest)>>;
 
-    /// Fails if the source changed after its blocks were read. It is called after the last block and before the
-    /// snapshot is sealed. A source to which nobody else can write needs no check.
+    /// Fails if the source changed after its blocks were read. This method is called after the last block was read and
+    /// before the snapshot is completed. A source to which nobody else can write needs no check.
     fn ensure_unchanged(&self, _sent: &BTreeMap<u32, Digest>) -> Result<()> {
         Ok(())
     }
@@ -32,7 +32,7 @@ pub trait BlockSource: Send + Sync + 'static {
 /// hash faster than EBS direct accepts blocks.
 const MAX_READERS: usize = 4;
 
-/// A block that was read, and its room in memory.
+/// A block that was read, with the room that it takes in memory.
 pub struct ReadBlock {
     pub index: u32,
     pub data: Arc<[u8]>,
@@ -40,7 +40,7 @@ pub struct ReadBlock {
     pub room: Room,
 }
 
-/// A stream of blocks. Dropping it stops the threads.
+/// A stream of blocks. Dropping the stream stops the threads that read the blocks.
 pub struct BlockFeed {
     blocks: UnboundedReceiver<Result<ReadBlock>>,
     gate: Arc<Gate>,
@@ -70,7 +70,7 @@ impl Gate {
         self.freed.notify_all();
     }
 
-    /// Waits for room. Returns `None` if the feed was dropped.
+    /// Waits for room. Returns `None` if the feed was dropped or a read failed.
     fn take(self: &Arc<Self>) -> Option<Room> {
         let full = |state: &mut State| state.free == 0 && !state.closed;
         let mut state = self.freed.wait_while(self.lock(), full).unwrap_or_else(PoisonError::into_inner);

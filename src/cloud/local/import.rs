@@ -19,8 +19,8 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 const GIB: u64 = 1 << 30;
-/// The coarsest resolution of file times, in nanoseconds. If a file was changed within this time before a check,
-/// another change after the check may have the same time.
+/// The coarsest resolution of file times, in nanoseconds. If a file was changed within this time before a check, a
+/// change after the check may leave the file's times as they are.
 const TIME_RESOLUTION: i128 = 100_000_000;
 
 impl Region {
@@ -78,7 +78,8 @@ impl Region {
             data.file().sync_data().context("writing the snapshot to the disk")?;
             Ok(data)
         });
-        // These run concurrently, because the digest is limited by the processor and the copy by the disk.
+        // The digest and the copy are made concurrently, because the processor limits the one and the disk limits the
+        // other.
         let (digest, data) = tokio::try_join!(digest, async { data.await.with_context(context) })?;
         let source = ImportSource { digest, stamp };
         let after = stamp_of(&file)?;
@@ -154,8 +155,8 @@ impl Region {
         if self.store().state(&holder) != ImageState::Available {
             return Err(duplicate().context(format!("{id} has failed")));
         }
-        // The content is the same, but the file is a copy or its times changed. The new stamp is stored, so that the
-        // next import need not read this file.
+        // The content is the same, but it comes from another file, or the file's times changed. This file's stamp is
+        // stored, so that the next import need not read the file.
         if source.stamp.is_some() && holder.source.as_ref() != Some(source) {
             let record = ImageRecord { source: Some(source.clone()), ..holder.clone() };
             let update = move |region: &LockedRegion| {
@@ -191,7 +192,7 @@ fn open(raw: &Path) -> Result<File> {
         std::io::ErrorKind::NotFound => Kind::NotFound.error(format!("{name} does not exist")),
         _ => anyhow::Error::from(e).context(format!("inspecting {name}")),
     })?;
-    // This is checked before the file is opened, because opening a FIFO blocks.
+    // The type is checked before the file is opened, because opening a FIFO blocks.
     if !metadata.is_file() && !metadata.file_type().is_block_device() {
         return Err(Kind::Usage.error(format!("{name} is neither a file nor a block device")));
     }
@@ -246,8 +247,8 @@ fn stamp_of(file: &File) -> Result<FileStamp> {
     })
 }
 
-/// Returns whether the next change of the file will be visible in its times. Returns false if the file was changed just
-/// now.
+/// Returns whether the next change of the file will change its times. Returns false if the file was changed just now,
+/// because the resolution of the times is limited.
 fn is_settled(stamp: &FileStamp) -> bool {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as i128);
     now - stamp.changed > TIME_RESOLUTION

@@ -11,8 +11,8 @@
 //! ```
 //!
 //! The state of a resource is derived from facts that remain correct even if a process is killed. A resource is pending
-//! until a time in its record. A volume is attached while a loop device has its file open. The open file also holds the
-//! file's lock. Data without a record are garbage, and a sweep removes them.
+//! until a time in its record. A volume is attached while a loop device has the volume's file open, and the file is
+//! locked during that time. Data without a record are garbage, and a sweep removes them.
 
 mod blocks;
 mod import;
@@ -43,12 +43,12 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// The limit for waiting for a pending resource, which becomes ready by itself. The limit is longer than every delay
-/// that a test may set. It is short enough to notice a clock that was set back.
+/// How long to wait for a pending resource, which becomes ready by itself. The limit is longer than every delay that a
+/// test may set. If the clock was set back, the resource stays pending for too long, and the limit ends the wait.
 const PENDING_POLL: PollPolicy = PollPolicy::local(Duration::from_secs(120)).of_region();
 
-/// The time after which a pending snapshot without a new block expires. EBS is requested to use at least the same time.
-/// It is long, because a bake starts its snapshot before its steps.
+/// A pending snapshot expires if no block is put for this time. On EBS, oven requests at least the same time. The time
+/// is long, because a bake starts its snapshot before its steps, and the steps may take hours.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(6 * 60 * 60);
 
 /// A directory that acts as a cloud. Cloning is cheap, and several processes may use one directory concurrently.
@@ -60,9 +60,9 @@ struct Inner {
     store: RegionStore,
     /// The time for which new resources are pending.
     delay: Duration,
-    /// The time after which a pending snapshot without a new block expires.
+    /// A pending snapshot expires if no block is put for this time.
     patience: Duration,
-    /// Limits the concurrent copies for snapshots that are being started.
+    /// Limits the number of concurrent copies of parents' data.
     copies: Rc<blocks::Copies>,
 }
 
@@ -73,8 +73,7 @@ impl Inner {
 }
 
 impl Region {
-    /// Opens the region in a directory, or creates one. Fails with [`Kind::Machine`] if the directory's permissions do
-    /// not allow that.
+    /// Opens the region in a directory, or creates one. Fails with [`Kind::Machine`] if the directory cannot be used.
     pub fn open(dir: &Path) -> Result<Self> {
         Ok(Self(Rc::new(Inner {
             store: RegionStore::open(dir)?,
@@ -126,7 +125,7 @@ impl Region {
         let delete = move |region: &LockedRegion| {
             for snapshot in region.tagged::<SnapshotRecord>(tag::RUN, &run.0)? {
                 match delete_snapshot(region, &snapshot.id) {
-                    // The snapshot is a result, not a leftover.
+                    // An image uses the snapshot, so the snapshot is a result and not a leftover.
                     Err(e)
                         if Kind::of(&e) == Kind::Cloud
                             && e.to_string().starts_with("InvalidSnapshot.InUse") => {}
@@ -168,8 +167,8 @@ impl Region {
         .await
     }
 
-    /// Returns the newest available image among `candidates`. If all are pending, returns the newest of those that
-    /// become available.
+    /// Returns the newest available image among `candidates`. If none is available yet, waits for the pending images,
+    /// and returns the newest one that becomes available.
     async fn newest(&self, mut candidates: Vec<ImageRecord>) -> Result<Option<ImageRecord>> {
         let of = |state| move |image: &&ImageRecord| self.store().state(image) == state;
         if let Some(image) = candidates.iter().rfind(of(ImageState::Available)) {
@@ -239,13 +238,13 @@ fn register(
     region.ensure_completed(&snapshot)?;
     if image.size_gib < snapshot.size_gib {
         let text = format!(
-            "volume of {} GiB is smaller than snapshot {}, of {}",
+            "a volume of {} GiB is smaller than its snapshot {}, which has {} GiB",
             image.size_gib, snapshot.id, snapshot.size_gib
         );
         return Err(ec2_error("InvalidBlockDeviceMapping", text));
     }
     let created = created_after(&images);
-    // A name is taken from registration until deregistration, whatever the state of the image.
+    // A name is in use from the registration of an image until its deregistration, whatever the image's state.
     if let Some(holder) = images.into_iter().find(|other| other.name == image.name) {
         return Ok(Registered::Taken(holder.into()));
     }
@@ -291,7 +290,7 @@ impl Cloud for Region {
                 self.tagged(key, value).await?
             }
             BaseRef::Name { .. } | BaseRef::Tag { .. } => {
-                let why = "the local region has only its own images, and no other owners";
+                let why = "a local region has no images of other owners";
                 return Err(missing(why).hint(import).into());
             }
             BaseRef::Ssm(_) | BaseRef::Deprecated(_) => {
@@ -322,8 +321,8 @@ impl Cloud for Region {
         let mut tags = spec.tags.clone();
         tags.insert(tag::RUN.to_owned(), spec.run.0.clone());
         check_tags(&tags)?;
-        // If another image has the name, this waits for that image. It may be deregistered meanwhile. Then the name is
-        // free, and the loop tries again.
+        // If a pending image has the name, `adopt` waits for that image. If the image is deregistered meanwhile, the
+        // name is free, and the loop tries again.
         loop {
             let record = ImageRecord {
                 id: ImageId(new_id("ami")),
@@ -384,7 +383,7 @@ impl Cloud for Region {
             return Err(Kind::Cloud.error(text));
         }
         let replace = move |region: &LockedRegion| {
-            // Another process may have done this meanwhile.
+            // Another process may have deregistered the image meanwhile.
             let Some(image) = region.find::<ImageRecord>(&holder.id.0)? else { return Ok(()) };
             region.deregister(&image.id)?;
             let used = region.list::<ImageRecord>()?.iter().any(|other| other.snapshot == image.snapshot);
@@ -437,7 +436,8 @@ impl Region {
         self.newest(self.store().tagged(key, value)?).await
     }
 
-    /// Returns the error for a base that was not found. It names the image with the most similar name, if there is one.
+    /// Returns the error for a base that was not found. The error's hint names the image with the most similar name, if
+    /// any name is similar.
     fn no_such_base(&self, from: &BaseRef, missing: impl Fn(&str) -> Failure) -> Result<Failure> {
         let images: Vec<ImageRecord> = self.store().list()?;
         let import = "Import a raw disk image under that name with `oven import RAW --name NAME`.";

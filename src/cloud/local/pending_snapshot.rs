@@ -1,8 +1,8 @@
 //! Pending snapshots that are written block by block: their state, and which blocks were put.
 //!
-//! As everywhere in a region, the state is derived from facts. The snapshot is complete once its record says so. It has
-//! failed if no block was put for too long. It has also failed if the machine was rebooted, because the blocks were not
-//! synced.
+//! As everywhere in a region, the state is not stored but derived, so that it is correct even if a process was killed.
+//! The snapshot is complete once its record says so. It has failed if no block was put for too long. It has also failed
+//! if the machine was rebooted, because the blocks were not synced.
 
 use super::records::PendingWrites;
 use super::records::{PUT, RegionStore, SnapshotRecord, now};
@@ -24,8 +24,8 @@ use std::path::Path;
 use std::sync::OnceLock;
 use std::time::UNIX_EPOCH;
 
-/// The size of an entry in bytes. One byte is the block's state, and 32 are its digest. The size is a power of two, so
-/// that no entry crosses a page.
+/// The size in bytes of a block's entry in the file that lists the put blocks. One byte is the block's state, and 32
+/// are its digest. The size is a power of two, so that no entry crosses a page boundary.
 const ENTRY_BYTES: usize = 64;
 /// The state of a block whose write has begun. If the process was killed during the write, the block's data are
 /// undefined.
@@ -80,7 +80,7 @@ impl RegionStore {
         }
     }
 
-    /// Returns the record of a snapshot. If it does not exist, the error is EBS direct's.
+    /// Returns the record of a snapshot. If the snapshot does not exist, the error is the one that EBS direct returns.
     pub fn by_blocks(&self, id: &SnapshotId) -> Result<SnapshotRecord> {
         self.find(&id.0)?.ok_or_else(|| {
             let text = format!("The snapshot '{id}' does not exist.");
@@ -88,7 +88,7 @@ impl RegionStore {
         })
     }
 
-    /// Returns the record of a snapshot that is written by its blocks. Fails if it is in the error state.
+    /// Returns the record of a snapshot that is written block by block. Fails if the snapshot is in the error state.
     pub fn writable(&self, id: &SnapshotId) -> Result<(SnapshotRecord, PendingWrites)> {
         let record = self.by_blocks(id)?;
         let Some(written) = record.written.clone() else {
@@ -130,8 +130,8 @@ impl PutBlocks {
         file.and_then(|file| file.set_len(entries)).with_context(|| format!("creating {}", path.display()))
     }
 
-    /// Opens the file; returns `None` if it does not exist. Each use opens the file again, because locks belong to an
-    /// open file.
+    /// Opens the file; returns `None` if it does not exist. Each use opens the file again. A lock belongs to an open
+    /// file, so the uses exclude each other even within one process.
     pub fn open(store: &RegionStore, id: &SnapshotId) -> Result<Option<Self>> {
         let path = store.part::<SnapshotRecord>(&id.0, PUT);
         match File::options().read(true).write(true).custom_flags(libc::O_NOFOLLOW).open(&path) {
@@ -141,7 +141,7 @@ impl PutBlocks {
         }
     }
 
-    /// Waits until no other thread or process writes these blocks, and locks them until the value is dropped.
+    /// Waits until no other thread or process writes these blocks, and locks them until the returned value is dropped.
     pub fn lock(self, blocks: Range<u32>) -> Result<Self> {
         lock_range_until_closed(&self.0, blocks).context("waiting for other writers of the snapshot")?;
         Ok(self)

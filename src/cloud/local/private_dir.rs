@@ -1,6 +1,6 @@
-//! Makes sure that a region's directories are private, for two reasons. Other users must not read the images. And in a
-//! directory of another user (such as `--region-dir /tmp/region`), that user could place a link that makes root write
-//! to another file.
+//! Makes sure that a region's directories are private, for two reasons. Other users must not read the images. And if
+//! the directory belongs to another user (for example `--region-dir /tmp/region`, which that user created first), that
+//! user could place a link in it that makes root write to another file.
 
 use crate::error::Kind;
 use anyhow::{Context, Result};
@@ -10,8 +10,8 @@ use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 
-/// The mode bit that lets others write. The group may have write access, because a user's default group often has no
-/// other members.
+/// The mode bit that lets everybody write. The bit of the group is not checked, because a user's default group often
+/// has no other members.
 const OTHERS_WRITE: u32 = 0o002;
 
 /// Creates the region's directory if it is missing, and checks its owner and mode.
@@ -24,7 +24,7 @@ pub fn create_region_dir(dir: &Path) -> Result<()> {
 /// Creates a private directory in the region. If the directory exists, checks it and makes it private.
 pub fn create_subdirectory(dir: &Path) -> Result<()> {
     match create(dir) {
-        // The check below says what is in its place.
+        // If a file or a link has this name, the check below reports it.
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
         created => created?,
     }
@@ -47,7 +47,7 @@ fn create(dir: &Path) -> std::io::Result<()> {
 }
 
 fn check_owner_and_mode(dir: &Path, found: &fs::Metadata) -> Result<()> {
-    // With sudo, the region may belong to the user, who can become root anyway.
+    // The region may belong to the user who called sudo, because that user can become root anyway.
     let sudo = std::env::var("SUDO_UID").ok().and_then(|uid| uid.parse().ok());
     if ![Some(0), Some(geteuid().as_raw()), sudo].contains(&Some(found.uid())) {
         return Err(unsafe_directory(

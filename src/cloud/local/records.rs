@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// The additional data in the record of a snapshot that is written by its blocks ([`super::pending_snapshot`]).
+/// The additional data in the record of a snapshot that is written block by block ([`super::pending_snapshot`]).
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PendingWrites {
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -40,11 +40,12 @@ pub struct Completion {
     pub checksum: Digest,
 }
 
-/// The format of a region. It is raised when records change so that an older oven would misread them.
+/// The format of a region. It is raised if records change in a way that an older oven would misread.
 const FORMAT: u32 = 1;
 /// The maximum size of a volume in GiB. A snapshot has the same limit.
 pub const MAX_GIB: u64 = 16384;
-/// Sections under the lock take milliseconds; a wait of a minute means that a process was stopped within one.
+/// A process holds the lock only for milliseconds. If the lock is not free after a minute, the process that holds it
+/// was probably stopped.
 const LOCK_WAIT: PollPolicy = PollPolicy::local(Duration::from_secs(60));
 
 /// A resource that has a record.
@@ -73,7 +74,7 @@ pub struct ImageRecord {
     pub description: String,
     pub tags: Tags,
     /// The time until which the image is pending, in milliseconds since 1970. The process that registered the image may
-    /// end before.
+    /// end before that time.
     pub ready_at: u64,
     /// The reason why the image failed; `None` if it did not fail.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -88,8 +89,8 @@ pub struct ImageRecord {
 pub struct ImportSource {
     /// [`crate::sys::sparse_copy::digest`] of the content.
     pub digest: String,
-    /// The metadata of the disk's file. As long as they are the same, the file's content is the same. `None` if they
-    /// are not reliable.
+    /// The metadata of the disk's file. As long as they are the same, the file's content is the same. `None` if the
+    /// metadata may not show the next change of the content.
     pub stamp: Option<FileStamp>,
 }
 
@@ -108,8 +109,8 @@ pub struct FileStamp {
 pub struct SnapshotRecord {
     pub id: SnapshotId,
     pub size_gib: u64,
-    /// The volume of which the snapshot was taken. `None` for an import, and for a snapshot that is written by its
-    /// blocks.
+    /// The volume of which the snapshot was taken. `None` for an import, and for a snapshot that is written block by
+    /// block.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volume: Option<VolumeId>,
     pub created: String,
@@ -119,7 +120,7 @@ pub struct SnapshotRecord {
     /// The time until which the snapshot is pending. It is [`NEVER`] until all blocks of the snapshot are written, so
     /// that an older oven, which does not know `written`, treats the snapshot as pending.
     pub ready_at: u64,
-    /// Set if the snapshot is written by its blocks.
+    /// Set if the snapshot is written block by block.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub written: Option<PendingWrites>,
 }
@@ -164,23 +165,24 @@ const IMG: &str = "img";
 /// The extension of the file that lists which blocks of a snapshot were put ([`PendingWrites`]).
 pub const PUT: &str = "put";
 /// The extension of a hard link to the parent's data. A pending snapshot has this link, because the parent may be
-/// deleted.
+/// deleted before the snapshot is complete.
 pub const PARENT: &str = "parent";
-/// The extensions of a resource's files besides its record.
+/// The extensions of all files of a resource except its record.
 const EXTENSIONS: [&str; 3] = [IMG, PUT, PARENT];
 /// The directory of the images' documents ([`crate::cloud::ImageSpec::documents`]).
 const DOCUMENTS: &str = "documents";
-/// Directories that runs write to. The region does not use them, but it creates them, so that they are private.
+/// The directories of the logs and the locks of runs. The region itself does not use them, but it creates them, so that
+/// they are private.
 const LOGS: &str = "logs";
 const LOCKS: &str = "locks";
 
-/// A region's directory, for reading. Changes need [`LockedRegion`].
+/// Read access to a region's directory. Changes need a [`LockedRegion`].
 #[derive(Debug, Clone)]
 pub struct RegionStore {
     dir: Arc<Path>,
 }
 
-/// A region under its lock.
+/// A region whose lock is held by this process.
 pub struct LockedRegion {
     store: RegionStore,
     _lock: FileLock,
@@ -239,7 +241,7 @@ impl RegionStore {
         }
         let path = self.dir.join("region.json");
         let Some(text) = read_if_exists(&path)? else {
-            // If two processes start at the same time, both write the same content.
+            // If two processes start at the same time, both write the same content. So no lock is needed.
             return temp_file::write_atomically(
                 &path,
                 &serde_json::to_vec(&Format { format: FORMAT })?,
@@ -250,7 +252,7 @@ impl RegionStore {
             serde_json::from_slice(&text).with_context(|| format!("reading {}", path.display()))?;
         if found.format > FORMAT {
             let text = format!(
-                "the region {} has the format {}, which a newer oven made",
+                "the region {} was made by a newer oven: it has the format {}",
                 self.dir.display(),
                 found.format
             );
@@ -361,9 +363,9 @@ impl RegionStore {
             .or_else(|| (!snapshot_exists).then(|| format!("its snapshot {} is missing", image.snapshot)))
     }
 
-    /// Runs `work` under the region's lock. It runs on another thread, because syncing may be slow. If the future is
-    /// dropped while it waits for the lock, `work` does not run. If it is dropped later, `work` is still completed
-    /// under the lock. A clean-up needs the lock as well, so it runs after `work`.
+    /// Runs `work` under the region's lock, on another thread, because syncing may be slow. If the future is dropped
+    /// while it waits for the lock, `work` does not run. If the future is dropped later, `work` is still completed
+    /// under the lock. A clean-up takes the same lock, so the clean-up runs after `work`.
     pub async fn locked<T: Send + 'static>(
         &self,
         work: impl FnOnce(&LockedRegion) -> Result<T> + Send + 'static,
@@ -374,8 +376,8 @@ impl RegionStore {
 
     async fn lock(&self) -> Result<LockedRegion> {
         let path = self.dir.join("lock");
-        // The file is opened for each lock. A lock belongs to an open file, so this excludes other tasks of this
-        // process as well.
+        // The file is opened for each lock. A lock belongs to an open file, so the lock also excludes other tasks of
+        // this process.
         let mut options = File::options();
         // The file is private, because everybody who can open a file can lock it.
         options.create(true).truncate(false).write(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
@@ -388,8 +390,8 @@ impl RegionStore {
 }
 
 impl LockedRegion {
-    /// Writes a record to a temporary file, and renames the file. With `durable`, the record is synced when this
-    /// returns.
+    /// Writes a record to a temporary file, and renames the file. With `durable`, returns only after the record was
+    /// synced.
     pub fn write<R: RegionRecord>(&self, record: &R, durable: bool) -> Result<()> {
         temp_file::write_atomically(
             &self.record::<R>(record.id()),
@@ -416,7 +418,8 @@ impl LockedRegion {
     /// Removes an image. Its snapshot is not deleted, as on EC2.
     pub fn deregister(&self, id: &ImageId) -> Result<()> {
         self.get::<ImageRecord>(&id.0)?;
-        // The record is removed first. Documents without a record are garbage, which `tidy` removes.
+        // The record is removed first. If the process is killed after that, `tidy` removes the documents, because they
+        // have no record.
         self.remove::<ImageRecord>(&id.0)?;
         remove_if_there(&self.documents_of(id))
     }
@@ -457,12 +460,13 @@ impl LockedRegion {
     }
 }
 
-/// Returns whether a record exists. An empty file does not count: see [`read_if_exists`].
+/// Returns whether a record exists. An empty file does not count as a record ([`read_if_exists`]).
 fn has_record(path: &Path) -> bool {
     path.metadata().is_ok_and(|metadata| metadata.len() > 0)
 }
 
-/// The content of a file. An empty file counts as absent: its name survived a power failure, and its content did not.
+/// Returns the content of a file. An empty file counts as absent, because after a power failure a file's name may exist
+/// without its content.
 fn read_if_exists(path: &Path) -> Result<Option<Vec<u8>>> {
     match fs::read(path) {
         Ok(text) => Ok(Some(text).filter(|text| !text.is_empty())),

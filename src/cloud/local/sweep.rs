@@ -27,7 +27,7 @@ impl RunResources {
             self.owner.clone_from(owner);
         }
         self.kept |= tags.contains_key(tag::KEPT);
-        // An unreadable time counts as now, so that the run is never considered old.
+        // An invalid creation time counts as the current time, so that the run is never considered old.
         self.newest = self.newest.max(millis(record.created()).unwrap_or_else(now));
         self.resources.push(record.id().to_owned());
     }
@@ -58,7 +58,8 @@ impl Region {
             }
             for snapshot in region.list::<SnapshotRecord>()? {
                 if snapshot.written.as_ref().is_some_and(|written| written.sealed.is_some()) {
-                    // A process completed the snapshot and was killed before it removed this file.
+                    // The link to the parent's data remains if a process completed the snapshot and was killed before
+                    // it removed the link.
                     remove_if_there(&region.part::<SnapshotRecord>(&snapshot.id.0, PARENT))?;
                 }
                 if let (Some(run), false) = (snapshot.tags.get(tag::RUN), used.contains(&snapshot.id)) {

@@ -19,11 +19,11 @@ use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 /// How long the file of a detached volume may remain locked. A loop device closes its file when the last descriptor of
-/// the device is closed, and another program's probe may have one open for some milliseconds.
+/// the device is closed, and another program that probes the device may have a descriptor open for some milliseconds.
 const BUSY_WAIT: PollPolicy = PollPolicy::local(Duration::from_secs(1)).of_region();
-/// How long a volume that is to be deleted may remain attached. This is enough for a mount namespace that ends with its
-/// processes, or for a disk that has to write its data first. It is shorter than the time in which oven ends after
-/// Ctrl-C.
+/// How long a volume that is to be deleted may remain attached. In this time, a mount namespace can end after its
+/// processes have ended, and a disk can write its remaining data. The time is shorter than the time within which oven
+/// has to end after Ctrl-C.
 const RELEASE_WAIT: PollPolicy = PollPolicy::local(Duration::from_secs(5)).of_region();
 
 /// Locks a volume's file. While the file is locked, the volume cannot be attached. Returns `None` if the volume is
@@ -74,7 +74,7 @@ impl Region {
             return Err(in_use_error(self.store(), volume));
         };
         if file.metadata()?.nlink() == 0 {
-            // The volume was deleted before its file was locked. This returns the error.
+            // The volume was deleted before its file was locked. So `get` fails with the right error.
             self.store().get::<VolumeRecord>(&volume.0)?;
         }
         self.own_file(volume, file).await
@@ -203,7 +203,7 @@ impl Volumes for Region {
         self.store().ensure_completed(&snapshot)?;
         if spec.size_gib < snapshot.size_gib || spec.size_gib > MAX_GIB {
             let text = format!(
-                "the volume has {} GiB; the snapshot {} has {} GiB, and at most {MAX_GIB} GiB are allowed",
+                "the size of the volume is {} GiB; it must be at least that of {} ({} GiB) and at most {MAX_GIB} GiB",
                 spec.size_gib, snapshot.id, snapshot.size_gib
             );
             return Err(ec2_error("InvalidParameterValue", text));
@@ -234,7 +234,7 @@ impl Volumes for Region {
     async fn attach(&self, volume: &VolumeId) -> Result<Device> {
         let file = self.hold(volume).await?;
         // The loop device takes over this open file and its lock. So the volume is attached exactly as long as the
-        // device is bound, even if a process is killed.
+        // device has the file open, even if a process is killed.
         loop_device::attach(&file, &volume.0).with_context(|| format!("attaching {volume}"))
     }
 

@@ -61,7 +61,7 @@ pub async fn upload_started(
     // when the second snapshot becomes an image.
     let cleaned = blocks.ensure_no_snapshots(&spec.run).await;
     cleaned.with_context(|| {
-        format!("removing the snapshot before another attempt, after this error: {error:#}")
+        format!("removing the expired snapshot before a second attempt, after this error: {error:#}")
     })?;
     on_progress(0);
     try_upload(blocks, blocks.start(spec), source, on_progress)
@@ -80,7 +80,7 @@ pub async fn digests(source: Arc<dyn BlockSource>) -> Result<BTreeMap<u32, Diges
     ensure_unchanged_source(source, all).await
 }
 
-/// Returns the digests in order, after checking that the source is unchanged.
+/// Checks that the source is unchanged, and returns the digests in the order of the block indexes.
 async fn ensure_unchanged_source(
     source: Arc<dyn BlockSource>,
     all: Vec<(u32, Digest)>,

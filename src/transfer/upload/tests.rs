@@ -37,7 +37,7 @@ struct Numbers {
     count: u32,
     read: AtomicU32,
     alive: Mutex<(Vec<Weak<[u8]>>, usize)>,
-    /// Reading this block fails or panics.
+    /// Reading this block fails. If `panics` is true, it panics instead.
     broken: Option<u32>,
     panics: bool,
     changed: bool,
@@ -153,7 +153,7 @@ async fn failing(change: impl FnOnce(&Fake, &mut Numbers)) -> String {
     fake.ensure_no_snapshots(&RunId("the run".into())).await.unwrap();
     assert!(fake.state().snapshots.is_empty());
     let read = source.read.load(Ordering::SeqCst);
-    // If the source changed meanwhile, it was read completely.
+    // A source that changes is read completely before the change is detected.
     assert!(source.changed || read < 1000, "{read} blocks were read");
     format!("{error:#}")
 }
@@ -295,7 +295,7 @@ async fn a_download_reads_concurrently_and_ends_at_the_first_error() {
     download(&fake, &snapshot, &file).await.unwrap();
     let most = fake.state().most_reads;
     assert!((16..=96).contains(&most), "{most} reads at a time");
-    // The response is damaged in transit, together with its digest.
+    // The digest does not match the data, as if the response had been damaged in transit.
     fake.state().snapshots.get_mut(&snapshot).unwrap().blocks.get_mut(&5).unwrap().1 = [0; 32];
     let error = download(&fake, &snapshot, &file).await.unwrap_err();
     let text = "reading block 5 of snap-1: it does not match its checksum";

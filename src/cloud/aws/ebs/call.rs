@@ -1,5 +1,5 @@
-//! Sends one call to EBS direct, classifies its error by EC2's table, and retries the call if the error's class permits
-//! it. The SDK itself does not retry.
+//! Sends one call to EBS direct, classifies its error by the same table as EC2's errors, and retries the call if the
+//! error's class permits it. The SDK itself does not retry.
 
 use super::rate_limit::{MAX_PER_SECOND, RateLimiter};
 use super::tokens::BlockTokens;
@@ -21,21 +21,21 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 
-/// The maximum number of concurrent puts. With it, 900 puts a second are possible if each takes 70 ms. The blocks of
-/// these puts take 32 MiB of memory.
+/// The maximum number of concurrent puts. With this number, 900 puts a second are possible if each takes 70 ms. The
+/// blocks of these puts take 32 MiB of memory.
 const MAX_PUTS: usize = 64;
-/// The maximum number of concurrent reads, which is used if EBS is slow. With it, EBS's limit of reads a second is
-/// reached if each read takes 100 ms, the figure of AWS's guide. Reading 950 blocks at 60 to 140 ms each took 1.47 s
-/// and 86 MiB. With 64 concurrent reads it took 1.90 s and 64 MiB.
+/// The maximum number of concurrent reads, which is used if EBS is slow. With this number, EBS's limit of reads a
+/// second is reached if each read takes 100 ms, as AWS's guide says. Reading 950 blocks at 60 to 140 ms each took 1.47
+/// s and 86 MiB. With 64 concurrent reads it took 1.90 s and 64 MiB.
 pub const MAX_READS: usize = 96;
 /// The number of concurrent reads as long as EBS answers fast. Reading 950 blocks took 0.6 s and 66 MiB, on two cores
-/// that the server used as well. With 64 concurrent reads from the start it took the same time and up to 98 MiB.
+/// that oven shared with the server. With 64 concurrent reads from the start it took the same time and up to 98 MiB.
 const INITIAL_READS: usize = 24;
-/// A read that takes longer waits for EBS and not for this machine. Each such read raises the number of concurrent
-/// reads.
+/// A read that takes longer is slowed down by EBS and not by this machine. Each such read raises the number of
+/// concurrent reads.
 const SLOW_READ: Duration = Duration::from_millis(50);
-/// EBS accepts 1000 calls of one kind for one snapshot in a second. Calls that were under way when the second began
-/// count as well.
+/// EBS accepts 1000 calls of one kind for one snapshot in a second. Calls that were under way when the second began may
+/// count as well, so both together must stay within 1000.
 const _: () = assert!(MAX_PER_SECOND + MAX_PUTS <= 1000 && MAX_PER_SECOND + MAX_READS <= 1000);
 
 /// State that all threads share.
@@ -76,8 +76,8 @@ impl EbsState {
         }
     }
 
-    /// Records how long a read took. The first slow reads do not count, because they had to connect. Each later slow
-    /// read permits one more concurrent read.
+    /// Records how long a read took. The first [`INITIAL_READS`] slow reads do not count, because their time includes
+    /// the connecting. Each later slow read permits one more concurrent read.
     pub fn took(&self, time: Duration) {
         let increment = |slow_reads: usize| (slow_reads < MAX_READS).then_some(slow_reads + 1);
         if time > SLOW_READ

@@ -60,8 +60,8 @@ impl EbsState {
         })
     }
 
-    /// Lists the blocks from index `from` on. Calls `each` for every block until it returns false. Returns the volume's
-    /// size in GiB.
+    /// Lists the blocks from index `from` on. Calls `each` for every block until `each` returns false. Returns the
+    /// volume's size in GiB.
     async fn pages(
         &self,
         worker: &Worker,
@@ -73,7 +73,7 @@ impl EbsState {
         loop {
             let page = match self.page(worker, snapshot, next, token.clone()).await {
                 Ok(page) => page,
-                // A page token expires after an hour. Then the listing is resumed after the last block.
+                // A page token expires after an hour. Then the listing is resumed after the last listed block.
                 Err(refused) if token.is_some() && is_page_token_error(&refused) && relists < MAX_RELISTS => {
                     (token, relists) = (None, relists + 1);
                     continue;
@@ -135,7 +135,8 @@ impl EbsState {
         refused_token: Option<&str>,
     ) -> Result<Box<str>> {
         let number = index / WINDOW;
-        // The lock is held during the listing, because concurrent reads usually need the same window.
+        // The lock is held during the listing. Concurrent reads usually need the same window of tokens, which is then
+        // listed only once.
         let mut windows = snapshot.tokens.0.lock().await;
         let known = windows.iter().find(|window| window.number == number && window.is_valid());
         if let Some(token) =

@@ -1,10 +1,10 @@
 //! EBS direct: block-level access to snapshots, with AWS's SDK. No type of the SDK leaves this module. Some
 //! calls for snapshots exist only in EC2's API. [`Ec2`] makes those.
 //!
-//! Requests are sent from separate threads (`workers`), because code that reads a block blocks its thread until the
-//! block arrives. Only the module `call` retries. It uses EC2's table of error classes. All calls except CompleteSnapshot are idempotent: StartSnapshot has
-//! a client token, and a second put of a block overwrites the first. The rate of the calls is limited, and the limit
-//! adapts to EBS's answers (`rate_limit`).
+//! Requests are sent from separate threads (`workers`), because the thread that reads a block is blocked until the
+//! block arrives. Only the module `call` retries. It uses EC2's table of error classes. All calls except
+//! CompleteSnapshot are idempotent: StartSnapshot has a client token, and a second put of a block overwrites the first.
+//! The rate of the calls is limited, and the limit adapts to EBS's answers (`rate_limit`).
 
 mod call;
 #[cfg(test)]
@@ -35,17 +35,18 @@ use std::rc::Rc;
 use std::sync::Arc;
 use tokio::sync::OnceCell;
 
-/// EBS direct in the region of an [`Ec2`]. It is cheap to clone and needs no instance.
+/// EBS direct in the region of an [`Ec2`]. It is cheap to clone. It also works on a machine that is not an EC2
+/// instance.
 #[derive(Clone)]
 pub struct Ebs {
     ec2: Ec2,
     load_config: LoadConfig,
-    /// The threads are started by the first call, because bakes that attach volumes need none.
+    /// The first call starts the threads, because bakes that attach volumes need none.
     shared: Rc<OnceCell<Arc<EbsState>>>,
     starts: Rc<write::SnapshotStarts>,
 }
 
-/// Loads the configuration. It is called on the thread that uses the configuration.
+/// Returns a future that loads the configuration. The future runs on the thread that uses the configuration.
 type LoadConfig = Rc<dyn Fn() -> Pin<Box<dyn Future<Output = Config> + Send>>>;
 
 impl Ebs {

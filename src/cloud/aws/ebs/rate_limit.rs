@@ -9,15 +9,17 @@ use tokio::time::{Instant, sleep_until};
 /// The maximum number of calls of one kind for one snapshot in any period of one second. EBS accepts 1000, and this
 /// quota cannot be raised (EBS quotas). EBS counts calls when they arrive. So it may also count the calls that were
 /// under way when the second began, at most [`MAX_READS`](super::call::MAX_READS). Calls within the limit are sent
-/// without pauses. When they were spaced evenly, 700 blocks took 0.8 s, although EBS accepts them without a delay.
+/// without pauses. In a test that spaced the calls evenly, 700 blocks took 0.8 s, although EBS accepts so many calls
+/// without a delay.
 pub const MAX_PER_SECOND: usize = 900;
 const SECOND: Duration = Duration::from_secs(1);
 /// After a refusal, calls are spaced evenly. A second has this many parts, and each part has at most its share of the
-/// calls. There are no more parts, because timers are accurate only to a millisecond.
+/// calls. More parts would be too short, because timers are accurate only to a millisecond.
 const PARTS: usize = 20;
-/// The rate does not fall below this, however often EBS refuses calls. It is 5 MiB/s.
+/// The rate does not fall below this, however often EBS refuses calls. This rate is 5 MiB/s.
 const MIN_RATE: f64 = 10.0;
-/// Each second without a refusal raises the rate by this. So the rate recovers from half of the limit in 20 s.
+/// Each second without a refusal raises the rate by this number. So the rate rises from half of the limit to the limit
+/// in 20 s.
 const RATE_STEP: f64 = 22.5;
 /// Refusals within this time count as one, because calls that are under way at the same time are refused at the same
 /// time.
@@ -36,7 +38,8 @@ pub struct RateLimiter {
 struct State {
     /// Calls a second.
     rate: f64,
-    /// Whether calls are not limited, because none has been refused and the limit is not known in advance.
+    /// True until a call is refused, if the limit is not known in advance. As long as it is true, calls are not
+    /// limited.
     unlimited: bool,
     /// The times of the last [`MAX_PER_SECOND`] turns, in ascending order.
     turns: VecDeque<Instant>,
@@ -85,7 +88,7 @@ impl RateLimiter {
     }
 
     /// Makes a limiter for reads, which are not limited until one is refused. A refused read costs only a retry. The
-    /// limit for reads is the account's, and it differs from the limit for writes to a snapshot.
+    /// limit for reads depends on the account, so it is not known in advance.
     pub fn unlimited_until_refused() -> Self {
         Self::new(true)
     }
@@ -94,7 +97,8 @@ impl RateLimiter {
         lock_mutex(&self.state)
     }
 
-    /// Waits for a turn. Callers get their turns in the order of their calls. A call that is dropped takes no turn.
+    /// Waits for a turn. Callers get their turns in the order of their calls. If the future is dropped, the caller
+    /// takes no turn.
     pub async fn turn(&self) {
         let _first = self.line.lock().await;
         loop {

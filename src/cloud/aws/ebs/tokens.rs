@@ -1,11 +1,12 @@
-//! Caches the tokens that are needed to read blocks by EBS direct. The cache consists of windows.
+//! Caches the tokens that are needed to read blocks by EBS direct. The cache consists of windows, each with the tokens
+//! of a range of blocks.
 
 use std::time::{Duration, SystemTime};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-/// The number of blocks in a window. Tokens are listed and discarded by windows. A window covers 8 GiB of the disk, and
-/// listing it takes one or two pages.
+/// The number of blocks in a window. Tokens are listed and discarded window by window. A window covers 8 GiB of the
+/// disk, and listing it takes one or two pages.
 pub const WINDOW: u32 = 1 << 14;
 
 /// The maximum number of cached windows. They take at most 48 MiB, whatever the snapshot's size.
@@ -42,7 +43,7 @@ impl Window {
     }
 }
 
-/// Adds a window. If there are too many, removes the one that was listed first.
+/// Adds a window. If there are too many windows, removes the one that was listed first.
 pub fn remember(windows: &mut Vec<Window>, window: Window) {
     windows.retain(|known| known.number != window.number);
     if windows.len() >= WINDOWS {

@@ -1,6 +1,6 @@
-//! Worker threads for EBS direct, each with its own runtime and client. These threads are needed for two reasons.
-//! Readers block their threads. And the main thread may wait in the kernel for a disk that only the worker threads can
-//! fill.
+//! Worker threads for EBS direct, each with its own runtime and client. No other thread could send the requests. A
+//! reader's thread is blocked until its block arrives. The main thread may be blocked in the kernel, because it reads a
+//! disk whose blocks only the worker threads can fetch.
 
 use crate::sys::lock::lock_mutex;
 use crate::trace::Track;
@@ -14,8 +14,7 @@ use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-/// The number of threads. One thread encrypts and copies about 400 MB a second, but the 900 blocks of a second are 470
-/// MB.
+/// The number of threads. One thread encrypts and copies about 400 MB a second, but 900 blocks a second are 470 MB.
 const THREADS: usize = 2;
 
 pub struct Workers {
@@ -32,7 +31,8 @@ pub struct Worker {
 }
 
 impl Workers {
-    /// Starts the threads. `load` runs on each of them, and loads the configuration that only this thread uses.
+    /// Starts the threads. On each thread, a future of `load` runs and loads the configuration that only this thread
+    /// uses.
     pub async fn start<F>(load: impl Fn() -> F) -> Result<Self>
     where
         F: Future<Output = Config> + Send + 'static,

@@ -1,4 +1,4 @@
-//! Starts, fills and seals snapshots.
+//! Starts snapshots, writes their blocks and completes them.
 
 use super::call::EbsState;
 use super::{Ebs, base64_of, digest_of};
@@ -37,15 +37,16 @@ const MAX_TIMEOUT: u64 = 4320;
 /// The time to write a GiB in seconds, at 20 MB/s, the rate of a slow connection to EBS.
 const SECONDS_PER_GIB: u64 = 54;
 
-/// The state of calls of StartSnapshot.
+/// Remembers the calls of StartSnapshot and their outcomes.
 #[derive(Default)]
 pub struct SnapshotStarts {
-    /// The number of attempts by run. Each attempt has a different token.
+    /// The number of attempts for each run. Each attempt has a different client token.
     attempts: RefCell<HashMap<RunId, u32>>,
-    /// Requests that may have started a snapshot, by token. If such a request is sent again, EBS answers with that
-    /// snapshot.
+    /// Requests that may have started a snapshot, by client token. If such a request is sent again, EBS answers with
+    /// that snapshot.
     unresolved: Arc<Mutex<HashMap<String, (RunId, StartSnapshotInputBuilder)>>>,
-    /// Whether EBS discarded a snapshot that refused a block. EBS is asked once for the snapshot, not for each block.
+    /// For each snapshot for which EBS refused a block, whether EBS has discarded it. EBS is asked once for each
+    /// snapshot, not for each block.
     expired: RefCell<HashMap<SnapshotId, Rc<OnceCell<bool>>>>,
 }
 
@@ -152,8 +153,9 @@ impl Ebs {
         Ok(id)
     }
 
-    /// Sends the calls again that may have started a snapshot. EBS recognizes the token and answers with that snapshot.
-    /// If the first call never arrived, this call starts a snapshot, and its id is then known.
+    /// Repeats the calls of StartSnapshot whose outcome is unknown. If the first call started a snapshot, EBS
+    /// recognizes the client token and answers with that snapshot. If the first call never arrived, the second call
+    /// starts a snapshot. In both cases the snapshot's id is known afterwards, so the clean-up can delete the snapshot.
     pub(crate) async fn resolve_starts(&self, run: &RunId) -> Result<()> {
         self.ec2.made().settled(run).await;
         let unresolved: Vec<_> = self.starts.with_unresolved(|unresolved| {
@@ -165,7 +167,7 @@ impl Ebs {
         }
         let shared = self.shared().await?;
         for (token, request) in unresolved {
-            let what = format!("to find out what was started for run {run}");
+            let what = format!("to find the snapshot that run {run} may have started");
             let sent = self.ec2.repeat(&START_SNAPSHOT, &what, async || {
                 let request = request.clone();
                 let answer = shared.workers.run(|worker| send(request, worker.client())).await;
@@ -186,8 +188,8 @@ impl Ebs {
                 {
                     return Err(refused.into());
                 }
-                // EBS refused this call. So the first call was refused as well, or its snapshot will be found by its
-                // tag.
+                // EBS refused this call. So either the first call was refused as well, or the clean-up finds its
+                // snapshot by the run's tag.
                 Err(_) => {}
             }
             self.starts.with_unresolved(|unresolved| unresolved.remove(&token));
@@ -242,8 +244,8 @@ impl Ebs {
         }
     }
 
-    /// Returns whether a snapshot that refused a request was discarded by EBS, or deleted. It may have been deleted by
-    /// a sweep, if the run began long ago.
+    /// Returns whether a snapshot was discarded by EBS, or deleted, after EBS refused a request for it. A sweep may
+    /// have deleted the snapshot if the run began long ago.
     async fn has_expired(&self, id: &SnapshotId) -> Result<bool> {
         let cell = self.starts.expired.borrow_mut().entry(id.clone()).or_default().clone();
         cell.get_or_try_init(async || Ok(is_discarded(self.ec2.snapshot_state(id).await?))).await.copied()
@@ -271,7 +273,7 @@ impl Ebs {
             match self.ec2.snapshot_state(id).await? {
                 Some(SnapshotState::Completed) => return Ok(()),
                 Some(SnapshotState::Error) => return Err(self.discard(id, refused.into()).await),
-                // An earlier call with a lost answer has sealed the snapshot. So EBS refuses this call.
+                // An earlier call, whose answer was lost, has sealed the snapshot. So EBS refuses this call.
                 _ if refused.class != ErrorClass::Ambiguous => break,
                 _ if begun.elapsed() >= self.ec2.timeouts().outage => return Err(refused.into()),
                 _ => lost = true,
@@ -297,18 +299,19 @@ impl Ebs {
         Ok(shared.workers.run(send).await)
     }
 
-    /// Deletes a snapshot that cannot be completed, and returns the error. If EBS discarded the snapshot, or if it was
-    /// deleted, the error has [`SnapshotExpired`] in its chain, so that the blocks are written again.
+    /// Deletes a snapshot that cannot be completed, and returns `error`. If EBS discarded the snapshot, or if somebody
+    /// deleted it, the returned error has [`SnapshotExpired`] in its chain, so that the blocks are written again.
     async fn discard(&self, id: &SnapshotId, error: Error) -> Error {
         let expired = self.ec2.snapshot_state(id).await.is_ok_and(is_discarded);
         let error = match expired {
             true => Error::new(SnapshotExpired(id.clone())).context(format!("{error:#}")),
             false => error,
         };
-        // A failure to delete the snapshot does not hide the first error. The clean-up deletes the snapshot again.
+        // A failure to delete the snapshot does not hide the first error. The clean-up tries again to delete the
+        // snapshot.
         match self.ec2.send_delete(id).await {
             Err(refused) if refused.class != ErrorClass::AlreadyDone => {
-                error.context(format!("{id} cannot be deleted ({refused})"))
+                error.context(format!("{id} could not be deleted ({refused})"))
             }
             _ => error,
         }
@@ -346,7 +349,7 @@ fn is_final(refused: &ApiError) -> bool {
     matches!(refused.class, ErrorClass::Fatal | ErrorClass::NotVisibleYet)
 }
 
-/// Returns whether the error says that the blocks differ from the given count or checksum.
+/// Returns whether the error says that the blocks do not match the given count or checksum.
 fn is_block_mismatch(refused: &ApiError) -> bool {
     let message = refused.message.to_ascii_lowercase();
     ["checksum", "count"].iter().any(|word| message.contains(word))

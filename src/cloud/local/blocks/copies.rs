@@ -1,4 +1,4 @@
-//! Copies the data of parents, to become the data of their children.
+//! Copies a parent's data to a new file, which becomes the data of a child.
 
 use crate::cloud::local::records::{RegionStore, SnapshotRecord};
 use crate::ids::SnapshotId;

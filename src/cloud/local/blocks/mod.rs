@@ -1,8 +1,8 @@
 //! Block-level access to the snapshots of a region, as with EBS direct.
 //!
-//! When a snapshot is started, it gets a sparse file with its parent's data. The data are shared if the file system
-//! supports that, and copied otherwise. So a start may be slow, and a bake runs it in the background. Blocks are
-//! written to this file.
+//! When a snapshot is started, it gets a sparse file with its parent's data, and blocks are written to this file. The
+//! file shares the parent's data if the file system supports that. Otherwise the data are copied, which may be slow.
+//! Therefore a bake starts its snapshot in the background.
 
 mod copies;
 mod read;
@@ -91,7 +91,7 @@ fn start(
             }
         }
         target.set_len(record.size_gib << 30).context("setting the size of the snapshot")?;
-        // Nothing has to be durable, because after a power failure the snapshot has failed anyway.
+        // The files need not be durable, because a pending snapshot fails after a power failure anyway.
         region.write(&SnapshotRecord { written: Some(written), ..record }, false)
     };
     create().inspect_err(|_| _ = region.remove::<SnapshotRecord>(&created.0))
@@ -104,7 +104,7 @@ impl Region {
     }
 
     /// Returns the blocks that were put into a snapshot so far, and their digests. For a complete snapshot, these are
-    /// the blocks that it was completed with. There are none if the snapshot was not written by its blocks.
+    /// the blocks that it was completed with. The result is empty if the snapshot was not written block by block.
     pub fn put_blocks(&self, id: &SnapshotId) -> Result<BTreeMap<u32, Digest>> {
         self.store().by_blocks(id)?;
         PutBlocks::open(self.store(), id)?.map_or_else(|| Ok(BTreeMap::new()), |put| put.digests())
@@ -126,7 +126,8 @@ impl BlockApi for Region {
         Ok(Arc::new(OpenSnapshot::open(self.store(), snapshot)?.0))
     }
 
-    /// All snapshots of a region have the same owner, and none is encrypted. So each can be the parent itself.
+    /// All snapshots of a region have the same owner, and none is encrypted. So each snapshot can be a parent without
+    /// being copied.
     async fn parent(&self, snapshot: &SnapshotId, _: &VolumeKind) -> Result<ParentUse> {
         let record = self.store().by_blocks(snapshot)?;
         self.store().ensure_completed(&record)?;

@@ -29,7 +29,7 @@ fn open_data(store: &RegionStore, id: &SnapshotId) -> Result<File> {
     options.open(&path).with_context(|| format!("opening {}", path.display()))
 }
 
-/// Returns the SHA256 of digests, which have to be in the order of the block indexes.
+/// Returns the SHA256 of the concatenated digests, which have to be in the order of the block indexes.
 pub fn linear<'a>(digests: impl IntoIterator<Item = &'a Digest>) -> Digest {
     let mut hash = Sha256::new();
     digests.into_iter().for_each(|digest| hash.update(digest));
@@ -42,8 +42,8 @@ pub struct VerifiedSnapshot {
     pub sealed: Completion,
 }
 
-/// Verifies the blocks that were put, restores interrupted blocks and syncs the data. Returns `None` if the snapshot is
-/// complete already.
+/// Verifies the blocks that were put, restores blocks whose put was interrupted, and syncs the data. Returns `None` if
+/// the snapshot is complete already.
 pub fn make_ready(
     store: &RegionStore,
     id: &SnapshotId,
@@ -103,7 +103,7 @@ fn open_put(store: &RegionStore, id: &SnapshotId) -> Result<PutBlocks> {
     match PutBlocks::open(store, id)? {
         Some(put) => Ok(put),
         None => {
-            // The snapshot was never pending, or was deleted. This returns the right error.
+            // The snapshot was never pending, or it was deleted. `writable` fails with the right error.
             store.writable(id)?;
             Err(not_found_error("ResourceNotFoundException", format!("The snapshot '{id}' does not exist.")))
         }

@@ -1,4 +1,4 @@
-//! Snapshots that are written by their blocks.
+//! Tests snapshots that are written block by block.
 
 use super::*;
 use crate::cloud::block_api::{BlockApi, NewSnapshot, ParentUse, SnapshotExpired};
@@ -32,7 +32,7 @@ pub fn linear(digests: &[Digest]) -> Digest {
     digest_of(&digests.concat())
 }
 
-/// Changes the time of the last put, so that it was this long ago.
+/// Changes the time of the last put to `ago` before now.
 pub fn age(region: &Region, id: &SnapshotId, ago: Duration) {
     let put = region.store().part::<SnapshotRecord>(&id.0, records::PUT);
     File::options().write(true).open(put).unwrap().set_modified(SystemTime::now() - ago).unwrap();
@@ -55,7 +55,7 @@ impl Fixture {
     }
 }
 
-/// The index of the block with the second MiB, where the fixture's raw disk has data.
+/// The index of the block at the start of the second MiB, where the fixture's raw disk has data.
 const BASE_BLOCK: u32 = 2;
 
 #[tokio::test]
@@ -275,7 +275,7 @@ async fn another_process_continues_and_a_torn_block_is_restored() {
     let (base, run) = (f.import("base-1").await, RunId::new());
     let id = f.region.start(&new(Some(&base.snapshot), &run)).await.unwrap();
     let digest = f.put(&id, 4, 1).await;
-    // The process is killed during two puts. One is to a block that the parent has, and the other one is not.
+    // The process is killed during two puts: one to a block that the parent has, and one to a block that it lacks.
     let put = PutBlocks::open(f.region.store(), &id).unwrap().unwrap();
     for index in [BASE_BLOCK, 6] {
         put.begin(index).unwrap();
@@ -309,7 +309,7 @@ async fn concurrent_puts_also_of_the_same_block_are_whole() {
     let base = f.region.import(&raw, "large", Architecture::X86_64, &tags, &report).await.unwrap();
     let other = Region::open(f.region.dir()).unwrap();
     let id = f.region.start(&new(Some(&base.snapshot), &RunId::new())).await.unwrap();
-    // After two concurrent puts to the same block, the block is completely that of one put.
+    // After two concurrent puts to the same block, the block has the complete data of one of them.
     let (one, two) = (block(1), block(2));
     let put = async |region: &Region, index, (data, digest): &(Arc<[u8]>, Digest)| {
         region.put(&id, index, data.clone(), *digest).await.unwrap();
@@ -326,7 +326,7 @@ async fn concurrent_puts_also_of_the_same_block_are_whole() {
     }
     drop(running);
     let mut digests = f.region.put_blocks(&id).unwrap();
-    // The puts that were dropped are completed or never start, so the blocks are put again.
+    // A put that was dropped is either completed or never started. So all blocks are put again.
     for index in (0..128).step_by(2) {
         put(&f.region, index, &two).await;
         digests.insert(index, two.1);
@@ -364,7 +364,7 @@ fn nameless(f: &Fixture) -> usize {
 async fn each_child_is_written_over_its_own_copy() {
     let f = Fixture::new();
     let base = f.import("base-1").await;
-    // There are more children than concurrent copies are permitted.
+    // More children are started than copies may run concurrently.
     let runs: Vec<_> = (0..9).map(|_| RunId::new()).collect();
     let child = async |n: usize| {
         let spec = NewSnapshot { size_gib: 3, ..new(Some(&base.snapshot), &runs[n]) };

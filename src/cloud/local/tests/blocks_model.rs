@@ -8,8 +8,8 @@ use crate::ids::{BLOCK, Digest};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// The numbers of random sequences. Most run in memory, where nothing waits for a disk, and some run on a disk.
-/// `OVEN_TEST_FULL=1` runs all.
+/// The numbers of random sequences. `FRESH` of them have new seeds. `SAMPLE` have fixed seeds, or `FIXED` if
+/// `OVEN_TEST_FULL=1` is set. Most run in memory, where nothing waits for a disk, and some run on a disk.
 const FIXED: u64 = 180;
 const SAMPLE: u64 = 40;
 const FRESH: u64 = 20;
@@ -156,7 +156,7 @@ impl Run {
                 self.known.remove(id);
                 refuses(region.snapshot_state(id), Kind::NotFound, "InvalidSnapshot.NotFound");
             }
-            // Continues as another process would.
+            // Opens the region again, as another process would.
             17 => self.f.region = Region::open(region.dir()).unwrap(),
             18 => {
                 let Some(id) = random.of(&any) else { return };

@@ -1,4 +1,4 @@
-//! Clocks that jump, power failures, processes that start together.
+//! Tests what happens if the clock jumps, the power fails, or processes start at the same time.
 
 use super::*;
 
@@ -16,7 +16,7 @@ async fn the_newest_image_is_the_last_whatever_the_clock_did() {
     assert_eq!(f.region.find(&key(Some("f"))).await.unwrap(), Some(second));
 }
 
-/// A file in place of the region's directory, or of one above it.
+/// A file has the path of the region's directory, or of a directory above it.
 #[test]
 fn a_region_dir_that_is_a_file_is_reported() {
     let dir = tempfile::tempdir().unwrap();

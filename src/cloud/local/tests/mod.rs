@@ -224,13 +224,13 @@ async fn a_locked_volume_is_in_use() {
     let f = Fixture::new();
     let (base, run) = (f.import("base-1").await, RunId::new());
     let volume = f.volume(&base, &run).await;
-    // Like a loop device, this has the file open with a lock. It does not need root.
+    // The test opens and locks the file, as a loop device does. This does not need root.
     let held = f.data(&volume.0);
     assert!(try_lock_until_closed(&held).unwrap());
     refuses(f.region.delete_volume(&volume).await, Kind::Cloud, "VolumeInUse");
     refuses(f.region.attach(&volume).await, Kind::Cloud, "VolumeInUse");
     refuses(f.region.ensure_no_volumes(&run).await, Kind::Cloud, "VolumeInUse");
-    // The snapshot is a copy, and does not have data that are written later.
+    // The snapshot is a copy, so it does not contain data that are written later.
     let snapshot = f.region.snapshot(&volume, &run, &Tags::new()).await.unwrap();
     held.write_all_at(&[1], 0).unwrap();
     assert_eq!((byte(&f.data(&snapshot.0), 0), byte(&f.data(&snapshot.0), 1 << 20)), (0, 7));
@@ -284,7 +284,7 @@ async fn states_pass_through_pending() {
     let [_, pending] = &f.region.images(None).await.unwrap()[..] else { panic!("two images") };
     assert_eq!(pending.state, ImageState::Pending);
     refuses(f.region.delete_snapshot(&snapshot).await, Kind::Cloud, "InvalidSnapshot.InUse");
-    // The pending image has the name already. It is waited for.
+    // The pending image has the name already, so `register` waits for it.
     refuses(
         f.region.register(&snapshot, &spec("web-f", "g"), &undo).await,
         Kind::Cloud,

@@ -1,4 +1,5 @@
-//! A server of EC2's and EBS direct's snapshots on 127.0.0.1. It is correct unless a test's script says otherwise.
+//! A server on 127.0.0.1 that implements the calls of EC2 and EBS direct for snapshots. It answers correctly unless a
+//! test's script says otherwise.
 
 mod wire;
 mod world;
@@ -17,7 +18,7 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 
-/// A delay that is long enough for something else to happen first.
+/// A delay that is long enough for other events to happen first.
 const LATE: Duration = Duration::from_millis(100);
 
 /// A request. It has the action, and all parameters by their names in lower case.
@@ -51,13 +52,13 @@ impl Request {
 pub enum Reply {
     /// Answers correctly.
     Right,
-    /// Acts, and closes the connection without the answer.
+    /// Executes the request, and closes the connection without an answer.
     Lost,
-    /// Acts, and flips a bit of the answer's body.
+    /// Executes the request, and flips a bit of the answer's body.
     Flipped,
-    /// Acts, and answers after some time.
+    /// Executes the request, and answers after some time.
     Late,
-    /// Closes the connection and does nothing.
+    /// Closes the connection without executing the request.
     Drop,
     Refuse(u16, &'static str, &'static str, &'static str),
     Body(String),
@@ -97,7 +98,7 @@ pub struct World {
 
 type Script = Box<dyn FnMut(&Request, usize) -> Reply + Send>;
 
-/// The handle of the fake for tests.
+/// The handle with which tests control the server.
 #[derive(Clone)]
 pub struct Fake(Arc<Mutex<(World, Script)>>);
 
@@ -127,7 +128,8 @@ impl Fake {
     }
 }
 
-/// `script` gets a request and the number of earlier ones with the same action.
+/// Starts a server. For each request, `script` gets the request and the number of earlier requests with the same
+/// action.
 pub async fn ebs(dir: &Path, script: impl FnMut(&Request, usize) -> Reply + Send + 'static) -> (Ebs, Fake) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());

@@ -1,4 +1,4 @@
-//! Parses requests of both services.
+//! Parses requests to EC2 and to EBS direct.
 
 use super::Request;
 use std::collections::BTreeMap;

@@ -1,4 +1,4 @@
-//! A correct server's behaviour.
+//! The answers of a server that behaves correctly.
 
 use super::{Answer, Request, StoredSnapshot, World, answer, refusal};
 use crate::ids::BLOCK;
@@ -114,7 +114,7 @@ impl World {
 }
 
 fn list(stored: &StoredSnapshot, request: &Request, (page, empty, age): (usize, usize, u32)) -> Answer {
-    // A page's token has the next index, the number of empty pages before it, and the token's age.
+    // A page token consists of the next index, the number of empty pages that come first, and the token's age.
     let parts: Vec<u32> = request.get("pageToken").split('-').filter_map(|part| part.parse().ok()).collect();
     let (from, vain) = match parts[..] {
         [.., of] if of != age => {

@@ -134,7 +134,7 @@ async fn a_pending_copy_is_waited_for() {
     assert_eq!((copy.unwrap(), fake.count("CopySnapshot")), (other, 0));
 }
 
-/// Another builder's copy is older, and was not visible yet.
+/// Another builder's copy is older, but it was not visible yet when this builder created a copy.
 #[tokio::test]
 async fn of_two_copies_the_older_one_is_used_and_ours_deleted() {
     let dir = dir();

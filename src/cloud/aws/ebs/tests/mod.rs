@@ -72,7 +72,7 @@ async fn a_snapshot_without_blocks_has_no_contents() {
     assert_eq!(error, format!("reading block 3 of {BASE}: {BASE} has no block 3"));
 }
 
-/// D2, for pages: the listing continues after the last index.
+/// D2, for pages. The listing continues after the last index that was listed.
 #[tokio::test]
 async fn a_page_token_that_expires_loses_no_block() {
     let dir = dir();

@@ -1,4 +1,4 @@
-//! Snapshots are written correctly, whatever answer is lost.
+//! Tests that snapshots are written correctly even if an answer is lost.
 
 use super::*;
 use crate::cloud::aws::ec2::volumes::client_token;
@@ -56,7 +56,7 @@ async fn a_child_is_started_filled_and_sealed() {
     assert_eq!(request["Encrypted"], true);
     assert_eq!(request["KmsKeyArn"], "arn:aws:kms:eu-test-1:123456789012:key/k");
     assert_eq!(request.get("ParentSnapshotId"), None);
-    // Both are removed, pending or not.
+    // Both snapshots are removed, whether they are pending or complete.
     ebs.ensure_no_snapshots(&run()).await.unwrap();
     assert!(fake.left().is_empty());
 }
@@ -170,7 +170,7 @@ async fn a_put_is_retried_after_transient_errors() {
     assert_eq!(fake.with(|world| world.snapshots[&id.0].state), "completed");
 }
 
-/// D4: any other ValidationException is final.
+/// D4: a ValidationException is final, unless EBS failed to read the block's data.
 #[tokio::test]
 async fn a_put_with_a_final_error_is_sent_once() {
     let dir = dir();
@@ -213,10 +213,10 @@ async fn throttled_puts_all_succeed() {
     assert!(fake.count("PutSnapshotBlock") > 12);
 }
 
-/// D7: a lost answer.
+/// D7: the answer to CompleteSnapshot is lost.
 #[tokio::test]
 async fn a_lost_completion_is_looked_up_and_fails_no_complete_snapshot() {
-    // The first call takes effect or not.
+    // With `Lost`, the first call takes effect. With the other replies, it does not.
     for (reply, ends, sent) in [
         (Reply::Lost, "completed", 1),
         (Reply::Drop, "completed", 2),
