@@ -255,12 +255,12 @@ pub const CACHE_PLACES: [&str; 2] = ["/var/cache", "/var/lib"];
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tools {
-    /// Steps of the phases fetch and install, which download and install the programs. They run only if the image still
-    /// lacks the programs after [`Plan::steps`], but before the steps of phase clean. They have to mark the packages as
-    /// installed automatically, as if the packages were dependencies.
+    /// Steps of the phases fetch and install, which download and install the programs. They run after [`Plan::steps`]
+    /// but before the steps of phase clean, and only if the image still lacks the programs. They have to mark the
+    /// packages as installed automatically, as if the packages were dependencies.
     pub steps: Vec<Step>,
-    /// The command that lists packages which are no longer needed. oven runs it after the definition's scripts. It
-    /// removes the listed packages that were added for this bake.
+    /// The command that lists packages which are no longer needed. oven runs it after the definition's scripts. Then
+    /// oven removes those listed packages that were added for this bake.
     pub unneeded: Question,
     /// Steps that remove exactly these packages and their configuration. An argument that contains `{name}` is repeated
     /// for each package. `{version}` and `{architecture}` are also replaced.
