@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""oven's plugin for Void Linux: xbps. It reads a request from standard input and writes the answer to standard output, both as JSON.
+"""oven's plugin for Void Linux: xbps. It reads a request from standard input and writes the answer to standard output. Both are JSON.
 
-It only plans and does nothing itself: it runs as user nobody, without a network, and sees only the request.
+The plugin only plans, and does nothing itself. oven runs it as user nobody and without a network.
 """
 
 import json
@@ -20,7 +20,7 @@ IGNORED = {"recommends", "conffiles", "mirror", "ca_file", "tools"}
 
 
 class Refused(Exception):
-    """The plugin does not support the definition; the message is for its author."""
+    """The plugin does not support the definition. The message is for the definition's author."""
 
 
 def claims(request):
@@ -57,7 +57,7 @@ def plan(request):
     count = f"{len(wanted)} package{'s' if len(wanted) != 1 else ''}"
     steps = [fetch("refreshing the package index", "-S")]
     if upgrade == "all":
-        # If there is an update of xbps, xbps first updates only itself.
+        # If there is an update of xbps itself, the option -u first selects only this update.
         steps.append(fetch("downloading upgrades", "-yuD"))
         steps.append(fetch(f"downloading {count} and dependencies", "-yD", "--", *wanted)) if wanted else None
         steps.append(step("upgrade", "upgrading packages", "xbps-install", "-yu", network=network))

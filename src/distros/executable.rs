@@ -17,14 +17,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// The time limit of a plugin. A plugin answers immediately, but on a busy machine its interpreter may start slowly.
-/// The limit is less than the 10 s within which a bake has to end after a signal.
+/// The time limit of a plugin. A plugin needs almost no time, but on a busy machine its interpreter may start slowly.
+/// The limit is less than 10 s, because a bake has to end within 10 s after a signal.
 const TIMEOUT: Duration = Duration::from_secs(8);
-/// Additional time for the helper itself to end.
+/// The additional time that the helper gets to end. The helper is a process of `oven` that runs the plugin (see
+/// `sandboxed_plugin`).
 const HELPER_TIMEOUT: Duration = Duration::from_secs(3);
 /// The maximal size of an answer, in bytes. The plans of the built-in plugins have some 10 KiB.
 const ANSWER_MAX: usize = 4 << 20;
-/// The number of bytes of standard error that are remembered: the last ones.
+/// The maximal number of bytes of standard error that oven keeps in memory. These are the last bytes.
 const STDERR_MAX: usize = 64 << 10;
 /// The number of lines of a plugin's standard error that an error message shows.
 const STDERR_LINES_SHOWN: usize = 10;
@@ -40,7 +41,7 @@ pub struct ExecutablePlugin {
     /// The program `oven`, which runs as the helper.
     helper: PathBuf,
     timeout: Duration,
-    /// The reason why the last run had no sandbox, if it had none.
+    /// The reason why the last run had no sandbox. `None` if the run had a sandbox.
     uncontained: Cell<Option<&'static str>>,
 }
 
@@ -63,7 +64,7 @@ impl ExecutablePlugin {
         Sha256::digest(&self.program).iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// The reason why the last run had no sandbox, if it had none.
+    /// The reason why the last run had no sandbox. `None` if the run had a sandbox.
     pub fn missing_sandbox_reason(&self) -> Option<&'static str> {
         self.uncontained.get()
     }
@@ -124,8 +125,8 @@ impl ExecutablePlugin {
         Kind::Machine.failure(message).hint(hint).into()
     }
 
-    /// Runs the plugin in a sandbox. If the kernel does not allow a sandbox to a user other than root, runs it without
-    /// one. Returns how it ended, its answer, and its standard error.
+    /// Runs the plugin in a sandbox. If oven does not run as root and the kernel does not allow a sandbox, runs the
+    /// plugin without one. Returns how the plugin ended, its answer, and its standard error.
     fn run(&self, verb: &str, request: &str) -> Result<(PluginExit, Vec<u8>, Vec<u8>)> {
         let root = rustix::process::geteuid().is_root();
         if self.uncontained.get().is_none() {
@@ -192,7 +193,7 @@ impl ExecutablePlugin {
             {
                 match rustix::io::read(fd, &mut buffer[..]).context("reading the plugin's standard error")? {
                     0 => stderr = None,
-                    // Only the last bytes are kept, because the last lines are the most useful.
+                    // Earlier bytes are dropped, because the last lines are the most useful.
                     len => {
                         words.extend(&buffer[..len]);
                         let more = words.len().saturating_sub(STDERR_MAX);
@@ -233,7 +234,7 @@ impl Speaker for &ExecutablePlugin {
     }
 }
 
-/// The reason why a plugin's output is not an answer, if it is not.
+/// Returns the reason why a run of the plugin gave no usable answer, or `None` if it gave one.
 fn find_fault(ended: &PluginExit, timeout: Duration, len: usize) -> Option<String> {
     if len > ANSWER_MAX {
         return Some(format!("it answered with more than {} MiB and was killed", ANSWER_MAX >> 20));
@@ -277,7 +278,7 @@ fn text(request: &impl serde::Serialize) -> String {
     serde_json::to_string(request).expect("texts, numbers and maps with texts as keys become JSON")
 }
 
-/// The helper's process. Dropping this value kills it and all processes of the plugin.
+/// The helper's process. Dropping this value kills the helper and all processes of the plugin.
 struct Helper(Child);
 
 impl Drop for Helper {

@@ -22,7 +22,7 @@ pub enum Origin {
     BuiltIn,
     /// From one of the [`PLUGIN_DIRECTORIES`].
     Installed(PathBuf),
-    /// From the command line.
+    /// Given on the command line with `--plugin`.
     Given(PathBuf),
 }
 
@@ -74,7 +74,7 @@ impl KnownPlugin {
         }
     }
 
-    /// The reason why the last run had no sandbox, if it had none.
+    /// The reason why the last run had no sandbox. `None` if the run had a sandbox, or the plugin is built in.
     pub fn missing_sandbox_reason(&self) -> Option<&'static str> {
         match &self.plugin {
             Plugin::BuiltIn(_) => None,
@@ -82,7 +82,7 @@ impl KnownPlugin {
         }
     }
 
-    /// SHA-256 of an external plugin, in hexadecimal digits.
+    /// The SHA-256 of an executable plugin's file, in hexadecimal digits. `None` for a built-in plugin.
     pub fn digest(&self) -> Option<String> {
         match &self.plugin {
             Plugin::BuiltIn(_) => None,
@@ -91,7 +91,7 @@ impl KnownPlugin {
     }
 }
 
-/// The error of a plugin that refuses a definition.
+/// The error if a plugin refuses a definition.
 pub fn refused(refused: Refused) -> anyhow::Error {
     Kind::Definition.error(refused).context("planning the installation")
 }
@@ -100,7 +100,7 @@ pub fn refused(refused: Refused) -> anyhow::Error {
 #[derive(Default)]
 pub struct PluginRegistry {
     known: Vec<KnownPlugin>,
-    /// Rejected files of the directories, with the reasons.
+    /// The rejected files of the plugin directories, each with the reason.
     refused: Vec<(PathBuf, String)>,
 }
 
@@ -133,7 +133,7 @@ impl PluginRegistry {
         self
     }
 
-    /// Adds a plugin of the command line, which hides an installed one of the same name.
+    /// Adds a plugin that was given on the command line. It replaces an installed plugin of the same name.
     pub fn add_given(mut self, path: &Path, helper: &Path) -> Result<Self> {
         let program = search_path::read_given(path)?;
         let add = search_path::plugin_name(path).and_then(|id| {
@@ -158,7 +158,7 @@ impl PluginRegistry {
         }
     }
 
-    /// A registry whose only plugin is one of the command line. It is for a plugin under development.
+    /// A registry with only one plugin, which was given on the command line. It is for a plugin under development.
     pub fn with_only(path: &Path, helper: &Path) -> Result<Self> {
         Self::default().add_given(path, helper)
     }
@@ -182,8 +182,8 @@ impl PluginRegistry {
     }
 
     /// Finds the plugin that the definition names, or else the plugin with the best claim on the image. Also returns
-    /// this plugin's claims. Errors: `Definition`, with the plugins' names, if no plugin or several plugins claim the
-    /// image; `Machine` if a plugin does not answer.
+    /// this plugin's claims. Errors: `Definition`, with the plugins' names, if no plugin claims the image, or several
+    /// claim it equally; `Machine` if a plugin does not answer.
     pub fn detect(&self, os: &OsRelease, named: Option<(&str, &str)>) -> Result<(&KnownPlugin, Claims)> {
         if let Some((id, place)) = named {
             let known = self.named(id, place)?;
@@ -201,7 +201,7 @@ impl PluginRegistry {
                 Err(error) => failures.push(error),
             }
         }
-        // The plugin that failed may be the right one, so no other plugin is chosen.
+        // If a plugin failed, no other plugin is chosen, because the failed one may have the best claim.
         if let Some(error) = failures.pop() {
             return Err(error).with_context(|| format!("looking for a plugin for {}", system_name(os)));
         }

@@ -1,10 +1,10 @@
-//! `oven __plugin`: the helper that runs an executable plugin in a sandbox. The plugin can read what every user may
-//! read. It cannot change anything and has no network, and no process of it survives.
+//! `oven __plugin`: the helper that runs an executable plugin in a sandbox.
 //!
-//! The plugin runs as user nobody, in its own namespaces without a network, on a read-only view of this machine. It
-//! ends together with all processes that it started. If oven is run by a user other than root, the sandbox uses a user
-//! namespace. If the kernel does not allow this, the plugin is an ordinary process of the user without a sandbox, and
-//! oven only makes sure that it ends.
+//! The plugin runs as user nobody, in its own namespaces without a network, on a read-only view of this machine. So it
+//! can read the files that every user may read, and can change nothing. When it ends, all processes that it started are
+//! killed. If oven is run by a user other than root, the sandbox uses a user namespace. If the kernel does not allow
+//! this, the plugin is an ordinary process of the user without a sandbox. In this case, oven only makes sure that the
+//! plugin and its processes end.
 
 use crate::error::Kind;
 use crate::sys::mount::api;
@@ -32,12 +32,13 @@ pub const VERB: &str = "__plugin";
 const NOBODY: u32 = 65534;
 /// The directory of the plugin's file in the sandbox. It is on a tmpfs that is mounted over `/run`.
 const PLUGIN_DIR: &str = "/run/oven-plugin";
-/// A process that ends within this time after the plugin is not reported as a daemon.
+/// When the plugin has ended, the processes that it started have this time to end, too. Those that still run after it
+/// are reported.
 const GRACE: Duration = Duration::from_millis(100);
 /// The maximal number of names of leftover processes in a message.
 const MAX_NAMES: usize = 8;
-/// Limits of the plugin: bytes of memory, and processes. A plugin out of control fails before this machine runs out of
-/// either.
+/// Limits of the plugin: bytes of memory, and processes. With these limits, a faulty plugin fails before this machine
+/// runs out of memory or processes.
 const MAX_MEMORY: u64 = 4 << 30;
 const MAX_PROCESSES: u64 = 512;
 /// The size of the plugin's `/tmp`.
@@ -73,7 +74,7 @@ pub enum PluginExit {
     TimedOut,
     /// The plugin was not started, because this machine does not allow the sandbox.
     Uncontained(String),
-    /// The plugin was not started, because its program cannot be started.
+    /// The plugin was not run, because its program cannot be started or the helper failed.
     Failed(String),
 }
 
@@ -124,7 +125,7 @@ fn serve() -> Result<ExitCode> {
     if let Err(error) = namespaces {
         return send_result(&control, &PluginExit::Uncontained(format!("{error:#}")));
     }
-    // The first process of a new PID namespace is a child of the process that created the namespace.
+    // A process that creates a PID namespace is not in it. Its first child is the first process of the namespace.
     match fork().context("starting the plugin's parent process")? {
         Some(reaper) => {
             drop(control);
@@ -154,8 +155,8 @@ fn die_with_parent() -> Result<()> {
 
 #[allow(unsafe_code)]
 fn fork() -> std::io::Result<Option<Pid>> {
-    // SAFETY: this process has only one thread. So in the child no lock is held, and no allocation is half done, by
-    // another thread.
+    // SAFETY: this process has only one thread. So no other thread can hold a lock or be in the middle of an
+    // allocation. Such a state would remain in the child.
     let pid = unsafe { libc::fork() };
     match pid {
         0 => Ok(None),
@@ -190,12 +191,12 @@ fn enter_namespaces() -> Result<()> {
     Ok(())
 }
 
-/// Runs the plugin as its parent process. In a sandbox, this is process 1 of the plugin's PID namespace.
+/// Runs the plugin as a child of this process. In a sandbox, this process is process 1 of the plugin's PID namespace.
 fn run_reaper(control: &UnixStream, call: &PluginCall, program: &[u8], request: &[u8]) -> Result<PluginExit> {
     die_with_parent()?;
     let mut path = call.path.clone();
     if call.contained {
-        // In a user namespace, this process already is nobody. Without a user namespace, it is still root.
+        // In a user namespace, this process is already nobody. Without a user namespace, it is still root.
         let root = is_root();
         match set_up_view(root, &call.path, program) {
             Ok(at) => path = at,
@@ -204,7 +205,7 @@ fn run_reaper(control: &UnixStream, call: &PluginCall, program: &[u8], request: 
         capabilities::reduce_to(if root { capabilities::BECOMING } else { capabilities::NONE })?;
         if root {
             become_nobody().context("changing to the user nobody")?;
-            // The kernel resets this when a process changes its user.
+            // This is repeated, because the kernel resets the setting when a process changes its user.
             die_with_parent()?;
         }
     } else {
@@ -228,9 +229,9 @@ fn run_reaper(control: &UnixStream, call: &PluginCall, program: &[u8], request: 
     run(control, call, &path, request)
 }
 
-/// Sets up the file system that the plugin sees: a read-only view of this machine with other `/dev`, `/run`, `/tmp` and
-/// `/proc`. `/dev` is replaced only if `root` is true. Copies the plugin's program to [`PLUGIN_DIR`] and returns its
-/// path.
+/// Sets up the file system that the plugin sees: a read-only view of this machine, in which new file systems replace
+/// `/dev`, `/run`, `/tmp` and `/proc`. `/dev` is replaced only if `root` is true. Copies the plugin's program to
+/// [`PLUGIN_DIR`], and returns the path of the copy.
 fn set_up_view(root: bool, name: &Path, program: &[u8]) -> Result<PathBuf> {
     let open = |path: &str| {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -303,7 +304,8 @@ fn run(control: &UnixStream, call: &PluginCall, path: &Path, request: &[u8]) -> 
         if !fds[0].revents().is_empty() {
             break;
         }
-        // oven never writes to the socket at this point. So the socket is readable only if oven ended or closed it.
+        // After the request, oven writes nothing more to the socket. So the socket is readable only if oven ended or
+        // closed it.
         if !fds[1].revents().is_empty() || Instant::now() >= deadline {
             end_all(call.contained);
             return Ok(PluginExit::TimedOut);
@@ -370,7 +372,8 @@ fn reap_children() -> bool {
 }
 
 /// Ends all processes of the plugin. In a sandbox, the kernel ends them when this process ends. Without a sandbox, this
-/// process kills its children. Their children then become its own, so this is repeated.
+/// process kills its children. If a killed process has children, they become children of this process. So this is
+/// repeated until none is left, but for at most 2 s.
 fn end_all(contained: bool) {
     let deadline = Instant::now() + Duration::from_secs(2);
     while !contained && reap_children() && Instant::now() < deadline {
@@ -382,8 +385,8 @@ fn end_all(contained: bool) {
     }
 }
 
-/// Processes of the plugin: in a sandbox, all other processes of this PID namespace. Without a sandbox, the children of
-/// this process.
+/// Lists the processes of the plugin. In a sandbox, these are all other processes of this PID namespace. Without a
+/// sandbox, these are the children of this process.
 fn plugin_processes(contained: bool) -> Vec<(Pid, String)> {
     let own = rustix::process::getpid();
     let Ok(processes) = std::fs::read_dir("/proc") else { return Vec::new() };

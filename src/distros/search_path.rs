@@ -7,8 +7,8 @@ use std::io::Read;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// The directories of plugins: the administrator's directory, which takes precedence, and the directory for plugins of
-/// packages.
+/// The directories of installed plugins. The first is for the administrator's plugins, and takes precedence. The second
+/// is for plugins that packages install.
 pub const PLUGIN_DIRECTORIES: [&str; 2] = ["/etc/oven/distros.d", "/usr/lib/oven/distros.d"];
 /// The maximal size of a plugin's file, in bytes.
 const MAX: u64 = 64 << 20;
@@ -21,7 +21,8 @@ pub struct PluginFile {
     pub program: Result<Vec<u8>, String>,
 }
 
-/// The name of a plugin: the name of its file without the ending.
+/// Returns the name of a plugin, which is the name of its file without the ending. The error says what is wrong with
+/// the name.
 pub fn plugin_name(path: &Path) -> Result<String, String> {
     let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_".contains(c);
@@ -34,7 +35,8 @@ pub fn plugin_name(path: &Path) -> Result<String, String> {
     Ok(stem.to_owned())
 }
 
-/// The files of these directories, in the directories' order and sorted by name. Hidden files are ignored.
+/// Returns the files of these directories, in the order of the directories. The files of each directory are sorted by
+/// name. Hidden files are ignored.
 pub fn find_plugins(directories: &[PathBuf]) -> Vec<PluginFile> {
     let mut found = Vec::new();
     for directory in directories {
@@ -65,7 +67,7 @@ pub fn find_plugins(directories: &[PathBuf]) -> Vec<PluginFile> {
     found
 }
 
-/// The reason why files of a directory are not trusted, if someone other than root could replace them.
+/// Returns the reason why the files of a directory are not trusted, or `None` if only root can replace them.
 fn directory_fault(directory: &Path) -> Option<String> {
     let real = match directory.canonicalize() {
         Ok(real) => real,
@@ -73,7 +75,8 @@ fn directory_fault(directory: &Path) -> Option<String> {
     };
     real.ancestors().find_map(|dir| match dir.symlink_metadata() {
         Ok(metadata) => {
-            // A directory above may be writable by others if it is sticky: then they cannot rename root's files in it.
+            // A parent directory may be writable by others if it is sticky, because then others cannot rename root's
+            // files in it.
             let sticky = dir != real && metadata.mode() & 0o1000 != 0;
             let why = ownership_fault(&metadata).filter(|why| !(sticky && why.starts_with("is writable")));
             why.map(|why| format!("is in the directory {}, which {why}", dir.display()))
@@ -92,7 +95,7 @@ fn ownership_fault(metadata: &Metadata) -> Option<String> {
     }
 }
 
-/// Reads a file that only root can have written.
+/// Reads a plugin's file. The file is rejected if a user other than root can write to it.
 fn read_trusted(path: &Path) -> Result<Vec<u8>, String> {
     plugin_name(path)?;
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
@@ -124,7 +127,8 @@ fn read_content(file: File, metadata: &Metadata) -> Result<Vec<u8>, String> {
     Ok(program)
 }
 
-/// Reads a plugin of the command line, which any user may choose. Errors: [`Kind::Usage`].
+/// Reads a plugin that was given on the command line. Its owner is not checked, because the user chose the file.
+/// Errors: [`Kind::Usage`].
 pub fn read_given(path: &Path) -> Result<Vec<u8>> {
     let open = || -> Result<Vec<u8>, String> {
         plugin_name(path)?;
@@ -183,7 +187,7 @@ mod tests {
         }
     }
 
-    /// If the test does not run as root, it checks that every file in a user's own directory is rejected.
+    /// If the test does not run as root, it only checks that every file in a directory of the user is rejected.
     #[test]
     fn files_that_others_can_change_are_not_trusted() {
         let dir = tempfile::tempdir().unwrap();

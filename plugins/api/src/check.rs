@@ -91,7 +91,7 @@ impl fmt::Display for Rule {
 #[derive(Debug, Default)]
 pub struct Findings {
     faults: Vec<(Rule, String)>,
-    /// Whether the suite could not finish, because the plugin claims no system or did not answer too many requests.
+    /// Whether the suite could not finish, because the plugin claims no system or left too many requests unanswered.
     pub incomplete: bool,
 }
 
@@ -100,7 +100,7 @@ impl Findings {
         self.faults.is_empty()
     }
 
-    /// The faults that break this rule.
+    /// The faults that were found for this rule.
     pub fn of(&self, rule: Rule) -> impl Iterator<Item = &str> {
         self.faults.iter().filter(move |(broken, _)| *broken == rule).map(|(_, fault)| fault.as_str())
     }
@@ -113,14 +113,14 @@ impl Findings {
     }
 }
 
-/// Writes one line for each fault. Empty if there are no faults.
+/// Writes one line for each fault, and nothing if there are no faults.
 impl fmt::Display for Findings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.faults.iter().try_for_each(|(rule, fault)| writeln!(f, "{rule}: {fault}"))
     }
 }
 
-/// The systems for which the suite asks a plugin, by name.
+/// The os-release files with which the suite asks a plugin for its claims, each with the system's name.
 pub fn systems() -> Vec<(String, OsRelease)> {
     samples::known().into_iter().map(|(name, text)| (name, OsRelease::parse(text))).collect()
 }
@@ -141,7 +141,8 @@ pub fn check_speaker(speaker: &dyn Speaker, cases: &[Case]) -> Findings {
     suite.findings
 }
 
-/// The current answers to the jobs of the golden plans, which the caller stores. The error names the case.
+/// Asks the plugin for new answers to the jobs of the golden plans. The caller stores the answers. The error names the
+/// case.
 pub fn answers(speaker: &dyn Speaker, cases: &[Case]) -> Result<Vec<Result<Plan, Refused>>, String> {
     let answer = |case: &Case| {
         let answer = speaker.ask("plan", &text(&PlanRequest::new(&case.job)));
@@ -158,7 +159,7 @@ struct Suite<'a> {
     silent: usize,
 }
 
-/// The plugin did not answer too many requests.
+/// The error if the plugin left too many requests unanswered.
 struct TooSilent;
 
 type TestResult<T> = Result<T, TooSilent>;
@@ -209,7 +210,10 @@ impl Suite<'_> {
             _ => Err("the texts differ".to_owned()),
         };
         if let Err(what) = same {
-            self.fault(Rule::Deterministic, format!("{verb} {about}, asked twice: {what}"));
+            self.fault(
+                Rule::Deterministic,
+                format!("{verb} {about}: the second answer to the same request differs: {what}"),
+            );
         }
         Ok(Some(first))
     }
@@ -268,7 +272,8 @@ impl Suite<'_> {
                 own.push((os, claims));
             }
         }
-        // Selects the first of the best claims. The systems of the golden plans come first.
+        // Selects the first of the best claims. The systems of the golden plans come first in the list, so they are
+        // preferred.
         let best = own.iter().map(|(_, claims)| claims.claim).max().unwrap_or(Claim::No);
         let own = own.into_iter().find(|(_, claims)| claims.claim == best);
         let mut unknown: Vec<_> =
@@ -279,7 +284,7 @@ impl Suite<'_> {
                     os.0.iter().map(|(field, value)| (format!("OVEN_{field}"), value.clone())).collect(),
                 );
                 other.0.insert("ID".into(), "oven-check".into());
-                unknown.push(("another ID, and its own values in other fields", other));
+                unknown.push(("an unknown ID, and the values of a known system in other fields", other));
             }
             None if self.findings.is_fine() => {
                 self.fault(
@@ -348,7 +353,7 @@ impl Suite<'_> {
             ("plan", "an unknown kind of package", with(&plan, "/job", kind)),
             ("plan", "an unknown field of a package", with(&plan, "/job", field)),
         ] {
-            // A failure is accepted in place of a refusal, because in both cases nothing is done.
+            // The plugin may also fail instead of refusing the request, because oven does nothing in either case.
             let Ok(answer) = self.speaker.ask(verb, &request.to_string()) else { continue };
             let refused = match verb {
                 "claims" => ClaimsAnswer::read(&answer).is_ok_and(|answer| answer.is_err()),

@@ -25,8 +25,8 @@ pub enum Claim {
     /// The plugin does not support the image.
     #[default]
     No,
-    /// The plugin supports a related distribution, which the image names in `ID_LIKE`. It is used if no other plugin
-    /// claims the image exactly.
+    /// The plugin supports a related distribution, which the image names in `ID_LIKE`. Such a plugin is used only if no
+    /// plugin claims the image exactly.
     Family,
     /// The plugin was written for the image's `ID`.
     Exact,
@@ -37,15 +37,16 @@ pub enum Claim {
 #[serde(deny_unknown_fields)]
 pub struct Claims {
     pub claim: Claim,
-    /// Absolute paths in the image. [`Job::present`] says which of them the image has.
+    /// Absolute paths that the image may have. [`Job::present`] says for each whether the image has it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub look_for: Vec<String>,
-    /// Absolute paths of small text files in the image. [`Job::texts`] has the content of the files that exist.
+    /// Absolute paths of small text files that the image may have. [`Job::texts`] has the content of those that exist.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub read: Vec<String>,
 }
 
-/// A distribution: which images it supports, and how packages are installed there.
+/// A plugin for one or more distributions. It says which images it supports, and plans how packages are installed in
+/// them.
 pub trait Distro {
     /// A short name, such as `debian`. A definition can select the plugin with this name: `distro = "…"`.
     fn id(&self) -> &str;
@@ -62,16 +63,16 @@ pub struct Job {
     pub os_release: OsRelease,
     /// `x86_64` or `arm64`, as in the registration of the image.
     pub architecture: String,
-    /// For each path of [`Claims::look_for`]: whether the image has it.
+    /// Says for each path of [`Claims::look_for`] whether the image has it.
     #[serde(default)]
     pub present: BTreeMap<String, bool>,
-    /// For each path of [`Claims::read`] that the image has: its content.
+    /// The content of each file of [`Claims::read`] that the image has, by path.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub texts: BTreeMap<String, String>,
     /// The packages to install, in the definition's order.
     #[serde(default)]
     pub packages: Vec<Package>,
-    /// Which installed packages are upgraded before packages are installed.
+    /// Which installed packages are upgraded. This happens before [`Job::packages`] are installed.
     #[serde(default)]
     pub upgrade: Upgrade,
     /// Package repositories in addition to the image's own.
@@ -80,7 +81,8 @@ pub struct Job {
     /// Packages to hold. No upgrade may change them, neither in this bake nor later on an instance.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hold: Vec<String>,
-    /// Answers to the questions that packages ask during installation: debconf's `PACKAGE QUESTION TYPE VALUE`.
+    /// Answers to the questions that Debian packages ask during installation (debconf). The form of a line is `PACKAGE
+    /// QUESTION TYPE VALUE`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub debconf: Vec<String>,
     /// Programs that the definition needs and the image lacks, such as `ansible-playbook`. They are installed for the
@@ -90,14 +92,14 @@ pub struct Job {
     /// Whether recommended packages are also installed.
     #[serde(default)]
     pub recommends: bool,
-    /// Which version of a configuration file is used if both the image and a package changed it.
+    /// Which version of a configuration file is used if both the image and a new package changed it.
     #[serde(default)]
     pub conffiles: Conffiles,
-    /// Whether install steps also have the network. It is true if the definition has `network = true`.
+    /// Whether upgrade and install steps may have the network. It is true if the definition has `network = true`.
     #[serde(default)]
     pub network: bool,
-    /// A mirror that replaces the image's own archive while packages are fetched. The configuration in the image must
-    /// not change.
+    /// A mirror that replaces the image's own archive while packages are fetched. The repositories that are configured
+    /// in the image must stay unchanged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mirror: Option<String>,
     /// The path of a file with certificates (PEM), which are trusted while packages are fetched. The file exists in
@@ -129,7 +131,8 @@ pub struct Repository {
     /// not signed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
-    /// The suite, such as `bookworm`. Only for apt. A flat repository has none.
+    /// The suite, such as `bookworm`. Only for apt. `None` for a flat repository, which has its index files directly at
+    /// `url`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub suite: Option<String>,
     /// The components, such as `main`. Only for apt.
@@ -139,7 +142,7 @@ pub struct Repository {
     pub keep: bool,
 }
 
-/// Which version of a configuration file is used if both the image and a package changed it.
+/// Which version of a configuration file is used if both the image and a new package changed it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Conffiles {
@@ -171,8 +174,8 @@ pub enum Package {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Plan {
-    /// Files that exist only while steps run. Files below `/etc` exist only in the plan's own steps, because the
-    /// definition's scripts must see the image's configuration and may change it.
+    /// Files that exist only while steps run. The definition's scripts see them, too, except those below `/etc`: a
+    /// script must see the image's own configuration, because it may change it.
     #[serde(default)]
     pub shims: Vec<Shim>,
     /// Files that are written into the image before the first step, and stay there. They must be below one of
@@ -185,12 +188,12 @@ pub struct Plan {
     /// Facts: commands whose output is stored with the image, by name. They run without network, after all steps except
     /// those of phase clean.
     ///
-    /// The fact `packages` prints one line for each package. Its columns are separated by tabs: name, version,
-    /// architecture, and also state and provided names (separated by commas) if [`Plan::expect`] has to be checked.
-    /// Only the first three columns are stored.
+    /// The fact `packages` prints one line for each package. Columns are separated by tabs. The first three are name,
+    /// version and architecture, and only these are stored. If [`Plan::expect`] has to be checked, state and provided
+    /// names (separated by commas) follow.
     ///
-    /// The fact `held` prints the names of held packages, one on each line. oven also runs it before the first step. If
-    /// a definition asks for another version of a package that the base image holds, it is rejected.
+    /// The fact `held` prints the names of held packages, one on each line. oven also runs it before the first step. A
+    /// definition is rejected if it asks for another version of a package that the base image holds.
     #[serde(default)]
     pub facts: BTreeMap<String, Vec<String>>,
     /// The expected output of the fact `packages`, before and after the steps.
@@ -216,8 +219,8 @@ pub struct Plan {
 
 /// A directory into which the package manager downloads indexes of repositories or packages.
 ///
-/// In steps, the cache of earlier bakes of the same base replaces the image's directory. Fetch steps can change the
-/// cache, but the code of packages cannot. Steps of phase clean see the image's own directory. The cache is never
+/// oven caches what earlier bakes of the same base downloaded. Steps see this cache in place of the image's directory,
+/// but steps of phase clean see the image's own directory. Only fetch steps can change the cache. The cache is never
 /// written to the image. The package manager has to ask its repositories whether cached files are still current. oven
 /// only ensures that the files did not change after they were downloaded.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -227,9 +230,9 @@ pub struct Cache {
     pub path: String,
     pub holds: Holds,
     /// Absolute paths of files and directories that define where packages come from and who signs them: repositories,
-    /// keys, credentials. If one of these files differs from the file of an earlier bake, another cache is used.
-    /// Without sources, nothing is
-    /// cached: steps see the image's own directory, and oven only verifies that no files remain in it.
+    /// keys, credentials. If one of these files has changed since an earlier bake, the cache of that bake is not used.
+    /// Without sources, nothing is cached: steps see the image's own directory, and oven only verifies that no files
+    /// remain in it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sources: Vec<String>,
 }
@@ -247,17 +250,17 @@ pub enum Holds {
 /// Directories in which a plan may declare caches.
 pub const CACHE_PLACES: [&str; 2] = ["/var/cache", "/var/lib"];
 
-/// The installation and the removal of programs that are in the image only during this bake. oven itself finds out
-/// which packages were added, because it compares the fact `packages` before and after the installation.
+/// The installation and the removal of programs that are in the image only during this bake. oven compares the fact
+/// `packages` before and after the installation to find out which packages were added.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tools {
     /// Steps of the phases fetch and install, which download and install the programs. They run after [`Plan::steps`]
-    /// (except phase clean), if the image still lacks the programs. They have to mark the packages as installed
-    /// automatically, as if the packages were dependencies.
+    /// but before the steps of phase clean, and only if the image still lacks the programs. They have to mark the
+    /// packages as installed automatically, as if the packages were dependencies.
     pub steps: Vec<Step>,
-    /// Asks which packages are no longer needed. oven asks this after the definition's scripts, and removes the added
-    /// packages that are no longer needed.
+    /// The command that lists packages which are no longer needed. oven runs it after the definition's scripts. Then
+    /// oven removes those listed packages that were added for this bake.
     pub unneeded: Question,
     /// Steps that remove exactly these packages and their configuration. An argument that contains `{name}` is repeated
     /// for each package. `{version}` and `{architecture}` are also replaced.
@@ -285,7 +288,7 @@ pub const FILE_PLACES: [&str; 3] = ["/etc", "/usr/lib", "/usr/share"];
 #[serde(deny_unknown_fields)]
 pub struct Expect {
     /// The states of a healthy package. If a package is in any other state, the bake fails. oven checks this before the
-    /// first step, where it is a fault of the base image, and after the last step.
+    /// first step and after the last step. If the first check fails, the base image is at fault.
     #[serde(default)]
     pub sound: Vec<String>,
     /// The states of a package that is not installed. Lines with these states are ignored.
@@ -321,18 +324,19 @@ pub struct Trouble {
     /// What the user can do, as a whole sentence. `{1}` has the same meaning as in `means`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
-    /// Set if the mistake is in image.toml, so that a retry would be useless. It is the package that image.toml should
-    /// not ask for (`{1}` has the same meaning as in `means`), or empty if no single package is the mistake.
+    /// Set if image.toml has to be changed, so that a retry is useless. The value is the package that image.toml should
+    /// not ask for, or empty if no single package is the cause. `{1}` has the same meaning as in `means`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub package: Option<String>,
 }
 
-/// A file of a plan. A shim is mounted over `path` while steps run, and never written into the image.
+/// A file of [`Plan::shims`] or [`Plan::files`]. A file of `shims` replaces the image's file while steps run, and does
+/// not stay in the image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Shim {
-    /// The absolute path in the image. A shim below `/run` does not need an existing file, because steps have a
-    /// separate `/run`.
+    /// The absolute path. The image need not have this file. A path below `/run` is not in the image, because steps
+    /// have a separate `/run`.
     pub path: String,
     pub content: String,
     /// Permission bits, such as `0o755`.
@@ -347,7 +351,7 @@ pub enum Phase {
     Prepare,
     /// Download. These steps have the network and run no code of packages.
     Fetch,
-    /// Upgrade installed packages, without the network.
+    /// Upgrade installed packages, without the network unless [`Job::network`] is set.
     Upgrade,
     /// Install packages, without the network unless [`Job::network`] is set.
     Install,
@@ -368,7 +372,7 @@ pub struct Step {
     pub argv: Vec<String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
-    /// How many times the step is retried after a failure.
+    /// How often the step is retried at most if it fails.
     #[serde(default)]
     pub retries: u32,
     /// A command that runs before each retry, without network. It removes files that the failed attempt may have
@@ -380,15 +384,15 @@ pub struct Step {
     /// Exit codes other than 0 that mean success, such as the code for "done, and a reboot is advised".
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub also_good: Vec<u8>,
-    /// Whether this fetch step downloads only missing files. Then it has nothing to do in a second bake with the same
-    /// base, plan and caches, and is skipped there.
+    /// Whether this fetch step downloads only missing files. If a later bake has the same base, plan and caches, such a
+    /// step has nothing to do. So oven skips it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub once: bool,
     /// The time limit in seconds.
     pub timeout: u64,
 }
 
-/// The reason why a plugin does not support a job. It names the part of the job.
+/// The reason why a plugin does not support a job. It names the part of the job that is not supported.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Refused(pub String);

@@ -18,7 +18,7 @@ impl OsRelease {
         Self(assignments.collect())
     }
 
-    /// `ID`. If it is missing, `linux`, which is the default of os-release(5).
+    /// The field `ID`. If it is missing, the result is `linux`, as os-release(5) defines.
     pub fn id(&self) -> &str {
         self.get("ID").unwrap_or("linux")
     }

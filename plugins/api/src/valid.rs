@@ -4,17 +4,18 @@
 use crate::{CACHE_PLACES, Cache, Claims, FILE_PLACES, Job, Phase, Plan, Shim, Step, Tools, Trouble};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The longest time limit of a step, in seconds. A step that takes longer than a day hangs.
+/// The longest time limit of a step, in seconds. A step that takes longer than a day is assumed to hang.
 const MAX_TIMEOUT: u64 = 24 * 3600;
 const MAX_RETRIES: u32 = 10;
-/// No plan needs nearly so many. A plugin with more has a bug.
+/// The maximal number of paths in a list. No plan needs nearly so many, so a longer list is a bug of the plugin.
 const MAX_PATHS: usize = 1000;
+/// The maximal number of steps in a list.
 const MAX_STEPS: usize = 1000;
-/// A package manager has only two or three caches.
+/// The maximal number of caches. A package manager has only two or three.
 const MAX_CACHES: usize = 16;
 /// Directories of package managers' databases, which are not caches.
 const DATABASES: [&str; 4] = ["/var/lib/apt", "/var/lib/dpkg", "/var/lib/rpm", "/var/lib/pacman"];
-/// The permissions that a file which stays in the image may have: only root can write it.
+/// The permissions that are allowed for a file which stays in the image. Only root may write to such a file.
 const MAX_MODE: u32 = 0o755;
 /// The maximal size of a file that stays in the image, in bytes. A larger file is not configuration.
 const MAX_CONTENT: usize = 4 << 20;
@@ -27,7 +28,7 @@ const RESERVED: [&str; 3] = ["/run/oven/packages", "/run/oven/definition", "/run
 /// Names of facts that oven itself stores with an image.
 const RESERVED_FACTS: [&str; 1] = ["inputs.json"];
 
-/// The faults of an answer to `claims`; empty if it is valid.
+/// Returns the faults of an answer to `claims`; empty if the answer is valid.
 pub fn faults_of_claims(claims: &Claims) -> Vec<String> {
     let mut faults = Vec::new();
     for (key, paths) in [("look_for", &claims.look_for), ("read", &claims.read)] {
@@ -40,7 +41,7 @@ pub fn faults_of_claims(claims: &Claims) -> Vec<String> {
     faults
 }
 
-/// The faults of a plan for this job; empty if it is valid.
+/// Returns the faults of a plan for this job; empty if the plan is valid.
 pub fn faults_of_plan(plan: &Plan, job: &Job) -> Vec<String> {
     let mut faults = Vec::new();
     check_files("shims", &plan.shims, &mut faults);
@@ -52,7 +53,7 @@ pub fn faults_of_plan(plan: &Plan, job: &Job) -> Vec<String> {
         }
         if mode & !MAX_MODE != 0 {
             faults.push(format!(
-                "files: {path}: mode {mode:#o}: the highest is {MAX_MODE:#o}, as the file stays in the image"
+                "files: {path}: mode {mode:#o}: at most {MAX_MODE:#o} is allowed, because the file stays in the image"
             ));
         }
         if content.len() > MAX_CONTENT {
@@ -76,7 +77,7 @@ pub fn faults_of_plan(plan: &Plan, job: &Job) -> Vec<String> {
     }
     let expects = !plan.expect.packages.is_empty() || !plan.expect.sound.is_empty();
     if expects && !plan.facts.contains_key("packages") {
-        faults.push("expect: it is checked by the fact `packages`, which is missing".into());
+        faults.push("expect: oven checks it with the fact `packages`, which is missing".into());
     }
     if plan.expect.packages.iter().any(|wanted| wanted.name.is_empty()) {
         faults.push("expect: a package has no name".into());
@@ -114,7 +115,10 @@ fn check_tools(tools: &Tools, plan: &Plan, job: &Job, faults: &mut Vec<String>) 
         faults.push("tools: the job does not need any tools".into());
     }
     if !plan.facts.contains_key("packages") {
-        faults.push("tools: the fact `packages` is missing, which shows what was installed".into());
+        faults.push(
+            "tools: the fact `packages` is missing; oven needs it to find out which packages were installed"
+                .into(),
+        );
     }
     for (key, steps, empty) in [
         ("tools.steps", steps, "it is empty, so nothing is installed"),
@@ -126,14 +130,19 @@ fn check_tools(tools: &Tools, plan: &Plan, job: &Job, faults: &mut Vec<String>) 
         }
     }
     for step in steps.iter().filter(|step| ![Phase::Fetch, Phase::Install].contains(&step.phase)) {
-        faults.push(format!("tools.steps: {} is neither fetch nor install", phase_name(step.phase)));
+        faults.push(format!(
+            "tools.steps: a step has phase {}, which is neither fetch nor install",
+            phase_name(step.phase)
+        ));
     }
     if remove.iter().any(|step| step.network) {
-        faults.push("tools.remove: a step has `network`: removing packages needs no network".into());
+        faults.push("tools.remove: a step has `network`, but removing packages needs no network".into());
     }
     let names = |step: &Step| step.argv.iter().any(|argument| argument.contains("{name}"));
     if !remove.is_empty() && !remove.iter().any(names) {
-        faults.push("tools.remove: no argument contains `{name}`, which names the package to remove".into());
+        faults.push(
+            "tools.remove: no argument contains `{name}`, which stands for the package to remove".into(),
+        );
     }
     check_command("tools.unneeded", &unneeded.argv, faults);
     check_variables(&unneeded.env, &mut |what| faults.push(format!("tools.unneeded: {what}")));
@@ -162,7 +171,7 @@ fn check_step(step: &Step, job: &Job, faults: &mut Vec<String>) {
     if !step.before_retry.is_empty() {
         check_command("before_retry", &step.before_retry, faults);
         if step.retries == 0 {
-            faults.push("before_retry without retries would never run".into());
+            faults.push("before_retry would never run, because `retries` is 0".into());
         }
     }
     check_variables(&step.env, &mut |what| faults.push(what));
@@ -172,9 +181,11 @@ fn check_step(step: &Step, job: &Job, faults: &mut Vec<String>) {
         (Phase::Fetch, true) | (_, false) => {}
         (Phase::Upgrade | Phase::Install, true) if job.network => {}
         (Phase::Upgrade | Phase::Install, true) => {
-            faults.push(format!("a step of phase {phase} has `network`, but the job does not say `network`"));
+            faults.push(format!("a step of phase {phase} has `network`, but the job does not set `network`"));
         }
-        (_, true) => faults.push(format!("a step of phase {phase} has `network`: only fetch steps have it")),
+        (_, true) => {
+            faults.push(format!("a step of phase {phase} has `network`, but only fetch steps may have it"))
+        }
     }
     if step.timeout == 0 || step.timeout > MAX_TIMEOUT {
         faults.push(format!("timeout: {} seconds; 1 to {MAX_TIMEOUT} are allowed", step.timeout));
@@ -197,7 +208,7 @@ fn check_command(what: &str, argv: &[String], faults: &mut Vec<String>) {
             faults.extend(path_fault(program).map(|wrong| format!("{what}: {wrong}")));
         }
         Some(program) if program.starts_with('-') || program.chars().any(char::is_whitespace) => {
-            let hint = "the program and each argument are separate elements, as no shell is involved";
+            let hint = "the program and each argument are separate elements, because no shell is involved";
             faults.push(format!("{what}: {program:?} is not a program: {hint}"));
         }
         Some(_) => {}
@@ -266,10 +277,10 @@ fn trouble_fault(trouble: &Trouble) -> Option<String> {
     let texts = [Some(&trouble.means), trouble.hint.as_ref(), trouble.package.as_ref()];
     let uses = |n: usize| texts.iter().flatten().any(|text| text.contains(&format!("{{{n}}}")));
     let lost = (stars + 1..=9).find(|n| uses(*n))?;
-    Some(format!("{{{lost}}} has no `*`: output has {stars} of them"))
+    Some(format!("{{{lost}}} has no `*`: `output` has only {stars}"))
 }
 
-/// The fault of a path in the image, if it has one. It is a sentence that begins with the path.
+/// Returns what is wrong with a path in the image, or `None`. The text begins with the path.
 fn path_fault(path: &str) -> Option<String> {
     let wrong = if !path.starts_with('/') {
         "is not absolute: a path in the image begins with `/`"
@@ -285,7 +296,7 @@ fn path_fault(path: &str) -> Option<String> {
     Some(format!("{path:?} {wrong}"))
 }
 
-/// The fault of a text that is shown on one line, if it has one.
+/// Returns what is wrong with a text that is shown on one line, or `None`.
 pub(crate) fn line_fault(text: &str) -> Option<String> {
     if text.trim().is_empty() {
         Some("is empty".into())

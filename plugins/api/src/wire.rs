@@ -8,10 +8,11 @@ use serde_json::Value;
 use std::io::{Read, Write};
 use std::process::ExitCode;
 
-/// The version of this contract, which is the field `api` in every request and answer. It is raised if an older plugin
-/// would not notice a change. It is not raised for a new field that requests contain only if the definition uses it.
+/// The version of this contract, which is the field `api` in every request and answer. It is raised for a change that
+/// older plugins would not notice. It is not raised for a new field that is in requests only if the definition uses it,
+/// because older plugins refuse unknown fields.
 pub const API: u32 = 1;
-/// The requests that a plugin answers. The verb is its first argument.
+/// The verbs of the two requests. A plugin gets the verb as its first argument.
 pub const VERBS: [&str; 2] = ["claims", "plan"];
 /// The exit status for a wrong command line.
 const USAGE: u8 = 2;
@@ -163,7 +164,8 @@ fn parse_strictly<T: Serialize + DeserializeOwned>(text: &str) -> Result<T, Stri
 fn find_wrong_type(document: &Value, parsed: &Value, at: String) -> Option<String> {
     match (document, parsed) {
         (Value::Object(document), Value::Object(parsed)) => document.iter().find_map(|(key, value)| {
-            // A field that is missing in `parsed` has its default value, so it cannot be of the wrong type.
+            // A field is missing in `parsed` only if it has its default value. Such a field cannot be of the wrong
+            // type.
             find_wrong_type(value, parsed.get(key)?, format!("{at}.{key}"))
         }),
         (Value::Array(document), Value::Array(parsed)) => {

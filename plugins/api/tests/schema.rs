@@ -1,5 +1,5 @@
 //! Tests that the schemas agree with the types: both must accept and reject the same documents. The documents are
-//! samples that set every field, and copies of the samples that are changed in one place.
+//! samples that set every field, and copies of these samples. Each copy is changed in one place.
 
 use oven_distro::wire::{ClaimsAnswer, ClaimsRequest, PlanAnswer, PlanRequest};
 use oven_distro::*;
@@ -151,7 +151,7 @@ fn agree(name: &str, samples: &[Value], types_accept: &dyn Fn(&str) -> bool) {
         }
     }
     assert!(tried > 50, "{tried}");
-    // Every field must be in a sample, because otherwise it was not tried.
+    // Every field must be in a sample, because otherwise the loop above did not test it.
     let mut used = BTreeSet::new();
     fn keys(value: &Value, used: &mut BTreeSet<String>) {
         match value {
@@ -165,7 +165,7 @@ fn agree(name: &str, samples: &[Value], types_accept: &dyn Fn(&str) -> bool) {
     }
     samples.iter().for_each(|sample| keys(sample, &mut used));
     let missing: Vec<_> = schema.fields().difference(&used).cloned().collect();
-    assert_eq!(missing, Vec::<String>::new(), "{name}: no sample has these");
+    assert_eq!(missing, Vec::<String>::new(), "{name}: no sample has these fields");
 }
 
 fn os_release() -> OsRelease {
@@ -174,8 +174,8 @@ fn os_release() -> OsRelease {
 
 fn job() -> Job {
     let text = || Some("text".to_owned());
-    // Every field is listed. So this does not compile until a new field is added here. The test then requires it in the
-    // schema.
+    // Every field is listed. So if `Job` has a new field, this does not compile until the field is added here. Then the
+    // test fails until the schema has the field.
     Job {
         os_release: os_release(),
         architecture: "x86_64".into(),

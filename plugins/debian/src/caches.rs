@@ -5,8 +5,8 @@
 //! indexes.
 //!
 //! An installation spends half of its time decompressing packages, one after the other. So packages are decompressed
-//! beforehand on all processors, and the result is cached. In its `PATH`, dpkg finds oven's wrapper of `dpkg-deb`
-//! first. The wrapper uses the cache.
+//! beforehand on all processors, and the result is cached. dpkg's `PATH` begins with a directory that has oven's
+//! wrapper of `dpkg-deb`. The wrapper uses the decompressed packages of the cache.
 
 use crate::{LISTS, conf};
 use oven_distro::{Cache, Holds, Shim};
@@ -33,7 +33,7 @@ const SOURCES: [&str; 15] = [
     "/var/lib/dpkg/arch",
 ];
 
-/// `downloads`: whether the plan has steps that download. If not, oven does not cache the directories, and only
+/// `downloads` is true if steps of the plan may download. If it is false, oven does not cache the directories, and only
 /// verifies that no files remain in them.
 pub fn caches(downloads: bool) -> Vec<Cache> {
     let cache = |path: &str, holds| {
@@ -60,7 +60,7 @@ pub fn shims() -> [Shim; 3] {
 }
 
 /// The script uses grep, which searches all of Debian's index in some hundredths of a second. If a repository lists no
-/// SHA256 of its packages, they are removed and downloaded again.
+/// SHA256 for its packages, the script removes these packages, and they are downloaded again.
 const PRUNE_SCRIPT: &str = r#"#!/bin/sh
 # Removes cached packages that no index lists (any more), and their decompressed copies: apt would use one in place of
 # a new package of the same name and size.
@@ -83,7 +83,8 @@ done
 exit 0
 "#;
 
-/// A failure of this script does not fail the bake, because dpkg-deb decompresses the missing packages.
+/// If this script cannot decompress a package, the bake does not fail, because dpkg-deb then decompresses the package
+/// during the installation.
 const DECOMPRESS_SCRIPT: &str = r#"#!/bin/sh
 # Decompresses downloaded packages for bin/dpkg-deb: NAME.tar has the files, NAME.control the control files. NAME.sum
 # has the package's checksum, as another repository may use the same name for another file.

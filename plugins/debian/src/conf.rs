@@ -2,18 +2,19 @@
 //!
 //! apt first reads the file that `APT_CONFIG` names, then `/etc/apt/apt.conf.d`, then its main file. The image's own
 //! settings have to apply, because its repositories may need them. But they must not override oven's settings. So the
-//! first file declares another file as the main file, which is read last.
+//! first file, which is oven's, sets another file of oven as the main file, which apt reads last.
 
 use crate::{caches, verify};
 use oven_distro::{Conffiles, Job, Shim};
 
 /// The file that `APT_CONFIG` names.
 pub const APT_CONFIG: &str = "/run/oven/apt.conf";
-/// The file that `APT_CONFIG` names for `apt-get update`.
+/// The file that `APT_CONFIG` names when `apt-get update` runs.
 pub const UPDATE_CONFIG: &str = "/run/oven/apt-update.conf";
 const MAIN_CONFIG: &str = "/run/oven/apt-last.conf";
 /// The image's own main file, if it has one.
 pub const IMAGE_MAIN_CONFIG: &str = "/etc/apt/apt.conf";
+/// The list of sources that replaces the image's `sources.list` if the job has a mirror.
 pub const MIRROR_SOURCES: &str = "/run/oven/sources.list";
 
 pub fn apt_configs() -> [Shim; 2] {

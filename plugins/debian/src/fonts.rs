@@ -1,4 +1,5 @@
-//! Avoids a pause of two seconds in fontconfig's maintainer script. No other package script takes so long.
+//! Avoids a pause of two seconds in fontconfig's maintainer script. Other scripts of packages are not replaced, because
+//! none of them takes so long.
 
 use oven_distro::Shim;
 

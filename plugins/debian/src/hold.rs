@@ -3,7 +3,7 @@
 use crate::STATUS;
 use oven_distro::{Job, Package, Refused, Wanted};
 
-/// Refuses names that apt-mark would not read as a name.
+/// Refuses texts that apt-mark would not read as a package name, but for example as a pattern.
 pub fn check_names(job: &Job) -> Result<(), Refused> {
     for name in &job.hold {
         let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || "+.-:".contains(c));
@@ -33,15 +33,15 @@ pub fn list_command() -> Vec<String> {
     ["awk", LIST_SCRIPT, STATUS].map(str::to_owned).to_vec()
 }
 
-/// The package dpkg has the image's own architecture. The name of a package of another architecture includes that
-/// architecture.
+/// If a package has a foreign architecture, its name is printed as `NAME:ARCHITECTURE`. The script takes the image's
+/// own architecture from the package dpkg, which always has it.
 const LIST_SCRIPT: &str = r#"/^Package: / { name = $2; hold = 0 }
 /^Status: hold / { held[++count] = name; hold = 1 }
 /^Architecture: / { if (name == "dpkg") own = $2; if (hold) of[count] = $2 }
 END { for (i = 1; i <= count; i++) print held[i] (of[i] == "" || of[i] == own || of[i] == "all" ? "" : ":" of[i]) }"#;
 
-/// Adds the held packages to the expected packages. This checks that they are installed, because apt-mark also accepts
-/// packages that are not installed.
+/// Adds the held packages to the expected packages, so that oven checks that they are installed. apt-mark does not
+/// check this.
 pub fn add_expected(job: &Job, mut wanted: Vec<Wanted>) -> Vec<Wanted> {
     for held in &job.hold {
         let (name, architecture) =

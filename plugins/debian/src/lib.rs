@@ -2,7 +2,7 @@
 //!
 //! Packages are downloaded in one step, which has the network and runs no code of packages. They are installed in
 //! another step, which has no network. Both steps use the same apt command, so both select the same packages. A
-//! configuration file that exists only while the steps run controls how apt behaves (`conf.rs`).
+//! configuration file that exists only while the steps run controls how apt behaves (see `conf.rs`).
 
 mod caches;
 mod conf;
@@ -37,7 +37,7 @@ const INITRAMFS_TOOLS: &str = "/usr/sbin/mkinitramfs";
 /// The last configuration file that initramfs-tools reads. It is copied into the initramfs, but nothing reads it there.
 const GENERIC_INITRAMFS: &str = "/etc/initramfs-tools/conf.d/zz-generic";
 
-/// Time limits in seconds. An index has some 10 MB. All packages of a server have some 1 GB.
+/// Time limits in seconds. An index has some 10 MB. All packages of a server together have some 1 GB.
 const UPDATE_TIMEOUT: u64 = 15 * 60;
 const FETCH_TIMEOUT: u64 = 60 * 60;
 /// A package's script that runs longer than this is assumed to hang.
@@ -126,8 +126,8 @@ fn policy_rc_d() -> Shim {
     Shim { path: "/usr/sbin/policy-rc.d".into(), content: content.into(), mode: 0o755 }
 }
 
-/// Makes an initramfs with the drivers for every machine, not only for the builder. This is initramfs-tools' own
-/// default.
+/// Configures initramfs-tools to include the drivers for every machine, and not only for the builder. This is the
+/// default of initramfs-tools, but the image may have another setting.
 fn generic_initramfs() -> Shim {
     Shim { path: GENERIC_INITRAMFS.into(), content: "MODULES=most\n".into(), mode: 0o644 }
 }
@@ -164,8 +164,8 @@ fn refresh_step(job: &Job) -> Step {
         argv: ["apt-get", "update"].map(str::to_owned).to_vec(),
         env,
         retries: RETRIES,
-        // Deletes the index, so that apt downloads all of it again. Otherwise apt could combine new files with stale ones
-        // of a proxy's cache.
+        // Deletes the index, so that apt downloads all of it again. Otherwise apt could combine new files with stale
+        // files that it got from a proxy's cache.
         before_retry: ["find", LISTS, "-xdev", "-type", "f", "-delete"].map(str::to_owned).to_vec(),
         network: true,
         also_good: Vec::new(),
@@ -240,8 +240,9 @@ fn steps(job: &Job, packages: &[String], downloads: bool) -> Vec<Step> {
         n => format!("{n} packages"),
     };
     if !packages.is_empty() {
-        // Requested packages are downloaded together with the upgrade, because both will be installed together.
-        // Security upgrades are an exception: their pins must not apply to requested packages.
+        // If all packages are upgraded, `dist-upgrade` also downloads the requested packages, so that apt selects
+        // dependencies that fit the upgraded system. After a security upgrade, `install` downloads them, because the
+        // pins of the upgrade must not apply to requested packages.
         let verb = if job.upgrade == Upgrade::All { "dist-upgrade" } else { "install" };
         let why = format!("downloading {count} and dependencies");
         steps.push(fetch(&why, &["apt-get", "--download-only", verb, "--"], packages));
@@ -298,8 +299,9 @@ fn environment(conffiles: Conffiles) -> BTreeMap<String, String> {
     .into()
 }
 
-/// Removes the indexes and the downloaded packages. Symlinks to files are removed, too: if a repository is a directory
-/// of the image, its indexes are symlinks. Directories and symlinks to directories are not removed, because some belong to apt's own user.
+/// Removes the indexes and the downloaded packages. Symlinks to files are also removed, because the indexes of a
+/// repository are symlinks if the repository is a directory of the image. Directories and symlinks to directories are
+/// not removed, because some belong to apt's own user.
 fn clean_step() -> Step {
     let argv = [
         &["find", LISTS, "/var/cache/apt", "-mindepth", "1", "-xdev"][..],

@@ -45,8 +45,8 @@ fn parse_name(spelling: &str, version: Option<&str>) -> Result<(String, Wanted),
         Some((name, architecture)) => (name, Some(architecture)),
         None => (spelling, None),
     };
-    // Not every text is accepted, because apt would read it as a file, a suite, a removal, a task or a pattern instead
-    // of a name.
+    // Some texts are refused, because apt would not read them as a name, but as a file, a suite, a removal, a task or a
+    // pattern.
     if spelling.contains('/') {
         return refuse(
             "a suite cannot be given with the name; pin a version instead, such as `NAME=*~bpo12*`",
@@ -85,7 +85,8 @@ fn check_file(job: &Job, path: &str, architecture: &str) -> Result<(), Refused> 
         "x86_64" => "amd64",
         other => other,
     };
-    // Other foreign architectures may have been added to the image. apt checks these.
+    // A file for any other architecture is accepted, because the image may have been configured for foreign
+    // architectures. apt checks this.
     if ["amd64", "arm64"].contains(&architecture) && architecture != image_architecture {
         return Err(Refused(format!(
             "packages: `{file}` is for {architecture}, but the image is {image_architecture}"

@@ -18,7 +18,7 @@ const END: &str = "-----END PGP PUBLIC KEY BLOCK-----\n";
 pub struct Repositories {
     pub files: Vec<Shim>,
     pub shims: Vec<Shim>,
-    /// Warnings of apt with which the bake has to fail.
+    /// Warnings of apt that have to fail the bake.
     pub failures: Vec<Trouble>,
 }
 

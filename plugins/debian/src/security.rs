@@ -2,13 +2,13 @@
 //!
 //! apt has no command for security upgrades, but it has priorities (apt_preferences(5)). During the upgrade, installed
 //! packages have priority 100, packages of the security suites 500, and packages of all other repositories 99. So only
-//! packages of the security suites replace installed packages. Others can only be installed as new dependencies. These
-//! pins do not apply when the packages of the definition are installed.
+//! packages of the security suites replace installed packages. Packages of other repositories can only be installed as
+//! new dependencies. These pins do not apply when the packages of the definition are installed.
 
 use oven_distro::{Job, Shim, Upgrade};
 
-/// The image's own file of pins. During the upgrade, the file `PINS` replaces it. apt still reads the pins of
-/// preferences.d.
+/// The image's own file of pins. During the upgrade, apt reads the file `PINS` in its place, and still reads the pins
+/// of preferences.d.
 pub const IMAGE_PREFERENCES: &str = "/etc/apt/preferences";
 const PINS: &str = "/run/oven/security.pref";
 
@@ -26,14 +26,14 @@ pub const FIND_SUITE: &[&str] = &[
     "/var/lib/apt/lists",
 ];
 
-/// The priorities of repositories. The first matching row applies. The image may have pins of single packages; they
-/// take precedence.
+/// The priorities of repositories. The first matching row applies. If the image has pins of single packages, these take
+/// precedence.
 const PRIORITIES: [(&str, u32); 5] = [
     ("release a=now", 100), // installed packages
     ("release l=Debian-Security", 500),
     ("release a=*-security", 500), // Ubuntu, and extended support
     ("release n=*-security", 500),
-    ("release *", 99), // all others, including repositories without fields
+    ("release *", 99), // all others, including repositories without these fields
 ];
 
 pub fn pins(job: &Job) -> Option<Shim> {

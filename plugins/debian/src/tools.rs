@@ -47,7 +47,7 @@ pub fn tools(job: &Job, has_index: bool) -> Option<Tools> {
         &["apt-mark", "auto"],
         &packages,
     ));
-    // With these options, a package counts as unneeded even if others recommend or suggest it.
+    // With these options, a package counts as unneeded even if other packages recommend or suggest it.
     let unneeded = [
         "apt-get",
         "--simulate",
@@ -65,7 +65,8 @@ pub fn tools(job: &Job, has_index: bool) -> Option<Tools> {
             output: "Remv * *".into(),
         },
         remove: vec![
-            // apt would keep the mark "automatically installed" after the package is removed.
+            // The mark "automatically installed" is removed first, because apt would keep it after the package is
+            // removed.
             step(Phase::Install, &format!("unmarking {names}"), &["apt-mark", "manual", "{name}"], &[]),
             // dpkg is used directly, because it removes exactly the given packages or none.
             Step {
@@ -78,7 +79,7 @@ pub fn tools(job: &Job, has_index: bool) -> Option<Tools> {
 
 fn package_of(job: &Job, program: &str) -> Option<&'static str> {
     match program {
-        // Older releases have only one package, which contains all collections.
+        // Older releases have only the package `ansible`, which also contains all collections.
         "ansible-playbook" if is_older_release(job) => Some("ansible"),
         "ansible-playbook" => Some("ansible-core"),
         _ => None,

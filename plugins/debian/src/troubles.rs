@@ -4,7 +4,7 @@ use oven_distro::Trouble;
 
 struct Row(&'static str, &'static str, Option<&'static str>, Option<&'static str>);
 
-/// The mistake is in image.toml, but it is not a single package.
+/// Says that image.toml has to be changed, but that no single package is the cause.
 const NO_SINGLE_PACKAGE: Option<&str> = Some("");
 const SEARCH: Option<&str> = Some("Check its spelling, and which repositories the base image has.");
 const INCOMPATIBLE: Option<&str> =

@@ -63,7 +63,11 @@ fn check_plan(plan: &Plan) {
     }
     for file in &plan.files {
         assert!(FILE_PLACES.iter().any(|place| Path::new(&file.path).starts_with(place)), "{}", file.path);
-        assert!(!file.content.contains("/run/oven"), "{} stays, and what it names does not", file.path);
+        assert!(
+            !file.content.contains("/run/oven"),
+            "{} stays in the image, but names a file that does not",
+            file.path
+        );
     }
     let policy = plan.shims.iter().find(|shim| shim.path == "/usr/sbin/policy-rc.d").unwrap();
     assert_eq!((policy.mode, policy.content.ends_with("exit 101\n")), (0o755, true));
@@ -131,7 +135,7 @@ fn a_repository_alone_is_refreshed() {
     let of =
         |phase| plan.steps.iter().filter(move |step| step.phase == phase).map(|step| step.argv.join(" "));
     assert_eq!(of(Phase::Fetch).collect::<Vec<_>>(), ["apt-get update", "/run/oven/prune-cache"]);
-    assert_eq!(plan.steps.len(), 3, "and cleaned away");
+    assert_eq!(plan.steps.len(), 3, "the third step removes the index again");
     assert_eq!(plan.files.len(), 2);
 }
 

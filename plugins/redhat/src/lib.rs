@@ -2,7 +2,7 @@
 //!
 //! Packages are downloaded in one step, which has the network and runs no code of packages. They are installed from the
 //! cache in another step, which has no network. The image's own settings and repositories apply. Additional settings of
-//! a bake are given on the command line (`manager.rs`), so they cannot remain in the image.
+//! a bake are given on the command line (see `manager.rs`), so they cannot remain in the image.
 
 mod manager;
 mod mirror;
@@ -91,8 +91,8 @@ const SOURCES: [&str; 7] = [
     "/run/oven/keys",
 ];
 
-/// The caches of all package managers, as a script may use another one than this plan. `used`: the directory that this
-/// plan's steps download into. oven caches only that one.
+/// The caches of all package managers, because a script may use another package manager than this plan. `used` is the
+/// directory into which this plan's steps download. oven caches only this directory.
 fn caches(manager: Option<Manager>, used: Option<&str>) -> Vec<Cache> {
     let cache = |path| {
         let sources: &[&str] = if used == Some(path) { &SOURCES } else { &[] };
@@ -159,8 +159,8 @@ fn steps(
     Ok(steps)
 }
 
-/// Locks held packages before the upgrade, so that it does not change them. Held packages that this job installs are
-/// locked after their installation.
+/// Locks held packages before the upgrade, so that the upgrade does not change them. Held packages that this job
+/// installs are locked after their installation.
 fn holds(job: &Job, manager: Manager, requests: &PackageRequests) -> Result<Vec<Step>, Refused> {
     let is_requested = |name: &String| requests.wanted.iter().any(|wanted| wanted.name == *name);
     let mut steps = Vec::new();

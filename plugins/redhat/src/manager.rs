@@ -4,8 +4,8 @@ use crate::mirror;
 use oven_distro::{Job, Package, Refused, Step, Upgrade};
 use oven_rpm::{Spelling, words};
 
-/// In the order of preference, if an image has several of them. `/usr/bin/dnf` may be dnf 4 or dnf 5. On all but the
-/// oldest systems, `/usr/bin/yum` is only another name of dnf.
+/// A package manager. If an image has several, the first one of this list is used. `/usr/bin/dnf` may be dnf 4 or 5. On
+/// all but the oldest systems, `/usr/bin/yum` is only another name of dnf.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Manager {
     Dnf5,
@@ -72,8 +72,8 @@ impl Manager {
     }
 
     /// The options of every call. With them, an unreachable repository is an error and not a warning, unless the
-    /// repository's file sets this. Only the newest version of a package is accepted. The image's own settings decide
-    /// whether signatures are checked.
+    /// repository's own file sets `skip_if_unavailable`. Only the newest version of a package is accepted. The image's
+    /// own settings decide whether signatures are checked.
     pub fn options(self, job: &Job) -> Result<Vec<String>, Refused> {
         let weak = if job.recommends { "install_weak_deps=1" } else { "install_weak_deps=0" };
         let settings: &[&str] = match self {
@@ -123,7 +123,7 @@ impl Manager {
         }
     }
 
-    /// Options with which a command only downloads. It changes nothing except the list of trusted keys.
+    /// Options with which a command only downloads. The command changes nothing except the list of trusted keys.
     pub fn download_options(self) -> Vec<String> {
         match self {
             Self::Dnf5 | Self::Dnf | Self::Yum => words(["--downloadonly"]),
@@ -155,7 +155,8 @@ impl Manager {
                 return Err(Refused(why.to_owned()));
             }
         };
-        // Held packages are also excluded, because their lock may not exist yet. microdnf supports no locks.
+        // Held packages are excluded from the upgrade, because they may not be locked yet. For microdnf, this is not
+        // needed, because the plugin refuses to hold packages with it.
         verb.extend(
             job.hold.iter().filter(|_| self != Self::Microdnf).map(|name| format!("--exclude={name}")),
         );
@@ -200,8 +201,8 @@ impl Manager {
     }
 }
 
-/// Spells a package as `NAME-EPOCH:VERSION-RELEASE.ARCHITECTURE`. The epoch is always given, because all package
-/// managers accept any epoch if it is missing.
+/// Spells a package as `NAME-EPOCH:VERSION-RELEASE.ARCHITECTURE`. The epoch is always given, because without it the
+/// package managers would accept any epoch.
 fn spell_package(name: &str, architecture: Option<&str>, version: Option<&str>) -> String {
     let mut text = name.to_owned();
     if let Some(version) = version {

@@ -1,6 +1,7 @@
 //! A mirror that replaces the distribution's own repositories while packages are fetched.
 //!
-//! Other repositories of the image are not replaced. The keys that the image's files name still apply.
+//! Other repositories of the image are not replaced. The keys are still those that the repositories' files in the image
+//! name.
 
 use oven_distro::{Job, Refused};
 use oven_rpm::architecture;

@@ -4,9 +4,9 @@ use crate::manager::Manager;
 use oven_distro::{Job, Phase, Question, Refused, Step, Tools};
 use oven_rpm::{UPDATE_TIMEOUT, fetch, step, words};
 
-/// `None` if the job asks for no tools, or if the package of a tool is unknown. Also `None` for yum and microdnf, which
-/// do not record which packages were installed as dependencies. `is_refreshed` is true if the plan's own steps refresh
-/// the package index.
+/// `None` if the job asks for no tools, if the package of a tool is unknown, or if the package manager is yum or
+/// microdnf. These two do not record which packages were installed as dependencies. `is_refreshed` is true if the
+/// plan's own steps refresh the package index.
 pub fn tools(job: &Job, manager: Manager, is_refreshed: bool) -> Result<Option<Tools>, Refused> {
     let (mark, list): (&[_], _) = match manager {
         Manager::Dnf5 => (&["mark", "dependency"], "%{name}\\n"),

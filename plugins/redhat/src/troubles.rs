@@ -5,7 +5,7 @@ use oven_rpm::trouble;
 
 struct Row(&'static str, &'static str, Option<&'static str>, Option<&'static str>);
 
-/// The mistake is in image.toml, but it is not a single package.
+/// Says that image.toml has to be changed, but that no single package is the cause.
 const NO_SINGLE_PACKAGE: Option<&str> = Some("");
 const SEARCH: Option<&str> = Some("Check its spelling, and which repositories the base image has.");
 const INCOMPATIBLE: Option<&str> =
@@ -157,7 +157,7 @@ pub fn troubles() -> Vec<Trouble> {
 /// Messages that mean a failure although the exit status is 0.
 pub fn failures() -> Vec<Trouble> {
     let mut failures = oven_rpm::failures();
-    // yum continues if it does not find a package. dnf does the same if the image's settings allow it.
+    // yum continues if it does not find a package. dnf also continues if the image's settings allow it.
     let missing = ROWS.iter().filter(|row| row.0.starts_with("No ") || row.0.starts_with("Warning: Group"));
     failures.extend(missing.map(|Row(output, means, hint, package)| trouble(output, means, *hint, *package)));
     failures.push(trouble(

@@ -18,18 +18,18 @@ pub const DRACUT: &str = "/usr/bin/dracut";
 /// Time limits in seconds. An index has some 50 MB.
 pub const UPDATE_TIMEOUT: u64 = 15 * 60;
 pub const FETCH_TIMEOUT: u64 = 60 * 60;
-/// If a package's script runs longer than this, it hangs.
+/// A package's script that runs longer than this is assumed to hang.
 pub const INSTALL_TIMEOUT: u64 = 60 * 60;
 pub const CLEAN_TIMEOUT: u64 = 5 * 60;
 /// Retries are for a mirror that changes while it is read, or that fails for a short time.
 pub const RETRIES: u32 = 2;
 
-/// oven's names for states of packages, because rpm has none. An entry of rpm's database is either an installed package
-/// or a key.
+/// oven's own names for states of packages. rpm has no names for them. An entry of rpm's database is either an
+/// installed package or a key.
 const INSTALLED: &str = "installed";
 const KEY: &str = "key";
 
-/// The command of the fact `packages`. As in the output of dpkg, an epoch of 0 is left out.
+/// The command of the fact `packages`. As in the output of dpkg, a missing epoch is not printed as 0.
 pub fn list_packages_command() -> Vec<String> {
     let format = format!(
         "%{{NAME}}\\t%|EPOCH?{{%{{EPOCH}}:}}|%{{VERSION}}-%{{RELEASE}}\\t%{{ARCH}}\\t\
@@ -43,7 +43,8 @@ pub fn expected(packages: Vec<Wanted>) -> Expect {
 }
 
 /// Configures dracut, which by default only includes the drivers of the machine on which it runs. dracut reads the
-/// files of all its directories in the order of their names. The last file takes precedence.
+/// files of all its directories in the order of their names. The last file takes precedence, so this file's name begins
+/// with `zz`.
 pub fn generic_initramfs() -> Shim {
     let path = "/etc/dracut.conf.d/zz-generic.conf";
     Shim { path: path.to_owned(), content: "hostonly=\"no\"\n".to_owned(), mode: 0o644 }
@@ -100,8 +101,8 @@ pub fn count(requests: &PackageRequests) -> String {
     }
 }
 
-/// The path of a repository's key. It is in the image if the repository stays there, otherwise in the `/run` of the
-/// steps.
+/// The path of a repository's key. If the repository stays in the image, its key does, too. Otherwise the key exists
+/// only in the `/run` of the steps.
 pub fn key_file(repository: &Repository) -> String {
     let directory = if repository.keep { "/etc/pki/rpm-gpg" } else { "/run/oven/keys" };
     format!("{directory}/RPM-GPG-KEY-{}", repository.name)

@@ -25,7 +25,7 @@ pub struct PackageRequests {
     pub wanted: Vec<Wanted>,
     /// Explanations of the package manager's messages if it does not find a package.
     pub troubles: Vec<Trouble>,
-    /// Whether a package is a file.
+    /// Whether any of the packages is a file.
     pub files: bool,
 }
 
@@ -67,8 +67,8 @@ impl PackageRequests {
         Ok(requests)
     }
 
-    /// Adds the explanation that no repository has a version or a group. It uses the spelling of the definition and not
-    /// the spelling of the argument.
+    /// Adds explanations of the messages that a version or a group was not found. The explanations use the definition's
+    /// spelling, and not the spelling of the argument.
     fn add_not_found(&mut self, name: &str, version: Option<&str>, argument: &str, missing: &[&str]) {
         let (means, hint) = match version {
             Some(version) => (
@@ -121,7 +121,7 @@ fn parse_name(given: &str, version: Option<&str>, spelling: &Spelling) -> Result
 }
 
 /// The pattern of a version. A version without a release matches every release. Neither a version nor a release
-/// contains a `-`.
+/// contains a `-`, so a `-` means that a release is given.
 fn version_pattern(version: &str) -> String {
     if version.contains('-') || version.ends_with('*') { version.to_owned() } else { format!("{version}-*") }
 }
@@ -144,7 +144,7 @@ fn check_file(job: &Job, path: &str, file_architecture: &str) -> Result<(), Refu
     let fits = match file_architecture {
         "noarch" => true,
         "i386" | "i486" | "i586" | "i686" => image_architecture == "x86_64",
-        // `x86_64_v2` and so on are accepted, because rpm knows what the machine supports.
+        // `x86_64_v2` and so on are accepted, because rpm itself checks what the machine supports.
         other => other == image_architecture || other.starts_with(&format!("{image_architecture}_v")),
     };
     if !fits {

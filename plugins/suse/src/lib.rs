@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 pub struct Suse;
 
 const ZYPPER: &str = "/usr/bin/zypper";
-/// The directory of its downloads.
+/// The directory of zypper's downloads.
 const CACHE: &str = "/var/cache/zypp";
 /// The `ID`s that this plugin was written for.
 const IDS: [&str; 8] = [
@@ -30,7 +30,7 @@ const IDS: [&str; 8] = [
     "sled",
     "sles",
 ];
-/// Rolling releases, which are upgraded as a whole.
+/// Rolling releases. They have to be upgraded as a whole, with `dist-upgrade`.
 const ROLLING: [&str; 3] = ["opensuse-microos", "opensuse-slowroll", "opensuse-tumbleweed"];
 /// The exit status for "done, and a reboot is advised". It is a success, because an instance boots the image later.
 const REBOOT_ADVISED: u8 = 102;
@@ -114,8 +114,8 @@ fn refuse_unsupported(job: &Job) -> Result<(), Refused> {
 const SPELLING: Spelling = Spelling {
     named: |name, architecture, version| {
         let architecture = architecture.map(|a| format!(".{a}")).unwrap_or_default();
-        // zypper does not support patterns. It installs the newest version, and oven compares this version with the
-        // pattern afterwards.
+        // zypper does not support patterns of versions. So it gets only the name and installs the newest version, which
+        // oven then compares with the pattern.
         let version = version.map(|v| v.strip_suffix("-*").unwrap_or(v)).filter(|v| !v.contains('*'));
         let version = version.map(|v| format!("={v}")).unwrap_or_default();
         format!("{name}{architecture}{version}")
@@ -138,7 +138,8 @@ fn steps(job: &Job, requests: &PackageRequests) -> Vec<Step> {
     let clean = zypper(&["clean", "--metadata", "--raw-metadata"]);
     let recommends = if job.recommends { "--recommends" } else { "--no-recommends" };
     let accept_licenses = "--auto-agree-with-licenses";
-    // zypper downloads missing metadata by itself. A retry relies on this, because the metadata is removed before it.
+    // zypper downloads missing metadata by itself. A retry relies on this, because the metadata is removed before the
+    // retry.
     let get = |why: &str, verb: &[&str], more: &[&str], arguments: &[String]| {
         let argv = zypper(&[verb, &["--download-only", accept_licenses], more].concat());
         let argv = argv.into_iter().chain(arguments.iter().cloned()).collect();
@@ -209,7 +210,8 @@ fn holds(job: &Job, requests: &PackageRequests) -> Result<Vec<Step>, Refused> {
     Ok(steps)
 }
 
-/// Removes indexes and downloaded packages of all repositories, and downloaded keys, which `clean --all` leaves.
+/// Removes indexes and downloaded packages of all repositories. Downloaded keys are removed separately, because
+/// zypper's own command does not remove them.
 fn clean() -> [Step; 2] {
     let step = |why: &str, argv| Step { timeout: CLEAN_TIMEOUT, ..step(Phase::Clean, why, argv) };
     let keys = format!("{CACHE}/pubkeys");

@@ -5,7 +5,7 @@ use oven_rpm::trouble;
 
 struct Row(&'static str, &'static str, Option<&'static str>, Option<&'static str>);
 
-/// The mistake is in image.toml, but it is not a single package.
+/// Says that image.toml has to be changed, but that no single package is the cause.
 const NO_SINGLE_PACKAGE: Option<&str> = Some("");
 const SEARCH: Option<&str> = Some(
     "Check its spelling, whether it is for this architecture, and which repositories the base image has.",
@@ -51,7 +51,8 @@ const ROWS: &[Row] = &[
         KEY,
         None,
     ),
-    // These rows come first, because zypper also reports the packages of a skipped repository as missing.
+    // These rows come before the rows for missing packages: if zypper skips a repository, it also reports the
+    // repository's packages as missing.
     Row("*File '*' not found on medium '*'", "there is no {2} at {3}", REACH, None),
     Row("Download (curl) error for '*':", "{1} could not be downloaded", REACH, None),
     Row(

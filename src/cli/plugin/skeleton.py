@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""oven's plugin for @NAME@. It reads a request from standard input and writes the answer to standard output, both as JSON.
+"""oven's plugin for @NAME@. It reads a request from standard input and writes the answer to standard output. Both are JSON.
 
-It only plans and does nothing itself: it runs as user nobody, without a network, and sees only the request.
+The plugin only plans, and does nothing itself. oven runs it as user nobody and without a network.
 `oven plugin check @NAME@.py` says what is missing. The guide is docs/plugins.md of oven.
 """
 
@@ -18,7 +18,7 @@ IGNORED = {"recommends", "conffiles", "mirror", "ca_file", "tools"}
 
 
 class Refused(Exception):
-    """The plugin does not support the definition; the message is for its author."""
+    """The plugin does not support the definition. The message is for the definition's author."""
 
 
 def claims(request):

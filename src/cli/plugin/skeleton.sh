@@ -1,7 +1,7 @@
 #!/bin/sh
-# oven's plugin for @NAME@. It reads a request from standard input and writes the answer to standard output, both as JSON.
+# oven's plugin for @NAME@. It reads a request from standard input and writes the answer to standard output. Both are JSON.
 #
-# It only plans and does nothing itself: it runs as user nobody, without a network, and sees only the request.
+# The plugin only plans, and does nothing itself. oven runs it as user nobody and without a network.
 # `oven plugin check @NAME@.sh` says what is missing. The guide is docs/plugins.md of oven. It needs jq.
 set -eu
 

@@ -87,7 +87,7 @@ fn each_fails_with_the_reason() {
             SOUND,
             "is not absolute",
         ),
-        ("network", Fault::Jq(TIMEOUT, "timeout: 600, network: true"), SOUND, "does not say `network`"),
+        ("network", Fault::Jq(TIMEOUT, "timeout: 600, network: true"), SOUND, "does not set `network`"),
         ("forever", Fault::Jq(TIMEOUT, "timeout: 0"), SOUND, "timeout: 0 seconds"),
         ("nameless", Fault::Jq("\"installing packages\"", "\"\""), SOUND, "why is empty"),
         ("everything", Fault::Jq(CLAIM, "\"exact\""), "it does not claim unknown systems", "an unknown ID"),

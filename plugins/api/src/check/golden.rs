@@ -4,8 +4,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-/// A part of the contract as JSON, without the fields that have their defaults: a field that is added to the contract
-/// changes only those golden plans that use it.
+/// Returns a value of the contract as JSON, without the fields that have their default values. So a new field of the
+/// contract changes only the golden plans that use it.
 pub fn without_defaults<T>(part: &T) -> Value
 where
     T: Serialize + DeserializeOwned + PartialEq,
@@ -25,7 +25,8 @@ where
     json
 }
 
-/// Lists each field after the fields inside of it: the JSON pointer of its object, and its name.
+/// Lists all fields. Each entry is the JSON pointer of the object that has the field, and the field's name. A field
+/// comes after the fields that it contains.
 fn list_fields(json: &Value, pointer: &str, fields: &mut Vec<(String, String)>) {
     match json {
         Value::Object(object) => {

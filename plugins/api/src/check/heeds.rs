@@ -1,9 +1,10 @@
-//! Tests jobs that ask for more than packages by name. Either the plan must differ, or the plugin must refuse the job.
+//! Tests jobs that ask for more than packages by name. The plan must differ from the plan for one package, or the
+//! plugin must refuse the job.
 
 use super::{Rule, Suite, TestResult, named};
 use crate::{Conffiles, Job, Package, Phase, Plan, Repository, Upgrade};
 
-/// A package that most distributions have. The tests do not depend on this.
+/// A package that most distributions have. The tests also work for a distribution that lacks it.
 const NAME: &str = "tree";
 const FILE: &str = "/run/oven/packages/1-site_1.0_all";
 
@@ -60,10 +61,13 @@ fn test_requests(suite: &mut Suite, one: &Job, plan: &Plan) -> TestResult<()> {
         ("a .deb file", package(file("deb"))),
         ("a .rpm file", package(file("rpm"))),
         ("an upgrade", upgrade(Upgrade::All)),
-        ("an upgrade for security alone", upgrade(Upgrade::Security)),
+        ("only security upgrades", upgrade(Upgrade::Security)),
         ("a repository", Job { repositories: vec![repository], ..one.clone() }),
         ("a package on hold", Job { hold: vec!["oven-check".into()], ..one.clone() }),
-        ("an answer to debconf", Job { debconf: vec!["tree tree/x boolean true".into()], ..one.clone() }),
+        (
+            "an answer to a debconf question",
+            Job { debconf: vec!["tree tree/x boolean true".into()], ..one.clone() },
+        ),
     ];
     let mut upgrades = Vec::new();
     for (what, job) in &requests {
@@ -91,14 +95,15 @@ fn test_requests(suite: &mut Suite, one: &Job, plan: &Plan) -> TestResult<()> {
     if let [all, security] = &upgrades[..]
         && all == security
     {
-        suite.fault(Rule::Heeds, "the plan for security upgrades is the plan for all upgrades");
+        suite.fault(Rule::Heeds, "the plan for security upgrades is the same as the plan for all upgrades");
     }
     let tool = Job { tools: vec!["oven-check".into()], ..one.clone() };
     if let Some(Err(refused)) = suite.plan("(a tool for the bake)", &tool)? {
-        let what = "a tool for the bake is refused, even for definitions whose packages contain it";
-        suite.fault(Rule::Heeds, format!("{what}: leave `tools` out of the plan ({refused})"));
+        let what =
+            "a tool for the bake is refused, so definitions whose own packages contain it cannot be baked";
+        suite.fault(Rule::Heeds, format!("{what}: leave `tools` out of the plan instead ({refused})"));
     }
-    // These requests need not change the plan, but the plugin has to accept them.
+    // These requests need not change the plan. The plugin may also refuse them, but its answer must be valid.
     for (what, job) in [
         ("recommended packages", Job { recommends: true, ..one.clone() }),
         ("packages' configuration files", Job { conffiles: Conffiles::Replace, ..one.clone() }),
@@ -112,7 +117,8 @@ fn test_requests(suite: &mut Suite, one: &Job, plan: &Plan) -> TestResult<()> {
     Ok(())
 }
 
-/// Whether a step that changes the image contains `word` in its arguments, or can read a file that contains `word`.
+/// Returns true if an upgrade or install step has `word` in its arguments. Also returns true if there is such a step
+/// and a file of the plan contains `word`, because the step may read the file.
 fn installs(plan: &Plan, word: &str) -> bool {
     let changes = |phase| phase == Phase::Upgrade || phase == Phase::Install;
     let mut steps = plan.steps.iter().filter(|step| changes(step.phase));

@@ -1,4 +1,4 @@
-//! Tests names that a shell or an option parser would misread.
+//! Tests names and versions that a shell or an option parser would misread.
 
 use super::{Rule, Suite, TestResult, named};
 use crate::{Job, Package, Plan};
@@ -6,7 +6,7 @@ use crate::{Job, Package, Plan};
 const NAMES: [&str; 10] =
     ["", "$(id)", "`id`", "oven;id", "oven&&id", "oven|id", "oven\nid", "-y", "--root=/x", "oven check"];
 const VERSIONS: [&str; 3] = ["", "$(id)", "1;id"];
-/// Programs that execute a script or another command line in an argument.
+/// Programs that execute a script or a command line which they get as arguments.
 const SHELLS: [&str; 14] = [
     "ash", "bash", "busybox", "csh", "dash", "env", "fish", "ksh", "perl", "python", "python3", "sh",
     "xargs", "zsh",
@@ -40,7 +40,7 @@ fn test_package(
 
 fn find_misuse(plan: &Plan, word: &str) -> Option<String> {
     if word.is_empty() {
-        return Some("there is a plan for an empty name".into());
+        return Some("there is a plan for an empty name or version".into());
     }
     let script = plan.shims.iter().chain(&plan.files).find(|file| {
         file.content.contains(word) && (file.mode & 0o111 != 0 || file.content.starts_with("#!"))

@@ -1,6 +1,6 @@
-//! The os-release files that the suite shows to a plugin, with the fields that plugins read.
+//! The os-release files that the suite shows to a plugin. They have only the fields that plugins read.
 
-/// The known distributions, by name. Each `ID` also represents its relatives.
+/// The known distributions, by name. Each also represents the distributions that are related to it.
 pub fn known() -> Vec<(String, &'static str)> {
     KNOWN
         .iter()
@@ -42,7 +42,7 @@ pub fn unknown() -> [(&'static str, &'static str); 3] {
         ("an empty os-release", ""),
         ("an unknown ID", "ID=oven-check\nVERSION_ID=1\n"),
         (
-            "an unknown ID, and many names in its texts",
+            "an unknown ID, and names of known systems in other fields",
             "ID=oven-check\nID_LIKE=\"oven-one oven-two\"\n\
              NAME=\"Not debian, ubuntu, fedora, rhel, suse, arch, alpine or void\"\n",
         ),

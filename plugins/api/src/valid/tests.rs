@@ -51,7 +51,7 @@ fn steps() {
     assert!(step_faults(|s| s.once = true).contains("for fetch steps, but this step has phase install"));
     assert!(step_faults(|s| s.also_good = vec![102, 0]).contains("leave out 0"));
     assert!(step_faults(|s| s.before_retry = vec!["true".into()]).contains("would never run"));
-    assert!(step_faults(|s| s.network = true).contains("does not say `network`"));
+    assert!(step_faults(|s| s.network = true).contains("does not set `network`"));
     assert!(step_faults(|s| (s.phase, s.network) = (Phase::Clean, true)).contains("only fetch steps"));
     assert!(step_faults(|s| s.phase = Phase::Fetch).contains("must be true"));
     let back = faults(|plan| plan.steps.push(Step { phase: Phase::Prepare, ..valid_step() }));
@@ -127,7 +127,7 @@ fn files_facts_and_troubles() {
         faults(|plan| plan.files = vec![file])
     };
     assert!(one(|file| file.path = "/usr/lib".into()).contains("is not below /etc"));
-    assert!(one(|file| file.mode = 0o666).contains("the highest is 0o755"));
+    assert!(one(|file| file.mode = 0o666).contains("at most 0o755 is allowed"));
     assert!(one(|file| file.content = "x".repeat(MAX_CONTENT + 1)).contains("4 MiB"));
     for name in ["", "../x", "a b", ".x", "inputs.json"] {
         assert!(faults(|plan| _ = plan.facts.insert(name.into(), vec!["true".into()])).contains("facts"));
