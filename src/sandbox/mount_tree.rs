@@ -60,8 +60,8 @@ pub fn enter_mount_tree(spec: &StepSpec) -> Result<()> {
 }
 
 /// Mounts a cache over the image's directory. If `throwaway` is given, the step can write to the cache, but its writes
-/// are discarded when it ends. Package managers need to write, because they create lock files even if they only read
-/// packages.
+/// are discarded when the step ends. Package managers need to write, because they create lock files even if they only
+/// read packages.
 fn mount_cache(
     cache: &CacheMount,
     root: BorrowedFd<'_>,
