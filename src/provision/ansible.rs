@@ -16,7 +16,7 @@ use std::time::Duration;
 
 /// The maximum number of packages that an error message names.
 const NAMED_MAX: usize = 10;
-/// The time limit for listing the packages that nothing needs. The command takes only a moment.
+/// The time limit for listing the packages that no other package needs. Usually, the command takes only a moment.
 const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The packages that were installed only for the bake and are removed after the last playbook.
@@ -34,8 +34,7 @@ impl BakeTools {
         let Some(tools) = &runner.work.plan.tools else {
             let what =
                 format!("{place}: `playbook` of [[ansible]] needs {ANSIBLE}, which the image does not have");
-            let hint =
-                "This distribution's plugin does not install it for a bake. Add Ansible to `packages`.";
+            let hint = "This distribution's plugin cannot install Ansible for the bake only. Add Ansible to `packages`.";
             return Err(Kind::Definition.failure(what).hint(hint).into());
         };
         let before = list_packages(runner).await?;
@@ -74,7 +73,7 @@ impl BakeTools {
         let Some(tools) = &runner.work.plan.tools else { return Ok(()) };
         let before = list_packages(runner).await?;
         let call = ImageCommand {
-            why: "listing the packages that nothing needs".to_owned(),
+            why: "listing the packages that no other package needs".to_owned(),
             name: tools.unneeded.argv.first().cloned().unwrap_or_default(),
             argv: tools.unneeded.argv.clone(),
             env: tools.unneeded.env.clone(),
@@ -155,7 +154,7 @@ fn missing_or_changed(before: &[InstalledPackage], after: &[InstalledPackage]) -
         .collect()
 }
 
-/// Returns a command line in which each argument that names a package is repeated for every package.
+/// Returns a copy of a command line in which each argument with `{name}` is replaced by one argument for each package.
 fn fill_in_packages(argv: &[String], packages: &[InstalledPackage]) -> Vec<String> {
     let one = |argument: &str, package: &InstalledPackage| {
         argument

@@ -18,12 +18,12 @@ use std::path::Path;
 use std::time::Duration;
 
 const PACKAGES: &str = "/run/oven/packages";
-/// The pause before the first retry. Each later pause is twice as long as the one before.
+/// The pause before the first retry. Each later pause is twice as long as the previous pause.
 const PAUSE: Duration = Duration::from_secs(2);
-/// The time limit for the command before a retry. The command deletes a cache, which takes seconds.
+/// The time limit for the command that runs before a retry. This command deletes a cache, which usually takes seconds.
 const BEFORE_RETRY_TIMEOUT: Duration = Duration::from_secs(5 * 60);
-/// The maximum size of the output that [`CommandRunner::ask`] returns. The largest such output is the list of packages,
-/// which is much smaller.
+/// The maximum size of the output that [`CommandRunner::ask`] returns. The rest of a longer output is dropped. The list
+/// of packages, the longest output, is far below this limit.
 const ANSWER_MAX: usize = 16 << 20;
 
 /// A command, and its permissions.
@@ -40,8 +40,8 @@ pub struct ImageCommand<'a> {
     /// Whether the command downloads packages without running their code. Only such commands get the settings of
     /// `[network]`.
     pub fetches: bool,
-    /// Whether the command runs neither code of packages nor scripts of the definition. After the first
-    /// command that is not trusted, no download is added to the cache.
+    /// Whether the command runs no code of packages and no script of the definition. When the first command starts for
+    /// which this is false, the downloads so far are published for later bakes. Later downloads are not published.
     pub trusted: bool,
     pub caches: CacheAccess,
     pub shims: Vec<Shim>,
@@ -53,13 +53,13 @@ pub struct ImageCommand<'a> {
     pub before_retry: Vec<String>,
     pub timeout: Duration,
     pub troubles: &'a [Trouble],
-    /// Output lines that count as a failure even if the command succeeds.
+    /// Output lines that count as a failure even if the command's exit code is good.
     pub failures: &'a [Trouble],
-    /// Output lines that are reported to the user and do not count as a failure.
+    /// Output lines that are explained to the user but do not count as a failure.
     pub notes: &'a [Trouble],
-    /// Exit codes other than 0 that do not count as a failure.
+    /// Exit codes that, like 0, do not count as a failure.
     pub also_good: Vec<u8>,
-    /// The table in image.toml that requests the command.
+    /// The table in image.toml that requests the command. `None` for a command of the plan.
     pub key: Option<DefinitionTable>,
 }
 
@@ -76,8 +76,8 @@ pub struct CommandRunner<'a> {
     pub place: MountedImage<'a>,
     pub work: ProvisionContext<'a>,
     packages: Vec<BindMount>,
-    /// Whether steps with network access are fenced off from the metadata service. This is determined when the first
-    /// such step starts.
+    /// Whether steps with the network are prevented from reaching the builder's credentials. This is determined when
+    /// the first such step starts.
     fenced: OnceCell<bool>,
     /// The environment of commands that download packages.
     network_env: BTreeMap<String, String>,
@@ -85,10 +85,11 @@ pub struct CommandRunner<'a> {
     pub downloads: DownloadCaches<'a>,
 }
 
-/// Returns the path at which the image sees a package file of the definition. `index` is its position in `packages`.
+/// Returns the path at which steps see a package file of the definition. `index` is the file's position in `packages`.
 pub fn package_path(index: usize, source: &Path) -> String {
     let name = source.file_name().unwrap_or_default().to_string_lossy();
-    // apt treats an argument with a `/` as a file. Other characters that are special for apt are replaced.
+    // apt treats the path as a file and not as a package's name, because the path contains a `/`. Characters of the
+    // name that may be special for apt are replaced.
     let name: String = name
         .chars()
         .map(|c| if c.is_ascii_alphanumeric() || "._+~-".contains(c) { c } else { '_' })
@@ -97,7 +98,7 @@ pub fn package_path(index: usize, source: &Path) -> String {
 }
 
 impl<'a> ImageCommand<'a> {
-    /// The defaults for a command in the plan.
+    /// Returns the default values for a command of the plan.
     pub fn plan_defaults(runner: &CommandRunner<'a>) -> Self {
         Self {
             phase: String::new(),
@@ -129,7 +130,7 @@ impl<'a> ImageCommand<'a> {
         status.success() || matches!(status, ExitStatus::Exited(code) if also(code))
     }
 
-    /// The defaults for a script in the definition.
+    /// Returns the default values for a script of the definition.
     pub fn script_defaults(runner: &CommandRunner<'a>) -> Self {
         Self {
             shims: runner.script_shims(),
@@ -172,8 +173,8 @@ impl<'a> CommandRunner<'a> {
         self.place.root
     }
 
-    /// The shims that the definition's scripts see. Shims in `/etc` are omitted, because scripts may want to change the
-    /// image's real configuration.
+    /// Returns the shims that the definition's scripts see. Shims in `/etc` are omitted, because a script may have to
+    /// change the image's own file.
     pub fn script_shims(&self) -> Vec<Shim> {
         let shims = self.work.plan.shims.iter();
         shims.filter(|shim| !Path::new(&shim.path).starts_with("/etc")).cloned().collect()
@@ -208,7 +209,7 @@ impl<'a> CommandRunner<'a> {
                 || meaning.as_ref().is_some_and(|meaning| meaning.package.is_some());
             if attempt == call.retries || hopeless {
                 if call.trusted {
-                    self.downloads.settle(report).await; // later bakes use the complete downloads
+                    self.downloads.settle(report).await; // so that later bakes can use the finished downloads
                 }
                 return Err(self.failure(call, exit.status, &diagnoser, meaning).into());
             }
@@ -221,8 +222,8 @@ impl<'a> CommandRunner<'a> {
         Ok(())
     }
 
-    /// Runs the command that a step requests before a retry. Its failure is only a warning, because the retry of the
-    /// step decides the result.
+    /// Runs the command that a step requests before a retry. If this command fails, only a warning is printed, because
+    /// the retry of the step decides the result.
     async fn before_retry(&self, call: &ImageCommand<'_>) -> Result<()> {
         let Some(program) = call.before_retry.first() else { return Ok(()) };
         let report = self.work.report;
@@ -296,7 +297,7 @@ impl<'a> CommandRunner<'a> {
         Ok(exit)
     }
 
-    /// Reports the output lines of a step that the user should know.
+    /// Reports the explanations of output lines that the user should know.
     fn report_notes(&self, notes: &Diagnoser) {
         for Diagnosis { means, hint, .. } in notes.all() {
             let hint = hint.map(|hint| format!(" ({})", hint.trim_end_matches('.'))).unwrap_or_default();
@@ -377,11 +378,11 @@ impl<'a> CommandRunner<'a> {
         match &call.key {
             _ if status == ExitStatus::TimedOut => match &call.key {
                 Some(DefinitionTable { table, .. }) => failure.hint(format!("Increase `timeout` (in seconds) of the [[{table}]].")),
-                None => failure.hint("Perhaps a package's script waits for input, but steps cannot ask the user."),
+                None => failure.hint("Perhaps a package's script waits for input, which no step gets."),
             },
             _ if diagnoser.metadata && call.network && self.fenced() => failure.hint(
                 "oven blocks access to the builder's metadata service, because it supplies the builder's credentials. If \
-                 these steps may have them, set `imds = true` at the top of image.toml.",
+                 the steps may use these credentials, set `imds = true` at the top of image.toml.",
             ),
             Some(DefinitionTable { table, .. }) if diagnoser.no_network && !call.network => failure.hint(format!(
                 "It runs without the network. If it needs the network, set `network = true` in its [[{table}]]."

@@ -22,7 +22,7 @@ pub struct MountedImage<'a> {
     pub inside: &'a ImageTree,
     /// The nodes of the image's disk.
     pub nodes: &'a [DeviceNode],
-    /// Directories whose file system this kernel cannot mount.
+    /// The mount points of the image's file systems that this kernel cannot mount.
     pub unmounted: &'a [PathBuf],
 }
 
@@ -34,7 +34,8 @@ pub struct ProvisionContext<'a> {
     pub network: &'a NetworkSettings,
     /// The values of the definition's secrets.
     pub secrets: &'a Secrets,
-    /// Whether steps must be fenced. If the definition has `imds = true`, no step is fenced.
+    /// Whether steps with the network are fenced, so that they cannot reach the builder's credentials. If the
+    /// definition has `imds = true`, no step is fenced.
     pub guard: EgressGuard,
     /// The path of this program.
     pub helper: &'a Path,
@@ -45,7 +46,7 @@ pub struct ProvisionContext<'a> {
 }
 
 impl ProvisionContext<'_> {
-    /// Converts a failure for its user: masks secrets, and adds the reason if the image's disk is full.
+    /// Prepares an error for the user. Masks secrets in it, and adds an explanation if the image's disk is full.
     pub fn explain(&self, error: Error) -> Error {
         self.secrets.mask_error(Kind::Step.unless_known(space::explain_full_disk(error)))
     }
@@ -54,8 +55,8 @@ impl ProvisionContext<'_> {
 /// Whether steps with the network are prevented from reaching the builder's credentials ([`crate::sandbox::egress`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EgressGuard {
-    /// Steps are fenced if this machine supports it. This is used if the bake needs no cloud credentials, because the
-    /// builder may have none.
+    /// Steps are fenced if this machine supports it. This is used for bakes that need no cloud credentials, because the
+    /// builder may then have no credentials to protect.
     Wanted,
     /// A step with the network fails if it cannot be fenced. This is used on a builder in the cloud, because its role
     /// has at least the permissions that the bake needs.

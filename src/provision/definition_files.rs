@@ -9,7 +9,7 @@ use crate::sys::fds::open_within;
 use anyhow::{Context, Result};
 use rustix::fs::{FileType, OFlags};
 
-/// Places every `[[file]]`. `unmounted` are the directories of the image whose file system this kernel cannot mount.
+/// Places every `[[file]]`. `unmounted` are the mount points of the image's file systems that this kernel cannot mount.
 pub fn place_files(
     inside: &ImageTree,
     image: &Definition,
@@ -41,7 +41,7 @@ fn place_one(
         );
         return Err(invalid("target", target, why).into());
     }
-    // A symlink at the target is replaced and not followed. So the file has exactly the path in image.toml.
+    // If the target is a symlink, it is replaced and not followed. So the file gets exactly the path in image.toml.
     if kind(inside, target)? == Some(FileType::Directory) {
         let why = format!("{target} is a directory in the image");
         let hint = "Add the file's name to `target`, which is the path of the file and not of its directory.";
@@ -50,7 +50,7 @@ fn place_one(
     let unknown = |key: &str, name: &str| {
         let account = if key == "owner" { "user" } else { "group" };
         invalid(key, name, format!("the image has no {account} `{name}`"))
-            .hint("Add the package that creates it to `packages`, or use a number.")
+            .hint("Add the package that creates this account to `packages`, or use a numeric id.")
     };
     let uid = accounts.user(&file.owner).ok_or_else(|| unknown("owner", &file.owner))?;
     let gid = accounts.group(&file.group).ok_or_else(|| unknown("group", &file.group))?;
@@ -99,7 +99,7 @@ mod tests {
         })
     }
 
-    /// Returns this process's own ids, so that the test needs no root.
+    /// Returns the id of this process's user. Without root, the tests can only create files with this owner.
     fn me() -> String {
         rustix::process::getuid().as_raw().to_string()
     }

@@ -1,4 +1,5 @@
-//! Reads a step's output, keeps its last lines, and explains known errors in it.
+//! Reads the output of a step, stores the last lines, and explains known errors. A distribution's plugin lists these
+//! errors as troubles: patterns of output lines with explanations.
 
 use crate::text::match_wildcards;
 use oven_distro::{Step, Trouble};
@@ -8,7 +9,7 @@ use std::collections::VecDeque;
 const TAIL: usize = 20;
 /// The maximum length of a line. The rest of a longer line is cut off.
 const LINE_MAX: usize = 400;
-/// The maximum number of matches of one kind that an error message names.
+/// The maximum number of matches of one trouble that an error message explains.
 const MATCHES_MAX: usize = 5;
 
 /// The messages of programs when the disk is full (strerror of ENOSPC and EDQUOT).
@@ -31,7 +32,8 @@ const METADATA: [&str; 4] = ["169.254.169.254", "169.254.170.2", "fd00:ec2::254"
 pub struct Diagnoser<'a> {
     troubles: &'a [Trouble],
     tail: VecDeque<String>,
-    /// The matches so far: the index of the trouble in `troubles`, and the texts that the pattern's `*` matched.
+    /// The matches so far. Each has the index of the trouble in `troubles`, and the texts that the `*` of its pattern
+    /// matched.
     matched: Vec<(usize, Vec<String>)>,
     pub no_space: bool,
     pub no_network: bool,
@@ -41,12 +43,13 @@ pub struct Diagnoser<'a> {
     pub lines: u64,
 }
 
-/// The error of a step, as its plugin explains it.
+/// The plugin's explanation of a line in a step's output.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Diagnosis {
     pub means: String,
     pub hint: Option<String>,
-    /// The package that the definition should not list; `None` if that is not certain.
+    /// `Some` if the mistake is in image.toml. The value is the package that image.toml should not list, or empty if
+    /// the mistake is not a single package.
     pub package: Option<String>,
 }
 
@@ -81,8 +84,8 @@ impl<'a> Diagnoser<'a> {
         self.tail.push_back(line.to_owned());
     }
 
-    /// Returns the explanation of the trouble that matched. If several matched, the first in the plugin's list is used.
-    /// The explanation names up to `MATCHES_MAX` of its matches.
+    /// Returns the explanation of the trouble that matched. If several troubles matched, uses the one that is first in
+    /// the plugin's list. Explains up to `MATCHES_MAX` matches of this trouble.
     pub fn meaning(&self) -> Option<Diagnosis> {
         let index = self.matched.iter().map(|(index, _)| *index).min()?;
         let trouble = &self.troubles[index];
@@ -111,13 +114,13 @@ impl<'a> Diagnoser<'a> {
         })
     }
 
-    /// Returns the last lines, each indented, to follow the first line of an error message.
+    /// Returns the last lines as text to append to an error message. Each line is indented.
     pub fn tail(&self) -> String {
         self.tail.iter().map(|line| format!("\n    | {line}")).collect()
     }
 }
 
-/// Returns the step as a user would type it: the program without its path, and the first arguments.
+/// Returns a short name for a step's command: the program without its directory, and at most two arguments.
 pub fn command_name(step: &Step) -> String {
     let mut words = step.argv.iter().map(String::as_str);
     let program = words.next().unwrap_or_default();

@@ -27,14 +27,14 @@ use packages::InstalledPackage;
 use plan_steps::{held_packages, packages_of, run_step};
 use std::collections::BTreeMap;
 
-/// The message for broken packages of the base.
+/// The start of the error message for broken packages of the base image.
 const BASE: &str = "packages of the base image are not installed correctly";
 
-/// Runs the plan's steps, except those that clean. Returns the packages that are installed afterwards, or `None` if the
-/// plan changes nothing or has no fact that lists packages.
+/// Runs the plan's steps, except those that clean. Returns the packages that are installed afterwards. Returns `None`
+/// if the plan changes nothing, or if none of its facts lists the packages (see `plan_steps`).
 ///
 /// Errors: `Step` if a step fails or the image's packages are not in the expected state; `Definition` if the definition
-/// requests something impossible.
+/// requests something impossible, such as a package that does not exist.
 pub async fn packages(runner: &CommandRunner<'_>) -> Result<Option<Vec<InstalledPackage>>> {
     let (place, work) = (&runner.place, &runner.work);
     let changes = plan_steps::provisioning(work.plan).next().is_some();
@@ -71,8 +71,8 @@ pub async fn files_and_scripts(runner: &CommandRunner<'_>) -> Result<()> {
     scripts::test(runner).await
 }
 
-/// Returns the plan's facts of the finished image. `installed` has the packages after the plan's steps. They are listed
-/// again if scripts may have changed them.
+/// Queries the plan's facts in the finished image. `installed` are the packages after the plan's steps. If the
+/// definition has scripts, the packages are listed again, because the scripts may have changed them.
 pub async fn facts(
     runner: &CommandRunner<'_>,
     mut installed: Option<Vec<InstalledPackage>>,

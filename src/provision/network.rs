@@ -1,5 +1,5 @@
-//! The settings of `[network]` in oven.toml. Only fetch steps see them. Fetch steps run no package code, so no setting
-//! can remain in the image.
+//! Prepares the settings of `[network]` in oven.toml for steps. Only fetch steps, which download packages, see the
+//! settings. These steps run no code of packages, so no such code can write a setting into the image.
 
 use crate::config::project::NetworkSettings;
 use crate::error::Kind;
@@ -9,7 +9,8 @@ use oven_distro::Shim;
 use std::collections::BTreeMap;
 use std::io::Read;
 
-/// The path of the trusted certificates in a fetch step. They are the image's own and those of `ca_file`.
+/// The path at which a fetch step sees the certificates that it trusts. They are the image's own certificates and those
+/// of `ca_file`.
 pub const CA_FILE: &str = "/run/oven/ca.pem";
 
 /// The maximum size of `ca_file`. Distributions' own bundles are below 1 MiB.
@@ -60,7 +61,7 @@ fn certificate_blocks(text: &str) -> String {
     found
 }
 
-/// Returns the file with all trusted certificates, if oven.toml adds some.
+/// Returns a file with all certificates that fetch steps trust, or `None` if oven.toml has no `ca_file`.
 ///
 /// Errors: `ca_file` cannot be read, or has no certificate.
 pub fn certificates(settings: &NetworkSettings, inside: &ImageTree) -> Result<Option<Shim>> {

@@ -11,13 +11,13 @@ use std::collections::BTreeMap;
 pub const FACT: &str = "packages";
 /// The fact that lists the held packages, which no upgrade changes.
 pub const HELD: &str = "held";
-/// The maximum number of packages. All of Debian has fewer; an image that reports more could fill this machine's
-/// memory.
+/// The maximum number of packages. Debian has fewer packages in total. Without this limit, a faulty image could fill
+/// this machine's memory.
 const PACKAGES_MAX: usize = 100_000;
 /// The maximum number of packages that an error message names.
 const NAMED_MAX: usize = 10;
 
-/// An installed package, as the fact lists it.
+/// An installed package, as the fact `packages` lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InstalledPackage {
     pub name: String,
@@ -27,7 +27,7 @@ pub struct InstalledPackage {
     provides: Vec<String>,
 }
 
-/// Parses the fact's lines. Skips packages that are not installed.
+/// Parses the output of the fact `packages`. Skips packages that are not installed.
 pub fn parse(output: &str, expect: &Expect) -> Result<Vec<InstalledPackage>> {
     if output.lines().nth(PACKAGES_MAX).is_some() {
         return Err(Kind::Step.error(format!("the image reports more than {PACKAGES_MAX} packages")));
@@ -66,8 +66,8 @@ pub fn ensure_sound(packages: &[InstalledPackage], expect: &Expect, where_: &str
     Err(Kind::Step.error(format!("{where_}: {}", list_first(&broken, NAMED_MAX, ", "))))
 }
 
-/// Reports the base's held packages, which no upgrade changes. Fails if the definition requests another version of a
-/// held package.
+/// Reports the base image's held packages, which no upgrade changes. Fails if the definition requests another version
+/// of a held package.
 pub fn ensure_not_held(
     held: &[String],
     packages: &[InstalledPackage],
@@ -94,8 +94,8 @@ pub fn ensure_not_held(
                 "{place} requests `{}={version}`, but the base image holds the package at {}",
                 wanted.name, has.version
             );
-            let hint = "Release it in the base image, or remove it from `packages`, because a held package keeps its \
-                        version.";
+            let hint = "A held package keeps its version. Release the hold in the base image, or remove the package from \
+                        `packages`.";
             return Err(Kind::Definition.failure(what).hint(hint).into());
         }
     }

@@ -12,13 +12,14 @@ use oven_distro::{FILE_PLACES, Shim};
 use rustix::fs::{FileType, OFlags};
 use std::path::Path;
 
-/// The maximum size of a file. Keys and lists of repositories are smaller; a larger file is not configuration.
+/// The maximum size of a file in bytes. Keys and lists of repositories are far smaller than this limit.
 const MAX_BYTES: usize = 4 << 20;
 
-/// Places every file of the plan, owned by root. If the image has the file with other content, replaces it and warns.
+/// Places every file of the plan, owned by root. If the image has a different file at the same path, replaces that file
+/// and prints a warning.
 ///
 /// # Errors
-/// [`Kind::Step`] if the plugin's plan or the image is wrong.
+/// [`Kind::Step`] if a file of the plan is not allowed, or if the image has a directory at its path.
 pub fn place_plan_files(place: &MountedImage<'_>, work: &ProvisionContext<'_>) -> Result<()> {
     let files = &work.plan.files;
     if files.is_empty() {
@@ -54,8 +55,8 @@ fn write_file(inside: &ImageTree, file: &Shim, work: &ProvisionContext<'_>) -> R
     }
     work.report.detail(format!("{} ({:04o})", file.path, file.mode));
     let write = || inside.write(&file.path, file.content.as_bytes(), file.mode, 0, 0);
-    // The directory's times are preserved. Otherwise the cached data of an earlier bake would look outdated, even if
-    // the same file is written again.
+    // The directory's times are preserved. Otherwise package managers would consider the cached data of an earlier bake
+    // outdated, even if the same file is written again.
     let parent = Path::new(&file.path).parent().and_then(Path::to_str).unwrap_or_default();
     match inside.open(parent, OFlags::PATH | OFlags::DIRECTORY) {
         Ok(dir) => keep_directory_times(&dir, write),
@@ -63,7 +64,7 @@ fn write_file(inside: &ImageTree, file: &Shim, work: &ProvisionContext<'_>) -> R
     }
 }
 
-/// Checks a file of the plan. The error is the end of a sentence that begins with the file's path.
+/// Checks a file of the plan. The error completes the sentence "the plan puts a file at …, which …".
 fn check(file: &Shim, unmounted: &[impl AsRef<Path>]) -> Result<(), String> {
     let normalized = validate::target(&file.path)?;
     if normalized != file.path || !FILE_PLACES.iter().any(|dir| Path::new(&normalized).starts_with(dir)) {

@@ -1,4 +1,5 @@
-//! Runs the steps of a plan, and queries its facts.
+//! Runs the steps of a plan, and queries its facts. A fact is a command whose output describes the image, such as the
+//! list of its packages.
 
 use super::command::{CommandRunner, ImageCommand};
 use super::diagnose::command_name;
@@ -9,7 +10,7 @@ use oven_distro::{Phase, Plan, Step};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// The time limit for the query of a fact. A query takes only a moment.
+/// The time limit for the query of a fact. Usually, a query takes only a moment.
 const FACT_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Returns the steps of a plan that change the image.
@@ -50,10 +51,10 @@ pub async fn run_step(runner: &CommandRunner<'_>, step: &Step) -> Result<()> {
     }
     let name = key::step_key(&runner.work, step)?;
     if runner.downloads.is_done(&name) {
-        runner
-            .work
-            .report
-            .detail(format!("{}: skipped, because it was done before and nothing has changed", step.why));
+        runner.work.report.detail(format!(
+            "{}: skipped, because an earlier bake did it and nothing has changed since",
+            step.why
+        ));
         // The step is recorded as if it had run, so that the next bake can also skip it.
         runner.downloads.note_done(name);
         return Ok(());
@@ -63,7 +64,7 @@ pub async fn run_step(runner: &CommandRunner<'_>, step: &Step) -> Result<()> {
     Ok(())
 }
 
-/// Returns the phase's name for the table of times.
+/// Returns the phase's name for the table of durations.
 fn phase(phase: Phase) -> &'static str {
     match phase {
         Phase::Prepare => "prepare",

@@ -1,4 +1,5 @@
-//! Mounts the definition's scripts for steps, and builds the command lines that start them.
+//! Mounts the definition's directory and its inputs for steps, and builds the command lines that start scripts. The
+//! inputs are the additional directories that image.toml lists in `inputs`.
 
 use super::network::CA_FILE;
 use crate::definition::Definition;
@@ -22,7 +23,7 @@ const HEAD: u64 = 256;
 /// The directories of a definition, as scripts see them.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ScriptBinds {
-    /// The definition's own directory, followed by its inputs.
+    /// First the definition's own directory, then its inputs, then linked files outside of both.
     pub binds: Vec<BindMount>,
 }
 
@@ -51,8 +52,9 @@ pub fn script_mounts(image: &Definition, shims: &[Shim]) -> Result<ScriptBinds> 
     Ok(ScriptBinds { binds })
 }
 
-/// Returns the command line of a script. It begins with the interpreter that the script's first line names. So the
-/// script's mode and the mount options of its directory on this machine do not matter.
+/// Returns the command line of a script. It begins with the interpreter that the script's first line names. The kernel
+/// does not execute the script itself. So the script may lack the executable bit, and may be on a file system that is
+/// mounted with `noexec`.
 pub fn script_command(image: &Definition, script: &Path, seen: &mut ScriptBinds) -> Result<Vec<String>> {
     let path = canonical(&image.dir.join(script))?;
     let mut start = Vec::new();
@@ -70,8 +72,8 @@ pub fn script_path(image: &Definition, script: &Path, seen: &mut ScriptBinds) ->
         seen.binds.iter().find_map(|bind| Some((&bind.target, path.strip_prefix(&bind.source).ok()?)));
     let target = match below {
         Some((target, rest)) => Path::new(target).join(rest),
-        // This link leads out of the definition. The file that it leads to is part of the checksum, and is mounted
-        // separately.
+        // The script is a symlink to a file outside of the definition and its inputs. This file is part of the
+        // definition's checksum, and is mounted separately.
         None => Path::new(LINKED).join(script.file_name().unwrap_or_default()),
     };
     let Some(text) = target.to_str().map(str::to_owned) else {
@@ -88,7 +90,8 @@ fn canonical(path: &Path) -> Result<PathBuf> {
     std::fs::canonicalize(path).with_context(|| format!("resolving {}", path.display()))
 }
 
-/// Returns the interpreter of a script and its argument. Returns nothing for an ELF program.
+/// Returns the interpreter of a script, and the interpreter's argument if it has one. Returns an empty list for an ELF
+/// program.
 fn interpreter(start: &[u8]) -> Vec<String> {
     if start.starts_with(b"\x7fELF") {
         return Vec::new();
@@ -122,7 +125,7 @@ pub fn environment(image: &Definition, kind: &str, seen: &ScriptBinds) -> BTreeM
     .into()
 }
 
-/// Joins paths as texts. Links are not followed, and `..` removes the last name.
+/// Joins paths as texts. Symlinks are not followed, and `..` removes the name before it.
 fn join(base: &Path, path: &Path) -> PathBuf {
     let mut joined = base.to_owned();
     for part in path.components() {

@@ -17,7 +17,7 @@ const BATS: &str = "bats";
 /// The path of the file with Ansible's variables. The file disappears after the step, because each step has a private
 /// `/run`.
 const VARIABLES: &str = "/run/oven/ansible.json";
-/// The directory to which Ansible writes. It disappears for the same reason.
+/// The directory to which Ansible writes. It also disappears after the step.
 const ANSIBLE_HOME: &str = "/run/ansible";
 
 /// Returns the programs that the definition's provisioners need. oven asks the plugin to install those programs that
@@ -27,7 +27,7 @@ pub fn tools(image: &Definition) -> Vec<String> {
     playbooks.then(|| ANSIBLE.to_owned()).into_iter().collect()
 }
 
-/// Runs every `[[run]]` and `[[ansible]]`, in their order.
+/// Runs every `[[run]]` and `[[ansible]]`, in the order of image.toml.
 pub async fn run(runner: &CommandRunner<'_>) -> Result<()> {
     let image = runner.work.image;
     let last = image.runs.iter().rposition(|script| script.playbook().is_some());
@@ -68,7 +68,7 @@ pub async fn test(runner: &CommandRunner<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Runs a script. Its working directory is the definition's directory, which it sees read-only.
+/// Runs a script. The working directory is the definition's directory, which is mounted read-only.
 async fn run_script(runner: &CommandRunner<'_>, script: &Script) -> Result<()> {
     let image = runner.work.image;
     let mut shims = runner.script_shims();
@@ -126,7 +126,7 @@ fn ansible_command(
     args: &[String],
     seen: &mut ScriptBinds,
 ) -> Result<Vec<String>> {
-    // Because of the comma, Ansible reads this as a list of hosts and not as a file name.
+    // Because of the comma in `localhost,`, Ansible reads this argument as a list of hosts and not as a file name.
     let argv = [ANSIBLE, "--inventory", "localhost,", "--connection", "local", "--extra-vars"];
     let mut argv = append(argv.map(str::to_owned).to_vec(), &[format!("@{VARIABLES}")]);
     if !playbook.tags.is_empty() {
@@ -136,7 +136,8 @@ fn ansible_command(
     Ok(append(append(argv, args), &[file]))
 }
 
-/// Returns the file with the definition's variables and the playbook's own variables. The playbook's take precedence.
+/// Returns the file with the definition's variables and the playbook's own variables. If both define a variable, the
+/// playbook's value is used.
 fn variables_file(image: &Definition, playbook: &Playbook) -> Shim {
     let vars = image.vars.values().into_iter().map(|(name, value)| (name, value.into()));
     let vars: serde_json::Map<String, serde_json::Value> = vars.chain(playbook.vars.clone()).collect();
@@ -153,7 +154,8 @@ fn ansible_environment() -> BTreeMap<String, String> {
         ("ANSIBLE_RETRY_FILES_ENABLED", "False"),
         ("ANSIBLE_NOCOLOR", "1"),
         ("ANSIBLE_NOCOWS", "1"),
-        // With this value, Ansible uses the image's Python, and does not warn that another one may be installed later.
+        // With this value, Ansible uses the image's Python, and does not warn that another Python may be installed
+        // later.
         ("ANSIBLE_PYTHON_INTERPRETER", "auto_silent"),
         ("PYTHONDONTWRITEBYTECODE", "1"),
     ]

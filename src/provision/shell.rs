@@ -14,13 +14,14 @@ pub struct ShellRequest<'a> {
     /// The path of this program.
     pub helper: &'a Path,
     pub shims: Vec<Shim>,
-    /// How the builder's credentials are protected. `None` means that the shell has no network.
+    /// How the builder's credentials are protected from the shell. `None` means that the shell has no network.
     pub network: Option<EgressGuard>,
     /// A command to run instead of the shell.
     pub command: &'a [String],
 }
 
-/// Runs an isolated shell, or a command instead of it, on the terminal of this process. Returns its exit code.
+/// Runs an isolated shell, or a command instead of it, on the terminal of this process. Returns the exit code of the
+/// shell or command.
 pub async fn shell(root: &Root<'_>, request: ShellRequest<'_>, report: &Report) -> Result<u8> {
     let ShellRequest { helper, shims, network, command } = request;
     let bash = root.tree().exists("/bin/bash")?;
@@ -47,11 +48,11 @@ pub async fn shell(root: &Root<'_>, request: ShellRequest<'_>, report: &Report) 
     let exit = crate::sandbox::run(helper, &spec, SHELL_TIMEOUT, &mut |_| ()).await?;
     Ok(match exit.status {
         crate::sandbox::spec::ExitStatus::Exited(code) => u8::try_from(code).unwrap_or(u8::MAX),
-        // Shells report a signal with the same exit code.
+        // Shells use the same exit code for a command that a signal killed.
         crate::sandbox::spec::ExitStatus::Signaled(signal) => u8::try_from(128 + signal).unwrap_or(u8::MAX),
         crate::sandbox::spec::ExitStatus::TimedOut => u8::MAX,
     })
 }
 
-/// The time limit of a shell. A person may leave it open over the weekend; a year is practically unlimited.
+/// The time limit of a shell. A person may leave a shell open for days, so the limit is one year.
 const SHELL_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);

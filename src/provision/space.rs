@@ -8,15 +8,15 @@ use std::path::Path;
 /// The hint for a full disk.
 pub const LARGER_DISK_HINT: &str = "Use a larger disk: set `size_gib` of `[disk]` in image.toml.";
 
-/// The disk counts as full if at most one part in this number is free. A write may then have failed without an error
-/// message.
+/// The disk counts as full if at most 1/1024 of it is free. Then a write may have failed, even if no program reported
+/// an error.
 const MIN_FREE_SHARE: u64 = 1024;
 
-/// ext4 also counts its reserved blocks as free. It reserves one block in 50, but at most 4096 blocks
+/// ext4 reports its reserved blocks as free. It reserves 1/50 of all blocks, but at most 4096 blocks
 /// (ext4_calculate_resv_clusters).
 const EXT4_RESERVE: (u64, u64) = (50, 4096);
 
-/// The space of a file system. Each pair has the free and the total number.
+/// The space of a file system. Each pair has the number of free units and the total number.
 #[derive(Debug, Clone, Copy)]
 pub struct DiskSpace {
     blocks: (u64, u64),

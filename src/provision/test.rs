@@ -1,4 +1,4 @@
-//! A definition that was not read from a file, for tests.
+//! Creates a definition for tests without reading a file.
 
 use crate::cloud::BaseRef;
 use crate::definition::{BaseSource, Definition};

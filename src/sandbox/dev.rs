@@ -1,4 +1,5 @@
-//! A step's private `/dev`: a few harmless nodes, private terminals, and the image's disk.
+//! Creates a step's private `/dev`. It contains a few harmless nodes, private terminals, and the nodes of the image's
+//! disk.
 
 use super::paths::api_directory;
 use super::spec::StepSpec;
@@ -23,7 +24,8 @@ const LINKS: [(&str, &str); 5] = [
 ];
 /// The id of the group `disk` in every distribution.
 const DISK: u32 = 6;
-/// The size limit of `/dev`. Nodes and links need little space, and a stray `dd of=/dev/…` must not fill the memory.
+/// The size limit of `/dev`. Nodes and links need little space. Without the limit, a command such as `dd of=/dev/sdx`
+/// would create a file and fill the memory if the node does not exist.
 const SIZE: &str = "4m";
 
 /// Mounts the step's `/dev`, and returns the mount.
@@ -45,7 +47,7 @@ pub fn mount_dev(root: BorrowedFd<'_>, spec: &StepSpec) -> Result<OwnedFd> {
         rustix::fs::mkdirat(&dev, name, Mode::from_raw_mode(0o755)).context("making directories in /dev")?;
     }
     attach(&dev, api_directory(root, "dev")?).context("mounting /dev")?;
-    let options = [("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")]; // group tty of every distribution
+    let options = [("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")]; // 5 is the group `tty` in every distribution
     let no_exec = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     attach(new_file_system("devpts", &options, no_exec)?, api_directory(dev.as_fd(), "pts")?)
         .context("mounting /dev/pts")?;
@@ -64,15 +66,16 @@ fn disk_node(dev: BorrowedFd<'_>, node: &DeviceNode) -> Result<()> {
         let (dir, name, depth) = parent(dev, link)?;
         let target = "../".repeat(depth) + &node.name;
         match rustix::fs::symlinkat(&target, &dir, &name) {
-            Err(Errno::EXIST) => {} // two partitions have one label: the first one gets the link
+            Err(Errno::EXIST) => {} // if two partitions have the same label, the first one gets the link
             result => result.with_context(|| format!("making /dev/{link}"))?,
         }
     }
     Ok(())
 }
 
-/// Splits a path below `/dev`. Returns its directory, which is created if necessary, its last name, and the depth of
-/// the directory. Labels come from the image, so a name with `..` is an error.
+/// Splits a path below `/dev`, and creates its directory if the directory is missing. Returns the directory, the path's
+/// last name, and the number of names before it. The path may contain a label from the image, so a path with `..` is an
+/// error.
 fn parent(dev: BorrowedFd<'_>, path: &str) -> Result<(OwnedFd, String, usize)> {
     let names = Path::new(path).components().map(|part| match part {
         Component::Normal(name) => Ok(name.to_string_lossy().into_owned()),

@@ -23,18 +23,19 @@ use std::fs::File;
 use std::io::Read;
 use std::process::ExitCode;
 
-/// The descriptors of the helper after the standard three: the spec, and a socket to oven.
+/// The helper's descriptors after the three standard ones. `SPEC` is a file with the step's specification, and
+/// `CONTROL` is a socket to oven.
 pub const SPEC: i32 = 3;
 pub const CONTROL: i32 = 4;
 
-/// The host name in a step. Every `/etc/hosts` has this name. A package that writes the host name into a configuration
-/// file writes this name and not the builder's.
+/// The host name in a step. Every `/etc/hosts` has this name. If a package writes the host name into a configuration
+/// file, it writes this name and not the builder's.
 const HOST_NAME: &str = "localhost";
 /// The maximum number of processes and threads of a step. Because of this limit, a fork bomb fails before the builder
 /// runs out of processes.
 const MAX_PROCESSES: &str = "4096";
-/// Since this version of Linux, `pid_max` belongs to a PID namespace. In earlier versions it belongs to the machine, so
-/// oven must not set it.
+/// Since this version of Linux, each PID namespace has its own `pid_max`. In earlier versions there is only one for the
+/// whole machine, so oven must not set it.
 const PID_MAX_IS_NAMESPACED: (u32, u32) = (6, 14);
 
 mod raw {
@@ -54,7 +55,8 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Returns the two descriptors if oven started this process. The process inherits no others.
+/// Returns the descriptors `SPEC` and `CONTROL`, or `None` if oven did not start this process. Programs that this
+/// process executes do not inherit the descriptors.
 #[allow(unsafe_code)]
 fn take_descriptors() -> Option<(File, OwnedFd)> {
     if std::process::id() != 1 {
@@ -110,7 +112,7 @@ fn serve(mut spec: File, control: &OwnedFd) -> Result<HelperMessage> {
     if spec.network {
         landlock::hide_abstract_sockets();
     }
-    // After this, even root in the step cannot access this process's memory, descriptors and program.
+    // After this, even root in the step cannot access this process's memory, descriptors or program.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .context("protecting the step's helper")?;
     let mut filter = SyscallFilter::new(spec.interactive);
@@ -129,7 +131,8 @@ fn create_namespaces(spec: &StepSpec) -> Result<()> {
             .failure(format!("the kernel refuses to create namespaces ({error})"))
             .hint("oven needs root with all its capabilities; `oven doctor` shows what is missing.")
     })?;
-    // This namespace hides only a name, and not every kernel supports it, so a failure is ignored.
+    // The cgroup namespace hides only the path of the cgroup, and not every kernel supports this namespace. So a
+    // failure is ignored.
     let _ = namespaces::unshare(UnshareFlags::NEWCGROUP);
     rustix::system::sethostname(HOST_NAME.as_bytes()).context("setting the step's host name")?;
     if !spec.network {
@@ -154,8 +157,8 @@ fn raise_loopback() -> Result<()> {
     Ok(())
 }
 
-/// Limits the number of processes in this PID namespace, if the kernel has a limit for each namespace. The host's
-/// `/proc` can be used for this, because the kernel sets the limit of the namespace of the process that writes.
+/// Limits the number of processes in this PID namespace, if the kernel has a separate limit for each namespace. The
+/// host's `/proc` is still mounted, but a write to it changes only the limit of the writer's own namespace.
 fn limit_processes() -> Result<()> {
     let release = rustix::system::uname();
     let release = release.release().to_string_lossy();
@@ -171,15 +174,15 @@ fn limit_processes() -> Result<()> {
 #[allow(unsafe_code)]
 fn forget_keys() {
     const JOIN_SESSION_KEYRING: libc::c_int = 1;
-    // SAFETY: a null name asks for a new anonymous ring.
+    // SAFETY: a null name requests a new anonymous keyring.
     unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, std::ptr::null::<u8>()) };
 }
 
-/// Forbids core dumps and sets the usual limit of descriptors. With a higher limit, programs that close all possible
-/// descriptors are slow.
+/// Forbids core dumps, and sets the usual limit for open descriptors. With a higher limit, programs that close all
+/// possible descriptors are slow.
 fn set_limits() -> Result<()> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    const SOFT: u64 = 1024; // what systemd gives
+    const SOFT: u64 = 1024; // the default of systemd
     const HARD: u64 = 524_288;
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })
         .context("forbidding core dumps")?;

@@ -20,8 +20,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// A process that ends within this time after the program is not a daemon. It may be the rest of a pipeline, for
-/// example.
+/// A process that ends within this time after the program's end is not reported. It may be the rest of a pipeline, for
+/// example, and not a daemon.
 const GRACE: Duration = Duration::from_millis(100);
 /// The maximum number of reported names.
 const MAX_NAMES: usize = 32;
@@ -31,7 +31,7 @@ const OOM_SCORE: &str = "800";
 const NOT_FOUND: i32 = 127;
 const NOT_EXECUTABLE: i32 = 126;
 
-/// Runs the step's program until it ends.
+/// Runs the step's program until it ends. Returns its status, and the names of the processes that outlive it.
 pub fn run(
     spec: &StepSpec,
     filter: &mut SyscallFilter,
@@ -76,7 +76,7 @@ fn drain(signals: &SignalFd) {
     while rustix::io::read(signals, &mut buffer).is_ok_and(|len| len > 0) {}
 }
 
-/// Reaps all children that have ended. Returns the status of `main` if it is among them.
+/// Reaps all children that have ended. Returns the status of `main` if `main` is one of them.
 fn reap(main: Pid) -> Result<Option<ExitStatus>> {
     let mut ended = None;
     loop {
@@ -94,20 +94,20 @@ fn reap(main: Pid) -> Result<Option<ExitStatus>> {
     }
 }
 
-/// Returns the names of processes that outlive the program by more than a moment. The kernel kills them when this
-/// process ends.
+/// Returns the names of the processes that are still running [`GRACE`] after the program's end. The kernel kills them
+/// when this process ends.
 fn remaining(children: &SignalFd) -> Result<Vec<String>> {
     let deadline = Instant::now() + GRACE;
     loop {
         drain(children);
-        reap(Pid::INIT)?; // no child has this number
+        reap(Pid::INIT)?; // process 1 is this process and not a child, so there is no status
         let left = list_processes()?;
         let now = Instant::now();
         if left.is_empty() || now >= deadline {
             return Ok(left.into_values().take(MAX_NAMES).collect());
         }
-        // The end of an orphan wakes this process, because orphans become its children. The end of another descendant
-        // may not wake it, so each wait is short.
+        // If a child of this process ends, a signal ends the wait. Orphans are children of this process, too. If a
+        // child of another process ends, this process may get no signal, so each wait is short.
         let pause = (deadline - now).min(Duration::from_millis(10));
         let pause = Timespec { tv_sec: 0, tv_nsec: pause.as_nanos() as i64 };
         match poll(&mut [PollFd::new(children, PollFlags::IN)], Some(&pause)) {
@@ -123,7 +123,7 @@ fn list_processes() -> Result<BTreeMap<u32, String>> {
     for entry in std::fs::read_dir("/proc").context("listing the step's processes")? {
         let name = entry.context("listing the step's processes")?.file_name();
         let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
-        // The format is `pid (comm) state …`. The name may itself contain blanks and parentheses.
+        // The format is `pid (comm) state …`. `comm` is the process's name, which may contain blanks and parentheses.
         let Ok(stat) = std::fs::read(format!("/proc/{pid}/stat")) else { continue };
         let stat = String::from_utf8_lossy(&stat);
         let (Some(open), Some(close)) = (stat.find('('), stat.rfind(')')) else { continue };
@@ -172,7 +172,8 @@ fn execute(spec: &StepSpec, filter: &mut SyscallFilter) -> Result<Infallible, No
         rustix::process::setpgid(None, None).context("making a process group")?;
         let standard_input = rustix::stdio::stdin();
         if standard_input.is_terminal() {
-            // SIGTTOU is still ignored and blocked. Otherwise it would stop this background process.
+            // SIGTTOU is still blocked in this process. Otherwise this signal would stop the process, because it is in
+            // the background.
             rustix::termios::tcsetpgrp(standard_input, rustix::process::getpid())
                 .context("giving the terminal to the step")?;
         }
@@ -199,7 +200,7 @@ fn c_strings(texts: impl Iterator<Item = String>) -> Result<Vec<CString>> {
     texts.map(|text| CString::new(text).context("an argument contains a zero byte")).collect()
 }
 
-/// Returns the paths at which the program may be.
+/// Returns the paths at which to look for the program.
 fn candidates(argv: &[String], path: &str) -> Result<Vec<CString>> {
     let program = argv.first().context("the step has no program")?;
     let paths: Vec<PathBuf> = if program.contains('/') {
@@ -240,10 +241,8 @@ fn exec(name: &str, programs: &[CString], arguments: &[CString], environment: &[
         let lacks_interpreter =
             missing && Path::new(std::ffi::OsStr::from_bytes(program.to_bytes())).is_file();
         if lacks_interpreter {
-            denied = Some(anyhow::anyhow!(
-                "{}: the interpreter it names is not in the image",
-                program.to_string_lossy()
-            ));
+            denied =
+                Some(anyhow::anyhow!("{}: its interpreter is not in the image", program.to_string_lossy()));
         } else if !missing {
             denied.get_or_insert(anyhow::anyhow!("{}: {error}", program.to_string_lossy()));
         }

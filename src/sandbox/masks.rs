@@ -1,4 +1,5 @@
-//! Mounts `/proc` and `/sys` for a step, and covers every entry through which the host could be reached.
+//! Mounts `/proc` and `/sys` for a step, and covers every entry through which a step could change the host or read its
+//! secrets.
 
 use super::paths::api_directory;
 use crate::sys::mount::api::{PLAIN, READ_ONLY, attach, clone_mount, new_file_system, open_plain, restrict};
@@ -9,7 +10,8 @@ use rustix::io::Errno;
 use rustix::mount::MountAttrFlags;
 use std::io;
 
-/// Entries that a step cannot even read: the host's memory, keys, hardware and kernel log.
+/// The masked entries of `/proc`, which a step cannot even read. They show the host's memory, keys, hardware and kernel
+/// log.
 const MASKED_IN_PROC: [&str; 13] = [
     "acpi",
     "kcore",
@@ -25,11 +27,12 @@ const MASKED_IN_PROC: [&str; 13] = [
     "timer_stats",
     "vmcore",
 ];
-/// The masked entries of `/sys`. Without `firmware`, a boot loader's scripts do not see how the builder was booted.
+/// The masked entries of `/sys`. `firmware` is masked, so that a boot loader's scripts do not see how the builder was
+/// booted.
 const MASKED_IN_SYS: [&str; 3] = ["firmware", "devices/virtual/powercap", "kernel/debug"];
 
 /// Mounts a `/proc` that shows the step's processes. All other entries belong to the host. So every directory and every
-/// writable file among them is made read-only, even if oven does not know its name.
+/// writable file among these entries is masked or made read-only, even if oven does not know its name.
 pub fn mount_proc(root: BorrowedFd<'_>, dev: BorrowedFd<'_>) -> Result<()> {
     let proc = new_file_system("proc", &[], PLAIN | MountAttrFlags::MOUNT_ATTR_NOEXEC)?;
     attach(&proc, api_directory(root, "proc")?).context("mounting /proc")?;
@@ -48,7 +51,7 @@ pub fn mount_proc(root: BorrowedFd<'_>, dev: BorrowedFd<'_>) -> Result<()> {
         let is_directory = match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => true,
             FileType::RegularFile => false,
-            _ => continue, // links to the process's own entries
+            _ => continue, // symlinks to entries of the reading process
         };
         let result = if MASKED_IN_PROC.contains(&name) {
             mask(proc.as_fd(), name, is_directory, dev)
@@ -69,7 +72,7 @@ pub fn mount_sys(root: BorrowedFd<'_>, dev: BorrowedFd<'_>) -> Result<()> {
     attach(&sys, api_directory(root, "sys")?).context("mounting /sys")?;
     for name in MASKED_IN_SYS {
         match mask(sys.as_fd(), name, true, dev) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {} // not on this machine
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {} // this machine does not have it
             result => result.with_context(|| format!("covering /sys/{name}"))?,
         }
     }

@@ -1,8 +1,9 @@
-//! Runs one command, isolated, in a mounted root. When the command ends, all its processes are killed.
+//! Runs a step, which is one command that is isolated in a mounted root.
 //!
-//! oven starts itself as `oven __step` ([`helper_main`]), as process 1 of a new PID namespace. This process creates the
-//! other namespaces and the step's mount tree, enters the tree, drops its privileges, starts the command, and reaps
-//! processes. When the command or oven ends, all processes of the step are killed.
+//! oven starts its own program again with the verb `__step` ([`helper_main`]). The new process is the step's helper and
+//! process 1 of a new PID namespace. It creates the other namespaces and the step's mount tree, enters the tree, drops
+//! its privileges, starts the command, and reaps processes. When the command or oven ends, all processes of the step
+//! are killed.
 
 mod dev;
 pub mod egress;
@@ -38,11 +39,11 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, sleep_until};
 
-/// The hidden verb that makes this program the helper.
+/// The hidden verb with which oven starts its own program as a step's helper.
 pub const VERB: &str = "__step";
 /// The time between SIGTERM and SIGKILL for a step that exceeded its time limit.
 const GRACE: Duration = Duration::from_secs(10);
-/// The capacity of a pipe, which is the most that one read returns.
+/// The capacity of a pipe in bytes. One read returns at most this number of bytes.
 const CHUNK: usize = 64 << 10;
 
 impl StepSpec {
@@ -54,8 +55,8 @@ impl StepSpec {
             ("HOME", "/root"),
             ("LANG", "C.UTF-8"),
             ("TERM", "dumb"),
-            // With this variable, systemd's tools do only the work that needs no running system, and do not search for
-            // one.
+            // Because of this variable, systemd's tools do not try to reach a running systemd. They do only the work
+            // that is possible without it.
             ("SYSTEMD_OFFLINE", "1"),
             ("container", "oven"),
         ];
@@ -66,20 +67,20 @@ impl StepSpec {
     }
 }
 
-/// Runs `oven __step`. `main` calls this function first, while the process has only one thread. The process is process
-/// 1 of its namespace.
+/// Runs `oven __step`. `main` calls this function before anything else, while the process has only one thread. This
+/// process is process 1 of the step's PID namespace.
 pub fn helper_main() -> ExitCode {
     helper::main()
 }
 
-/// Runs a step. `helper` is the path of this program. Each line of the step's output goes to `on_line`, without control
-/// characters. Dropping the future kills all processes of the step and waits until they have ended.
+/// Runs a step. `helper` is the path of this program. `on_line` is called for each line of the step's output, without
+/// control characters. Dropping the future kills all processes of the step and waits until they have ended.
 ///
-/// Call this from a thread that outlives the step, because the step is killed when the thread ends.
+/// Call this function on a thread that outlives the step, because the step is killed when that thread ends.
 ///
 /// # Errors
-/// [`Kind::Step`] if the image cannot be entered, [`Kind::Machine`] if this machine does not permit it. A command that
-/// fails is not an error.
+/// [`Kind::Step`] if the command cannot be started in the image. [`Kind::Machine`] if this machine does not permit oven
+/// to isolate the step. If the command starts and then fails, the result is `Ok`.
 pub async fn run(
     helper: &Path,
     spec: &StepSpec,
@@ -97,8 +98,8 @@ pub async fn run_with(
     timeout: Duration,
     on_line: &mut dyn FnMut(&str),
 ) -> Result<StepExit> {
-    // These values outlive the processes of the step. If this future is dropped, first the processes are killed, then
-    // the terminal is restored, and then the files in the image and the cgroup are removed.
+    // `fence`, `placeholders` and `terminal` outlive the processes of the step. If this future is dropped, first the
+    // processes are killed, then the terminal is restored, and then the files in the image and the cgroup are removed.
     let fence = if spec.network && spec.fenced { Some(EgressFence::make()?) } else { None };
     let placeholders = placeholders(spec).context("preparing the image for a step")?;
     let terminal = if spec.interactive { TerminalState::note() } else { None };
@@ -110,8 +111,8 @@ pub async fn run_with(
     drop(fence);
     let removed = placeholders.map_or(Ok(()), Placeholders::remove);
     let exit = exit?;
-    // If the step failed, an error of the removal is ignored. The disk does not become an image then, and the step's
-    // own failure (such as a full disk) explains more.
+    // If the step failed, an error of the removal is ignored, because the disk does not become an image. The step's own
+    // failure (such as a full disk) also explains more.
     if exit.status.success() {
         removed.context("removing the step's temporary files from the image")?;
     }
@@ -120,7 +121,7 @@ pub async fn run_with(
 
 fn placeholders(spec: &StepSpec) -> Result<Option<Placeholders>> {
     if spec.throwaway {
-        return Ok(None); // they are created in the overlay
+        return Ok(None); // the helper creates them in the overlay
     }
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::openat(CWD, &spec.root, flags, Mode::empty())
@@ -128,7 +129,8 @@ fn placeholders(spec: &StepSpec) -> Result<Option<Placeholders>> {
     Placeholders::make(root.as_fd(), spec).map(Some)
 }
 
-/// Starts the step's helper. An interactive step gets the type of this process's terminal.
+/// Starts the step's helper. An interactive step gets the `TERM` of this process if its own environment does not set
+/// it.
 fn start(helper: &Path, spec: &StepSpec, fence: Option<&EgressFence>) -> Result<StepProcess> {
     match std::env::var("TERM") {
         Ok(term) if spec.interactive && !spec.env.contains_key("TERM") => {
@@ -140,7 +142,8 @@ fn start(helper: &Path, spec: &StepSpec, fence: Option<&EgressFence>) -> Result<
     }
 }
 
-/// Waits until the step ends, and ends it when its time is over. `helper` is named in messages.
+/// Waits until the step ends. If the step takes longer than `timeout`, terminates it. `helper` is only used in an error
+/// message.
 async fn supervise(
     mut running: StepProcess,
     helper: &Path,
@@ -170,7 +173,8 @@ async fn supervise(
                 () = sleep_until(deadline) => {
                     if timed_out {
                         running.kill();
-                        // The processes are being killed. Nothing more can be done until the kernel has ended them.
+                        // The kernel is ending the processes. Until then nothing more can be done, so the next deadline
+                        // is far away.
                         deadline += Duration::from_secs(3600);
                     } else {
                         timed_out = true;
@@ -181,7 +185,7 @@ async fn supervise(
             }
         }
     };
-    // All processes of the step have ended, so the rest of the output is in the pipe.
+    // All processes of the step have ended, so all remaining output is in the pipe.
     if let Some(output) = output {
         let mut buffer = vec![0; CHUNK];
         while let Ok(len @ 1..) = rustix::io::read(output.get_ref(), &mut buffer) {
@@ -208,9 +212,8 @@ async fn supervise(
         (false, None, Some(signal)) => {
             Ok(StepExit { status: ExitStatus::Signaled(signal), surviving_processes: Vec::new() })
         }
-        (false, None, None) => {
-            Err(Kind::Step.error(format!("the step's helper {} ended without a message", helper.display())))
-        }
+        (false, None, None) => Err(Kind::Step
+            .error(format!("the step's helper process {} ended without a result", helper.display()))),
     }
 }
 
@@ -223,7 +226,7 @@ async fn read(output: Option<&AsyncFd<OwnedFd>>, buffer: &mut [u8]) -> Result<us
 
 #[allow(unsafe_code)]
 fn watch(fd: OwnedFd) -> Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an `OwnedFd` keeps the same descriptor open as long as it lives, and it cannot be exchanged inside the
-    // `AsyncFd`.
+    // SAFETY: an `OwnedFd` keeps the same descriptor open as long as it lives, and the `AsyncFd` never replaces its
+    // `OwnedFd`.
     unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.context("watching a step")
 }

@@ -18,14 +18,14 @@ use std::path::Path;
 
 pub(crate) const RESOLV_CONF: &str = "/etc/resolv.conf";
 
-/// The directories for discarded writes have indexes. Those of caches begin with this index. Those of the image's
-/// mounts are smaller.
+/// The directories for discarded writes are numbered. Caches use this number and higher numbers. The image's mounts use
+/// lower numbers.
 const FIRST_CACHE_INDEX: usize = 1000;
 
 /// Mounts the step's complete file tree, and makes the tree the root of this process, which has a private mount
 /// namespace.
 pub fn enter_mount_tree(spec: &StepSpec) -> Result<()> {
-    // Mounts are propagated neither to other namespaces nor from them.
+    // After this call, mounts are propagated neither to other namespaces nor from them.
     namespaces::make_mounts_private().context("making the mounts private")?;
     let resolv_conf = resolv_conf(spec)?;
     let (root, scratch) =
@@ -59,9 +59,9 @@ pub fn enter_mount_tree(spec: &StepSpec) -> Result<()> {
     namespaces::pivot_to(&root)
 }
 
-/// Mounts a cache over the image's directory. If `throwaway` is given, the step can write to the cache, but the writes
-/// are discarded with the step. This is needed because package managers write locks and similar files even if they only
-/// read.
+/// Mounts a cache over the image's directory. If `throwaway` is given, the step can write to the cache, but its writes
+/// are discarded when the step ends. Package managers need to write, because they create lock files even if they only
+/// read packages.
 fn mount_cache(
     cache: &CacheMount,
     root: BorrowedFd<'_>,
@@ -99,8 +99,8 @@ fn resolv_conf(spec: &StepSpec) -> Result<Option<Vec<u8>>> {
     }
 }
 
-/// Mounts the image's root, with the mounts below it, inside a new file system. This file system is for files of the
-/// step, and programs of the image cannot access it. Returns the root and this file system.
+/// Mounts the image's root, with the mounts below it, inside a new temporary file system. This file system is for files
+/// of the step, and programs of the image cannot access it. Returns the root and this file system.
 fn root(spec: &StepSpec) -> Result<(OwnedFd, OwnedFd)> {
     let place = open(&spec.root)?;
     let lower = if spec.throwaway { lower(&spec.root)? } else { Vec::new() };
@@ -146,8 +146,8 @@ fn lower(root: &Path) -> Result<Vec<(String, OwnedFd)>> {
     Ok(found)
 }
 
-/// Creates a file system over `lower` whose changes are discarded with the step. It is read-only if `lower` cannot be
-/// part of an overlay (vfat).
+/// Creates an overlay over `lower`, so that the step's changes are discarded when the step ends. If `lower` cannot be
+/// part of an overlay (such as vfat), returns a read-only mount of `lower` instead.
 fn throwaway(scratch: BorrowedFd<'_>, index: usize, lower: BorrowedFd<'_>) -> Result<OwnedFd> {
     if let Ok(overlay) = overlay(scratch, index, lower) {
         return Ok(overlay);
@@ -166,7 +166,8 @@ fn overlay(scratch: BorrowedFd<'_>, index: usize, lower: BorrowedFd<'_>) -> Resu
     api::overlay(lower, open_plain(scratch, &upper)?.as_fd(), open_plain(scratch, &work)?.as_fd())
 }
 
-/// Mounts an empty `/run`. It has no socket of this machine, and packages see that the image is not a running system.
+/// Mounts an empty `/run`. So the step sees no socket of this machine, and packages detect that the image is not a
+/// running system.
 fn mount_run(root: BorrowedFd<'_>) -> Result<()> {
     let run = new_file_system("tmpfs", &[("mode", "0755")], PLAIN)?;
     rustix::fs::mkdirat(&run, "lock", Mode::from_raw_mode(0o1777)).context("making /run/lock")?;

@@ -1,10 +1,11 @@
 //! Before a step, creates the files and directories that the step needs and the image lacks. After the step, removes
-//! them with the directories that were created for them. If the machine fails in between, the disk is discarded anyway.
+//! them. If oven or the machine fails in between, they remain, but then the disk is discarded.
 //!
-//! The content of a shim is in a file with another name, and a symlink leads to that file. So a step can replace the
-//! link with its own file, which remains after the step. For example, a package may ship a `/usr/sbin/policy-rc.d`, a
-//! script may write and remove one, and alternatives replace only links. With a bind mount instead of a link, the step
-//! could neither replace nor remove the file.
+//! A shim that the image lacks becomes two objects: a file with a hidden name, which has the content, and a symlink to
+//! it at the shim's path. So a step can replace the symlink with its own file, which remains after the step. For
+//! example, a package may ship a `/usr/sbin/policy-rc.d`, a script may write and remove this file, and
+//! `update-alternatives` replaces only symlinks. With a bind mount instead of a symlink, the step could neither replace
+//! nor remove the file.
 
 use super::paths::{ResolvedPath, has_content, keep_directory_times, resolve, write_new};
 use crate::sandbox::RESOLV_CONF;
@@ -38,7 +39,8 @@ enum PlaceholderKind {
     Directory,
     /// An empty file, for a bind mount.
     Empty,
-    /// A link to a shim with this name in the same directory, with the shim's content.
+    /// A symlink at a shim's path. The fields are the name of the file in the same directory to which it leads, and the
+    /// shim's content.
     Shim(OsString, Vec<u8>),
 }
 
@@ -62,8 +64,8 @@ impl Placeholders {
         Ok(made)
     }
 
-    /// Drops the value without removing the objects. This is for an image that is an overlay, which is discarded as a
-    /// whole.
+    /// Drops the value without removing the objects. This is used if the step's root is an overlay, which is discarded
+    /// as a whole.
     pub fn forget(mut self) {
         self.0.clear();
     }
@@ -102,7 +104,7 @@ impl Placeholders {
         Ok(())
     }
 
-    /// Records an object that was created, and returns its directory.
+    /// Records an object that was created, so that it is removed after the step. Returns its directory.
     fn record(&mut self, dir: OwnedFd, name: &OsStr, what: PlaceholderKind) -> Result<&OwnedFd> {
         let stat = rustix::fs::statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
         let (name, device, inode) = (name.to_owned(), stat.st_dev, stat.st_ino);
@@ -123,12 +125,12 @@ impl Placeholders {
 }
 
 impl Placeholder {
-    /// Removes the object if it is unchanged. A step may have replaced it or put files into it.
+    /// Removes the object if it is unchanged. If the step replaced it or put files into it, it remains.
     fn remove(&self) -> Result<()> {
         match &self.what {
             PlaceholderKind::Directory if self.is_unchanged(&self.name)? => {
                 match rustix::fs::unlinkat(&self.dir, &*self.name, AtFlags::REMOVEDIR) {
-                    Err(Errno::NOTEMPTY) => Ok(()), // it belongs to the step now
+                    Err(Errno::NOTEMPTY) => Ok(()), // the step put files into it, so it remains
                     result => Ok(result?),
                 }
             }
@@ -145,9 +147,9 @@ impl Placeholder {
     }
 
     fn remove_shim(&self, hidden: &OsStr, content: &[u8]) -> Result<()> {
-        // If the step wrote to the shim through the link, the file is the step's own now and remains.
+        // If the step wrote to the shim through the symlink, the written file remains at the shim's path.
         let is_written = self.links_to(&self.name, hidden)? && !self.file_has_content(hidden, content)?;
-        // The link may have another name by now: `dpkg-divert` renames files with a diverted name.
+        // `dpkg-divert` may have renamed the symlink, so all symlinks of the directory are checked.
         for name in std::iter::once(self.name.clone()).chain(self.links()?) {
             if self.links_to(&name, hidden)? {
                 rustix::fs::unlinkat(&self.dir, &*name, AtFlags::empty())?;
@@ -172,8 +174,8 @@ impl Placeholder {
         }
     }
 
-    /// Returns whether a link leads to `target`. The text of the link is compared, because a new link may reuse the
-    /// inode of an old one.
+    /// Returns whether `name` is a symlink to `target`. The text of the symlink is compared and not its inode number,
+    /// because a new symlink may reuse the number of an old one.
     fn links_to(&self, name: &OsStr, target: &OsStr) -> Result<bool> {
         match rustix::fs::readlinkat(&self.dir, name, Vec::new()) {
             Err(Errno::NOENT | Errno::INVAL) => Ok(false),

@@ -2,13 +2,12 @@
 
 use crate::secrets::Secrets;
 
-/// The maximum length of a line. A longer line is split.
+/// The maximum length of a line in bytes. A longer line is split.
 const LINE_MAX: usize = 16 << 10;
-/// The maximum output of a step in bytes. Further output is discarded, because the output is for a log and not for
-/// data.
+/// The maximum output of a step in bytes. Further output is discarded, so that a faulty step cannot fill the log.
 const OUTPUT_MAX: usize = 64 << 20;
 
-/// Splits bytes into lines, without control characters and without secrets.
+/// Splits bytes into lines. Removes control characters from the lines, and masks secrets in them.
 pub struct OutputLines {
     rest: Vec<u8>,
     budget: usize,
@@ -31,8 +30,7 @@ impl OutputLines {
                 self.flush(on_line);
             } else {
                 self.rest.push(*byte);
-                // A secret that begins before the cut must be in the buffer completely, so the buffer is longer than a
-                // line.
+                // The buffer is longer than a line, so that it contains all of a secret that begins before the cut.
                 if self.rest.len() >= LINE_MAX + self.secrets.longest_masked() {
                     self.flush_long(on_line);
                 }
@@ -46,14 +44,14 @@ impl OutputLines {
         }
     }
 
-    /// Passes on the last line if it does not end with a newline.
+    /// Passes the last line to `on_line` if the line does not end with a newline.
     pub fn finish(&mut self, on_line: &mut dyn FnMut(&str)) {
         if !self.rest.is_empty() {
             self.flush(on_line);
         }
     }
 
-    /// Cuts a long line. The cut is never inside a character.
+    /// Passes the first part of a long line to `on_line`. The line is never cut inside a character or a secret.
     fn flush_long(&mut self, on_line: &mut dyn FnMut(&str)) {
         let start = (1..=3).find(|back| self.rest[LINE_MAX - back] >= 0xc0);
         let whole = match start {
@@ -76,7 +74,8 @@ impl OutputLines {
 
     fn flush(&mut self, on_line: &mut dyn FnMut(&str)) {
         let text = String::from_utf8_lossy(&self.rest);
-        // A carriage return restarts the line. Only the text that a terminal would finally show is used.
+        // In a terminal, the text after a carriage return overwrites the text before it. So only the text after the
+        // last carriage return is used.
         let text = text.trim_end_matches('\r');
         let text = text.rsplit('\r').next().unwrap_or_default();
         if text.chars().any(|c| c.is_control() && c != '\t') {

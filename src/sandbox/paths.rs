@@ -1,4 +1,4 @@
-//! Resolves paths inside an image name by name, and creates small files without changing the times of their
+//! Resolves paths inside an image, one name at a time, and creates small files without changing the times of their
 //! directories.
 
 use crate::error::Kind;
@@ -18,11 +18,12 @@ use std::time::SystemTime;
 /// The maximum number of links in a path. The kernel has the same limit.
 const MAX_LINKS: usize = 40;
 
-/// The name of `/run`, which is a new mount in each step. A target below `/run` is created in that mount.
+/// The name of `/run`, which is a new mount in each step. If a step needs a file or mount point below `/run`, it is
+/// created in that mount and not in the image.
 pub(crate) const RUN: &str = "run";
 
-/// Opens a directory directly below the root as a mount point. If it is a link or a file, returns an error with its
-/// name, because the mount would be attached elsewhere.
+/// Opens the directory `name` of `root`, so that a file system can be mounted on it. Returns an error if it is a file
+/// or a symlink. If a symlink were followed, the file system would be mounted elsewhere.
 pub(crate) fn api_directory(root: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
     let open = || -> io::Result<OwnedFd> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -31,7 +32,7 @@ pub(crate) fn api_directory(root: BorrowedFd<'_>, name: &str) -> Result<OwnedFd>
     open().map_err(|error| {
         Kind::Step
             .failure(format!("the image's /{name} is not a directory ({error})"))
-            .hint("Each step has a file system mounted on it. Make it a directory in the base image.")
+            .hint("Each step needs it as a mount point. Make it a directory in the base image.")
             .into()
     })
 }
@@ -42,8 +43,8 @@ pub(crate) struct ResolvedPath {
     pub dir: OwnedFd,
     /// The names of the directories from the root to `dir`, without links.
     pub real: Vec<OsString>,
-    /// The names after `dir`. The list is empty if the path leads to a directory. It has only the last name if
-    /// everything before that name exists.
+    /// The names of the path after `dir`. The list is empty if the path leads to a directory. If all directories of the
+    /// path exist and the last name is not a directory, the list has only the last name.
     pub rest: Vec<OsString>,
     /// The metadata of the last name, if it exists and is not a directory.
     pub found: Option<Stat>,
@@ -61,8 +62,8 @@ impl ResolvedPath {
     }
 }
 
-/// Resolves a path inside `root`, one name at a time, as the kernel would if `root` were `/`. If `follow` is true and
-/// the last name is a link, the link is followed, too.
+/// Resolves a path inside `root`, one name at a time, as the kernel would if `root` were `/`. Symlinks are followed. If
+/// the last name is a symlink, it is only followed if `follow` is true.
 pub(crate) fn resolve(root: BorrowedFd<'_>, path: &Path, follow: bool) -> Result<ResolvedPath> {
     let mut dirs: Vec<(OwnedFd, OsString)> = Vec::new();
     let mut queue = names(path);
@@ -148,7 +149,7 @@ pub(crate) fn keep_directory_times<T>(dir: &OwnedFd, act: impl FnOnce() -> Resul
     let time = |tv_sec, tv_nsec: u64| Timespec { tv_sec, tv_nsec: tv_nsec as _ };
     let last_access = time(stat.st_atime, stat.st_atime_nsec as u64);
     let last_modification = time(stat.st_mtime, stat.st_mtime_nsec as u64);
-    // `dir` may be an `O_PATH` descriptor, whose times cannot be set directly.
+    // `dir` may be an `O_PATH` descriptor, whose times cannot be set directly. So they are set through the path `.`.
     rustix::fs::utimensat(dir, ".", &Timestamps { last_access, last_modification }, AtFlags::empty())?;
     Ok(result)
 }
@@ -158,17 +159,17 @@ pub(crate) fn write_new(dir: BorrowedFd<'_>, name: &OsStr, content: &[u8], mode:
     let mut file = File::from(rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o600))?);
     let written = file.write_all(content);
     if written.is_err() {
-        _ = rustix::fs::unlinkat(dir, name, AtFlags::empty()); // the disk is full
+        _ = rustix::fs::unlinkat(dir, name, AtFlags::empty()); // perhaps the disk is full
     }
     written?;
     file.set_permissions(Permissions::from_mode(mode & 0o777))?;
-    // The file gets the same time in every step. Package managers consider data outdated if they were derived from a
-    // file that is newer than the data.
+    // The file gets the same modification time in every step. If the time were new, package managers would consider
+    // data that they derived from this file in an earlier step outdated.
     file.set_modified(SystemTime::UNIX_EPOCH)?;
     Ok(file.into())
 }
 
-/// Returns whether a name is a regular file with this content.
+/// Returns whether `name` in `dir` is a regular file with exactly this content.
 pub(crate) fn has_content(dir: BorrowedFd<'_>, name: &OsStr, content: &[u8]) -> Result<bool> {
     let is_like_it = |stat: &Stat| {
         FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_size == content.len() as i64

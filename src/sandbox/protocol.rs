@@ -1,4 +1,5 @@
-//! The messages between the helper and oven: a JSON object in each datagram.
+//! The messages between a step's helper and oven. The helper sends JSON objects, each in one datagram. oven sends only
+//! [`TERMINATE`].
 
 use super::spec::ExitStatus;
 use crate::error::{Failure, Kind, hint_of};
@@ -10,7 +11,7 @@ use serde::{Deserialize, Serialize};
 /// The maximum size of a datagram in bytes. A datagram has an error's text, or the names of processes that outlived the
 /// step's program.
 const MAX: usize = 64 << 10;
-/// The message from oven that terminates the step's program.
+/// The message with which oven asks the helper to send SIGTERM to the step's program.
 pub const TERMINATE: &[u8] = b"terminate";
 
 /// Messages from the helper.
@@ -27,7 +28,7 @@ impl HelperMessage {
         Self::Failed { kind: Kind::of(error) as u8, message: format!("{error:#}"), hint: hint_of(error) }
     }
 
-    /// Returns the failure for a [`HelperMessage::Failed`]. A kind that the helper does not use becomes `Step`.
+    /// Converts the fields of a [`HelperMessage::Failed`] into a failure. Every kind except `Machine` becomes `Step`.
     pub fn failure(kind: u8, message: &str, hint: Option<String>) -> Failure {
         let kind = if kind == Kind::Machine as u8 { Kind::Machine } else { Kind::Step };
         let failure = kind.failure(message);
@@ -44,7 +45,7 @@ impl HelperMessage {
         Ok(())
     }
 
-    /// Receives a message. Returns `None` if there is none, either at the moment or because the socket is closed.
+    /// Receives a message without waiting. Returns `None` if no message has arrived, or if the socket is closed.
     pub fn receive(from: impl AsFd) -> Result<Option<Self>> {
         let mut buffer = vec![0; MAX];
         let len = match rustix::net::recv(from, buffer.as_mut_slice(), RecvFlags::DONTWAIT) {

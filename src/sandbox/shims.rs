@@ -1,7 +1,7 @@
-//! Files that exist only while steps run.
+//! Places shims and bind mounts in a step's view of an image. A shim is a file that exists only while steps run.
 //!
-//! If the image has a file with the same path, the step's file is bound over that file, so nothing is written into the
-//! image. Otherwise there is nothing to bind over, so a placeholder is created (`mountpoints`).
+//! If the image has a file with the same path, the shim is bound over that file, so nothing is written into the image.
+//! Otherwise a placeholder is first created in the image. The module `mountpoints` does this.
 
 use super::paths::{ResolvedPath, resolve, write_new};
 use super::spec::BindMount;
@@ -17,7 +17,7 @@ use std::path::Path;
 /// Places files in a step's view of an image. It is used in the step's mount namespace, after `/run` is mounted.
 pub(crate) struct ShimMounter<'a> {
     pub root: BorrowedFd<'a>,
-    /// A file system of this step that the image cannot access.
+    /// A file system of this step that programs of the image cannot access.
     pub scratch: BorrowedFd<'a>,
     pub count: usize,
 }
@@ -43,9 +43,10 @@ impl ShimMounter<'_> {
                 Ok(target) if target.in_run() && !target.rest.is_empty() => {
                     return write_in_run(&target, content, mode);
                 }
-                // The target was created for this step, or it has the same content and mode.
+                // The link leads to a file with the shim's content and mode, so nothing has to be bound. This is
+                // usually the placeholder of this shim.
                 Ok(target) if target.is_file(content, mode)? => return Ok(()),
-                _ => {} // wherever it leads, the link itself is covered
+                _ => {} // in all other cases, the link itself is covered
             }
         }
         self.count += 1;

@@ -18,14 +18,14 @@ use std::io::{self, Seek, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// How long to wait for a killed process to end. A process that takes longer hangs in the kernel, because a disk does
-/// not respond.
+/// How long to wait for a killed process to end. A process that takes longer probably hangs in the kernel, for example
+/// because a disk does not respond.
 const DEATH_TIMEOUT: Duration = Duration::from_secs(8);
-/// The lowest number for duplicates of descriptors. The helper expects its descriptors at lower numbers, which must be
-/// free until the child puts them there.
+/// The lowest number for duplicates of descriptors. The helper's descriptors get lower numbers. When the child assigns
+/// these numbers, it must not overwrite a descriptor that it still has to duplicate.
 const OUT_OF_THE_WAY: RawFd = 16;
-/// The size in bytes of the child's stack before the child executes the helper. Until then, the child makes only a few
-/// system calls.
+/// The size in bytes of the stack that the child uses until it executes the helper. A small stack is sufficient,
+/// because the child makes only a few system calls.
 const STACK: usize = 64 << 10;
 /// The flag of linux/sched.h. It exists since Linux 5.7.
 const CLONE_INTO_CGROUP: u64 = 1 << 33;
@@ -118,8 +118,8 @@ impl Drop for StepProcess {
     }
 }
 
-/// Opens the program on a separate read-only mount. A step can open this file through `/proc/self/exe` of a process
-/// that still runs the helper, and must not be able to write to it.
+/// Opens the program on a separate read-only mount. A step can open this file through the link `exe` in `/proc` of a
+/// process that still runs the helper. Because the mount is read-only, the step cannot write to the file.
 fn open_read_only(program: &Path) -> Result<OwnedFd> {
     let mount_error = |error: io::Error| {
         if error.kind() == io::ErrorKind::NotFound {
@@ -208,16 +208,16 @@ fn spawn(program: &OwnedFd, inherited: &[OwnedFd; 5], cgroup: Option<BorrowedFd<
     unsafe {
         let flags = libc::CLONE_NEWPID | libc::CLONE_PIDFD;
         let pid = match cgroup {
-            // `clone` is the older call, which every container permits. The child shares the memory, because a copy
-            // would be slow: several bakes in one process use much memory, and each bake has many steps.
+            // `clone` is the older call, which every container permits. The child shares the memory of its parent. oven
+            // may use much memory and start many steps, so a copy for each step would be slow.
             None => {
                 let flags = flags | libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
                 let mut stack = vec![0_u128; STACK / size_of::<u128>()];
                 let top = stack.as_mut_ptr_range().end.cast();
                 libc::c_long::from(libc::clone(become_helper, top, flags, child, &raw mut pidfd))
             }
-            // The C library has no function for `clone3`. After the raw system call, the child returns here and uses this
-            // function's stack. So it gets a copy of the memory.
+            // The C library has no function for `clone3`. After the raw system call, the child returns here and uses
+            // this function's stack. So the child gets a copy of the memory and does not share it.
             Some(cgroup) => {
                 let mut arguments = std::mem::zeroed::<libc::clone_args>();
                 arguments.flags = flags as u64 | CLONE_INTO_CGROUP;
@@ -256,15 +256,15 @@ impl TerminalState {
 impl Drop for TerminalState {
     fn drop(&mut self) {
         let stdin = rustix::stdio::stdin();
-        // This process is in the background now. SIGTTOU is blocked, because it would stop the process when it takes
-        // the terminal back.
+        // This process is in the background now. SIGTTOU is blocked, because otherwise this signal would stop the
+        // process when the process takes the terminal back.
         let mut background = SigSet::empty();
         background.add(nix::sys::signal::Signal::SIGTTOU);
         let before = background.thread_swap_mask(SigmaskHow::SIG_BLOCK);
         let _ = rustix::termios::tcsetpgrp(stdin, self.group);
-        // A step may have stopped the terminal's output. It is resumed, because the next program that writes to the
-        // terminal would hang. Unread input is discarded, because it may be the terminal's reply to a query of a
-        // program. The next shell would take such a reply for input of its user.
+        // A step may have stopped the terminal's output. The output is resumed, because otherwise the next program that
+        // writes to the terminal would hang. Unread input is discarded, because it may be the terminal's reply to a
+        // query of a program. The user's shell would treat such a reply as typed input.
         let _ = rustix::termios::tcflow(stdin, rustix::termios::Action::OOn);
         let _ = rustix::termios::tcsetattr(stdin, rustix::termios::OptionalActions::Now, &self.modes);
         let _ = rustix::termios::tcflush(stdin, rustix::termios::QueueSelector::IFlush);

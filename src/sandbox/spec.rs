@@ -13,14 +13,14 @@ pub struct StepSpec {
     /// The mount point of the image's root, in the private mount namespace of this process.
     pub root: PathBuf,
     pub argv: Vec<String>,
-    /// The complete environment, except for the variables that the sandbox itself sets.
+    /// The environment variables. The sandbox adds defaults, such as `PATH`, for variables that are not set here.
     pub env: BTreeMap<String, String>,
     /// The working directory, a path in the image.
     pub cwd: String,
-    /// Whether the step has the network. Otherwise it has a private network namespace with only `lo`.
+    /// Whether the step has the builder's network. Otherwise the step has a private network namespace with only `lo`.
     pub network: bool,
-    /// Whether a step with the network fails if oven cannot block its access to the builder's credentials
-    /// ([`super::egress`]). It has no meaning for a step without the network.
+    /// Whether oven blocks the step's access to the builder's credentials ([`super::egress`]). If this is not possible,
+    /// the step fails. The field has no meaning for a step without the network.
     #[serde(default)]
     pub fenced: bool,
     /// The content of `/etc/resolv.conf` for a step with the network. `None` means the content of this machine's file.
@@ -30,10 +30,10 @@ pub struct StepSpec {
     pub shims: Vec<Shim>,
     /// Files and directories of this machine that the step sees read-only.
     pub binds: Vec<BindMount>,
-    /// Cached packages, mounted over the image's directories.
+    /// The package caches to mount over directories of the image.
     #[serde(default)]
     pub caches: Vec<CacheMount>,
-    /// The nodes of the image's disk, for the step's private `/dev`.
+    /// The device nodes of the image's disk, which the step's private `/dev` contains.
     pub nodes: Vec<DeviceNode>,
     /// Whether the step's writes are discarded.
     pub throwaway: bool,
@@ -48,9 +48,9 @@ pub struct BindMount {
     /// An absolute path in the image. If the path is below `/run`, it is created. Otherwise it must exist, and links
     /// are followed inside the image.
     pub target: String,
-    /// The canonical path of a directory. When the source is bound, it must be inside this directory, even if links
-    /// have changed by then. This is checked because the owner of a definition may exchange its directories, and oven
-    /// follows links as root.
+    /// The canonical path of a directory that must contain the source, or `None` if there is no such limit. The source
+    /// is checked when it is bound. Otherwise the owner of a definition could replace a directory with a symlink before
+    /// that, and oven, which runs as root, would follow the symlink.
     #[serde(default)]
     pub within: Option<PathBuf>,
 }
@@ -66,8 +66,8 @@ pub struct StepExit {
 /// How a step's command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ExitStatus {
-    /// The command exited. Code 127 means that the image has no such program. Code 126 means that the program cannot be
-    /// executed.
+    /// The command exited with this code. As in a shell, code 127 means that the program was not found in the image,
+    /// and code 126 means that the program cannot be executed.
     Exited(i32),
     /// A signal with this number killed the command.
     Signaled(i32),
@@ -99,9 +99,10 @@ impl fmt::Display for ExitStatus {
 pub struct CacheMount {
     /// The directory in the image over which the cache is mounted.
     pub target: String,
-    /// The lower directory of an overlay, if there is one. All bakes share this directory.
+    /// The lower directory of an overlay, which all bakes share. If it is `None`, `upper` is mounted without an
+    /// overlay.
     pub lower: Option<PathBuf>,
-    /// The upper directory, which is private to this bake.
+    /// The overlay's upper directory, which is private to this bake.
     pub upper: PathBuf,
     pub work: PathBuf,
     /// Whether writes go to `upper`. Otherwise they are discarded with the step.

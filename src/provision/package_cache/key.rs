@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// The version of the format. It is raised when the meaning of the key or of the cached data changes.
+/// The version of the format. It is increased when the meaning of the key or of the cached data changes.
 const FORMAT: &str = "1";
 /// The number of hexadecimal digits of a key: 160 bits, with which a collision is practically impossible.
 const DIGITS: usize = 40;
@@ -20,8 +20,9 @@ const DIGITS: usize = 40;
 /// The paths of package sources (repositories, keys, credentials), each with the digest of its content.
 type Sources = BTreeMap<String, String>;
 
-/// Returns the key of the caches, which consists of letters and digits. It depends on the sources as fetch steps see
-/// them. At the path of a plan's file, the plan's content counts, whether the file is already placed or not.
+/// Returns the key of the caches, which consists of letters and digits. It depends on the package sources as fetch
+/// steps see them. For a file of the plan, the plan's content is used and not the image's, because the file may not be
+/// placed yet.
 pub fn cache_key(
     base: &str,
     caches: &[Cache],

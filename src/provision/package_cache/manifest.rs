@@ -1,4 +1,4 @@
-//! The content of a cache's directory: all objects by path, and the digests of files.
+//! Describes the content of a cache's directory: all objects by path, with the digest of each file.
 
 use crate::sys::lock::lock_mutex;
 use anyhow::{Context, Result, bail};
@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 /// The size of one read in bytes.
 const BUFFER_BYTES: usize = 256 << 10;
-/// The maximum depth. Package managers nest four or five directories.
+/// The maximum depth of directories. Package managers use a depth of four or five.
 const DEPTH_MAX: usize = 32;
 /// The maximum number of threads that compute digests. More threads are not faster, because the disk is the limit.
 const MAX_THREADS: usize = 4;
@@ -33,14 +33,15 @@ pub enum CacheEntry {
         uid: u32,
         gid: u32,
         size: u64,
-        /// The time of the last modification, in seconds and nanoseconds. Package managers compare it.
+        /// The time of the last modification, in seconds and nanoseconds. Package managers use this time to check
+        /// whether the file is current.
         modified: (i64, i64),
         digest: String,
     },
     Link(String),
 }
 
-/// The objects below a directory by path, each parent before its children. The directory itself has the empty path.
+/// The objects below a directory by path. A parent comes before its children. The directory itself has the empty path.
 pub type CacheTree = BTreeMap<String, CacheEntry>;
 
 /// The changes to an older tree. They are read from an overlay's upper directory.
@@ -49,12 +50,12 @@ pub struct CacheChanges {
     /// Removed paths. The older tree's objects at and below these paths are hidden. `tree` may have new objects at the
     /// same paths.
     pub gone: Vec<String>,
-    /// Opaque directories: their older content is hidden.
+    /// Opaque directories. The older tree's objects below them are hidden.
     pub emptied: Vec<String>,
     pub tree: CacheTree,
 }
 
-/// Returns whether a path is the directory or below it.
+/// Returns whether `path` is `dir` itself or below it.
 fn is_within(path: &str, dir: &str) -> bool {
     dir.is_empty() || path.strip_prefix(dir).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
@@ -119,7 +120,7 @@ fn scan(
             if metadata.is_file() {
                 files.push(below.clone());
             }
-            changes.gone.push(below.clone()); // the older object may be a directory
+            changes.gone.push(below.clone()); // hides the older object, which may be a directory with content
             changes.tree.insert(below, entry);
         }
     }
@@ -210,8 +211,8 @@ pub fn open(path: &Path) -> Result<File> {
     Ok(file)
 }
 
-/// Creates `to` with all objects of a tree. `put` creates each file: it gets the file's path below `to`, and its full
-/// path.
+/// Creates `to` with all objects of a tree. `put` is called to create each file, with the file's path below `to` and
+/// its full path.
 pub fn create_tree(to: &Path, tree: &CacheTree, put: &dyn Fn(&str, &Path) -> Result<()>) -> Result<()> {
     for (path, entry) in tree {
         let at = if path.is_empty() { PathBuf::from(to) } else { to.join(path) };

@@ -1,12 +1,13 @@
 //! The package cache: downloads of package managers are stored on this machine for later bakes.
 //!
-//! A plan names its caches. Fetch steps download packages, and run no package code. They see the downloads of earlier
-//! bakes that had the same base and the same package sources. Each cached file is first compared with its recorded
-//! digest.
+//! A plan names its caches, which are directories to which a package manager downloads. Fetch steps download packages,
+//! and run no package code. They see the downloads of earlier bakes that had the same base and the same package
+//! sources. Each cached file is first compared with its recorded digest.
 //!
 //! The caches are published for later bakes before package code can run, so published caches contain only downloads of
 //! fetch steps. Later steps cannot change published files. Scripts of the definition may also write to the caches.
-//! Later steps of the same bake see these writes, and the downloads after them. Both are discarded when the bake ends.
+//! Later steps of the same bake see what the scripts wrote and what was downloaded after that. All of this is discarded
+//! when the bake ends.
 
 pub(crate) mod key;
 pub(crate) mod manifest;
@@ -36,9 +37,10 @@ use tokio::task::JoinHandle;
 
 /// The package cache's directory, below a site's state directory.
 pub const DIR: &str = "packages";
-/// The size limit of the package cache in bytes. It has room for four bases with about 1 GiB each: forty packages of a
-/// server with their dependencies, indexes, and decompressed files. A larger cache would also delay bakes, because a
-/// bake reads and verifies all cached files of its base, at some gigabytes a second.
+/// The size limit of the package cache in bytes. The cache has room for four base images with about 1 GiB each. This is
+/// enough for forty packages of a server with their dependencies, the indexes, and decompressed files. A larger cache
+/// would delay bakes, because each bake verifies all cached files of its base image. It verifies a few gigabytes per
+/// second.
 pub const LIMIT: u64 = 4 << 30;
 
 /// The number of bytes that downloads leave free on this machine's disk. So the builder continues to work even if an
@@ -59,7 +61,7 @@ pub enum CacheAccess {
     Write,
 }
 
-/// The facts that select a bake's caches.
+/// The data that select a bake's caches.
 pub struct CacheRequest<'a> {
     /// The package cache; `None` means that nothing is cached.
     pub cache: Option<&'a PackageCache>,
@@ -79,7 +81,7 @@ pub struct CacheUse {
     pub access: CacheAccess,
 }
 
-/// The caches of one bake, opened when the first step needs them.
+/// The caches of one bake. The first step that needs them waits until they are open.
 pub struct DownloadCaches<'a> {
     request: CacheRequest<'a>,
     caches: RefCell<Option<OpenCaches>>,
@@ -88,7 +90,7 @@ pub struct DownloadCaches<'a> {
     opening: RefCell<Option<Result<Option<Opening>>>>,
     /// Whether opening the caches was tried, successfully or not.
     tried_to_open: Cell<bool>,
-    /// True after package code or a script may have run. Downloads after that are not published.
+    /// True after package code or a script may have run. Later downloads are not published.
     distrusted: Cell<bool>,
 }
 
@@ -134,7 +136,7 @@ impl<'a> DownloadCaches<'a> {
     }
 
     /// Waits until this machine's disk is almost full, and returns the failure of the step that is downloading. Never
-    /// returns if the caches are not open, or if the step does not write to them (`writes`).
+    /// returns if the caches are not open, or if `writes` is false because the step does not write to them.
     pub async fn full(&self, writes: bool) -> anyhow::Error {
         let Some(dir) = self.dir().filter(|_| writes) else { return std::future::pending().await };
         while crate::sys::space::free_space(&dir).is_none_or(|free| free >= MIN_FREE) {
@@ -184,8 +186,8 @@ struct Opening {
 }
 
 impl Opening {
-    /// Begins to open the caches that have sources. Returns `None` if the plan has none of them, the image has none of
-    /// their directories, or the disk is almost full.
+    /// Begins to open the caches that have sources. Returns `None` if no cache of the plan has sources, the image has
+    /// none of the directories, or the disk is almost full.
     fn begin(cache: &PackageCache, request: &CacheRequest<'_>) -> Result<Option<Self>> {
         let (report, plan, inside) = (request.report, request.plan, request.image);
         let (mut caches, mut seeds) = (Vec::new(), Vec::new());
@@ -274,7 +276,7 @@ pub(crate) fn no_space_failure(dir: &Path) -> Failure {
     let what = format!("no space is left in {} for downloads", dir.display());
     Kind::Machine
         .failure(what)
-        .hint("Free some space on that disk. You can empty the directory while no bake runs.")
+        .hint("Free some space on that disk. You can also empty that directory while no bake runs.")
 }
 
 /// Returns the directories of a new cache. They have the paths, owners and modes of the image's directories at and

@@ -15,11 +15,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// If a generation has this many recorded steps, the next generation forgets them. This is rare: each
-/// definition has two or three such steps, so hundreds of definitions would have to share a base.
+/// If a generation has this many recorded steps, they are not copied to the next generation. This is rare. Each
+/// definition has two or three such steps, so hundreds of definitions would have to use the same cache.
 const DONE_MAX: usize = 1000;
 
-/// The overlay's directories for one cache. Without `lower`, steps see `upper` alone.
+/// The overlay's directories for one cache. If `lower` is `None`, there is no overlay, and steps see `upper` itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CacheLayers {
     pub lower: Option<PathBuf>,
@@ -35,7 +35,8 @@ pub struct CacheSession {
     kinds: Vec<Holds>,
     seeds: Vec<CacheTree>,
     overlays: bool,
-    /// The published state of the caches (a generation) that this bake began with. It is the lower layer of the overlay.
+    /// The published state of the caches (a generation) with which this bake began. It is the lower layer of the
+    /// overlay.
     generation: Option<CacheGeneration>,
     /// The valid part of the generation, for each cache.
     trees: Vec<CacheTree>,
@@ -113,7 +114,8 @@ impl CacheSession {
         &self.layers
     }
 
-    /// Creates new directories for steps. `damaged` has the paths of damaged files for each cache; they are hidden.
+    /// Creates new directories for steps. `damaged` has the paths of damaged files for each cache. Steps do not see
+    /// these files.
     fn lay_out(&mut self, damaged: &[Vec<String>]) -> Result<()> {
         self.layouts += 1;
         let layers: Result<_> = self
@@ -201,8 +203,8 @@ impl CacheSession {
         }
         let download_times = self.remove_oldest(&mut trees, newest.as_ref());
         let has_indexes = |cache: usize| self.kinds[cache] == Holds::Indexes;
-        // Another bake published another index. Neither were its packages checked against this bake's index, nor this
-        // bake's packages against its index. So no step counts as done.
+        // If another bake published a different index meanwhile, the steps of each bake were done with its own index
+        // only. So no step counts as done with the published index.
         let index_differs = !ours_is_newest
             && (0..mine.len()).any(|cache| has_indexes(cache) && theirs(cache) != Some(&mine[cache].1));
         let done = match index_differs {

@@ -1,9 +1,10 @@
 //! The store of the package cache.
 //!
-//! The store's directory has a subdirectory for each key, with the generations of that key. `N/index` has the digest of
-//! each file of generation N. `N/0`, `N/1` and so on are the directories of the plan's caches. A generation never
-//! changes. A bake works in a private directory (`session`), and its downloads are published as the next generation. If
-//! a bake is killed meanwhile, the last generation is unchanged.
+//! The store's directory has a subdirectory for each key, with the generations of that key. A generation is a published
+//! state of a bake's caches. `N/index` has the digest of each file of generation N. `N/0`, `N/1` and so on are the
+//! directories of the plan's caches. A generation never changes. A bake works in a private directory (`session`), and
+//! its downloads are published as the next generation. If a bake is killed before that, the last generation is
+//! unchanged.
 
 use super::manifest;
 use super::manifest::{CacheEntry, CacheTree};
@@ -31,18 +32,18 @@ pub struct PackageCache {
 
 pub const LOCK: &str = "lock";
 const INDEX: &str = "index";
-/// Prefix of a bake's working directory.
+/// The prefix of the name of a bake's working directory.
 const WORK: &str = "b-";
-/// Prefix of a generation that is being published.
+/// The prefix of the name of a generation that is being published.
 const PART: &str = "part-";
-/// Format of an index. An index of another format is ignored.
+/// The version of the index's format. An index with another version is ignored.
 const FORMAT: u32 = 1;
 
 /// The store: a directory that only root may enter, with a size limit.
 #[derive(Debug, Clone)]
 pub struct CacheStore {
     dir: PathBuf,
-    /// The limit in bytes. Generations in use are never removed, so the store may be larger.
+    /// The limit in bytes. Generations in use are never removed, so the store may be larger than the limit.
     limit: u64,
 }
 
@@ -97,8 +98,8 @@ impl CacheStore {
     }
 
     /// Removes the working directories of killed bakes. A directory that cannot be removed remains until the next
-    /// sweep. The store must be locked. Then no bake is between creating its directory and locking it, so a directory
-    /// without a lock belongs to a killed bake.
+    /// sweep. The store must be locked. A bake creates and locks its directory while it holds the lock of the store. So
+    /// a directory that is not locked belongs to a killed bake.
     pub fn sweep(&self) {
         for (_, path) in children(&self.dir).filter(|(name, _)| name.starts_with(WORK)) {
             let lock = path.join(LOCK);
@@ -180,8 +181,8 @@ impl CacheGeneration {
         self.dir == other.dir
     }
 
-    /// Publishes a new generation. `put` creates each file: it gets the number of the cache, the file's path in the
-    /// cache, and its full path. The store must be locked.
+    /// Publishes a new generation. `put` is called to create each file, with the number of the cache, the file's path
+    /// in the cache, and its full path. The store must be locked.
     pub fn publish(key: &Path, index: Index, put: &dyn Fn(usize, &str, &Path) -> Result<()>) -> Result<Self> {
         let number = generation_numbers(key).pop().unwrap_or(0) + 1;
         // If a later call fails, the next trim removes this directory.

@@ -1,14 +1,15 @@
 //! Prevents steps with the network from reading the builder's credentials.
 //!
-//! A step with the network uses the builder's network, in which the metadata service returns the role's credentials to
-//! every process. So such a step runs in a private cgroup, whose sockets cannot reach the service's addresses
-//! (`program.rs`). The step's first process is created in the cgroup. A socket belongs permanently to the cgroup in
-//! which it was created. A step sees no cgroup file system through which it could leave its cgroup.
+//! A step with the network uses the builder's network. In this network, the metadata service returns the credentials of
+//! the builder's role to every process. So such a step runs in a private cgroup. The kernel runs a filter
+//! (`program.rs`) for the sockets of the cgroup, and the filter blocks the addresses of the service. The step's first
+//! process is created in the cgroup. A socket belongs permanently to the cgroup in which it was created. A step cannot
+//! leave its cgroup, because it sees no cgroup file system.
 //!
-//! A cgroup is a directory. After a SIGKILL of oven, it is the only part of a step that remains, and it is empty. The
-//! process that creates a cgroup locks the directory. The next step of any oven on this machine, or `oven sweep`,
-//! removes the directories that are not locked. The filter's programs belong to the directory, not to a descriptor, so
-//! they are effective as long as the step runs.
+//! A cgroup is a directory. If oven is killed with SIGKILL, the directory is the only part of the step that remains,
+//! and the cgroup has no processes. The process that creates a cgroup locks the directory. The next step of any oven on
+//! this machine, or `oven sweep`, removes the directories that are not locked. The filter's programs belong to the
+//! directory, not to a descriptor, so they are effective as long as the step runs.
 
 mod program;
 
@@ -31,10 +32,11 @@ use std::time::Duration;
 
 /// The prefix of the cgroups' names. 16 hexadecimal digits follow.
 const PREFIX: &str = "oven-step-";
-/// The number of attempts to create a cgroup. Another process that sweeps may remove a new cgroup before it is locked.
+/// The number of attempts to create a cgroup. Another oven process may remove a new cgroup before this process has
+/// locked it.
 const ATTEMPTS: u32 = 16;
-/// The number of attempts to remove a cgroup. An attempt may fail, because the kernel counts a dead process for another
-/// moment. The pauses begin with 1 ms and double, so their sum is about 1 s.
+/// The number of attempts to remove a cgroup. An attempt may fail, because the kernel still counts a process for a
+/// short time after its end. The pauses begin with 1 ms and double, so their sum is about 1 s.
 const REMOVALS: u32 = 10;
 
 /// A cgroup from which no credentials can be reached. Dropping the value removes the cgroup, so all processes in the
@@ -47,7 +49,7 @@ pub struct EgressFence {
 }
 
 impl EgressFence {
-    /// Creates a fence below the cgroup of this process, so that oven's limits apply to its steps, too.
+    /// Creates a fence below the cgroup of this process, so that the limits of oven's cgroup also apply to its steps.
     ///
     /// # Errors
     /// [`Kind::Machine`] if there is no writable cgroup v2 or no BPF.
@@ -71,13 +73,13 @@ impl EgressFence {
             rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())?;
             let name = format!("{PREFIX}{:016x}", u64::from_ne_bytes(bytes));
             rustix::fs::mkdirat(&parent, &*name, Mode::from_raw_mode(0o755)).context("making a cgroup")?;
-            // If this fails, another process took the cgroup for a leftover and removed it.
+            // If this fails, another process has removed the cgroup, because it was not locked yet.
             let Ok(dir) = open(&parent, Path::new(&name)) else { continue };
             if lock(&dir) && exists(&parent, &name, &dir) {
                 return Ok(Self { parent, name, dir });
             }
         }
-        bail!("another process removes each new cgroup");
+        bail!("another process removed each cgroup that oven created");
     }
 
     /// Returns the descriptor for `CLONE_INTO_CGROUP`.
@@ -124,8 +126,8 @@ fn remove_unlocked(parent: BorrowedFd<'_>) {
 }
 
 /// Checks that the filter is effective. The helper calls this function in the step's cgroup, before any program of the
-/// image runs. The filter has no effect on a kernel whose sockets do not know their cgroup (before 5.15, with the
-/// controllers net_cls or net_prio of version 1).
+/// image runs. Before Linux 5.15, the filter has no effect if the machine uses the controllers net_cls or net_prio of
+/// cgroup version 1, because then sockets do not record their cgroup.
 pub fn verify_filter() -> Result<()> {
     let v6 = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
     let addresses = program::V4.map(|bytes| IpAddr::from(Ipv4Addr::from(bytes)));
@@ -150,20 +152,20 @@ fn unprotected(why: &str) -> Failure {
     Kind::Machine
         .failure(format!("oven cannot block access to the builder's credentials from a step with the network: {why}"))
         .hint(
-            "This needs a writable cgroup v2 file system and BPF; a container has to be privileged. If the steps of an \
-             image may have the credentials, set `imds = true` in its image.toml.",
+            "This needs a writable cgroup v2 file system and BPF. A container must be privileged. If the steps of an \
+             image may use the credentials, set `imds = true` in its image.toml.",
         )
 }
 
-/// Returns the directory of this thread's cgroup. The thread's mount table is used, because mount namespaces belong to
-/// threads.
+/// Returns the directory of this thread's cgroup. The thread's mount table is used, because each thread may have its
+/// own mount namespace.
 fn own_cgroup() -> Result<PathBuf> {
     let read = |path: &str| std::fs::read(path).with_context(|| format!("reading {path}"));
     let (groups, mounts) = (read("/proc/thread-self/cgroup")?, read("/proc/thread-self/mountinfo")?);
     directory(&groups, &mounts)
 }
 
-/// Returns the directory of a thread's cgroup. `groups` and `mounts` are the content of its files `cgroup` and
+/// Returns the directory of a thread's cgroup. `groups` and `mounts` are the content of the thread's files `cgroup` and
 /// `mountinfo` in `/proc`. If several mounts show the cgroup, the first one is used.
 fn directory(groups: &[u8], mounts: &[u8]) -> Result<PathBuf> {
     let mut lines = groups.split(|byte| *byte == b'\n');
@@ -172,8 +174,8 @@ fn directory(groups: &[u8], mounts: &[u8]) -> Result<PathBuf> {
     let mut mounted = false;
     for entry in table::parse(mounts).iter().filter(|entry| entry.kind == "cgroup2") {
         mounted = true;
-        // In a container without a cgroup namespace, a part of the tree is mounted, so the path of that part is
-        // removed.
+        // In a container without a cgroup namespace, only a part of the cgroup tree is mounted. The path of this part
+        // is removed from the start of the cgroup's path.
         if let Ok(below) = own.strip_prefix(&entry.root) {
             return Ok(entry.path.join(below));
         }
@@ -240,7 +242,8 @@ fn attach(program: &BpfProgram, cgroup: BorrowedFd<'_>) -> Result<()> {
         expected_attach: program.attach,
         ..Load::default()
     };
-    // A signal while the kernel verifies the program would make the call fail (EAGAIN, from `bpf_check`).
+    // Signals are blocked, because a signal while the kernel verifies the program would make the call fail (EAGAIN,
+    // from `bpf_check`).
     let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK).context("blocking signals")?;
     // SAFETY: `load` has the size that is passed, and points to `count` instructions and a terminated text. All of them
     // live until the call returns, and the call copies them. A returned descriptor is new and has no other owner.

@@ -1,10 +1,11 @@
-//! The programs of the filter, instruction by instruction. The kernel runs them for each packet, and for each address
-//! that a socket of the cgroup connects or sends to.
+//! The BPF programs of the filter, instruction by instruction. The kernel runs the packet filter for each packet that a
+//! socket of the cgroup sends. It runs the address filters for each address to which such a socket connects or sends.
 //!
-//! The packet filter is the one that protects, because every packet has the address in its header, whatever the
-//! protocol and the socket. The address filters have two other purposes. They see an address before the host's packet
-//! filter can rewrite it (the ECS agent redirects 169.254.170.2 to a port of the loopback). And they return EPERM
-//! immediately, while a `connect` whose packets are dropped waits for minutes.
+//! The packet filter gives the main protection, because every packet has the destination address in its header, for all
+//! protocols and types of sockets. The address filters have two other purposes. First, they see an address before the
+//! host's firewall can rewrite it. For example, the ECS agent redirects 169.254.170.2 to a port of the loopback.
+//! Second, they make `connect` fail with EPERM immediately. If only the packets were dropped, `connect` would wait for
+//! minutes.
 
 /// The refused IPv4 addresses.
 pub const V4: [[u8; 4]; 3] = [
@@ -12,16 +13,17 @@ pub const V4: [[u8; 4]; 3] = [
     [169, 254, 170, 2],   // the credentials of an ECS task
     [169, 254, 170, 23],  // the credentials of an EKS pod
 ];
-/// The refused IPv6 addresses have this prefix and then, after zeros, one of the last four bytes in `V6_ENDS`. An
-/// address that ends with one of [`V4`] is refused, too, because it may be a mapped address, a NAT64 address, or
-/// contain the IPv4 address in another way.
+/// A refused IPv6 address consists of this prefix, eight zero bytes, and one of `V6_ENDS`. An address that ends with
+/// one of [`V4`] is also refused. Such an address may be an IPv4-mapped address or a NAT64 address, or contain the IPv4
+/// address in another way.
 const V6_PREFIX: [u8; 4] = [0xfd, 0x00, 0x0e, 0xc2];
 const V6_ENDS: [[u8; 4]; 2] = [
     [0, 0, 0x02, 0x54], // fd00:ec2::254, metadata
     [0, 0, 0, 0x23],    // fd00:ec2::23, the credentials of an EKS pod
 ];
 
-/// The kernel's `struct bpf_insn`. On both architectures the low half of `registers` is the number of the target.
+/// The kernel's `struct bpf_insn`. On x86-64 and arm64, the low four bits of `registers` are the number of the target
+/// register, and the high four bits that of the source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub struct BpfInstruction {
@@ -49,7 +51,7 @@ const CONNECT6: u32 = 11;
 const SENDMSG4: u32 = 14;
 const SENDMSG6: u32 = 15;
 
-/// All programs of a cgroup.
+/// Returns all programs to attach to a cgroup.
 pub fn all() -> [BpfProgram; 5] {
     let of = |name, attach, code| BpfProgram { name, kind: TYPE_ADDRESS, attach, code };
     [
@@ -61,8 +63,8 @@ pub fn all() -> [BpfProgram; 5] {
     ]
 }
 
-// The registers: the result, a program's argument (a call takes r1 to r4), a register that calls preserve, and the
-// frame pointer.
+// The registers. `R0` has the result. `ARGUMENT` has the program's argument, and r1 to r4 have the arguments of a call.
+// `CONTEXT` has the program's argument during calls, which preserve it. `FRAME` is the frame pointer.
 const R0: u8 = 0;
 const ARGUMENT: u8 = 1;
 const CONTEXT: u8 = 6;
@@ -81,7 +83,8 @@ const UNLESS_EQUAL: u8 = 0x56; // BPF_JMP32 | BPF_JNE | BPF_K
 const CALL: u8 = 0x85; // BPF_JMP | BPF_CALL
 const EXIT: u8 = 0x95; // BPF_JMP | BPF_EXIT
 
-/// `bpf_skb_load_bytes(skb, offset, to, length)`: 0 if the packet has these bytes. Offset 0 is the network header.
+/// The number of `bpf_skb_load_bytes(skb, offset, to, length)`, which returns 0 if the packet has these bytes. Offset 0
+/// is the start of the network header.
 const SKB_LOAD_BYTES: i32 = 26;
 /// Offsets in `struct bpf_sock_addr`. The addresses are in network byte order.
 const USER_IP4: i16 = 4;
@@ -92,15 +95,16 @@ const V6_NEXT: i16 = 6;
 const V6_TO: i16 = 24;
 const V4_LENGTH: i32 = 20;
 const V6_LENGTH: i32 = 40;
-/// The offset from the frame's end to which a header is copied.
+/// The position of a header's copy, relative to the frame pointer.
 const HEADER: i16 = -40;
-/// The first byte of an IPv4 header without options. A packet with options may be routed to another address than the
-/// one in its header.
+/// The first byte of an IPv4 header without options. A packet with options is refused, because it may be routed to
+/// another address than the one in its header.
 const V4_PLAIN: i32 = 0x45;
 const VERSION: i32 = 0xf0;
 const VERSION_6: i32 = 0x60;
-/// The next-header value of the IPv6 routing header, which could route a packet to another address. A step cannot add a
-/// header before the routing header, so only the first next-header value is checked.
+/// The next-header value of the IPv6 routing header. A packet with this header is refused, because it may be routed to
+/// another address. A step cannot add a header before the routing header, so only the first next-header value is
+/// checked.
 const ROUTING_HEADER: i32 = 43;
 
 fn packets() -> Vec<BpfInstruction> {
@@ -131,7 +135,7 @@ fn addresses(body: impl FnOnce(&mut Code)) -> Vec<BpfInstruction> {
 #[derive(Default)]
 struct Code {
     instructions: Vec<BpfInstruction>,
-    /// The jumps to the refusal at the end of the program.
+    /// The indexes of the jumps to the refusal at the end of the program.
     refusals: Vec<usize>,
 }
 
@@ -144,7 +148,8 @@ impl Code {
         self.push(width, to, from, offset, 0);
     }
 
-    /// Adds a conditional jump on the low half of r0. [`Self::land`] sets its target.
+    /// Adds a jump whose condition tests the low 32 bits of r0. Returns the jump's index, with which [`Self::land`]
+    /// sets the target.
     fn jump(&mut self, condition: u8, value: i32) -> usize {
         self.push(condition, R0, 0, 0, value);
         self.instructions.len() - 1
@@ -160,7 +165,8 @@ impl Code {
         self.refusals.push(jump);
     }
 
-    /// Copies the beginning of the packet to the frame. Refuses a shorter packet, which no step needs.
+    /// Copies the first `length` bytes of the packet to the frame. Refuses a packet with fewer bytes, because no step
+    /// needs such a packet.
     fn load_header(&mut self, length: i32) {
         self.push(MOVE, 1, CONTEXT, 0, 0);
         self.push(SET, 2, 0, 0, 0);
@@ -284,7 +290,7 @@ mod tests {
     const REFUSED_V4: [&str; 3] = ["169.254.169.254", "169.254.170.2", "169.254.170.23"];
     const ALLOWED_V4: [&str; 8] = [
         "169.254.169.253", // the VPC's name server
-        "169.254.169.123", // its clock
+        "169.254.169.123", // the VPC's time server
         "169.254.169.255",
         "254.169.254.169",
         "169.254.170.3",

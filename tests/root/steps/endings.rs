@@ -32,7 +32,7 @@ fn exit_codes_and_signals_are_reported() {
     write_program(&image.path("bin/orphan"), "#!/bin/no-such-shell\n");
     let (exit, lines) = status(&["orphan"]);
     assert_eq!(exit.status, ExitStatus::Exited(126));
-    assert!(lines[0].contains("the interpreter it names is not in the image"), "{lines:?}");
+    assert!(lines[0].contains("its interpreter is not in the image"), "{lines:?}");
     fs::write(image.path("bin/plain"), "").unwrap();
     assert_eq!(status(&["plain"]).0.status, ExitStatus::Exited(126));
 }
