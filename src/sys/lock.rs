@@ -115,8 +115,8 @@ impl<F: AsFd> Deref for FileLock<F> {
 
 impl<F: AsFd> Drop for FileLock<F> {
     fn drop(&mut self) {
-        // nix's guard would panic if unlocking fails, for example on a network file system. Then the lock lasts until this
-        // process ends.
+        // nix's guard would panic if unlocking fails, for example on a network file system. Then the lock lasts until
+        // this process ends.
         if let Some(Err((lock, _))) = self.0.take().map(Flock::unlock) {
             std::mem::forget(lock);
         }

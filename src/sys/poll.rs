@@ -55,7 +55,8 @@ pub async fn poll_until<T>(
     let end = start + policy.deadline;
     let _span = Track::here().span(Lane::Waits, what);
     loop {
-        // The clock is read before the poll. So a poll counts as the last one only if it began at or after the deadline.
+        // The clock is read before the poll. So a poll counts as the last one only if it began at or after the
+        // deadline.
         let begun = Instant::now();
         let last = begun >= end;
         match probe().await? {

@@ -41,8 +41,8 @@ fn has_a_row(test: &str) -> bool {
     digits.is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
-/// The rows of a cell: `5.2 to 5.4, 5.6` is the numbers 2, 3, 4 and 6 of step 5, and `D4` is number 4 of `D`. Other rows
-/// (16, the classes, the threats) are not numbered without gaps.
+/// The rows of a cell: `5.2 to 5.4, 5.6` is the numbers 2, 3, 4 and 6 of step 5, and `D4` is number 4 of `D`. Other
+/// rows (16, the classes, the threats) are not numbered without gaps.
 fn numbers(cell: &str) -> Vec<(&str, u32)> {
     fn place(row: &str) -> Option<(&str, u32)> {
         let (step, number) = row.split_once('.').or_else(|| Some(("D", row.strip_prefix('D')?)))?;

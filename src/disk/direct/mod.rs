@@ -58,7 +58,8 @@ pub struct DirectDisks<B: BlockApi> {
     cache: BlockCache,
     helper: PathBuf,
     report: Report,
-    /// How the base can be a parent of the new snapshot, for each run that has called `query_facts` but not yet `checkout`.
+    /// How the base can be a parent of the new snapshot, for each run that has called `query_facts` but not yet
+    /// `checkout`.
     parent_uses: RefCell<HashMap<RunId, ParentUse>>,
 }
 

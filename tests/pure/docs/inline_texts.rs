@@ -9,8 +9,8 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-/// The string literals in the tests of all rings that are TOML with keys of image.toml, whole or without what a test adds
-/// (`from`). Package files are left out: they would have to exist.
+/// The string literals in the tests of all rings that are TOML with keys of image.toml, whole or without what a test
+/// adds (`from`). Package files are left out: they would have to exist.
 ///
 /// `format!` is read with `x` for each argument. What is not seen: keys and tables that are arguments (`[[{kind}]]`), values
 /// for which `x` is wrong, and texts that are put together from several literals.

@@ -1,6 +1,6 @@
-//! One definition on a deb and an rpm base: `oven bake` from the base image to the registered one, on real disks. Of both
-//! bases dpkg or dnf is real; `lab.rs` says what is not real of the second. The packages are small ones of the same
-//! names and versions, from a signed repository each.
+//! One definition on a deb and an rpm base: `oven bake` from the base image to the registered one, on real disks. Of
+//! both bases dpkg or dnf is real; `lab.rs` says what is not real of the second. The packages are small ones of the
+//! same names and versions, from a signed repository each.
 
 use super::super::archive::{Archive, Key};
 use oven_testing::packages::mirror::Mirror;
