@@ -40,8 +40,7 @@ fn passing() -> Vec<What> {
 }
 
 /// What befalls one call alone, and may end the bake. (A volume or a snapshot gets its tags with the call that makes
-/// it,
-/// or is not made: none is without them.)
+/// it, or is not made: none is without them.)
 fn lasting(action: &str) -> Vec<What> {
     let turns: &[Turn] = match action {
         "CreateVolume" => &[Turn::Failed, Turn::Vanishes, Turn::Stuck],

@@ -4,8 +4,7 @@
 //!
 //! Without volumes, it reads them from standard input, a line of them at a time. For each line of input one line of
 //! answers, a word for each volume: `vol-1=nvme2n1/259:3/vol-1`, the last being the text that the disk begins with,
-//! read
-//! from the descriptor that was verified; `vol-1=none`; or `vol-1=refused/why,with,commas`.
+//! read from the descriptor that was verified; `vol-1=none`; or `vol-1=refused/why,with,commas`.
 
 use oven::cloud::aws::nvme;
 use oven::ids::VolumeId;

@@ -2,8 +2,7 @@
 //! `OVEN_TEST_BASE`; the packages that the examples install come from the mirror.
 //!
 //! A fence with the info string `sh run` is run. All of a file's blocks are one shell session, in a directory that
-//! looks
-//! like a clone: `scripts`, a copy of `examples`, the built `oven` first in `PATH`, a local region of its own.
+//! looks like a clone: `scripts`, a copy of `examples`, the built `oven` first in `PATH`, a local region of its own.
 
 use std::collections::HashSet;
 use std::fs;

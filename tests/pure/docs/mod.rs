@@ -1,7 +1,6 @@
 //! The reference pages in docs/reference and the schemas in schema/. They are generated from the parser's tables of
-//! keys,
-//! from the table of `--json` events and from the command line. `OVEN_BLESS=1 cargo test --test pure docs` writes them;
-//! without it they are compared.
+//! keys, from the table of `--json` events and from the command line. `OVEN_BLESS=1 cargo test --test pure docs` writes
+//! them; without it they are compared.
 //!
 //! The same test writes man pages for a release, into a directory: oven.1, and a page for each verb.
 //! `OVEN_MAN_DIR=target/man cargo test --test pure docs`
@@ -225,8 +224,7 @@ fn in_quotes(text: &[char]) -> impl Iterator<Item = usize> {
 }
 
 /// The schema is never stricter than the parser: each sample is changed at random, and what the parser still accepts
-/// the
-/// schema has to accept.
+/// the schema has to accept.
 #[test]
 fn docs_schema_accepts_whatever_the_parser_accepts() {
     let (top, schema) = (tree(), Validator::new(&schemas::image_toml()));

@@ -17,8 +17,7 @@ const ONCE: [&str; 7] = [
 const LOOKS: [&str; 3] = ["DescribeImages", "DescribeVolumes", "DescribeSnapshots"];
 
 /// The snapshot is pending for longer than its volume takes to be detached, a call that hangs included: nobody waits
-/// for
-/// that, and what was not sent again by then need not be.
+/// for that, and what was not sent again by then need not be.
 fn pending(options: &mut ServerOptions) {
     options.delays.snapshot = Duration::from_secs(6);
 }

@@ -62,8 +62,7 @@ impl Ec2Fixture {
     pub fn new(mut options: ServerOptions) -> Self {
         let ring = ring::shared();
         // In memory, where there is a place for it: a region writes to the disk what must survive a crash, and this
-        // need
-        // not.
+        // need not.
         let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         let raw = dir.path().join("base.raw");
         std::fs::write(&raw, vec![7; 1 << 12]).unwrap();

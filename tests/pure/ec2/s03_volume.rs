@@ -141,8 +141,7 @@ async fn r3_6_failed_or_vanished() {
             let error = ended.result.unwrap_err();
             super::case::says(&error, &[text, "KMS", "kms:CreateGrant"], "3.6");
             // Three looks that do not show it, and a few while it is created; more the later a busy machine wakes it.
-            // At
-            // its deadline there are more than fifty.
+            // At its deadline there are more than fifty.
             assert!(fixture.count("DescribeVolumes") < 50, "{turn:?}: {:?}", fixture.calls());
             assert_eq!(ended.leftovers, []);
             fixture.holds_nothing("3.6");

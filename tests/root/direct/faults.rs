@@ -178,8 +178,7 @@ fn assert_recovers_from(world: &LocalWorld, what: &str, baked: bool) {
 }
 
 /// The thread with which the disk's server ends has nothing whose end may wait for the disk: no loop device, no mount.
-/// Any
-/// thread may be the last one of a process that is killed, and then it is the one that closes what is open.
+/// Any thread may be the last one of a process that is killed, and then it is the one that closes what is open.
 fn assert_stands_alone(pid: u32) {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(|task| task.unwrap().path());
     let is_it = |task: &PathBuf| fs::read_to_string(task.join("comm")).is_ok_and(|comm| comm == "disk\n");

@@ -1,6 +1,5 @@
 //! Discovery on devices that are no NVMe disks: refused, though the kernel's list, or one that was made up, says that
-//! they
-//! are the volume. What it finds on real ones is shown by vm-tests/discovery.
+//! they are the volume. What it finds on real ones is shown by vm-tests/discovery.
 
 use oven::cloud::aws::nvme;
 use oven::device::Device;

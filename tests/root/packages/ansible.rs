@@ -1,8 +1,7 @@
 //! A playbook with the real Ansible on a small Debian: installed for the bake from the mirror, and removed again. Needs
 //! root, mmdebstrap and a mirror of Debian. Python and Ansible are large, so most of it runs with `OVEN_TEST_FULL=1`
 //! alone; without it a package that stands for `ansible-core`, from a repository in the image, goes the same way
-//! through
-//! the real apt and dpkg.
+//! through the real apt and dpkg.
 
 use oven_distro::Plan;
 use oven_testing::PackageLab;

@@ -1,6 +1,5 @@
 //! A small archive of Debian packages: real packages, a real index with a real signature, served over HTTP by a thread
-//! of
-//! the test. What is not real is its size, and that each test says which answers go wrong.
+//! of the test. What is not real is its size, and that each test says which answers go wrong.
 
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;

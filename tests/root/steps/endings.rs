@@ -88,8 +88,7 @@ fn what_ends_a_moment_later_is_no_daemon() {
 }
 
 /// A step that says `up` and takes too long: how it ended, its output, and how long that took once its time was over.
-/// It
-/// gets more time if it was ended before it said so.
+/// It gets more time if it was ended before it said so.
 fn timed_out(spec: &StepSpec, millis: u64) -> (StepExit, Vec<String>, Duration) {
     let mut timeout = Duration::from_millis(millis);
     loop {

@@ -1,6 +1,5 @@
 //! Repositories, holds, debconf's answers, security upgrades and packages by URL, in a small Debian with the real apt
-//! and
-//! real transactions. The archive is a small one of the test's own. Needs root, mmdebstrap, dpkg-deb and gpg, and a
+//! and real transactions. The archive is a small one of the test's own. Needs root, mmdebstrap, dpkg-deb and gpg, and a
 //! mirror of Debian the first time.
 
 mod caches;
