@@ -48,8 +48,8 @@ pub fn holders_clause(devices: &[u64]) -> String {
     }
 }
 
-/// Describes a file on one of the devices, or the node of one, that a process has open. Nodes that oven itself has open
-/// are not reported.
+/// Describes an open file of a process that is on one of the devices, or is the node of one. Nodes that oven itself has
+/// open are not reported.
 fn open_file(process: u32, devices: &[u64]) -> Option<String> {
     let dir = format!("/proc/{process}");
     let is_own = process == std::process::id();

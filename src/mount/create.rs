@@ -53,7 +53,8 @@ impl std::error::Error for UnknownFileSystem {}
 /// need.
 pub fn create_mount(request: &MountRequest) -> Result<OwnedFd> {
     let doing = || format!("mounting /dev/{} as {}", request.name, request.kind);
-    // This call is made before the root directory changes, because the kernel may have to load a module for it.
+    // This call is made before the root directory changes, because the kernel may have to load a module for the file
+    // system.
     if let Err(Errno::NODEV) = fsopen(request.kind, FsOpenFlags::FSOPEN_CLOEXEC) {
         return Err(anyhow::Error::new(UnknownFileSystem).context(doing()));
     }
@@ -89,8 +90,8 @@ fn superblock(request: &MountRequest, messages: &mut String) -> rustix::io::Resu
         fsconfig_set_flag(&fs, "ro")?;
     }
     let made = match fsconfig_create_exclusive(&fs) {
-        // Linux before 6.6 does not support an exclusive superblock. On such a kernel, oven detects only when it closes
-        // the root that another process has also mounted the device.
+        // Linux before 6.6 does not support an exclusive superblock. On such a kernel, oven detects a mount by another
+        // process only when it proves that the disk is released.
         Err(Errno::OPNOTSUPP) => fsconfig_create(&fs),
         made => made,
     };

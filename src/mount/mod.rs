@@ -145,7 +145,8 @@ impl<'d> Root<'d> {
         let part = &self.disk.parts[index];
         if kernel_type(part).is_none() {
             let failure = Kind::Definition.failure(format!("oven cannot mount {}", part.describe()));
-            let hint = "oven mounts ext4, ext3, ext2, xfs and vfat. Bake on an image whose fstab lists only these types.";
+            let hint =
+                "oven mounts ext4, ext3, ext2, xfs and vfat. Bake on an image whose fstab lists only these.";
             return Err(failure.hint(hint).into());
         }
         report_state(part, &self.report);

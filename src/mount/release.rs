@@ -43,8 +43,8 @@ pub async fn close(
 }
 
 /// Opens the whole disk and each device that was mounted exclusively, and syncs them. An open fails if any namespace
-/// still has a mount of the device, or if a loop device or swap uses it. A successful `umount` does not prove this,
-/// because it shows nothing about other namespaces.
+/// still has a mount of the device, or if a loop device or swap uses it. A successful `umount` is not enough, because
+/// it shows nothing about other namespaces.
 async fn prove_released(disk: &DiskNodes, used: &[(String, u64)]) -> Result<()> {
     let mut devices = used.to_vec();
     let whole = (disk.name.clone(), disk.rdev);
