@@ -1,5 +1,5 @@
-//! Attached disks (strategy (a)): oven creates a volume from the base's snapshot, attaches it, and makes a snapshot of
-//! the volume.
+//! Attached disks (`disks = "attached"`). oven creates a volume from the base's snapshot, attaches it, and makes a
+//! snapshot of the volume.
 
 use super::{Disk, DiskSpec, DiskStrategy, with_owner_tags};
 use crate::cloud::{Base, Tags, VolumeSpec, Volumes};
@@ -126,8 +126,8 @@ impl<V: Volumes + 'static> Disk for AttachedDisk<V> {
             .await
             .with_context(|| format!("syncing {} ({volume})", path.display()))?;
         undo.owe(snapshots_debt(&volumes, &run));
-        // The device is closed before the snapshot is taken. Then nobody can write to the volume, so a local region
-        // need not copy it. On EC2, an open device would delay detaching.
+        // The device is closed before the snapshot is taken. Then nobody can write to the volume, so a local region can
+        // take the snapshot without copying the volume. On EC2, an open device would delay detaching.
         drop(device);
         let snapshot = volumes.snapshot(&volume, &run, &tags).await;
         let snapshot = snapshot.with_context(|| format!("taking a snapshot of {volume}"))?;

@@ -25,12 +25,12 @@ pub struct DiskSpec {
     /// Whether the snapshot is read back and compared with the uploaded blocks. This applies only to snapshots that
     /// oven uploads.
     pub verify: bool,
-    /// Whether the disk will be committed. If so, its snapshot may be started early.
+    /// Whether the disk will be committed. If true, the checkout can already start the snapshot.
     pub will_commit: bool,
 }
 
 impl DiskSpec {
-    /// Returns the size in GiB of a disk with this base. Fails if it is smaller than the base.
+    /// Returns the size in GiB of a disk with this base. Fails if this size is smaller than the base's size.
     pub fn size_gib_on(&self, base: &Base) -> Result<u64> {
         let size_gib = self.size_gib.unwrap_or(base.size_gib);
         if size_gib < base.size_gib {
@@ -75,8 +75,8 @@ pub trait DiskStrategy {
 pub trait Disk {
     fn device(&self) -> &Device;
 
-    /// Creates a snapshot of the disk, and returns when the snapshot is complete. Its clean-up action is registered
-    /// before it is created. If this process uploads the blocks, `on_progress` gets the number of bytes uploaded so
-    /// far.
+    /// Creates a snapshot of the disk, and returns when the snapshot is complete. The snapshot's clean-up action is
+    /// registered before the snapshot is created. If this process uploads the blocks, `on_progress` gets the number of
+    /// bytes uploaded so far.
     async fn commit(self: Box<Self>, undo: &Undo, on_progress: &dyn Fn(u64)) -> Result<SnapshotId>;
 }

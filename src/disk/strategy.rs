@@ -1,4 +1,4 @@
-//! Uses the selected strategy for new disks. Preserved disks and leftovers of a run are searched with both strategies.
+//! Uses the selected strategy for new disks. Looks for preserved disks and the leftovers of a run with both strategies.
 
 use super::direct::preserved_disk;
 use super::{Disk, DiskSpec, DiskStrategy};
@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
-/// Returns the runs with leftovers, in the cloud or on this machine, whose owner has ended. `state` is the state
-/// directory of this machine.
+/// Returns the runs whose process has ended and that have leftovers in the cloud or on this machine. `state` is the
+/// state directory of this machine.
 pub async fn stale_runs(
     cloud: &dyn Cloud,
     state: &Path,
@@ -69,7 +69,7 @@ impl DiskStrategy for SelectedDisks {
     }
 
     async fn forget(&self, run: &RunId) -> Result<()> {
-        // Both strategies remove their resources, even if one of them fails.
+        // If one strategy fails, the other one still removes its resources.
         let (attached, direct) = (self.attached.forget(run).await, self.direct.forget(run).await);
         attached.and(direct)
     }

@@ -8,8 +8,9 @@ use std::path::Path;
 /// The maximum number of holders that a message names.
 const MAX: usize = 8;
 
-/// Describes the users of these devices or of files on them: mounts of other namespaces, descriptors, working and root
-/// directories, and devices stacked on them. The list may be incomplete, because processes start and end meanwhile.
+/// Describes everything that uses these devices or files on them: mounts in other namespaces, processes with open
+/// files, processes whose working or root directory is on them, stacked devices, and swap. The list may be incomplete,
+/// because processes start and end while it is made.
 pub fn find_holders(devices: &[u64]) -> Vec<String> {
     let mut found = stacked(devices);
     let own = std::fs::read_link("/proc/thread-self/ns/mnt").ok();
@@ -37,7 +38,7 @@ pub fn find_holders(devices: &[u64]) -> Vec<String> {
     found
 }
 
-/// Returns the users as the end of a sentence: `: …`, or a note that no user was found.
+/// Returns the end of a sentence about a busy device. It names the users of the device, or says that none was found.
 pub fn holders_clause(devices: &[u64]) -> String {
     let found = find_holders(devices);
     if found.is_empty() {
@@ -47,8 +48,8 @@ pub fn holders_clause(devices: &[u64]) -> String {
     }
 }
 
-/// Describes a file that a process has open on one of the devices. A device node that oven itself has open is not
-/// reported.
+/// Describes an open file of a process that is on one of the devices, or is the node of one. Nodes that oven itself has
+/// open are not reported.
 fn open_file(process: u32, devices: &[u64]) -> Option<String> {
     let dir = format!("/proc/{process}");
     let is_own = process == std::process::id();
@@ -56,7 +57,7 @@ fn open_file(process: u32, devices: &[u64]) -> Option<String> {
     let mut places = ["cwd", "root", "exe"].map(str::to_owned).into_iter().chain(descriptors);
     places.find_map(|place| {
         let path = format!("{dir}/{place}");
-        // The file may be on a network share that does not respond, so the call must not ask the server.
+        // The file may be on a network share that does not respond, so the call must not query the server of the share.
         let flags = AtFlags::STATX_DONT_SYNC;
         let stat = rustix::fs::statx(CWD, &*path, flags, rustix::fs::StatxFlags::TYPE).ok()?;
         let is_on_device = devices.contains(&rustix::fs::makedev(stat.stx_dev_major, stat.stx_dev_minor));
@@ -68,7 +69,7 @@ fn open_file(process: u32, devices: &[u64]) -> Option<String> {
     })
 }
 
-/// Describes the device-mapper and MD devices that use these devices, and swap on them.
+/// Describes the device-mapper and MD devices that use these devices. Also reports each device that is used as swap.
 fn stacked(devices: &[u64]) -> Vec<String> {
     let mut found = Vec::new();
     for &rdev in devices {

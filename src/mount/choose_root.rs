@@ -1,4 +1,5 @@
-//! Chooses the partition that is "/". The content of the disk decides; oven never guesses.
+//! Chooses the partition with the root file system. Only the content of the disk decides. If several partitions are
+//! possible, oven fails instead of guessing.
 
 use super::partitions::DiskPart;
 use crate::error::Kind;
@@ -58,9 +59,9 @@ fn may_hold_unsupported_root(part: &DiskPart) -> bool {
     )
 }
 
-/// Chooses by the partition table and the superblocks, if they suffice.
+/// Chooses by the partition table and the superblocks. If these do not suffice, returns the candidates.
 ///
-/// Errors: no partition can be the root, or the root is one that oven cannot mount.
+/// Fails if no partition can be the root, or if oven cannot mount the root.
 pub fn choose_by_table(parts: &[DiskPart]) -> Result<RootChoice> {
     let root_type = root_type(Architecture::HOST);
     let has_root_type = |part: &DiskPart| {
@@ -86,7 +87,7 @@ pub fn choose_by_table(parts: &[DiskPart]) -> Result<RootChoice> {
     }
 }
 
-/// Chooses by the content of the candidates. Errors: none of the candidates is the root, or several may be.
+/// Chooses by the content of the candidates. Fails if none of the candidates can be the root, or if several can.
 pub fn choose_by_content(parts: &[DiskPart], contents: &[(usize, CandidateContent)]) -> Result<usize> {
     let root_of = |content: &CandidateContent| -> Option<usize> {
         let mut named = (0..parts.len())
@@ -116,7 +117,7 @@ pub fn choose_by_content(parts: &[DiskPart], contents: &[(usize, CandidateConten
             return Err(unsupported_root(parts, &unsupported));
         }
         return Err(no_single_root(
-            "no file system of the disk can be its root: each has neither an fstab nor an os-release, or its fstab names another root",
+            "no file system of the disk can be its root: each of them has neither an fstab nor an os-release, or has an fstab that names another root",
             parts,
         ));
     }
@@ -137,8 +138,9 @@ fn describe_all(parts: &[DiskPart]) -> String {
 }
 
 fn no_single_root(why: &str, parts: &[DiskPart]) -> anyhow::Error {
-    let failure = Kind::Definition.failure(format!("{why}. These were found: {}", describe_all(parts)));
-    let hint = "Bake on an image with one root partition, or give that partition the GPT type `Linux root`.";
+    let failure = Kind::Definition.failure(format!("{why}. The disk has: {}", describe_all(parts)));
+    let hint =
+        "Bake on an image with one root partition, or give the root partition the GPT type `Linux root`.";
     failure.hint(hint).into()
 }
 

@@ -32,11 +32,11 @@ pub struct MountRequest {
     pub rdev: u64,
     /// The type of the file system. The kernel never guesses it.
     pub kind: &'static str,
-    /// Mounts read-only and does not replay the journal.
+    /// If true, the mount is read-only, and the journal is not replayed.
     pub read_only: bool,
 }
 
-/// The error if this kernel lacks the file system.
+/// The error if this kernel does not support the file system.
 #[derive(Debug)]
 pub struct UnknownFileSystem;
 impl std::fmt::Display for UnknownFileSystem {
@@ -46,19 +46,21 @@ impl std::fmt::Display for UnknownFileSystem {
 }
 impl std::error::Error for UnknownFileSystem {}
 
-/// Creates a mount that is not attached anywhere, and verifies that it is of the right device. The mount disappears
-/// when its descriptor is closed. Call this on a separate thread, because it makes the tmpfs the root directory of the
-/// thread. With this root directory, the source in mount tables is `/dev/NAME`, which `grub-probe` and `df` need, and
-/// this path can only lead to oven's own node.
+/// Creates a mount that is not attached anywhere, and verifies that it shows the right device. If the mount is never
+/// attached, it disappears when its descriptor is closed. Call this on a separate thread, because it makes the tmpfs
+/// the root directory of the thread. Below this root directory, the path of oven's own device node is `/dev/NAME`, and
+/// it cannot lead to another node. Mount tables show this path as the source of the mount, which `grub-probe` and `df`
+/// need.
 pub fn create_mount(request: &MountRequest) -> Result<OwnedFd> {
     let doing = || format!("mounting /dev/{} as {}", request.name, request.kind);
-    // This is done before the root directory changes, because the kernel may have to load a module.
+    // This call is made before the root directory changes, because the kernel may have to load a module for the file
+    // system.
     if let Err(Errno::NODEV) = fsopen(request.kind, FsOpenFlags::FSOPEN_CLOEXEC) {
         return Err(anyhow::Error::new(UnknownFileSystem).context(doing()));
     }
     enter(&request.tmpfs).context("entering the private tmpfs")?;
-    // A child that is being started has copies of our descriptors for a moment, even of those that were just closed. So
-    // the device may be busy for a moment.
+    // A child that is being started has copies of oven's descriptors for a moment, even of those that were just closed.
+    // So the device may be busy for a moment.
     let mut messages = String::new();
     let fs = retry_while_busy(|| superblock(request, &mut messages));
     let fs = fs.map_err(|error| refusal_error(error, &messages, request)).with_context(doing)?;
@@ -76,7 +78,7 @@ pub fn create_mount(request: &MountRequest) -> Result<OwnedFd> {
     Ok(mount)
 }
 
-/// Creates the kernel's superblock for the file system, without a mount. If it fails, `messages` gets the kernel's
+/// Creates the kernel's superblock for the file system, without a mount. On failure, `messages` gets the kernel's
 /// messages.
 fn superblock(request: &MountRequest, messages: &mut String) -> rustix::io::Result<OwnedFd> {
     let fs = fsopen(request.kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
@@ -88,15 +90,15 @@ fn superblock(request: &MountRequest, messages: &mut String) -> rustix::io::Resu
         fsconfig_set_flag(&fs, "ro")?;
     }
     let made = match fsconfig_create_exclusive(&fs) {
-        // Linux before 6.6 does not support this. Without it, only the proof of release shows whether another process
-        // has mounted the device, too.
+        // Linux before 6.6 does not support an exclusive superblock. On such a kernel, oven detects a mount by another
+        // process only when it proves that the disk is released.
         Err(Errno::OPNOTSUPP) => fsconfig_create(&fs),
         made => made,
     };
     if made.is_err() {
         let mut message = [0; 512];
         messages.clear();
-        // A read from the descriptor returns a message of the kernel.
+        // Each read from the descriptor returns one message of the kernel.
         while let Ok(length @ 1..) = rustix::io::read(&fs, &mut message[..]) {
             *messages += &format!("; {}", String::from_utf8_lossy(&message[..length]).trim());
         }
@@ -107,14 +109,14 @@ fn superblock(request: &MountRequest, messages: &mut String) -> rustix::io::Resu
 fn options(request: &MountRequest) -> &'static [(&'static str, &'static str)] {
     match (request.kind, request.read_only) {
         // xfs refuses to mount two file systems with the same UUID. A copy of a disk has the UUID of the original,
-        // which may be mounted, too.
+        // which may be mounted at the same time. So the check of the UUID is disabled.
         ("xfs", false) => &[("nouuid", "")],
         ("xfs", true) => &[("nouuid", ""), ("norecovery", "")],
         ("ext4" | "ext3" | "ext2", true) => &[("noload", "")],
-        // Damage ends the bake, because later writes cannot be trusted. The device's cache is not flushed at each
-        // fsync: if this machine stops, the disk is discarded anyway, and the proof of release flushes the cache. Inode
-        // tables are not zeroed in the background, because that would run concurrently with the discard of free space.
-        // An instance of the image zeroes them later.
+        // The file system becomes read-only if it is damaged, because later writes could not be trusted. The device's
+        // cache is not flushed at each fsync, because the disk is discarded if this machine stops. The cache is flushed
+        // when the root is closed. Inode tables are not zeroed in the background, because that would run concurrently
+        // with the discard of free space. An instance of the image zeroes them later.
         ("ext4" | "ext3" | "ext2", false) => {
             &[("errors", "remount-ro"), ("nobarrier", ""), ("noinit_itable", "")]
         }
@@ -210,7 +212,7 @@ fn pause(ms: u64) {
     std::thread::sleep(Duration::from_millis(ms));
 }
 
-/// The flags to open a directory for ioctls to its file system.
+/// The flags with which a directory is opened for ioctls on its file system.
 pub const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 #[cfg(test)]

@@ -24,14 +24,14 @@ use std::os::unix::fs::FileExt;
 use std::process::Stdio;
 use std::time::Duration;
 
-/// If less unused space than this follows the file system, the file system is not extended. Alignment leaves some
-/// unused space at the end of every disk.
+/// If less unused space than this follows the file system, the file system is not extended, because alignment leaves
+/// some unused space at the end of every disk.
 const SLACK: u64 = 1 << 20;
 /// The number of attempts to lock the disk. udev holds the lock only for moments. If it is held for longer, another
 /// program is changing the disk.
 const LOCK_TRIES: u32 = 100;
 
-/// How often e2fsck is retried while the device is busy. The pauses take as long in total as oven waits for any busy
+/// How often e2fsck is retried while the device is busy. In total, the pauses take about 2 s, as for every other busy
 /// device.
 const CHECK_TRIES: u32 = 20;
 
@@ -49,7 +49,8 @@ async fn lock(device: &Device) -> Result<FileLock<&OwnedFd>> {
 }
 
 /// Extends the root partition to the end of the disk, in the table and in the kernel, if the disk is larger than the
-/// table says. Returns whether the root's device may be larger than before. Returns true if there is no table.
+/// table says. Returns true if the partition was extended, or if there is no table. In both cases, the file system may
+/// be smaller than its device.
 pub async fn grow_partition(device: &Device, nodes: &mut DiskNodes, root: usize) -> Result<bool> {
     let Some(old) = nodes.parts[root].partition.clone() else { return Ok(true) };
     let number = old.number;
@@ -62,7 +63,7 @@ pub async fn grow_partition(device: &Device, nodes: &mut DiskNodes, root: usize)
         TableScheme::None => return Ok(true),
     };
     let growth = growth.map_err(|why| {
-        let failure = Kind::Definition.failure(format!("the disk is larger than its base's, but {why}"));
+        let failure = Kind::Definition.failure(format!("the disk is larger than the base's disk, but {why}"));
         failure.hint("Leave `size_gib` out, or bake on an image whose root partition is the last one.")
     })?;
     let Some(growth) = growth else { return Ok(false) };
@@ -82,7 +83,7 @@ pub async fn grow_partition(device: &Device, nodes: &mut DiskNodes, root: usize)
     let real = block_ioctls::device_size(part.node.as_fd()).with_context(doing)?;
     if real != growth.size {
         let what = format!(
-            "the kernel reports a size of {real} bytes, but the partition table has {} bytes",
+            "the kernel reports a size of {real} bytes, but the partition has {} bytes in the partition table",
             growth.size
         );
         return Err(Kind::Machine.error(what)).with_context(doing);
@@ -116,8 +117,8 @@ pub async fn grow_file_system(mount: &OwnedFd, part: &DiskPart) -> Result<Option
             _ => block_ioctls::ext4_resize(dir.as_fd(), blocks)?,
         }
         let after = total(&dir)?;
-        // Inode tables use a part of the new space: 1.6 % by default, more if the file system was created with many
-        // inodes.
+        // Inode tables use a part of the new space: 1.6 % by default, and more if the file system was created with many
+        // inodes. So an error is reported only if less than half of the space was added.
         if after.saturating_sub(before) < expected / 2 {
             let sizes = (human_size(before), human_size(after));
             return Err(Kind::Machine.error(format!("it grew only from {} to {}", sizes.0, sizes.1)));
@@ -134,8 +135,8 @@ fn growable(part: &DiskPart) -> Option<&FileSystem> {
 }
 
 /// Extends an ext4 file system with e2fsprogs before it is mounted. This is done only if this process lacks
-/// CAP_SYS_RESOURCE, as in containers and on hardened machines, because the kernel then refuses to extend a mounted
-/// ext4. Returns the sizes before and after, or `None` if nothing was done.
+/// CAP_SYS_RESOURCE, as in containers and on hardened machines, because without this capability the kernel refuses to
+/// extend a mounted ext4. Returns the sizes before and after, or `None` if nothing was done.
 pub async fn grow_unmounted(part: &mut DiskPart) -> Result<Option<(u64, u64)>> {
     let Some(fs) = growable(part).filter(|fs| fs.kind == FileSystemType::Ext4) else { return Ok(None) };
     let effective =
@@ -144,9 +145,9 @@ pub async fn grow_unmounted(part: &mut DiskPart) -> Result<Option<(u64, u64)>> {
         return Ok(None);
     }
     let (before, doing) = (fs.size(), format!("growing the ext4 on {}", part.name));
-    // The path leads to the descriptor of the verified device, which the tools inherit.
+    // The tools inherit the descriptor of the verified device. This path leads to that descriptor.
     let path = format!("/proc/self/fd/{}", part.node.as_raw_fd());
-    // resize2fs accepts only a file system that was checked. With exit code 1, e2fsck reports that it repaired a small
+    // resize2fs accepts only a file system that was checked. Exit code 1 of e2fsck means that it repaired a small
     // error. A child that is being started may have a copy of a descriptor that was just closed, so the device may be
     // busy for a moment.
     let arguments = ["-f", "-p", &path];
@@ -219,11 +220,11 @@ async fn run_tool(name: &str, arguments: &[&str], device: &OwnedFd, good: &[i32]
 mod tests {
     use super::*;
 
-    /// Does what an image could do if it took control of the tool.
+    /// Runs commands that an image could run if it took control of the tool.
     #[tokio::test]
     async fn a_tool_can_write_only_to_the_device() {
         if !rustix::process::geteuid().is_root() {
-            return; // tools are root's
+            return; // only root can isolate a tool
         }
         let dir = tempfile::tempdir().unwrap();
         let device = dir.path().join("device");

@@ -50,7 +50,7 @@ pub struct MountOptions {
 /// disk.commit(undo, &|_| ()).await?;
 /// # Ok(()) }
 /// ```
-/// In the other order it does not compile (E0505):
+/// If the disk is committed first, this does not compile (E0505):
 /// ```compile_fail
 /// # use oven::{disk::Disk, report::Report, mount::{MountOptions, Root}, undo::Undo};
 /// # async fn bake(disk: Box<dyn Disk>, options: &MountOptions, report: &Report, undo: &Undo) -> anyhow::Result<()> {
@@ -72,8 +72,9 @@ pub struct Root<'d> {
 }
 
 impl<'d> Root<'d> {
-    /// Finds the root partition, extends it if requested, mounts it, and mounts the other file systems of this disk
-    /// that its fstab lists. `scratch` is an existing directory of this run. The mount point is created in it.
+    /// Finds the root partition, extends it if requested, and mounts it. Then mounts the other file systems of this
+    /// disk that the image's fstab lists. `scratch` is an existing directory of this run. The mount point is created in
+    /// it.
     ///
     /// Errors: `Definition` if the disk has no root that oven can identify and mount; `Machine` if this machine lacks a
     /// feature, or if another process uses the disk.
@@ -145,20 +146,25 @@ impl<'d> Root<'d> {
         if kernel_type(part).is_none() {
             let failure = Kind::Definition.failure(format!("oven cannot mount {}", part.describe()));
             let hint =
-                "oven mounts ext4, ext3, ext2, xfs and vfat. Bake on an image whose fstab lists no others.";
+                "oven mounts ext4, ext3, ext2, xfs and vfat. Bake on an image whose fstab lists only these.";
             return Err(failure.hint(hint).into());
         }
         report_state(part, &self.report);
         if let Some(mount) = self.mounts.clone_mount(part.rdev) {
             let point = self.mount_point(target)?;
-            return self.mounts.attach(mount.context("mounting it twice")?, &point, target, None);
+            return self.mounts.attach(
+                mount.context("mounting a partition a second time")?,
+                &point,
+                target,
+                None,
+            );
         }
         let mount = match create_mount(&self.disk, part, false).await {
             Err(error) if error.is::<UnknownFileSystem>() => {
                 let kind = choose_root::file_system_type(part).map_or("", FileSystemType::name);
                 self.report.note(format!(
                     "this kernel has no driver for {kind}, so {target} is not mounted. The bake fails if a step \
-                     changes it"
+                     changes {target}"
                 ));
                 self.unmountable.push(UnsupportedMount::new(&self.inside, target, kind)?);
                 self.unmountable_targets.push(target.into());
@@ -191,13 +197,13 @@ impl<'d> Root<'d> {
         Ok(point)
     }
 
-    /// Returns the mount point, a path in this process's private mount namespace. Only the step helper may use this
-    /// path.
+    /// Returns the mount point, a path in this process's private mount namespace. Only the helper process that sets up
+    /// a step may use this path.
     pub fn path(&self) -> &Path {
         self.mounts.path()
     }
 
-    /// Returns safe access to the image's files.
+    /// Returns access to the image's files. Paths are resolved inside the image.
     pub fn tree(&self) -> &ImageTree {
         &self.inside
     }
@@ -223,8 +229,8 @@ impl<'d> Root<'d> {
         &self.unmountable_targets
     }
 
-    /// Unmounts everything. Then proves that the disk is released: opens, with `O_EXCL`, the whole disk and each
-    /// partition that was mounted, and syncs them. Fails if a file system was damaged, or if a step wrote to the mount
+    /// Unmounts everything. Then proves that the disk is released, by opening the whole disk and each mounted partition
+    /// exclusively (`O_EXCL`), and syncs them. Fails if a file system was damaged, or if a step wrote to the mount
     /// point of a file system that could not be mounted.
     pub async fn close(self) -> Result<()> {
         let Self { inside, mounts, disk, unmountable, report, device, .. } = self;
@@ -234,7 +240,7 @@ impl<'d> Root<'d> {
     }
 }
 
-/// Chooses the partition that is "/".
+/// Chooses the partition with the root file system.
 async fn choose(disk: &DiskNodes) -> Result<usize> {
     let candidates = match choose_root::choose_by_table(&disk.parts).context("finding the root partition")? {
         choose_root::RootChoice::Chosen(one) => return Ok(one),
@@ -261,7 +267,7 @@ fn kernel_type(part: &DiskPart) -> Option<&'static str> {
     }
 }
 
-/// Creates the mount of a partition. It is not attached anywhere yet.
+/// Creates the mount of a partition. The mount is not attached anywhere yet.
 async fn create_mount(disk: &DiskNodes, part: &DiskPart, read_only: bool) -> Result<OwnedFd> {
     let kind = kernel_type(part).with_context(|| format!("oven cannot mount {}", part.describe()))?;
     let tmpfs = disk.tmpfs.try_clone().context("duplicating a descriptor")?;

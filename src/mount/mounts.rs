@@ -1,4 +1,4 @@
-//! The mounts of a root. At the end, they are checked, synced and unmounted.
+//! The mounts of a root. At the end of a bake, they are checked, synced and unmounted.
 
 use super::create;
 use super::create::DIR;
@@ -24,28 +24,29 @@ use std::path::{Path, PathBuf};
 /// `ST_RDONLY` of statfs(2).
 const READ_ONLY: u64 = 1;
 
-/// The maximum number of mounts. No image has this many, but each recursive bind may double their number.
+/// The maximum number of mounts. No image needs this many, but each recursive bind in an fstab can double the number of
+/// mounts.
 const MOUNTS_MAX: usize = 256;
 
-/// A mount.
+/// One mount of a root.
 pub struct ImageMount {
     id: u64,
     /// A descriptor of the mount. It is closed before the unmount, because it would keep the mount busy.
     fd: Option<OwnedFd>,
     /// The directory in the image on which it is mounted.
     target: String,
-    /// The device; `None` for a bind mount.
+    /// The name and number of the device. It is `None` for a bind mount, and for a second mount of a device.
     pub(crate) device: Option<(String, u64)>,
-    /// For ext file systems: the number of recorded errors when it was mounted.
+    /// The number of errors that an ext file system had recorded when it was mounted.
     errors: Option<u64>,
 }
 
-/// All mounts below one mount point, oldest first. Dropping them unmounts everything, newest first.
+/// All mounts at and below one mount point, oldest first. Dropping them unmounts everything, newest first.
 pub struct ImageMounts {
     pub(crate) list: Vec<ImageMount>,
     point: PathBuf,
     report: Report,
-    /// Whether a mount was still busy after the longest wait. Then later unmounts do not wait.
+    /// Whether a mount was still busy after the longest wait. If true, later unmounts do not wait.
     stuck: bool,
 }
 
@@ -84,8 +85,8 @@ impl ImageMounts {
         });
         let errors = part.filter(|_| is_ext).and_then(|part| errors_of(&part.name));
         self.list.push(ImageMount { id, fd: Some(mount), target: target.to_owned(), device, errors });
-        // A recursive bind adds mounts below this one, which keep it busy. So these mounts are recorded and unmounted,
-        // too.
+        // A recursive bind also creates mounts below this mount, and they keep it busy. So they are recorded, and
+        // unmounted before it.
         let table = table::of_this_thread()?;
         for line in below(&table, id) {
             let target = format!("{target} ({})", line.path.display());
@@ -119,8 +120,8 @@ impl ImageMounts {
             let trimming = disk.trimming.clone();
             let trimmed = tasks::run_to_end(move || {
                 rustix::fs::syncfs(&dir).with_context(|| format!("syncing the file system of {target}"))?;
-                // All ranges that were zeroed before are synced, and no step is running. So a range that is zeroed from
-                // now on is free space.
+                // All earlier writes are synced, and no step is running. So every range that is zeroed from now on is
+                // free space.
                 let trim = trimming.map(Trim::begin).transpose();
                 let _trim = trim.context("preparing to discard free space")?;
                 Ok::<_, anyhow::Error>(block_ioctls::trim(dir.as_fd()))
@@ -158,7 +159,8 @@ impl ImageMounts {
 
 impl Drop for ImageMounts {
     fn drop(&mut self) {
-        // All descriptors are closed first, because each descriptor keeps its mount and the mounts above it busy.
+        // All descriptors are closed first, because a descriptor keeps its mount busy, and a mounted child keeps its
+        // parent busy.
         self.list.iter_mut().for_each(|mounted| mounted.fd = None);
         while let Some(last) = self.list.pop() {
             if let Err(error) = create::unmount(last.id, !self.stuck) {
@@ -221,7 +223,7 @@ fn errors_of(name: &str) -> Option<u64> {
     text.trim().parse().ok()
 }
 
-/// If the error says that the mount is busy, adds the users of the mount.
+/// If the error says that the mount is busy, adds the names of the mount's users.
 fn add_users_if_busy(error: anyhow::Error, target: &str, mounted: &ImageMount) -> anyhow::Error {
     if !error.chain().any(|cause| cause.downcast_ref::<Errno>() == Some(&Errno::BUSY)) {
         return error;

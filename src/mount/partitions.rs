@@ -2,8 +2,8 @@
 //!
 //! oven reads the partition table itself, because not every kernel does. It uses BLKPG
 //! ([`crate::sys::block_ioctls::update_partition`]) to add partitions that the kernel lacks, and takes device numbers
-//! from sysfs. It does not use udev, which may be absent or late, or whose links may lead to another disk. The nodes
-//! are in a tmpfs that is not attached anywhere and disappears when its last descriptor is closed.
+//! from sysfs. It does not use udev, because udev may be absent or late, and its links may lead to another disk. The
+//! nodes are in a tmpfs that is not attached anywhere and disappears when its last descriptor is closed.
 
 use crate::device::Device;
 use crate::device::link_name;
@@ -25,7 +25,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
-/// A block device that is read as bytes. The descriptor is borrowed from the owner of the disk.
+/// Reads a block device as a sequence of bytes. The descriptor is borrowed from the owner of the disk.
 pub struct DeviceBytes<'a> {
     pub fd: BorrowedFd<'a>,
     pub size: u64,
@@ -56,7 +56,7 @@ impl ReadAt for DeviceBytes<'_> {
     }
 }
 
-/// A partition with its content and its device, or the whole disk if there is no table.
+/// A partition, with its file system and its device. If there is no partition table, this is the whole disk.
 #[derive(Debug)]
 pub struct DiskPart {
     /// `None` means the whole disk.
@@ -105,7 +105,7 @@ impl DiskPart {
 pub struct DiskNodes {
     /// A tmpfs that is not attached anywhere, with `dev/NAME` for the disk and each partition.
     pub tmpfs: OwnedFd,
-    /// The whole disk's kernel name.
+    /// The kernel's name of the whole disk.
     pub name: String,
     pub rdev: u64,
     /// The size in bytes.
@@ -115,7 +115,7 @@ pub struct DiskNodes {
     pub parts: Vec<DiskPart>,
 }
 
-/// Reads the table, and creates a node for every partition in it.
+/// Reads the partition table, and creates a node for the disk and for each partition.
 pub fn open_disk(device: &Device) -> Result<DiskNodes> {
     let disk = || format!("examining the disk {}", device.path.display());
     let stat = rustix::fs::fstat(&device.node).with_context(disk)?;
@@ -229,7 +229,7 @@ fn sysfs_dir(rdev: u64) -> PathBuf {
 pub fn name_of(rdev: u64) -> Result<String> {
     let path = sysfs_dir(rdev);
     let link = std::fs::read_link(&path).with_context(|| format!("reading {} in sysfs", path.display()))?;
-    // A name in sysfs cannot contain a slash, so sysfs replaces it with `!`.
+    // A file name in sysfs cannot contain a slash, so sysfs writes `!` instead of each slash in a device's name.
     Ok(link.file_name().unwrap_or_default().to_string_lossy().replace('!', "/"))
 }
 
@@ -249,7 +249,7 @@ fn node(tmpfs: &OwnedFd, name: &str, rdev: u64) -> Result<OwnedFd> {
     open_node(tmpfs, name, OFlags::RDONLY)
 }
 
-/// Opens one of the nodes, by the kernel's name.
+/// Opens the node of the device with this kernel name.
 pub fn open_node(tmpfs: &OwnedFd, name: &str, flags: OFlags) -> Result<OwnedFd> {
     let node = rustix::fs::openat(tmpfs, format!("dev/{name}"), flags | OFlags::CLOEXEC, Mode::empty());
     node.with_context(|| format!("opening {name}"))

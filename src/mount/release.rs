@@ -17,8 +17,8 @@ use rustix::io::Errno;
 use std::fs::File;
 use std::os::fd::AsFd;
 
-/// Closes a root. Some file systems of the image may not be mountable on this machine. `empty_mount_points` is an error
-/// if a step wrote to the mount point of such a file system.
+/// Closes a root. `empty_mount_points` is an error if this machine cannot mount a file system of the image, and a step
+/// wrote to its mount point.
 pub async fn close(
     mut mounts: ImageMounts,
     disk: &DiskNodes,
@@ -27,7 +27,7 @@ pub async fn close(
     empty_mount_points: Result<()>,
 ) -> Result<()> {
     let path = device.path.display();
-    empty_mount_points.context("checking the directories whose file systems were not mounted")?;
+    empty_mount_points.context("checking the mount points of file systems that were not mounted")?;
     mounts.check_and_sync(device).await?;
     let used: Vec<_> = mounts.list.iter().filter_map(|m| m.device.clone()).collect();
     mounts.unmount().await.with_context(|| format!("releasing {path}"))?;
@@ -42,9 +42,9 @@ pub async fn close(
     Ok(())
 }
 
-/// Opens each device that was mounted, and the whole disk, exclusively, and syncs it. The open fails if any namespace
-/// still has a mount of the device, or if a loop device or swap uses it. A successful `umount` shows nothing about
-/// other namespaces.
+/// Opens the whole disk and each device that was mounted exclusively, and syncs them. An open fails if any namespace
+/// still has a mount of the device, or if a loop device or swap uses it. A successful `umount` is not enough, because
+/// it shows nothing about other namespaces.
 async fn prove_released(disk: &DiskNodes, used: &[(String, u64)]) -> Result<()> {
     let mut devices = used.to_vec();
     let whole = (disk.name.clone(), disk.rdev);

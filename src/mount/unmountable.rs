@@ -1,5 +1,5 @@
-//! A directory of the image whose file system this kernel cannot mount. At boot, the file system would hide all files
-//! that a step wrote to the directory, so nothing in the directory may change.
+//! The mount point of a file system that this kernel cannot mount. At boot, the file system hides everything that a
+//! step wrote to this directory. So no step may change anything in the directory.
 
 use crate::error::Kind;
 use crate::image::tree::ImageTree;
@@ -15,7 +15,7 @@ const NAMES_MAX: usize = 5;
 /// and the time of a directory are 0.
 type State = (u32, u32, u32, i64, i64, i64);
 
-/// The directory, and its content before the steps.
+/// The directory, and the state of its files before the first step.
 #[derive(Debug)]
 pub struct UnsupportedMount {
     /// The mount point, as fstab spells it.
@@ -56,8 +56,8 @@ fn read_states(inside: &ImageTree, target: &str) -> Result<BTreeMap<String, Stat
     let walked = inside.walk(target, &mut |path, stat| {
         let mut state =
             (stat.st_mode, stat.st_uid, stat.st_gid, stat.st_size, stat.st_mtime, stat.st_mtime_nsec as i64);
-        // A directory's size and time change even if a file is created and removed again, which does not count as a
-        // change.
+        // A file that a step creates and removes again does not count as a change. But it changes the size and time of
+        // its directory, so these are ignored.
         if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
             (state.3, state.4, state.5) = (0, 0, 0);
         }

@@ -77,11 +77,11 @@ pub fn update_partition(
     let data = PartitionData { start: signed(start)?, length: signed(length)?, number, names: [0; 128] };
     let length = std::mem::size_of::<PartitionData>() as i32;
     let argument = PartitionRequest { op: change as i32, flags: 0, length, data: &raw const data };
-    // SAFETY: BLKPG reads both structs, which outlive the call and have the layout of the kernel's.
+    // SAFETY: BLKPG reads both structs, which outlive the call and have the layout that the kernel expects.
     errno(unsafe { raw::update_partition(disk.as_raw_fd(), &raw const argument) })
 }
 
-/// Discards the free space of the file system of this open directory. Returns the number of discarded bytes.
+/// Discards the free space of the file system that contains this open directory. Returns the number of discarded bytes.
 #[allow(unsafe_code)]
 pub fn trim(dir: BorrowedFd<'_>) -> Result<u64, Errno> {
     let mut range = TrimRange { start: 0, length: u64::MAX, minimum: 0 };

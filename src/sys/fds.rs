@@ -9,7 +9,7 @@ use std::path::Path;
 /// Closes all descriptors from `first` on.
 #[allow(unsafe_code)]
 pub(crate) fn close_from(first: i32) -> Result<()> {
-    // SAFETY: in this process nothing owns a descriptor from `first` on.
+    // SAFETY: nothing that uses this thread's descriptors owns a descriptor from `first` on.
     let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
     if result < 0 {
         return Err(std::io::Error::last_os_error()).context("closing inherited descriptors");
@@ -17,8 +17,9 @@ pub(crate) fn close_from(first: i32) -> Result<()> {
     Ok(())
 }
 
-/// Opens an object of this machine. If `within` is given (a canonical path), the object must be in this directory. The
-/// opened object is checked and not the path, so nobody can exchange it afterwards.
+/// Opens a file or directory of this machine. `within` is the canonical path of a directory. If it is given, the opened
+/// file must be in that directory. The check is made on the open file and not on the path, so nobody can exchange the
+/// file after the check.
 pub(crate) fn open_within(path: &Path, within: Option<&Path>, flags: OFlags) -> Result<OwnedFd> {
     let opening = || format!("opening {}", path.display());
     let fd = rustix::fs::openat(CWD, path, flags | OFlags::CLOEXEC, Mode::empty());
@@ -29,7 +30,7 @@ pub(crate) fn open_within(path: &Path, within: Option<&Path>, flags: OFlags) -> 
         let (path, real, within) = (path.display(), real.display(), within.display());
         return Err(Kind::Definition
             .failure(format!("{path} resolves to {real}, which is outside the project {within}"))
-            .hint("It was inside the project when the definition was read. Do not change it during the bake.")
+            .hint("The path led into the project when the definition was read. Do not change it during the bake.")
             .into());
     }
     Ok(fd)

@@ -1,10 +1,10 @@
-//! Restricts a process with Landlock. There are two uses. A step with network access must not reach this machine's
-//! abstract sockets. They belong to the network namespace, so mounts cannot hide them. And a program of this machine
-//! that oven runs must write only to one file.
+//! Restricts a process with Landlock. There are two uses. It hides this machine's abstract sockets from a step with
+//! network access. Mounts cannot hide these sockets, because the sockets belong to the network namespace. The other use
+//! is that a program that oven runs on this machine can write only to one file.
 
 use rustix::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-/// The kernel's `struct landlock_ruleset_attr`, since the version that has scopes.
+/// The kernel's `struct landlock_ruleset_attr`, as it is in versions of Landlock that have scopes.
 #[repr(C)]
 struct Ruleset {
     files: u64,
@@ -22,7 +22,7 @@ const VERSION: libc::c_long = 1;
 /// `LANDLOCK_RULE_PATH_BENEATH`.
 const BENEATH: libc::c_long = 1;
 const WRITE_FILE: u64 = 1 << 1;
-/// The rights to remove and create objects of all types.
+/// The rights to remove and create files of all types.
 const CHANGE: u64 = 0b1_1111_1111 << 4;
 /// The right to truncate, since version 3.
 const TRUNCATE: u64 = 1 << 14;
@@ -34,7 +34,7 @@ struct Beneath {
     parent: i32,
 }
 
-/// Returns the kernel's version of Landlock. It is below 1 if the kernel has none.
+/// Returns the kernel's version of Landlock. The result is below 1 if the kernel does not support Landlock.
 #[allow(unsafe_code)]
 pub fn version() -> libc::c_long {
     // SAFETY: with this flag, the call reads and writes no memory.
@@ -50,7 +50,7 @@ pub fn restrict_writes_to(file: BorrowedFd<'_>) {
     unsafe {
         let files = WRITE_FILE | CHANGE | if version() >= 3 { TRUNCATE } else { 0 };
         let ruleset = Ruleset { files, network: 0, scoped: 0 };
-        // The first version of the structure has only the first field.
+        // The first version of Landlock knows only the first field, so only the size of this field is passed.
         let fd = libc::syscall(CREATE_RULESET, &raw const ruleset, size_of::<u64>(), 0);
         let Ok(fd @ 0..) = i32::try_from(fd) else { return };
         let fd = OwnedFd::from_raw_fd(fd);
@@ -61,8 +61,8 @@ pub fn restrict_writes_to(file: BorrowedFd<'_>) {
 }
 
 /// Hides abstract sockets from this process and its children, permanently. Needs no_new_privs. Has no effect on kernels
-/// before 6.12 or without Landlock. There, a step with network access can reach these sockets, as it can reach this
-/// machine's ports.
+/// before 6.12 or without Landlock. On such a kernel, a step with network access can reach these sockets. (It can
+/// always reach this machine's ports.)
 #[allow(unsafe_code)]
 pub fn hide_abstract_sockets() {
     let ruleset = Ruleset { files: 0, network: 0, scoped: ABSTRACT_UNIX_SOCKET };

@@ -1,8 +1,8 @@
-//! Locks: on open files (flock(2)), and on values of this process.
+//! Locks on open files (flock(2)), and on values in this process.
 //!
-//! A lock on a file belongs to the open file. It ends when the last descriptor of the open file is closed, or when one
-//! of them unlocks it. A child that is being started has copies of all descriptors for a moment. So closing the file is
-//! not enough to unlock it: a [`FileLock`] unlocks explicitly.
+//! A lock on a file belongs to the open file. It ends when the last descriptor of the open file is closed, or when the
+//! file is unlocked through one of its descriptors. A child that is being started has copies of all descriptors for a
+//! moment. So closing the file is not enough to unlock it. A [`FileLock`] therefore unlocks it explicitly.
 
 use super::poll::{PollAnswer, PollPolicy, poll_until};
 use super::signals;
@@ -21,10 +21,10 @@ use std::time::Duration;
 /// The pause between two attempts of [`FileLock::wait`]. Most locks are held for milliseconds.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// Who may have the file locked at the same time.
+/// Who else may have the file locked at the same time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LockMode {
-    /// Everybody who locks it as shared.
+    /// Others who also lock it as shared.
     Shared,
     /// Nobody else.
     Exclusive,
@@ -44,14 +44,15 @@ impl<F: AsFd> AsRawFd for Lockable<F> {
 #[allow(unsafe_code)]
 unsafe impl<F: AsFd> Flockable for Lockable<F> {}
 
-/// A locked file. It is unlocked when this is dropped, even if a copy of the descriptor exists.
+/// A locked file. The file is unlocked when this value is dropped, even if a copy of the descriptor exists.
 #[derive(Debug)]
 pub struct FileLock<F: AsFd = File>(Option<Flock<Lockable<F>>>);
 
 impl<F: AsFd> FileLock<F> {
     /// Locks an open file, or returns `None` if somebody else has locked it.
     ///
-    /// Any other error is returned. On a file system without locks, for example, waiting would never end.
+    /// Any other error is returned, so that a caller does not wait for ever, for example on a file system without
+    /// locks.
     pub fn try_acquire(file: F, mode: LockMode) -> io::Result<Option<Self>> {
         match attempt(file, mode) {
             Ok(lock) => Ok(Some(lock)),
@@ -60,8 +61,8 @@ impl<F: AsFd> FileLock<F> {
         }
     }
 
-    /// Locks an open file, and waits on this thread while somebody else has locked it. It is for locks that are held
-    /// for moments.
+    /// Locks an open file. Blocks this thread while somebody else has locked the file. Use this only for locks that are
+    /// held for moments.
     ///
     /// # Errors
     /// [`Kind::Interrupted`] if this process is asked to end meanwhile.
@@ -132,17 +133,17 @@ fn attempt<F: AsFd>(file: F, mode: LockMode) -> Result<FileLock<F>, (F, Errno)> 
     Flock::lock(Lockable(file), how).map(|lock| FileLock(Some(lock))).map_err(|(file, errno)| (file.0, errno))
 }
 
-/// Locks an open file exclusively until its last descriptor is closed, whoever has that descriptor then: a loop device,
-/// or another process. Returns false if somebody else has locked it.
+/// Locks an open file exclusively until its last descriptor is closed. This may be a descriptor in another process or
+/// in a loop device. Returns false if somebody else has locked it.
 pub fn try_lock_until_closed(file: impl AsFd) -> io::Result<bool> {
     let lock = FileLock::try_acquire(file.as_fd(), LockMode::Exclusive)?;
-    // The descriptor is borrowed, so this leaks nothing but the lock.
+    // The descriptor is borrowed, so only the lock is leaked.
     Ok(lock.map(std::mem::forget).is_some())
 }
 
 /// Waits until no other open file has locked a byte of this range, and locks the range until the last descriptor of
-/// `file` is closed. The other locks of this module do not affect this one. The lock belongs to the open file and not
-/// to the process (OFD), so that threads exclude each other, too.
+/// `file` is closed. This lock is independent of the other locks of this module. It belongs to the open file and not to
+/// the process (an OFD lock), so it also excludes other threads of this process.
 pub fn lock_range_until_closed(file: &File, range: Range<u32>) -> io::Result<()> {
     let lock = libc::flock {
         l_type: libc::F_WRLCK as _,
@@ -159,7 +160,7 @@ pub fn lock_range_until_closed(file: &File, range: Range<u32>) -> io::Result<()>
     }
 }
 
-/// Returns whether a file exists that nobody has locked.
+/// Returns true if this file exists and nobody has locked it.
 pub fn is_unlocked(path: &Path) -> bool {
     let lock = File::open(path).and_then(|file| FileLock::try_acquire(file, LockMode::Exclusive));
     lock.is_ok_and(|lock| lock.is_some())

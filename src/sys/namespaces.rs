@@ -1,4 +1,4 @@
-//! Namespaces of the calling thread. Threads and processes that it starts later begin in the same ones.
+//! Namespaces of the calling thread. Threads and processes that this thread starts later begin in the same namespaces.
 
 use super::mount::api;
 use crate::error::Kind;
@@ -13,13 +13,14 @@ use std::os::fd::AsFd;
 /// Moves this thread into new namespaces.
 ///
 /// # Errors
-/// EINVAL for [`UnshareFlags::FILES`]: a value of this thread could then own a descriptor that another one closes.
+/// EINVAL for [`UnshareFlags::FILES`], because two values could then own the same descriptor number in different
+/// threads.
 #[allow(unsafe_code)]
 pub fn unshare(flags: UnshareFlags) -> rustix::io::Result<()> {
     if flags.contains(UnshareFlags::FILES) {
         return Err(Errno::INVAL);
     }
-    // SAFETY: only unsharing the descriptors has conditions.
+    // SAFETY: only unsharing the descriptors is unsafe, and this is refused above.
     unsafe { rustix::thread::unshare_unsafe(flags) }
 }
 
@@ -39,15 +40,15 @@ pub fn private_mounts() -> Result<()> {
     })
 }
 
-/// Makes all mounts of this namespace private: mounts are propagated neither to other namespaces nor from them.
+/// Makes all mounts of this namespace private, so that mounts are propagated neither to other namespaces nor from them.
 pub fn make_mounts_private() -> io::Result<()> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::openat(CWD, "/", flags, Mode::empty())?;
     api::restrict(root, MountAttrFlags::empty(), true)
 }
 
-/// Makes `root` the root directory of this process, and detaches the old one. The detaching is lazy, but only within
-/// this namespace, in which nothing else uses the old root.
+/// Makes `root` the root directory of this process, and detaches the old root lazily. This affects only this namespace,
+/// in which nothing else uses the old root.
 pub fn pivot_to(root: impl AsFd) -> Result<()> {
     rustix::process::fchdir(root).context("entering the new root")?;
     rustix::process::pivot_root(".", ".").map_err(|error| {

@@ -10,8 +10,8 @@ use tokio::time::Instant;
 /// The pauses between polls, and the time limit.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PollPolicy {
-    /// The first pause. A pause is the time from the start of one poll to the start of the next. After a slow poll, at
-    /// least half a pause is waited.
+    /// The first pause. A pause is the time from the start of one poll to the start of the next. After a slow poll, the
+    /// wait until the next poll is still at least half a pause.
     pub first: Duration,
     /// Each later pause is this fraction of the time waited so far, but at least `first`.
     pub share: f64,
@@ -19,7 +19,7 @@ pub struct PollPolicy {
     pub longest: Duration,
     /// The time limit. The last poll is made at the deadline. If it is not successful, waiting fails.
     pub deadline: Duration,
-    /// The kind of that failure: whether this machine or the cloud did not become ready.
+    /// The kind of the failure at the deadline. It says whether this machine or the cloud was not ready in time.
     pub failure: Kind,
 }
 
@@ -30,7 +30,8 @@ impl PollPolicy {
         Self { first, share: 0.5, longest, deadline, failure: Kind::Machine }
     }
 
-    /// Returns the same policy for a resource of a local region. A timeout then has the kind of a cloud's failure.
+    /// Returns the same policy for a resource of a local region. With this policy, a timeout is reported as a failure
+    /// of the cloud.
     pub const fn of_region(self) -> Self {
         Self { failure: Kind::Cloud, ..self }
     }

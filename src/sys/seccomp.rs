@@ -1,10 +1,10 @@
 //! The filter of a step's system calls. It is a deny-list in addition to the capabilities, and it turns syncs into
 //! no-ops.
 //!
-//! Calls that are useful only to escape from a container fail with EPERM. Calls that programs try first and can do
-//! without fail with ENOSYS. For programs of another architecture (i386 on x86_64, x32), all calls fail with ENOSYS,
-//! because the same numbers mean other calls there. So a package can be installed if it only contains an i386 program,
-//! but not if its script *runs* one.
+//! Calls that are useful only to escape from a container fail with EPERM. Calls for which programs have an alternative
+//! fail with ENOSYS, so that programs use the alternative. For programs of another architecture (i386 on x86_64, x32),
+//! all calls fail with ENOSYS, because the same numbers mean other calls there. So a package that contains an i386
+//! program can be installed, unless its script *runs* the program.
 
 use anyhow::{Context, Result};
 use libc::{EAFNOSUPPORT, ENOSYS, EPERM, c_long, sock_filter};
@@ -17,10 +17,11 @@ const ARCH: u32 = 0xc000_00b7; // AUDIT_ARCH_AARCH64
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 compile_error!("oven knows the system calls of x86_64 and aarch64 only");
 
-/// The last call that was reviewed. It is one of the calls for extended attributes of Linux 6.13. Later calls fail as
-/// they do on an older kernel.
+/// The highest call number that was reviewed for this filter. It belongs to a call for extended attributes of Linux
+/// 6.13. Calls with higher numbers fail as on an older kernel.
 const LAST_KNOWN: u32 = 466;
-/// The first call number of x32. This second ABI has the same architecture value as x86_64.
+/// The first call number of x32. This second ABI has the same architecture value as x86_64, so its calls are recognized
+/// only by their numbers.
 #[cfg(target_arch = "x86_64")]
 const X32: u32 = 0x4000_0000;
 
@@ -85,7 +86,7 @@ const REFUSED: &[c_long] = &[
     libc::SYS_keyctl,
     libc::SYS_add_key,
     libc::SYS_request_key,
-    // access to other processes' memory: installations need no debugger, but exploits do
+    // access to other processes' memory, which installations do not need, but exploits do
     libc::SYS_ptrace,
     libc::SYS_process_vm_readv,
     libc::SYS_process_vm_writev,
@@ -115,11 +116,12 @@ const SYNCS: &[c_long] =
 const TIOCSTI: u32 = 0x5412;
 /// A request that can do the same through the virtual console's selection.
 const TIOCLINUX: u32 = 0x541c;
-/// The request that sets another line discipline of a terminal. It would load a kernel module that no step needs.
+/// The request that sets another line discipline of a terminal. Such a request could make the kernel load a module that
+/// no step needs.
 const TIOCSETD: u32 = 0x5423;
 /// All requests to loop devices are `0x4C..` (linux/loop.h), and they are refused. If the image's disk is a loop
-/// device, a step that may write to it could otherwise change the offset in its file. It could also keep the device
-/// bound after all users have closed it.
+/// device, a step that may write to the device could otherwise change the device's offset in the file. The step could
+/// also keep the device bound after all users have closed it.
 const LOOP: u32 = 0x4c00;
 /// The allowed socket families. For a socket of another family, the kernel would load a module even for a process
 /// without rights. An AF_VSOCK socket would reach the hypervisor from every network namespace.
@@ -227,7 +229,7 @@ impl SyscallFilter {
         self.push(jump, 1, 0, value);
         self.answer(libc::SECCOMP_RET_ERRNO | errno as u32);
     }
-    /// Filters a call by one argument. `judge` adds the checks. A call that they do not refuse is allowed.
+    /// Filters a call by one argument. `judge` adds the checks. If no check refuses the call, it is allowed.
     fn argument(&mut self, number: c_long, index: u32, judge: impl FnOnce(&mut Self)) {
         let mut block = Self(Vec::new());
         block.load(ARGUMENTS_AT + 8 * index);

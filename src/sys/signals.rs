@@ -26,12 +26,12 @@ pub enum Signal {
     Second(&'static str),
 }
 
-/// The stack size in bytes. A process's first thread usually has this size.
+/// The stack size of the second thread in bytes. The first thread of a process usually has a stack of this size.
 const STACK: usize = 8 << 20;
 
 /// Runs `work` in a second thread, while the first thread only waits for it. The kernel sends a process's signal to the
-/// first thread, even if this thread is waiting in the kernel for a disk. If `work` ran there, the signal would not be
-/// handled.
+/// first thread, even if this thread is waiting in the kernel for a disk. If `work` ran in the first thread, the signal
+/// would not be handled.
 pub fn run_in_second_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     let thread = std::thread::Builder::new().name("oven".to_owned()).stack_size(STACK);
     let thread = thread.spawn(work).expect("a process can have two threads");
@@ -78,7 +78,7 @@ pub async fn run_until_stopped<T>(
     let mut stop = stop.clone();
     tokio::select! {
         biased;
-        // An error means that the listening thread has ended, so no signal can arrive.
+        // An error means that the listening thread has ended. No signal can arrive any more, so only `work` is awaited.
         Ok(_) = stop.wait_for(|stop| *stop) => Err(Kind::Interrupted.error("interrupted")),
         result = work => result,
     }

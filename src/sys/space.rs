@@ -4,13 +4,13 @@ use crate::error::Kind;
 use rustix::io::Errno;
 use std::path::Path;
 
-/// Returns the free space in bytes.
+/// Returns the free space of the file system that contains `dir`, in bytes.
 pub fn free_space(dir: &Path) -> Option<u64> {
     rustix::fs::statvfs(dir).ok().map(|s| s.f_bavail.saturating_mul(s.f_frsize))
 }
 
-/// Adds the directory to an error of writing `needed` bytes. If the disk is full, reports the needed and the free
-/// space.
+/// Returns the error for a failed write of `needed` bytes in `dir`. If the disk is full, the error has the needed and
+/// the free space.
 pub fn write_error(error: anyhow::Error, dir: &Path, needed: u64) -> anyhow::Error {
     match errno_of(&error) {
         Some(Errno::NOSPC | Errno::DQUOT) => no_space(dir, needed),

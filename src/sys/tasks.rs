@@ -36,7 +36,8 @@ pub async fn run_to_end<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'st
     }
 }
 
-/// Set when nothing waits for the result of work any more. The work must then end.
+/// A flag that is set when nobody waits for the result of the work any more. The work must check it often, and end if
+/// it is set.
 #[derive(Debug, Clone, Default)]
 pub struct CancelFlag(Arc<AtomicBool>);
 

@@ -15,11 +15,13 @@ use std::path::{Path, PathBuf};
 /// The prefix of named temporary files, for file systems without O_TMPFILE.
 pub const TEMP_PREFIX: &str = ".copy-";
 
-/// A file that is removed unless it gets a name. A file of O_TMPFILE is removed even if this process is killed.
+/// A file that is removed unless it gets a name. If the file was created with O_TMPFILE, it is removed even if this
+/// process is killed.
 #[derive(Debug)]
 pub struct TempFile {
     file: File,
-    /// The temporary name, on a file system without O_TMPFILE. A lock on the file shows that it is still being written.
+    /// The temporary name, which the file has only on a file system without O_TMPFILE. A lock on the file shows that it
+    /// is still being written.
     name: Option<PathBuf>,
 }
 
@@ -45,14 +47,15 @@ impl TempFile {
             .mode(0o600)
             .open(&name)
             .with_context(context)?;
-        // Somebody who looks for orphans may just have locked it, to remove it.
+        // A process that removes orphans may have locked the file just before.
         if !try_lock_until_closed(&file).with_context(context)? {
             return Err(Errno::WOULDBLOCK).with_context(context);
         }
         Ok(Self { file, name: Some(name) })
     }
 
-    /// Creates a second name for an existing file. `file` has it open and locked.
+    /// Creates a temporary second name in `dir` for the file at `path`. The caller has opened and locked this file as
+    /// `file`.
     pub fn linked(file: File, path: &Path, dir: &Path) -> std::io::Result<Self> {
         let name = dir.join(format!("{TEMP_PREFIX}{}", RunId::new()));
         std::fs::hard_link(path, &name)?;
@@ -68,7 +71,8 @@ impl TempFile {
         let context = || format!("naming {}", path.display());
         if let Some(name) = self.name.take() {
             let renamed = match rustix::fs::renameat_with(CWD, &name, CWD, path, RenameFlags::NOREPLACE) {
-                // This file system does not support NOREPLACE. Names are random, so this check is only a safeguard.
+                // This file system does not support NOREPLACE. Another process could create the path after this check.
+                // But the paths contain random ids, so this does not happen in practice.
                 Err(Errno::INVAL) if !path.exists() => std::fs::rename(&name, path),
                 result => result.map_err(std::io::Error::from),
             };
@@ -78,7 +82,7 @@ impl TempFile {
         rustix::fs::linkat(CWD, nameless.as_str(), CWD, path, AtFlags::SYMLINK_FOLLOW).with_context(context)
     }
 
-    /// Gives the file the name of an existing file, which it replaces.
+    /// Gives the file a name. If another file has this name, the other file is replaced.
     pub fn replace(self, path: &Path) -> Result<()> {
         let (dir, name) = (path.parent().unwrap_or(Path::new(".")), RunId::new());
         let temporary = dir.join(format!("{TEMP_PREFIX}{name}"));
@@ -98,8 +102,9 @@ impl Drop for TempFile {
     }
 }
 
-/// Writes a small file under a temporary name and renames it, so that concurrent writers do not interfere. With
-/// `durable`, the file is synced. To survive a power failure, the caller must also sync the directory.
+/// Writes a small file under a temporary name and renames it, so that concurrent writers do not interfere. If `durable`
+/// is true, the file is synced before the renaming. To survive a power failure, the caller must also sync the
+/// directory.
 pub fn write_atomically(path: &Path, content: &[u8], durable: bool) -> Result<()> {
     let dir = path.parent().unwrap_or(Path::new("."));
     let temporary = dir.join(format!("{TEMP_PREFIX}{}", RunId::new()));

@@ -1,4 +1,4 @@
-//! The block map: a file with one byte, the mark, for each block of a disk. The disk's server writes the map, and the
+//! The block map is a file with one byte, the mark, for each block of a disk. The disk's server writes the map, and the
 //! uploader reads it. The map is preserved together with the written blocks.
 
 use crate::cloud::block_api::SnapshotContents;
@@ -26,7 +26,7 @@ pub struct BlockMap {
     bytes: Box<[AtomicU8]>,
 }
 
-/// Writes the map of a disk with this many blocks, all of them unwritten. After the marks comes one more byte: see
+/// Creates the map of a disk with `blocks` blocks. No block is marked as written. One more byte follows the marks, the
 /// [`TrimmingByte`].
 pub fn create(file: &File, blocks: u32, base: &SnapshotContents) -> Result<()> {
     let mut bytes = vec![ZEROS; blocks as usize + 1];
@@ -37,7 +37,7 @@ pub fn create(file: &File, blocks: u32, base: &SnapshotContents) -> Result<()> {
     file.write_all_at(&bytes, 0).context("writing the block map")
 }
 
-/// Returns the written blocks in ascending order. The flag is true if the base has the block, too.
+/// Returns the written blocks in ascending order. The flag is true if the base also has the block.
 pub fn written_blocks(file: &File) -> Result<Vec<(u32, bool)>> {
     let bytes = read(file)?;
     let marks = bytes.iter().zip(0..);
@@ -75,8 +75,8 @@ impl BlockMap {
         self.get(index) >= WRITTEN_NEW
     }
 
-    /// Sets a block's mark, in the file first. If the file cannot be written, the mark in memory does not change
-    /// either, so both processes use the same mark.
+    /// Sets a block's mark in the file, and then in memory. If the file cannot be written, neither mark changes, so the
+    /// server and the uploader see the same mark.
     pub fn set(&self, index: u32, mark: u8) -> io::Result<()> {
         self.file.write_all_at(&[mark], index.into())?;
         self.bytes[index as usize].store(mark, Ordering::Release);
@@ -108,7 +108,7 @@ impl Trimming for TrimmingByte {
         set(&self.0, 1)
     }
 
-    /// The byte exists already, so writing it needs no more space.
+    /// The byte exists already, so writing it needs no additional space.
     fn end(&self) -> io::Result<()> {
         set(&self.0, 0)
     }

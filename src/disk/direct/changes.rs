@@ -1,5 +1,5 @@
-//! Selects the blocks of a disk to upload. If the base is the parent of the new snapshot, these are the blocks that
-//! differ from the base's.
+//! Selects the blocks of a disk to upload. If the base is the parent of the new snapshot, only blocks that differ from
+//! the base's blocks are selected. Otherwise all blocks that are not zeros are selected.
 
 use super::backing::BackingStore;
 use super::fault::{disk_error, ensure_written};
@@ -16,7 +16,7 @@ use std::sync::Arc;
 pub struct ChangedBlocks {
     lower: Arc<BackingStore>,
     upper: File,
-    /// The written blocks by index. The value is true if the base has the block, too.
+    /// The written blocks by index. The value is true if the base also has the block.
     written: BTreeMap<u32, bool>,
     /// Whether the new snapshot has a parent.
     child: bool,
@@ -54,12 +54,13 @@ impl BlockSource for ChangedBlocks {
         if !self.child || !on_base {
             return Ok(unless_zeros(&data, digest));
         }
-        // If the base's block is different, a block of zeros is uploaded, too.
+        // A block that differs from the base's block is uploaded even if it has only zeros.
         Ok((self.lower.fetch(index)? != digest).then(|| (data.into(), digest)))
     }
 
-    /// No other process writes to these files. But the kernel may report a write as done and fail to store the data
-    /// later. In that case, the data that were read for the upload may be wrong.
+    /// No process writes to the local files during the upload, so this checks only for write errors. The kernel may
+    /// report a write as done, and later fail to store the data. In that case, the data that were read for the upload
+    /// may be wrong.
     fn ensure_unchanged(&self, _: &BTreeMap<u32, Digest>) -> Result<()> {
         ensure_written(&self.upper)
             .map_err(|error| disk_error(error, "storing the disk's changes on this machine"))?;
@@ -67,8 +68,8 @@ impl BlockSource for ChangedBlocks {
     }
 }
 
-/// Returns `None` if all bytes are zeros. Such a block need not be uploaded if the parent does not have it, because a
-/// missing block reads as zeros.
+/// Returns `None` if all bytes are zeros. Such a block need not be uploaded if the new snapshot has no parent or the
+/// parent lacks the block, because a missing block reads as zeros.
 fn unless_zeros(data: &[u8], digest: Digest) -> Option<(Arc<[u8]>, Digest)> {
     data.iter().any(|byte| *byte != 0).then(|| (data.into(), digest))
 }
@@ -112,7 +113,8 @@ mod tests {
 
     #[test]
     fn a_child_gets_differing_blocks_and_zeros_over_data() {
-        // In this order: an unchanged block, zeros over data, other data, zeros over zeros, and a new block.
+        // The blocks are, in this order, an unchanged block, zeros over data, other data, zeros over zeros, and a new
+        // block.
         let written = [(1, 1), (3, 0), (5, 9), (6, 0), (7, 8)];
         assert_eq!(uploaded(true, &written), [(3, 0), (5, 9), (7, 8)]);
     }

@@ -1,4 +1,4 @@
-//! Remembers the first error of a disk. The file system on the disk only gets an I/O error, without the reason.
+//! Stores the first error of a disk. The file system on the disk only gets an I/O error, without the reason.
 
 use crate::error::Kind;
 use crate::sys::lock::lock_mutex;
@@ -16,7 +16,7 @@ impl FirstFault {
         lock_mutex(&self.0).get_or_insert(error);
     }
 
-    /// Takes the error out, so that it is reported only once.
+    /// Removes and returns the error, so that it is reported only once.
     pub fn take(&self) -> Option<anyhow::Error> {
         lock_mutex(&self.0).take()
     }
@@ -36,15 +36,15 @@ pub fn disk_error(error: io::Error, doing: &str) -> anyhow::Error {
 #[allow(unsafe_code)]
 pub fn ensure_written(file: &File) -> io::Result<()> {
     let end = file.metadata()?.len().try_into().unwrap_or(i64::MAX - 1);
-    // The range is beyond the end of the file, so the call waits for nothing. But it reports the write errors of the
-    // whole file.
+    // The range is beyond the end of the file, so the call does not wait. But it reports write errors of the whole
+    // file.
     // SAFETY: the call takes only numbers, and the descriptor is open.
     let status =
         unsafe { libc::sync_file_range(file.as_raw_fd(), end, 1, libc::SYNC_FILE_RANGE_WAIT_BEFORE) };
     let error = io::Error::last_os_error();
     match error.raw_os_error() {
         Some(libc::EIO | libc::ENOSPC | libc::EDQUOT) if status != 0 => Err(error),
-        // The file system does not support the call.
+        // The call succeeded, or the file system does not support it.
         _ => Ok(()),
     }
 }

@@ -1,8 +1,8 @@
 //! Serves a disk as the only file of a FUSE mount.
 //!
 //! The file is opened with direct I/O. Otherwise the page cache would have its content twice: for the file, and for the
-//! loop device that uses the file. apt is as fast on this file as on a local one (measured: `apt-get install` of three
-//! packages takes 3.7 s on both).
+//! loop device that uses the file. apt is as fast on this file as on a local file: `apt-get install` of three packages
+//! took 3.7 s on both.
 
 use fuser::{
     Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
@@ -21,7 +21,7 @@ pub trait DiskContent: Send + Sync + 'static {
     fn size(&self) -> u64;
     fn read(&self, at: u64, buffer: &mut [u8]) -> io::Result<()>;
     fn write(&self, at: u64, data: &[u8]) -> io::Result<()>;
-    /// Overwrites these bytes with zeros.
+    /// Overwrites `length` bytes from the offset `at` with zeros.
     fn zero(&self, at: u64, length: u64) -> io::Result<()>;
     /// Handles an fsync of the file.
     fn sync(&self) -> io::Result<()>;
@@ -30,12 +30,13 @@ pub trait DiskContent: Send + Sync + 'static {
 const FILE: INodeNo = INodeNo(2);
 /// How long the kernel may cache attributes. This is practically for ever, because the attributes never change.
 const ATTRIBUTE_TTL: Duration = Duration::from_secs(1 << 30);
-/// The number of requests that are served concurrently. One request may wait for the network while others read from the
-/// disk.
+/// The number of requests that are served concurrently. Several threads are needed, because a request that waits for
+/// the network must not delay requests that need only local files.
 const THREADS: usize = 16;
 /// The largest request in bytes. A loop device sends requests of this size for a large write.
 const MAX_REQUEST: u32 = 1 << 20;
-/// The number of requests that the kernel sends before it waits for replies. A loop device's queue has a depth of 128.
+/// The number of requests that the kernel sends before it waits for replies. It equals the depth of a loop device's
+/// queue.
 const MAX_BACKGROUND: u16 = 128;
 
 struct DiskFs {
@@ -99,7 +100,7 @@ impl Filesystem for DiskFs {
 
     fn open(&self, _: &Request, inode: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         if inode == FILE {
-            // The kernel must not cache the file's content. The loop device's content is cached already.
+            // The kernel must not cache the file's content, because it already caches the loop device's content.
             reply.opened(
                 FileHandle(0),
                 FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES,
@@ -182,7 +183,7 @@ impl Filesystem for DiskFs {
     }
 }
 
-/// Serves a disk as a file of this name until the mount of `fuse` or the process ends.
+/// Serves a disk as the file `name`. Returns when the mount to which `fuse` belongs ends.
 pub fn serve_mount(content: Arc<dyn DiskContent>, name: &str, fuse: OwnedFd) -> io::Result<()> {
     let mut config = Config::default();
     config.n_threads = Some(THREADS);

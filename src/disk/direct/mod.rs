@@ -1,4 +1,4 @@
-//! Direct disks (strategy (b)): blocks of the base are read from its snapshot, and changed blocks are uploaded. No
+//! Direct disks (`disks = "direct"`). The base's blocks are read from its snapshot, and changed blocks are uploaded. No
 //! volume is attached.
 
 pub mod backing;
@@ -44,7 +44,7 @@ use std::sync::Arc;
 /// The cache's directory in this machine's state directory.
 const BLOCKS: &str = "blocks";
 /// The price of one GiB of a snapshot for a month, in dollars. This price and the next one are EBS's list prices in
-/// us-east-1 of November 2025. They are only for a rough estimate.
+/// us-east-1 of November 2025. They are used only for a rough estimate.
 const GIB_MONTH_PRICE: f64 = 0.05;
 /// The price of writing 1000 blocks, in dollars.
 const PUT_PRICE: f64 = 0.006;
@@ -58,8 +58,8 @@ pub struct DirectDisks<B: BlockApi> {
     cache: BlockCache,
     helper: PathBuf,
     report: Report,
-    /// How the base can be a parent of the new snapshot, for each run that has called `query_facts` but not yet
-    /// `checkout`.
+    /// How the base can be the parent of the new snapshot, by run. `query_facts` adds an entry, and `checkout` removes
+    /// it.
     parent_uses: RefCell<HashMap<RunId, ParentUse>>,
 }
 
@@ -99,8 +99,9 @@ impl<B: BlockApi + 'static> DirectDisks<B> {
         parent.with_context(|| format!("checking whether {} can be a parent", base.snapshot))
     }
 
-    /// Returns the snapshot to read, and whether this snapshot is the parent of the new one. If a copy or a full upload
-    /// is needed, reports its cost in advance.
+    /// Returns the snapshot whose blocks are read, and whether it will be the parent of the new snapshot. If only a
+    /// copy of the base's snapshot can be a parent, makes and returns the copy. Reports the cost of a copy or a full
+    /// upload in advance.
     async fn parent(&self, base: &Base, spec: &DiskSpec, run: &RunId) -> Result<(SnapshotId, bool)> {
         let snapshot = &base.snapshot;
         let looked_up = self.parent_uses.borrow_mut().remove(run);
@@ -188,8 +189,7 @@ impl<B: BlockApi + 'static> DirectDisks<B> {
             keep: Some(Box::new(move || {
                 Box::pin(async move {
                     let written = keep_slot.take().and_then(Rc::into_inner);
-                    let written = written
-                        .context("it cannot be preserved, because nothing was written yet or it is in use")?;
+                    let written = written.context("the disk is still in use or was already removed")?;
                     written.keep(&kept_state, &kept_run, &record)
                 })
             })),
@@ -223,8 +223,8 @@ impl Files {
 }
 
 struct DirectDisk<B: BlockApi> {
-    // This field is dropped first, because the kernel then writes its cached data to the disk, and that needs the
-    // server.
+    // This field is dropped before `server`. When the device is closed, the kernel writes its cached data to the disk,
+    // and the server must still run for that.
     device: Option<Device>,
     server: Option<DiskServer>,
     lower: Arc<BackingStore>,
@@ -234,13 +234,13 @@ struct DirectDisk<B: BlockApi> {
     blocks: Rc<B>,
     cache: BlockCache,
     report: Report,
-    /// Whether the uploaded blocks are read back.
+    /// Whether the uploaded blocks are read back and compared.
     verify: bool,
-    /// The new snapshot, if it is started while the disk is in use.
+    /// The new snapshot, if it was started at the checkout.
     started: Option<Started>,
 }
 
-/// A snapshot that is being started.
+/// A snapshot that is being started in the background.
 type Started = Background<SnapshotId>;
 
 /// Describes the snapshot to create from a disk.
@@ -252,7 +252,7 @@ fn new_snapshot(record: &DiskRecord, run: &RunId) -> NewSnapshot {
         description: format!("oven run {run}"),
         run: run.clone(),
         tags: tags.clone(),
-        // A child snapshot has the encryption of its parent.
+        // A child snapshot has the encryption of its parent, so none is requested for it.
         encrypted: *encrypted && !child,
         kms_key: kms_key.clone().filter(|_| *encrypted && !child),
     }
@@ -268,7 +268,7 @@ fn start<B: BlockApi + 'static>(blocks: &Rc<B>, spec: NewSnapshot, undo: &Undo) 
 impl<B: BlockApi> Drop for DirectDisk<B> {
     fn drop(&mut self) {
         if let Some(device) = self.device.take() {
-            // The kernel writes its cached data to the disk first, because the disk may be preserved. An error is
+            // This makes the kernel write its cached data to the disk, because the disk may be preserved. An error is
             // ignored, because the disk's server reports failed writes itself.
             _ = File::from(device.node).sync_all();
         }
@@ -311,7 +311,7 @@ impl<B: BlockApi + 'static> DiskStrategy for DirectDisks<B> {
         undo.explain(move || trouble.take());
         let lower = base_snapshot.lower.clone();
         undo.on_stop(move || lower.stop());
-        // Starting a snapshot takes time, so it runs in the background.
+        // Starting a snapshot takes time, so the snapshot is started in the background.
         let started = spec.will_commit.then(|| start(&self.blocks, new_snapshot(&record, run), undo));
         let family = spec.tags.get(tag::NAME).map(String::as_str).unwrap_or_default();
         prefetch::start_prefetching(&base_snapshot.lower, base_snapshot.lower.cached().used(family));
@@ -380,7 +380,7 @@ impl<B: BlockApi + 'static> Disk for DirectDisk<B> {
         self.server = None;
         explain(synced, self.lower.trouble())?;
         if let Some(family) = self.record.tags.get(tag::NAME) {
-            // Without this list, the next bake is slower, but correct.
+            // If the list cannot be stored, the next bake is slower, but correct.
             _ = self.lower.cached().store_used(family, &self.lower.used());
         }
         let written = block_map::written_blocks(self.files.marks())?;
@@ -405,7 +405,7 @@ impl<B: BlockApi + 'static> Disk for DirectDisk<B> {
             .await?;
             step.done();
         }
-        // If this snapshot made the cache exceed its limit, other snapshots are evicted.
+        // The bake may have made the cache exceed its limit. In that case, snapshots that are not in use are evicted.
         _ = self.cache.trim();
         Ok(sent.snapshot)
     }

@@ -1,5 +1,5 @@
-//! Chooses which blocks of a base snapshot are prefetched, and in which order. Threads of
-//! [`BackingStore::start_threads`] fetch them.
+//! Chooses which blocks of a base snapshot are prefetched, and in which order. The threads that
+//! [`BackingStore::start_threads`] starts fetch these blocks.
 
 use super::backing::BackingStore;
 use crate::formats::ext_metadata;
@@ -8,9 +8,9 @@ use crate::ids::BLOCK;
 use std::io;
 use std::sync::Arc;
 
-/// Starts to prefetch blocks. First come the blocks `used`, which the last bake of the same family used, in that order.
-/// Then come the blocks with the file system's metadata, which every bake needs. A separate thread finds the latter,
-/// because it has to read blocks for that.
+/// Queues blocks for prefetching. The first ones are `used`, the blocks that the last bake of the same family used, in
+/// the order of their first use. The next ones are the blocks with the file system's metadata, which every bake needs.
+/// A separate thread finds them, because it must read other blocks to do so.
 pub fn start_prefetching(lower: &Arc<BackingStore>, used: Vec<u32>) {
     lower.queue_prefetch(used);
     let lower = lower.clone();

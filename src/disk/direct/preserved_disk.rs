@@ -3,7 +3,7 @@
 //! ```text
 //! STATE/kept/RUN/upper        the written blocks, each at its offset
 //! STATE/kept/RUN/marks        the block map: which blocks were written
-//! STATE/kept/RUN/disk.json    the disk's record. It is written last: a directory without a record does not count as a disk
+//! STATE/kept/RUN/disk.json    the disk's record. It is written last, so a directory without a record is incomplete
 //! ```
 
 use crate::cloud::{StaleRun, Tags};
@@ -25,15 +25,16 @@ const DIR: &str = "kept";
 const UPPER: &str = "upper";
 const MARKS: &str = "marks";
 const RECORD: &str = "disk.json";
-/// A process needs less time than this to preserve a disk. An older directory without a record is a leftover.
+/// A process needs less time than this to preserve a disk. So an older directory without a record is the leftover of a
+/// killed process.
 const GRACE: Duration = Duration::from_secs(60);
 
 /// The description of a disk, without its written blocks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskRecord {
-    /// The snapshot from which the blocks are read that the run did not write.
+    /// The base snapshot. Blocks that the run did not write are read from it.
     pub snapshot: SnapshotId,
-    /// Whether this snapshot is the parent of the new snapshot.
+    /// Whether `snapshot` will be the parent of the new snapshot.
     pub child: bool,
     pub size_gib: u64,
     /// The [`Owner`] of the run.
@@ -43,8 +44,8 @@ pub struct DiskRecord {
     pub kms_key: Option<String>,
 }
 
-/// The written files of a disk. The files have no name unless they are preserved. Without a name, they are deleted when
-/// the value is dropped.
+/// The files with a disk's written blocks and its block map. They are deleted when the value is dropped, unless
+/// [`WrittenFiles::keep`] gives them names.
 #[derive(Debug)]
 pub struct WrittenFiles {
     upper: TempFile,
@@ -77,7 +78,7 @@ impl WrittenFiles {
         self.marks.file()
     }
 
-    /// Preserves the files by giving them names.
+    /// Preserves the files by giving them names, and writes the record.
     pub fn keep(self, state: &Path, run: &RunId, record: &DiskRecord) -> Result<()> {
         let dir = preserved_dir(state).join(&run.0);
         create_dir(&dir)?;
@@ -143,14 +144,14 @@ pub fn list_runs(state: &Path) -> Result<Vec<StaleRun>> {
         if name.len() != 32 || !name.bytes().all(|b| b.is_ascii_hexdigit()) {
             continue;
         }
-        // If there is no record, the process was killed while it preserved the disk.
+        // There is no record if the process is still preserving the disk, or was killed while it did so.
         let record = read_record(&entry.path());
         let owner = match &record {
             Ok(Some(record)) => record.owner.clone(),
             // An unreadable record must not prevent the listing of other disks.
             Ok(None) | Err(_) => String::new(),
         };
-        // The record is written shortly after the directory is created, so a new directory may not have a record yet.
+        // A new directory without a record is skipped, because a process may be about to write the record.
         let age = entry.metadata().and_then(|metadata| metadata.modified()).map(|made| made.elapsed());
         if matches!(record, Ok(None)) && !age.is_ok_and(|age| age.is_ok_and(|age| age > GRACE)) {
             continue;
@@ -176,8 +177,8 @@ pub fn remove(state: &Path, run: &RunId) -> Result<()> {
     {
         return Err(in_use_error(run)).with_context(context);
     }
-    // The record is removed last. If the removal fails, `list_runs` still finds the disk, so the removal can be
-    // repeated. The directory may also have temporary files of an unfinished write.
+    // The record is removed last. If the removal of another file fails, `list_runs` still finds the disk, so the
+    // removal can be repeated. All files are removed, because there may also be temporary files of an unfinished write.
     for entry in fs::read_dir(&dir).with_context(context)? {
         let path = entry.with_context(context)?.path();
         if path != dir.join(RECORD) {

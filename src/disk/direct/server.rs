@@ -2,10 +2,10 @@
 //! local files.
 //!
 //! The server is a separate process, because oven may be killed. If oven's own threads served the disk, a kill would
-//! end them. Another thread of oven could then wait in the kernel for the mounted disk, and would never end. The kernel
+//! end them. Then another thread of oven could wait in the kernel for the mounted disk, and would never end. The kernel
 //! kills the server when the thread that started the server ends. That thread never uses the disk, so it can always
-//! end. When the server ends, every waiting thread gets an I/O error, so oven can end, too. The server has none of
-//! oven's mounts.
+//! end. When the server ends, every waiting thread gets an I/O error, so oven can end, too. The server leaves oven's
+//! mounts. Otherwise its own end could unmount the disk, and wait for the server.
 
 use super::backing;
 use super::backing::{BackingStore, WRITE_FAILED};
@@ -43,19 +43,19 @@ use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// The hidden verb that makes this program the server of a disk.
+/// The hidden command that runs this program as the server of a disk.
 pub const SERVER_VERB: &str = "__disk";
 /// The major and minor number of `/dev/fuse`, a character device, from the kernel's list of devices.
 const FUSE: (u32, u32) = (10, 229);
 /// The maximum length of a disk's name.
 const NAME_MAX: usize = 255;
 /// The signal with which oven ends a server that is no longer needed. If memory runs out or oven ends, the kernel sends
-/// another signal.
+/// SIGKILL instead.
 const END_SIGNAL: Signal = Signal::TERM;
 /// How often to check whether oven was asked to stop.
 const STOP_POLL: Duration = Duration::from_millis(250);
-/// How long a disk is still served after a stop. This is longer than it takes to unmount a disk that is discarded, and
-/// shorter than the ten seconds in which an interrupted bake runs its clean-up actions.
+/// How long a disk is still served after a stop was requested. This is longer than it takes to unmount a disk that is
+/// discarded, and shorter than the ten seconds in which an interrupted bake runs its clean-up actions.
 const GRACE: Duration = Duration::from_secs(2);
 /// The number of files that the server gets: the FUSE descriptor, the file for writes, the block map, and the cache's
 /// blocks.
@@ -64,14 +64,14 @@ const FILE_COUNT: usize = 4;
 /// A disk that is being served. Dropping it stops the server. After that, processes that have the file open get I/O
 /// errors.
 pub struct DiskServer {
-    /// Open for reading and writing, without the page cache.
+    /// The disk's file. It is open for reading and writing, and bypasses the page cache.
     pub file: File,
     server: Server,
 }
 
 impl Drop for DiskServer {
     fn drop(&mut self) {
-        // This is done before the file is closed, because closing it may end the mount, which ends the server.
+        // This is done before the file is closed, because closing the file may end the mount, and with it the server.
         self.server.expect_end();
     }
 }
@@ -105,7 +105,7 @@ impl DiskServer {
         match rustix::fs::openat(&mount, spec.name, flags, Mode::empty()) {
             Ok(file) => Ok(Self { file: file.into(), server }),
             Err(error) => {
-                // If the server has ended, the reason for its end is a better error than the missing file.
+                // The file is missing if the server has ended. In that case, the reason for its end is a better error.
                 server.wait_for_end(Duration::from_secs(1));
                 drop(server);
                 Err(lower.trouble().take().unwrap_or_else(|| error.into())).with_context(context)
@@ -130,7 +130,7 @@ impl Server {
         let (control, theirs) = rustix::net::socketpair(AddressFamily::UNIX, kind, flags, None)?;
         let mut command = Command::new(helper);
         // The server inherits only the socket. It gets no environment variables, because they may contain credentials.
-        // Its name is shown in process lists.
+        // The disk's name is passed only so that process lists show it.
         command.arg0("oven").arg(SERVER_VERB).arg(name).env_clear().current_dir("/");
         command.stdin(Stdio::from(theirs)).stdout(Stdio::null());
         let (ending, trouble) = (Arc::new(AtomicBool::new(false)), lower.trouble().clone());
@@ -139,7 +139,7 @@ impl Server {
         // The kernel kills the server when this thread ends. This thread never uses the disk, so it can always end.
         let waiter = std::thread::Builder::new().name("disk".to_owned()).spawn(move || {
             let spawned = command.spawn();
-            // Closes this process's copy of the server's end of the socket.
+            // This closes this process's copy of the server's end of the socket.
             drop(command);
             let mut child = match spawned {
                 Ok(child) => child,
@@ -162,8 +162,8 @@ impl Server {
             let ended = wait_or_kill(&mut child, &is_ending);
             // The server exits successfully when the mount ends, that is, when nobody has the file open any more.
             let is_expected = |status: &ExitStatus| {
-                // Oven does not use SIGKILL here, so a SIGKILL is never expected. A user of the disk may have got an
-                // I/O error from it.
+                // `Server::drop` uses another signal, so SIGKILL is never expected. After it, a user of the disk may
+                // have got an I/O error.
                 let killed = status.signal() == Some(Signal::KILL.as_raw());
                 status.success() || is_ending.load(Ordering::SeqCst) && !killed
             };
@@ -181,7 +181,7 @@ impl Server {
         Ok((server, control))
     }
 
-    /// After this call, the end of the server is not an error.
+    /// After this call, the end of the server is not reported as an error.
     fn expect_end(&self) {
         self.ending.store(true, Ordering::SeqCst);
     }
@@ -208,7 +208,7 @@ impl Drop for Server {
 }
 
 /// Waits for the server to end. If oven was asked to stop, its main thread may be waiting for a block that never
-/// arrives. So this function kills the server some time after that request, and returns `None`.
+/// arrives. So this function kills the server `GRACE` after the stop was requested, and returns `None`.
 fn wait_or_kill(child: &mut Child, ending: &AtomicBool) -> io::Result<Option<ExitStatus>> {
     let process = rustix::process::pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
     let interval = Timespec { tv_sec: 0, tv_nsec: STOP_POLL.as_nanos() as i64 };
@@ -221,7 +221,7 @@ fn wait_or_kill(child: &mut Child, ending: &AtomicBool) -> io::Result<Option<Exi
         }
         if signals::is_stop_requested() && stop_seen_at.get_or_insert_with(Instant::now).elapsed() > GRACE {
             ending.store(true, Ordering::SeqCst);
-            // The server may be stopped (SIGSTOP). A stopped process handles only SIGKILL.
+            // The server may be suspended by SIGSTOP. A suspended process handles only SIGKILL.
             child.kill()?;
             child.wait()?;
             return Ok(None);
@@ -250,7 +250,7 @@ fn open_fuse() -> Result<OwnedFd> {
     })
 }
 
-/// Checks whether disks can be served on this machine, by serving one.
+/// Checks that this machine can serve disks, by creating a FUSE mount.
 pub fn check_available() -> Result<()> {
     mount(&open_fuse()?).map(drop)
 }
@@ -316,8 +316,8 @@ fn child() -> Result<()> {
     let control = rustix::io::fcntl_dupfd_cloexec(stdin, 3)?;
     let null = rustix::fs::openat(CWD, "/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     rustix::stdio::dup2_stdin(&null)?;
-    // The server leaves the terminal's session, so that Ctrl-C reaches only oven. The disk is needed as long as
-    // anything on it is mounted.
+    // The server leaves the terminal's session, so that Ctrl-C reaches only oven. The server must run until the disk is
+    // unmounted.
     rustix::process::setsid().context("starting a session")?;
     leave_mounts().context("unsharing the mounts")?;
     set_io_flusher();
@@ -343,21 +343,22 @@ fn child() -> Result<()> {
     Ok(())
 }
 
-/// Gives this thread its own, empty set of files and mounts. If all processes are killed, the last thread that has
-/// oven's files and mounts closes and unmounts them, and may wait for the disk meanwhile. That must not be this thread,
-/// because the server ends only when this thread ends. Both would wait for ever.
+/// Gives this thread its own, empty set of files and mounts. If oven is killed, its last thread that has these files
+/// and mounts closes and unmounts them, and may wait for the disk meanwhile. That must not be this thread, because the
+/// server ends only when this thread ends. Otherwise this thread and the server would wait for each other for ever.
 #[allow(unsafe_code)]
 fn detach_thread() -> Result<()> {
-    // SAFETY: after this call, this thread's descriptors are copies that no value in it owns. Values that exist already
-    // own descriptors of the process. The thread opens other descriptors only after the copies are closed.
+    // SAFETY: after this call, this thread has its own copies of all descriptors, and no value owns such a copy. All
+    // values that exist already own the descriptors that the other threads share. This thread opens other descriptors
+    // only after the copies are closed.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FILES) }.context("unsharing the descriptors")?;
     leave_mounts().context("unsharing the mounts")?;
     crate::sys::fds::close_from(3)
 }
 
-/// Moves to an empty root in a new mount namespace. If the server stayed in oven's namespace and all processes were
-/// killed, it could be the last one in it. Then its end would unmount the disk and wait for a reply that only it could
-/// send.
+/// Moves to an empty root in a new mount namespace. If the server stayed in oven's namespace, it could be the last
+/// process there after oven is killed. In that case, the end of the server would unmount the disk, and wait for a reply
+/// that only the server could send.
 fn leave_mounts() -> Result<()> {
     namespaces::unshare(UnshareFlags::NEWNS)?;
     // The mounts become private first, so that unmounting in this namespace does not unmount in others.
@@ -368,8 +369,8 @@ fn leave_mounts() -> Result<()> {
     namespaces::pivot_to(&empty)
 }
 
-/// Tells the kernel not to wait for this disk when this process needs memory. This needs CAP_SYS_RESOURCE. Without it
-/// the server works, but is less robust when memory is short.
+/// Tells the kernel not to wait for this disk when this process needs memory. This needs CAP_SYS_RESOURCE. Without this
+/// capability the server works, but may hang when memory is short.
 fn set_io_flusher() {
     _ = rustix::process::configure_io_flusher_behavior(true);
 }
@@ -389,7 +390,7 @@ impl RequestedBlocks {
         Self { control, data, replies: Mutex::default(), changed: Condvar::new() }
     }
 
-    /// Receives replies until oven has ended.
+    /// Receives replies until oven closes the socket.
     fn listen(&self) {
         while let Some((index, errno)) = backing::receive(&self.control) {
             lock_mutex(&self.replies).insert(index, Some(errno));

@@ -11,8 +11,8 @@ use rustix::mount::{
 use std::io;
 use std::path::Path;
 
-/// The attributes of an image's mounts while steps run: no file may be a device or give rights by its set-user-ID or
-/// set-group-ID bit.
+/// The attributes of an image's mounts while steps run: device nodes, set-user-ID bits and set-group-ID bits have no
+/// effect.
 pub const PLAIN: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID.union(MountAttrFlags::MOUNT_ATTR_NODEV);
 pub const READ_ONLY: MountAttrFlags = PLAIN.union(MountAttrFlags::MOUNT_ATTR_RDONLY);
 
@@ -33,7 +33,7 @@ pub fn new_file_system(kind: &str, options: &[(&str, &str)], attributes: MountAt
     mount().with_context(|| format!("making a {kind} file system"))
 }
 
-/// Creates an overlay of one directory over another, not attached anywhere yet. Writes go to `upper`. The kernel uses
+/// Creates an overlay of `upper` over `lower`. It is not attached anywhere yet. Writes go to `upper`. The kernel uses
 /// `work`, which must be on the file system of `upper`.
 pub fn overlay(lower: BorrowedFd<'_>, upper: BorrowedFd<'_>, work: BorrowedFd<'_>) -> Result<OwnedFd> {
     // Descriptors are passed instead of the directories' names, because a name may contain a `:` or a comma.
@@ -43,7 +43,8 @@ pub fn overlay(lower: BorrowedFd<'_>, upper: BorrowedFd<'_>, work: BorrowedFd<'_
     new_file_system("overlay", &options, PLAIN)
 }
 
-/// Copies the mount that contains `path`, with `path` as the root of the copy. The copy is not attached anywhere yet.
+/// Copies the mount that contains `path`, with `path` as the root of the copy. If `path` is empty, `at` is the root of
+/// the copy. The copy is not attached anywhere yet.
 pub fn clone_mount(at: impl AsFd, path: impl AsRef<Path>, recursive: bool) -> io::Result<OwnedFd> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     if recursive {
@@ -55,8 +56,8 @@ pub fn clone_mount(at: impl AsFd, path: impl AsRef<Path>, recursive: bool) -> io
     Ok(open_tree(at, path.as_ref(), flags)?)
 }
 
-/// Adds attributes to a mount, or to all mounts of a tree, and makes them private: mounts are propagated neither to
-/// them nor from them.
+/// Adds attributes to a mount, or to all mounts of a tree. Also makes these mounts private, so that mounts are
+/// propagated neither to them nor from them.
 #[allow(unsafe_code)]
 pub fn restrict(mount: impl AsFd, attributes: MountAttrFlags, recursive: bool) -> io::Result<()> {
     #[repr(C)]

@@ -12,7 +12,7 @@ pub struct MountEntry {
     /// The mount point, relative to this process's root directory.
     pub path: PathBuf,
     pub shared: bool,
-    /// The directory of the file system that is the root of the mount.
+    /// The root of the mount, as a path within the file system.
     pub root: PathBuf,
     /// The type of the file system, such as `ext4`.
     pub kind: String,

@@ -1,7 +1,9 @@
-//! Provides the blocks of a base snapshot: reads each block when it is first used, and prefetches others.
+//! Provides the blocks of a base snapshot. A block is read from the cloud when it is first requested, or earlier if it
+//! is prefetched.
 //!
-//! A block is ready once it is in the cache's file and matches its digest. The disk's server requests blocks over a
-//! socket. When a block is ready, the server reads it from the cache's file itself.
+//! A block is ready when the `data` file of the block cache has it and its digest was verified. The process that serves
+//! the disk (the module `server`) requests blocks over a socket. When a block is ready, the server reads it from the
+//! `data` file itself.
 
 #[cfg(test)]
 mod tests;
@@ -21,18 +23,20 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 
-/// The number of threads that read requested blocks. It equals the number of requests that are served concurrently.
+/// The number of threads that read requested blocks. It equals the number of FUSE requests that the server handles
+/// concurrently.
 const READERS: usize = 16;
 /// The number of concurrent prefetches. The first byte of a block arrives after about 20 ms, so 8 reads of 512 KiB keep
 /// a network of 1 Gbit/s busy.
 const PREFETCHERS: usize = 8;
-/// The number of following blocks to prefetch when a block is not in the cache. Files are mostly contiguous.
+/// If a requested block is not ready, this many blocks after it are prefetched, because most files are contiguous.
 const READ_AHEAD: u32 = 4;
 
 /// A request of the disk's server, or the reply to a request. A request has the index of a block and 0. A reply has the
-/// index and 0 or an errno.
+/// index, and 0 or an errno.
 pub type BlockMessage = (u32, i32);
-/// The server sends this instead of an index if it could not store a write.
+/// If the server could not read or write the local file with the disk's changes, it sends this value instead of an
+/// index.
 pub const WRITE_FAILED: u32 = u32::MAX;
 
 pub fn send(to: &OwnedFd, (index, errno): BlockMessage) -> rustix::io::Result<()> {
@@ -62,14 +66,14 @@ pub struct BackingStore {
     blocks: BlockIndexes,
     reader: Arc<dyn SnapshotReader>,
     cached: CachedSnapshot,
-    /// The used blocks in the order of their first use, and as a set. The next bake of the family will probably need
-    /// them, too.
+    /// The requested blocks, as a list in the order of the first requests, and as a set. The next bake of a definition
+    /// with the same `name` will probably need the same blocks.
     used: Mutex<(Vec<u32>, HashSet<u32>)>,
     prefetch_queue: Mutex<PrefetchQueue>,
     queue_changed: Condvar,
-    /// The reason why a block could not be read. The file system on the disk only gets an I/O error.
+    /// The first error of reading a block or storing a change. The file system on the disk only gets an I/O error.
     trouble: FirstFault,
-    /// The directory of the written files, for messages.
+    /// The directory of the files with the disk's changes. Error messages name it.
     place: OnceLock<PathBuf>,
     fetched: Counter,
     found: Counter,
@@ -87,8 +91,8 @@ struct Requests {
 }
 
 impl Requests {
-    /// Replies to a request, but only once: [`BackingStore::stop`] may have replied while the read was still running.
-    /// Does nothing if there is no socket.
+    /// Replies to a request unless it already has a reply. [`BackingStore::stop`] may have replied while the block was
+    /// being read. Does nothing if there is no socket.
     fn answer(&mut self, index: u32, errno: i32) {
         if let (true, Some(socket)) = (self.blocks.remove(&index), &self.socket) {
             _ = send(socket, (index, errno));
@@ -178,7 +182,8 @@ impl BackingStore {
         Ok((data, digest))
     }
 
-    /// Records that a block is used, prefetches the following blocks, and reads the block. Returns 0 or an errno.
+    /// Handles a request for a block: records that the block is used, and makes it ready. If the block was not ready,
+    /// also queues the following blocks for prefetching. Returns 0 or an errno.
     fn use_block(&self, index: u32) -> i32 {
         let is_missing = self.cached.ready(index).is_none();
         {
@@ -205,8 +210,8 @@ impl BackingStore {
         lock_mutex(&self.used).0.clone()
     }
 
-    /// Starts the threads that serve the requests of the disk's server until the socket is closed. `place` is the
-    /// directory of the written files.
+    /// Starts the threads that read requested blocks until the socket is closed, and the threads that prefetch blocks.
+    /// `place` is the directory of the files with the disk's changes.
     pub fn start_threads(self: &Arc<Self>, socket: &Arc<OwnedFd>, place: &Path) -> std::io::Result<()> {
         _ = self.place.set(place.to_owned());
         lock_mutex(&self.requests).socket = Some(socket.clone());
@@ -228,8 +233,8 @@ impl BackingStore {
             prefetch.spawn(move || {
                 while let Some(index) = lower.next_prefetch() {
                     if lower.has_room_for(index) {
-                        // A failure is ignored here. If the block is needed later, it is read again and the error is
-                        // returned then.
+                        // A failure is ignored here. If the block is requested later, it is read again, and an error of
+                        // that read is reported.
                         _ = lower.fetch(index);
                     }
                 }
@@ -252,7 +257,8 @@ impl BackingStore {
         lock_mutex(&self.requests).answer(index, errno);
     }
 
-    /// Replies to all requests with an error, now and in future, even if their reads are still running.
+    /// Replies with an error to all open requests, even if their blocks are still being read. Later requests get the
+    /// same reply.
     pub fn stop(&self) {
         let mut requests = lock_mutex(&self.requests);
         requests.stopped = true;
@@ -268,7 +274,7 @@ impl BackingStore {
         super::fault::disk_error(error, &format!("storing the disk's changes{place}"))
     }
 
-    /// Puts blocks at the front of the queue.
+    /// Puts blocks at the front of the prefetch queue.
     fn prefetch_first(&self, blocks: Vec<u32>) {
         let mut prefetch_queue = lock_mutex(&self.prefetch_queue);
         blocks.into_iter().rev().for_each(|index| prefetch_queue.blocks.push_front(index));
@@ -303,7 +309,7 @@ impl BackingStore {
 
     /// Returns whether there is space to prefetch a block. A prefetched block must not take space that a bake needs.
     fn has_room_for(&self, index: u32) -> bool {
-        // A block that is already in the cache needs no more space.
+        // A block that is already in the cache needs no additional space.
         self.cached.digest(index).is_some()
             || (self.free)(self.cached.dir()).is_none_or(|free| free >= RESERVED_SPACE)
     }

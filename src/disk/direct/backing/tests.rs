@@ -21,7 +21,7 @@ impl SnapshotReader for Base {
     }
 }
 
-/// Creates a backing store that shares no state in memory with other ones, as in another process.
+/// Creates a backing store that shares no state in memory with others, as if it were in another process.
 fn lower(dir: &Path, base: &Arc<Base>) -> Arc<BackingStore> {
     lower_of(&BlockCache::new(dir, u64::MAX), base)
 }
@@ -117,7 +117,7 @@ fn bakes_of_one_process_read_and_verify_a_block_once() {
     let later = lower_of(&cache, &base);
     assert!(later.cached().ready(5).is_none());
     assert_eq!((later.block(5).unwrap().0, reads()), (vec![5; BLOCK], 3));
-    // A bake that finds another file with the same name verifies the block, too.
+    // The file is replaced by another one with the same name, so the next bake verifies the block again.
     std::fs::rename(&data, dir.path().join("away")).unwrap();
     std::fs::copy(dir.path().join("away"), &data).unwrap();
     flip();

@@ -1,11 +1,16 @@
-//! The block cache: blocks of base snapshots that this machine has read.
+//! The block cache has the blocks of base snapshots that this machine has read.
 //!
-//! Each snapshot has a directory with two files: `data`, a sparse file with every block at its offset, and `digests`,
-//! with 32 bytes for each block (zeros for absent blocks). A block is used only after it was verified against its
-//! digest. A block that does not match counts as absent. Concurrent bakes can share the files, because all of them
-//! write the same bytes. The directory also has `indexes`, the list of the blocks that the snapshot has. For each
-//! family (a definition's `name`), a file `used-…` lists the blocks that the last bake of the family used, in order.
-//! `indexes` and each `used-…` end with a digest of their content.
+//! Each snapshot has a directory with these files:
+//!
+//! - `data`: a sparse file with each cached block at its offset.
+//! - `digests`: 32 bytes for each block, which are zeros if the block is not cached.
+//! - `indexes`: the list of the blocks that the snapshot has.
+//! - `used-…`: one file for each family, that is, for all definitions with the same `name`. It lists the
+//!   blocks that the last bake of the family used, in the order of their first use.
+//!
+//! A block is used only after it was verified against its digest. A block that does not match its digest counts as
+//! absent. Concurrent bakes can share the files, because all of them write the same bytes. `indexes` and each `used-…`
+//! end with a digest of their content.
 
 #[cfg(test)]
 mod tests;
@@ -30,19 +35,20 @@ use std::time::SystemTime;
 
 const DATA: &str = "data";
 const DIGESTS: &str = "digests";
-/// The name differs from `contents`, which earlier versions used for a list with four bytes for each block.
+/// The name is not `contents`, because earlier versions wrote another format to a file with that name.
 const CONTENTS: &str = "indexes";
 const USED_PREFIX: &str = "used-";
 const ABSENT: Digest = [0; 32];
-/// How often to try again when another process evicts a snapshot while it is being opened.
+/// The maximum number of attempts to open a snapshot that other processes evict at the same moment.
 const MAX_TRIES: u32 = 64;
-/// The number of bytes that prefetched and cached blocks leave free on the disk, because bakes write to the same disk.
+/// The free space in bytes that the cache reserves for bakes, because these write to the same file system. If less is
+/// free, blocks are not prefetched, and cached snapshots are evicted.
 pub const RESERVED_SPACE: u64 = 1 << 30;
 /// The hint for a cache that is unusable.
 const REMOVE_HINT: &str = "The cache only saves downloads. You can remove it while no bake runs.";
 
-/// The number of locks for blocks. Several blocks share a lock, but these blocks are seldom read from the cloud
-/// concurrently.
+/// The number of locks for blocks. Many blocks share each lock. But two blocks with the same lock are seldom read from
+/// the cloud concurrently.
 const LOCKS: usize = 64;
 
 /// The state of a snapshot's blocks in this process. The process's concurrent bakes share the state.
@@ -71,18 +77,18 @@ pub struct BlockCache {
 /// The cached blocks of one snapshot. They are not evicted while this value exists.
 #[derive(Debug)]
 pub struct CachedSnapshot {
-    // This field is dropped before `digests`, that is, before the lock is released. After the release the data may be
-    // evicted, so another bake must not find this state then.
+    // This field must be dropped before `digests`, because that releases the lock, and then another process may evict
+    // the data. After that, no bake may use this state.
     shared_state: Arc<SharedState>,
     dir: PathBuf,
     data: File,
     /// The file with the lock. The lock is released when this field is dropped, even if a copy of the descriptor
-    /// exists. (A step that is being started has a copy for a moment.)
+    /// exists. (A child process that is being started has a copy for a moment.)
     digests: FileLock,
 }
 
-/// Returns the name of the file for a family. A family's name may have any characters, so the file is named after a
-/// digest.
+/// Returns the name of a family's `used-…` file. It has a digest of the family's name, because that name may have
+/// characters that are not allowed in file names.
 fn used_file(family: &str) -> String {
     let digest = digest_of(family.as_bytes());
     let digits: String = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
@@ -118,11 +124,11 @@ impl BlockCache {
         let dir = self.dir.join(&snapshot.0);
         let context = || format!("opening the cache of blocks in {}", dir.display());
         let failed = |error| cache_error(error, &context());
-        // Another process may evict the directory before it is locked. In that case, the loop tries again.
+        // Another process may evict the snapshot before its directory is locked. In that case, the loop tries again.
         for _ in 0..MAX_TRIES {
             let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir);
             match made {
-                // The directory was just removed, or just created, by another process.
+                // Another process created or removed the directory at the same moment.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists && !is_not_directory(&dir) => {
                     continue;
                 }
@@ -179,8 +185,8 @@ fn evict(dir: &Path, remove: &dyn Fn(&Path) -> io::Result<()>) -> io::Result<boo
     if !has_name(&digests, &lock) {
         return Ok(false);
     }
-    // The file with the lock is removed last. While it exists, nobody can create it again, and `trim` counts the
-    // remaining files even if this process is killed.
+    // The file with the lock is removed last. While it exists, no other process can create a new one. If this process
+    // is killed before, `trim` still counts the remaining files, because it looks for this file.
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
         if path != lock {
@@ -188,7 +194,7 @@ fn evict(dir: &Path, remove: &dyn Fn(&Path) -> io::Result<()>) -> io::Result<boo
         }
     }
     remove(&lock)?;
-    // If another process has started to use the directory, it is not empty, and its removal fails.
+    // If another process has already created new files in the directory, this removal fails.
     _ = fs::remove_dir(dir);
     Ok(true)
 }
@@ -216,7 +222,7 @@ fn none_if_missing<T>(result: io::Result<T>) -> io::Result<Option<T>> {
 pub enum BlockOrigin {
     /// The block was ready before.
     Before,
-    /// The block was in the cache.
+    /// The block was taken from the cache.
     Found,
     /// The block was read from the snapshot.
     Read,
@@ -241,12 +247,12 @@ impl CachedSnapshot {
         &self.dir
     }
 
-    /// Opens the file of the blocks read-only, for a process that reads only verified blocks.
+    /// Opens the `data` file read-only, for the disk's server, which reads only blocks that are ready.
     pub fn reading(&self) -> std::io::Result<File> {
         File::open(format!("/proc/self/fd/{}", self.data.as_raw_fd()))
     }
 
-    /// Returns the list of the snapshot's blocks if it is cached.
+    /// Returns the list of the snapshot's blocks if the list is cached.
     pub fn contents(&self) -> Option<SnapshotContents> {
         let bytes = self.read_with_digest(CONTENTS)?;
         let (size, blocks) = bytes.split_first_chunk()?;
@@ -303,7 +309,7 @@ impl CachedSnapshot {
     }
 
     /// Returns the digest of a block if the block is ready, that is, if this process has verified the block or written
-    /// it to the cache since it began to use the snapshot.
+    /// it to the cache since the process began to use the snapshot.
     pub fn ready(&self, index: u32) -> Option<Digest> {
         lock_mutex(&self.shared_state.ready).get(&index).copied()
     }
@@ -313,9 +319,9 @@ impl CachedSnapshot {
         lock_mutex(&self.shared_state.ready).remove(&index);
     }
 
-    /// Makes a block ready if it is not. Takes the block from the cache if the cached block is valid, and from `read`
-    /// otherwise. Concurrent calls for the same block wait for each other. `to_cache_error` converts the error if the
-    /// block cannot be written to the cache.
+    /// Makes a block ready if it is not ready yet. Takes the block from the cache if the cached block is valid, and
+    /// from `read` otherwise. Concurrent calls for the same block wait for each other. `to_cache_error` converts the
+    /// error if the block cannot be written to the cache.
     pub fn make_ready(
         &self,
         index: u32,
@@ -353,8 +359,9 @@ impl CachedSnapshot {
     pub fn ensure_stored(&self) -> Result<()> {
         let result = super::fault::ensure_written(&self.data);
         if result.is_err() {
-            // All blocks become unready. A later `CachedSnapshot` would not notice, because the kernel does not report
-            // this error to it.
+            // All blocks become unready, so that each of them is verified again before it is used. A later
+            // `CachedSnapshot` could not detect this error, because the kernel reports it only to files that were open
+            // at that time.
             lock_mutex(&self.shared_state.ready).clear();
         }
         result.map_err(|error| cache_error(error, &format!("caching blocks in {}", self.dir.display())))

@@ -44,7 +44,7 @@ fn indexes_and_used_blocks_are_cached_and_damaged_files_ignored() {
         bytes[at] ^= 1;
         fs::write(&path, &bytes).unwrap();
     }
-    // The list of a snapshot of 16 TiB that has all its blocks.
+    // A snapshot of 16 TiB that has all blocks has the longest list.
     let all = SnapshotContents { size_gib: 16 << 10, blocks: (0..1 << 25).collect() };
     cached.store_contents(&all).unwrap();
     assert!(cached.dir.join(CONTENTS).metadata().unwrap().len() < 8 << 20);
@@ -101,7 +101,7 @@ fn on_a_full_disk_unused_snapshots_are_evicted() {
     let in_use = put(&cache, 2);
     cache.trim().unwrap();
     assert_eq!(there(), 2);
-    // The free space is one block too small.
+    // The free space is one block less than the reserved space.
     cache.free = |_| Some(RESERVED_SPACE - BLOCK as u64);
     cache.trim().unwrap();
     assert_eq!((there(), in_use.verified(0)), (1, Some(digest_of(&data))));

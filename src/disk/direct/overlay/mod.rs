@@ -1,5 +1,5 @@
-//! A disk that consists of a base's blocks and of written blocks over them, so that the changed blocks are known
-//! exactly.
+//! A disk that consists of a base's blocks and of blocks that were written over them. So it is known exactly which
+//! blocks were written.
 //!
 //! A base's block is read from the cache or the cloud when it is first used. The first write to a block stores the
 //! complete block in a separate file, the upper file. So every block is either completely in the base or completely in
@@ -18,7 +18,8 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, MutexGuard};
 
-/// The number of locks for blocks. Several blocks share a lock, but these blocks are seldom written concurrently.
+/// The number of locks for blocks. Many blocks share each lock. But two blocks with the same lock are seldom written
+/// concurrently.
 const LOCKS: usize = 64;
 
 /// The blocks of a base.
@@ -91,10 +92,10 @@ impl<B: BaseBlocks> Overlay<B> {
         punched.map_err(io::Error::from).inspect_err(|error| self.base.report_io_error(error))
     }
 
-    /// Calls `change`, which writes to a block in the upper file, and marks the block as written. Before that, an
-    /// unwritten block of the base is copied to the upper file. The copy is omitted if `whole` is true, because
-    /// `change` then overwrites the complete block. The block is marked last, so that nobody reads an incomplete block
-    /// from the upper file.
+    /// Changes a block in the upper file by calling `change`, and then marks the block as written. If the base has the
+    /// block and it was not written before, it is first copied to the upper file. `whole` means that `change`
+    /// overwrites the complete block. In that case, nothing is copied. The block is marked last, so that nobody reads
+    /// an incomplete block from the upper file.
     fn change(&self, index: u32, whole: bool, change: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         if self.marks.is_written(index) {
             // This needs no lock. Only a trim can make the block unwritten again, and a file system does not write to
@@ -172,7 +173,8 @@ impl<B: BaseBlocks> DiskContent for Overlay<B> {
     }
 
     fn sync(&self) -> io::Result<()> {
-        // A power failure ends the bake, so the upper file need not survive it. Blocks that must last are uploaded.
+        // The upper file need not survive a power failure, because that ends the bake. Data that must last are
+        // uploaded.
         Ok(())
     }
 }
