@@ -99,8 +99,8 @@ impl Default for BaseSource {
 pub struct Definition {
     /// The definition's directory, as the user spelt it.
     pub dir: PathBuf,
-    /// The canonical path of the project directory. All files of the definition are below it, also those in `inputs`
-    /// and the targets of symbolic links.
+    /// The canonical path of the project directory. All files of the definition are below this directory, also the
+    /// files in `inputs` and the targets of symbolic links.
     pub project: PathBuf,
     /// The definition's name. The names of its images begin with it.
     pub name: String,

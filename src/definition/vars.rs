@@ -13,7 +13,7 @@ pub type GivenVars = BTreeMap<String, String>;
 pub struct Vars {
     /// The defaults in `[vars]`.
     pub declared: BTreeMap<String, String>,
-    /// Values from the command line, which override defaults. Only declared variables are in it.
+    /// Values from the command line, which override defaults. The map contains only declared variables.
     pub given: GivenVars,
 }
 
