@@ -1,4 +1,5 @@
-//! Writes `.ami_id.json` into a definition's directory. GumGum's CI users read the image's id from this file.
+//! Writes `.ami_id.json` into a definition's directory. CI jobs that were written for GumGum's AMI Bakery read the
+//! image's id from this file.
 
 use crate::ids::ImageId;
 use crate::report::Report;
@@ -29,7 +30,8 @@ fn write(dir: &Path, id: &ImageId) -> Result<()> {
     let path = dir.join(NAME);
     // The content has the same bytes as the file of GumGum's tool, because somebody may read it without a JSON parser.
     let content = format!("{{\"ami_id\": {}}}\n", json!(id));
-    // Reads only a regular file of the same size. Reading a FIFO with this name would block forever.
+    // An unchanged file is not written again. Only a regular file of the same size is read, because reading a FIFO with
+    // this name would block forever.
     let is_candidate = path.symlink_metadata().is_ok_and(|m| m.is_file() && m.len() == content.len() as u64);
     if is_candidate && std::fs::read_to_string(&path).is_ok_and(|old| old == content) {
         return Ok(());

@@ -65,8 +65,8 @@ impl BatchItem {
     }
 }
 
-/// Children wait for this value. It is `None` until the parent's bake has ended. After that, it has the id of the
-/// parent's image, or it is `Some(None)` if the parent has no image.
+/// Children wait for this value. It is `None` until the parent's bake has ended. Then it becomes `Some` with the id of
+/// the parent's image, or `Some(None)` if the parent has no image.
 type Parent = watch::Receiver<Option<Option<ImageId>>>;
 
 /// Definitions to bake, and the options for baking them.
@@ -125,7 +125,7 @@ pub async fn bake_all(batch: Batch, stop: watch::Receiver<bool>) -> Vec<BatchIte
     all
 }
 
-/// Returns the base image of a definition. If it has a parent, waits for the parent's image.
+/// Returns the base image of a definition. If the definition has a parent, waits for the parent's image.
 async fn parent_image(image: &Definition, parent: Option<(String, Parent)>) -> Result<BaseRef> {
     let (name, mut parent) = match (&image.from, parent) {
         (BaseSource::Image(from), _) => return Ok(from.clone()),
@@ -200,8 +200,8 @@ async fn bake_member(
 /// The message if a bake was interrupted and everything was removed.
 pub const INTERRUPTED_CLEANLY: &str = "interrupted; nothing was left behind";
 
-/// Reports the end of a bake. If there are several bakes, the summary has the details. Failures are not reported here,
-/// because they were reported before the clean-up.
+/// Reports the end of a bake. If there are several bakes, less is reported here, because the summary at the end has the
+/// ids. Failures are not reported here, because they were reported before the clean-up.
 fn report_result(item: &BatchItem, report: &Report, several: bool) {
     match &item.status {
         Status::Baked(image) => {

@@ -1,5 +1,5 @@
-//! Locks a fingerprint on this host. A second bake of the same fingerprint waits for the first bake, and then finds its
-//! image.
+//! Locks a fingerprint on this host. A second bake of the same fingerprint waits for the first bake, and then finds the
+//! image of the first bake.
 
 use super::Bake;
 use super::target::Target;
@@ -10,7 +10,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// The interval at which the lock is polled. Users do not notice it, and polling needs almost no CPU time.
+/// The interval at which the lock is polled. It is too short for users to notice, and long enough that polling needs
+/// almost no CPU time.
 const POLL: Duration = Duration::from_millis(100);
 
 /// The lock on a fingerprint during its bake. The kernel releases it when the process ends, even if it is killed.
@@ -39,7 +40,8 @@ fn try_acquire(path: &Path) -> Result<Option<BakeLock>> {
     std::fs::create_dir_all(path.parent().expect("a lock file is in a directory"))?;
     let file = File::options().create(true).append(true).open(path)?;
     let Some(lock) = FileLock::try_acquire(file, LockMode::Exclusive)? else { return Ok(None) };
-    // If the inodes differ, the previous holder has removed the file. A lock on a removed file excludes nobody.
+    // If the inodes differ, the previous holder has removed the file. A lock on a removed file excludes nobody, so the
+    // caller tries again.
     let is_current = std::fs::metadata(path).is_ok_and(|m| m.ino() == lock.metadata().map_or(0, |l| l.ino()));
     Ok(is_current.then(|| BakeLock { path: path.to_owned(), _lock: lock }))
 }

@@ -32,15 +32,15 @@ use std::future::Future;
 pub struct Bake<'a> {
     pub site: &'a Site,
     pub image: &'a Definition,
-    /// The base image. If the definition is based on another definition, this is the image of that definition.
+    /// The base image. If the definition has a parent definition, this is the parent's image.
     pub from: &'a BaseRef,
     pub options: &'a BakeOptions,
     pub run: &'a RunId,
 }
 
 /// Bakes a definition, unless its image exists already. When the bake ends or is stopped, its local resources are
-/// released first, and after that its temporary cloud resources are removed. [`Ended::left`] lists the cloud resources
-/// that could not be removed.
+/// released first, and after that its temporary cloud resources are removed. [`Ended::leftovers`] lists the cloud
+/// resources that could not be removed.
 pub async fn bake(bake: &Bake<'_>, stop: impl Future<Output = ()>) -> Ended<Outcome> {
     undo::scope(bake.site.undo_policy(bake.options.keep_on_failure), stop, async |undo| {
         let target = target::resolve(bake).await?; //                                          1. resolve

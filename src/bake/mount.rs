@@ -1,5 +1,5 @@
-//! Step 3: mounts the root file system. Before the disk is committed, it is unmounted, and nothing may use the disk any
-//! more.
+//! Step 3: mounts the root file system. Before the disk is committed, the file system must be unmounted, and nothing
+//! may use the disk any more.
 
 use super::Bake;
 use crate::device::Device;
@@ -7,7 +7,7 @@ use crate::mount::{MountOptions, Root};
 use anyhow::Result;
 
 /// Mounts the root file system of the disk. The result borrows the disk. If the definition sets a size, the file system
-/// is grown.
+/// is grown to this size.
 pub async fn root<'d>(bake: &Bake<'_>, device: &'d Device) -> Result<Root<'d>> {
     let options = MountOptions { grow: bake.image.size_gib.is_some() };
     Root::mount(device, &bake.site.scratch(bake.run)?, &options, &bake.site.report).await

@@ -3,10 +3,10 @@
 /// How a bake handles existing images and failures.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BakeOptions {
-    /// Bakes even if the image exists. The name of the new image also contains the run's id, so that the two names
-    /// differ.
+    /// Bakes even if the image exists. The name of the new image also contains the run's id, so that it differs from
+    /// the name of the existing image.
     pub force: bool,
-    /// Deregisters a failed or incomplete image that oven created and that has the wanted name.
+    /// Deregisters a failed or incomplete image that oven created, if it has the name of the new image.
     pub replace_failed: bool,
     /// The tool whose rule decides whether an existing image is accepted. `None` means oven's rule.
     pub compat: Option<Compat>,

@@ -12,7 +12,8 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// Compares the run in the image's tags with `run`. They differ if another run created the image.
+    /// The image's tags name the run that created the image. If this is not `run`, another builder registered the image
+    /// first.
     pub(crate) fn of(image: Image, run: &RunId) -> Self {
         if image.was_created_by(run) { Self::Baked(image) } else { Self::AlreadyBaked(image) }
     }

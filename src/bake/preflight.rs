@@ -8,13 +8,12 @@ use crate::error::Kind;
 use crate::site::Site;
 use anyhow::{Context, Result};
 
-/// Fails if a failed or incomplete image has the wanted name, if the role lacks a permission, or if the disk of the
-/// base image is not accessible. If the user gave --replace-failed, an image that has the wanted name is deregistered,
-/// and the check does not fail.
+/// Fails if a failed or incomplete image has the name of the new image, if the role lacks a permission, or if the disk
+/// of the base image is not accessible. With --replace-failed, the failed or incomplete image is deregistered instead.
 pub async fn check(bake: &Bake<'_>, target: &Target) -> Result<()> {
     let (site, base) = (bake.site, &target.base);
     let spec = target::disk_spec(bake.image, base, bake.run);
-    // These calls run concurrently, because each waits for the cloud.
+    // These calls run concurrently, because each of them spends its time waiting for the cloud.
     let (free, permitted, disk) = tokio::join!(
         ensure_name_is_free(bake, target),
         site.cloud.ensure_permitted(base),

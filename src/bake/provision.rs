@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 
 /// The work to do in the image.
 pub struct Provisioning {
-    /// The definition, in which all packages with a URL are already downloaded.
+    /// The definition. All its packages with a URL are already downloaded.
     image: Definition,
     plan: Plan,
     cache: PackageCache,
@@ -63,8 +63,8 @@ pub fn runner<'a>(
 }
 
 /// Runs the plan, places the definition's files and runs its scripts and tests. `baseline` records the state after the
-/// packages are installed, because later changes by scripts are intended. Returns the plan's facts, including
-/// `packages`.
+/// packages are installed and before scripts run, because changes by scripts are intended. Returns the plan's facts,
+/// including `packages`.
 pub async fn packages_and_scripts(
     runner: &CommandRunner<'_>,
     baseline: &mut Baseline,

@@ -41,7 +41,8 @@ pub fn from_environment(
     if wrong.is_empty() {
         return Ok(Secrets::new(values));
     }
-    let hint = "Pass secrets in oven's environment: `NAME=… oven bake …`; sudo passes variables only with --preserve-env.";
+    let hint = "Pass secrets in oven's environment: `NAME=… oven bake …`. If you use sudo, add its option \
+                --preserve-env.";
     Err(Kind::Definition.failure(wrong.join("\n")).hint(hint).into())
 }
 

@@ -56,10 +56,10 @@ pub struct GlobalArgs {
     /// The directory of the local region [default: /var/lib/oven/region]
     #[arg(long, global = true, value_name = "DIR", env = "OVEN_REGION_DIR", hide_env_values = true, value_hint = ValueHint::DirPath, help_heading = "Global options")]
     pub region_dir: Option<PathBuf>,
-    /// The builder's instance id, needed if its metadata service is not reachable
+    /// The builder's instance id. It is needed if the metadata service is not reachable
     #[arg(long, global = true, value_name = "ID", env = "OVEN_INSTANCE_ID", help_heading = "Global options")]
     pub instance_id: Option<String>,
-    /// The builder's availability zone, needed if its metadata service is not reachable
+    /// The builder's availability zone. It is needed if the metadata service is not reachable
     #[arg(long, global = true, value_name = "ZONE", env = "OVEN_ZONE", help_heading = "Global options")]
     pub zone: Option<String>,
     /// How a bake accesses its disk. `attached` creates a volume and attaches it. `direct` creates no volume; it reads
@@ -137,7 +137,7 @@ oven verifies every block. The file is sparse. It appears only when complete.";
 
 The exit code is that of the shell. Changes to an image are discarded. Changes
 to the disk of a run are preserved until `oven sweep --kept` removes the disk.";
-    pub const SWEEP: &str = "oven never removes anything of a run that it knows to be running. Disks that\n\
+    pub const SWEEP: &str = "oven never removes resources of a run that is known to be active. Disks that\n\
         --keep-on-failure preserved are removed only with --kept.";
     pub const POLICY: &str = "Examples:
   oven policy > oven.json
@@ -145,9 +145,9 @@ to the disk of a run are preserved until `oven sweep --kept` removes the disk.";
       --policy-document file://oven.json
 
 The policy permits oven to create only resources with oven's tag, and to change
-or remove only those. With --disks the policy covers only bakes with that kind
-of disks, otherwise both kinds. The command needs neither credentials nor a
-network.";
+or remove only those. Without --disks, the policy covers bakes with both kinds
+of disks. With --disks, it covers only bakes with that kind of disks. The
+command needs neither credentials nor a network.";
     pub const COMPLETIONS: &str = "Examples:
   oven completions bash > /etc/bash_completion.d/oven
   oven completions zsh > /usr/local/share/zsh/site-functions/_oven
@@ -287,8 +287,8 @@ pub struct OsReleasePlanArgs {
     /// Print the plugin's plan for an image with this os-release file. Needs neither root nor a cloud
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub os_release: Option<PathBuf>,
-    /// With --os-release: the plugin looks for certain paths in the image. Assume that only these exist. May be repeated
-    /// [default: all exist]
+    /// With --os-release: assume that the image has this path. All other paths that the plugin looks for are assumed to
+    /// be missing. May be repeated [default: all exist]
     #[arg(long, value_name = "PATH", requires = "os_release")]
     pub has: Vec<String>,
     /// With --os-release: assume that the image has the text file PATH, with the content of the local FILE. May be
@@ -305,7 +305,7 @@ pub struct OsReleasePlanArgs {
 
 #[derive(Debug, Subcommand)]
 pub enum PluginVerb {
-    /// List plugins with their origins and the systems that they claim
+    /// List plugins, each with its origin and the systems that it claims
     List,
     /// Check that a plugin conforms to the contract. Does not need root
     #[command(after_help = examples::CHECK)]
@@ -373,7 +373,7 @@ fn key_arn(text: &str) -> Result<String, String> {
 
 #[derive(Debug, Args)]
 pub struct ChecksumArgs {
-    /// One definition, including its `inputs`, or several directories without any `inputs`
+    /// One definition, whose `inputs` are included, or several directories, of which no `inputs` are included
     #[arg(required = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub directories: Vec<PathBuf>,
 }

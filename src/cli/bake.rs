@@ -40,15 +40,15 @@ pub async fn run(
         }
         Ok((Site::of(&global.overrides(), &order.images, report.clone(), Use::Builds).await?, order))
     };
-    // A signal must be able to stop this, because it takes seconds if there is no metadata service.
+    // A signal must be able to stop this work, because the work takes seconds if there is no metadata service.
     let order: Result<_> = signals::run_until_stopped(&stop, found).await;
     let (site, order) = order.inspect_err(|_| {
         let definitions = args.definitions.iter().filter(|dir| dir.join(definition::FILE).exists());
         definitions.for_each(|dir| ami_id_file::update(dir, None, report));
     })?;
     if args.options.verify && site.settings.disks() == Strategy::Attached {
-        let text = "--verify works only with --disks direct, because oven sends no blocks of an attached disk that \
-                    it could compare";
+        let text = "--verify works only with --disks direct, because with attached disks oven sends no blocks that it \
+                    could compare";
         return Err(Kind::Usage.error(text));
     }
     let batch = Batch {

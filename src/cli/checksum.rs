@@ -11,8 +11,8 @@ use serde_json::json;
 
 pub fn run(global: &GlobalArgs, args: &args::ChecksumArgs, report: &Report) -> Result<End> {
     let directories = match args.directories.as_slice() {
-        // If there is only one directory and it is a definition, its inputs are included. Otherwise only the given
-        // directories count, as in GumGum's tool.
+        // If there is only one directory and it is a definition, the checksum also covers the definition's inputs.
+        // Otherwise it covers only the given directories, as in GumGum's tool.
         [dir] if dir.join("image.toml").exists() => Definition::load(dir)?.directories(),
         directories => directories.to_vec(),
     };

@@ -17,7 +17,7 @@ use std::path::Path;
 
 pub async fn run(global: &GlobalArgs, report: &Report) -> Result<End> {
     let overrides = global.overrides();
-    // Wrong settings are reported with the site.
+    // Errors in the settings are ignored here, because `Site::examine` reports them.
     let needs = Needs::of(&Settings::resolve(Path::new("."), &overrides).unwrap_or_default());
     let (findings, site) = Site::examine(&overrides, report).await;
     let mut checks = checks::checks(needs);
@@ -28,7 +28,8 @@ pub async fn run(global: &GlobalArgs, report: &Report) -> Result<End> {
         Ok(site) => checks.push(checks::state_directory(&site.state)),
         Err(_) => checks.push(Check::from_result("region", &site, "Choose another --region-dir.")),
     }
-    // If the checks found that something is lacking, the probes are skipped. They would only fail for the same reason.
+    // If the checks found that something is missing, the probes are skipped, because they would fail for the same
+    // reason.
     if let (Ok(site), false) = (&site, checks.iter().any(Check::lacks)) {
         let probe = Probe {
             helper: &site.helper,

@@ -34,7 +34,7 @@ pub async fn run(
     .await
 }
 
-/// Checks the path of the file to write, before anything is read. Returns the directory of the file.
+/// Checks whether the file can be written, before anything is read. Returns the directory of the file.
 fn ensure_free(file: &Path, force: bool) -> Result<PathBuf> {
     let name = file.display();
     let dir = match file.parent() {
@@ -82,7 +82,8 @@ async fn export(site: &Site, snapshot: &SnapshotId, dir: &Path, args: &args::Exp
         crate::transfer::download::download_with_progress(&*site.blocks, snapshot, temp.file(), &on_progress)
             .await
             .with_context(context)?;
-    // The data may not be on the disk yet, as with cp, curl and qemu-img. `sync` waits for that.
+    // The data may not be on the disk yet, because oven does not sync the file. cp, curl and qemu-img do not sync
+    // either.
     temp.file().set_permissions(Permissions::from_mode(0o666 & !umask())).with_context(context)?;
     let metadata = temp.file().metadata().with_context(context)?;
     if args.force {

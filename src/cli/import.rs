@@ -21,7 +21,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use tokio::sync::watch;
 
-/// The size of the sectors that partition tables count in, in bytes.
+/// The size of a sector in bytes. Partition tables give offsets and sizes in sectors.
 const SECTOR: u64 = 512;
 
 pub async fn run(
@@ -81,7 +81,7 @@ impl ReadAt for Raw {
     }
 }
 
-/// Rejects a file that is not a disk before it is copied.
+/// Rejects a file that is not a disk. This check comes before the file is copied.
 fn ensure_disk(path: &Path) -> Result<()> {
     let file = Region::open_raw(path)?;
     let size = sparse_copy::length(&file)?;

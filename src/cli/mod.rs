@@ -111,7 +111,7 @@ fn prepare(cli: &Cli) -> Result<()> {
         | Verb::Completions { .. } => return Ok(()),
     };
     let dir = definition.map_or(Path::new("."), PathBuf::as_path);
-    // Wrong settings are reported later.
+    // Errors in the settings are ignored here, because they are reported later.
     let settings = Settings::resolve(dir, &cli.global.overrides()).unwrap_or_default();
     checks::ensure_ready(Needs::of(&settings))?;
     namespaces::private_mounts()?;
@@ -120,8 +120,8 @@ fn prepare(cli: &Cli) -> Result<()> {
 
 async fn dispatch(cli: &Cli, report: &Report) -> Result<End> {
     let global = &cli.global;
-    // Verbs without `stop_at_signals` have nothing to clean up. A signal ends them immediately, which is the default of
-    // every program.
+    // Verbs without `stop_at_signals` have nothing to clean up. A signal ends them immediately, which is the default
+    // action of a process.
     match &cli.verb {
         Verb::Bake(args) => bake::run(global, args, report, stop_at_signals(report)?).await,
         Verb::Plan(args) if args.os_release_plan.os_release.is_some() => plugin::plan(global, args, report),
@@ -192,7 +192,7 @@ fn report(global: &GlobalArgs) -> (Report, Result<()>) {
     }
 }
 
-/// Prints a line of a verb's result. A closed pipe is ignored. Any other error, such as a full disk, gives a warning.
+/// Prints a line of a verb's result. A closed pipe is ignored. Any other error, such as a full disk, causes a warning.
 fn answer(line: impl Display) {
     if let Err(error) = writeln!(std::io::stdout().lock(), "{line}")
         && error.kind() != ErrorKind::BrokenPipe

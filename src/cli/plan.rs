@@ -17,7 +17,7 @@ use anyhow::Result;
 use serde_json::json;
 use std::collections::BTreeMap;
 
-/// What a bake of one definition would do.
+/// The existing image of a definition, or the reasons why a bake would make a new one.
 struct Verdict {
     hit: Option<Image>,
     /// If there is no image yet, the reasons why a new one would be baked.

@@ -14,8 +14,8 @@ pub static COMMON: &[EventField] = &[
             always("message", Text, "What failed, and why."),
             sometimes("hint", TEXT_OR_NULL, "What the user can do about it."),
         ]),
-        "Why the verb failed. Then the fields of the verb are missing. Failures of single images of a bake are in \
-         `images`.",
+        "Why the verb failed. If this field is present, the fields of the verb are missing. If only single images of a \
+         bake failed, their errors are in `images`.",
     ),
 ];
 
@@ -23,7 +23,11 @@ const TEXTS: JsonType = List(&Text);
 const IMAGE: &[EventField] = &[
     always("id", Text, "The AMI's id."),
     always("name", Text, "The AMI's name."),
-    always("state", Words(&["pending", "available", "failed"]), "Whether it can be used."),
+    always(
+        "state",
+        Words(&["pending", "available", "failed"]),
+        "The state. Only an `available` image can be used.",
+    ),
     always("architecture", Words(&["x86_64", "arm64"]), "The architecture."),
     always("snapshot", Text, "The id of its root snapshot."),
     always("size_gib", Integer, "The size of its root volume in GiB."),
@@ -51,12 +55,12 @@ pub static RESULTS: &[EventSpec] = &[
                 always(
                     "asked",
                     Boolean,
-                    "Whether it was named on the command line, and is not only a parent.",
+                    "Whether the definition was named on the command line. False if it was baked only as a parent.",
                 ),
                 always(
                     "outcome",
                     Words(&["baked", "already-baked", "skipped", "failed"]),
-                    "The outcome. `skipped`: its parent failed.",
+                    "The outcome. `skipped`: not baked, because the parent has no image.",
                 ),
                 always("run", TEXT_OR_NULL, "The id of the run; null if nothing was done."),
                 always("log", TEXT_OR_NULL, "The log file; null if nothing was done."),
@@ -92,7 +96,11 @@ pub static RESULTS: &[EventSpec] = &[
                 always("ami_id", TEXT_OR_NULL, "The AMI's id, if it exists."),
                 always("why", TEXTS, "Why it would be baked."),
                 always("vars", Map(&Text), "Its variables."),
-                always("secrets", Map(&Boolean), "Its secrets, and whether the environment has each."),
+                always(
+                    "secrets",
+                    Map(&Boolean),
+                    "The names of its secrets, and whether each is set in the environment.",
+                ),
             ])),
             "The images.",
         )],
@@ -144,13 +152,13 @@ pub static RESULTS: &[EventSpec] = &[
         doc: "The findings of the conformance suite.",
         fields: &[
             always("plugin", Text, "The plugin, as it was named on the command line."),
-            always("conforms", Boolean, "Whether it has no faults."),
+            always("conforms", Boolean, "Whether the plugin has no faults."),
             always(
                 "rules",
                 List(&Object(&[
                     always("rule", Text, "The rule."),
-                    always("tried", Boolean, "Whether it could be tested."),
-                    always("faults", TEXTS, "The faults that break it."),
+                    always("tried", Boolean, "Whether the rule could be tested."),
+                    always("faults", TEXTS, "The faults that violate the rule."),
                 ])),
                 "The rules.",
             ),
@@ -159,7 +167,7 @@ pub static RESULTS: &[EventSpec] = &[
     EventSpec {
         name: "oven plugin new",
         doc: "The new files.",
-        fields: &[always("files", TEXTS, "Their paths; the plugin's is the first.")],
+        fields: &[always("files", TEXTS, "The paths of the new files. The first is the plugin.")],
     },
     EventSpec {
         name: "oven checksum",
@@ -172,7 +180,7 @@ pub static RESULTS: &[EventSpec] = &[
                     always("path", Text, "The file's path."),
                     always("sha1", Text, "The SHA-1 of the file."),
                 ])),
-                "The files that it covers, in their order.",
+                "The files that the checksum covers, in the order in which it covers them.",
             ),
         ],
     },
@@ -187,7 +195,11 @@ pub static RESULTS: &[EventSpec] = &[
         fields: &[
             always("id", Text, "The AMI's id."),
             always("name", Text, "The AMI's name."),
-            always("state", Words(&["pending", "available", "failed"]), "Whether it can be used."),
+            always(
+                "state",
+                Words(&["pending", "available", "failed"]),
+                "The state. Only an `available` image can be used.",
+            ),
             always("architecture", Words(&["x86_64", "arm64"]), "The architecture."),
             always("snapshot", Text, "The id of its root snapshot."),
             always("size_gib", Integer, "The size of its root volume in GiB."),
@@ -197,7 +209,7 @@ pub static RESULTS: &[EventSpec] = &[
             always(
                 "documents",
                 Map(&Text),
-                "Texts that the bake stored with it, such as the list of its packages.",
+                "Texts that the bake stored with the image, such as the list of its packages.",
             ),
         ],
     },
@@ -208,7 +220,7 @@ pub static RESULTS: &[EventSpec] = &[
     },
     EventSpec {
         name: "oven import",
-        doc: "The base image, which is new or existed already.",
+        doc: "The base image, which may have existed already.",
         fields: &[
             always("ami_id", Text, "The AMI's id."),
             always("ami_name", Text, "The AMI's name."),
@@ -223,16 +235,24 @@ pub static RESULTS: &[EventSpec] = &[
             always("file", Text, "The file's path."),
             always("size_gib", Integer, "The size of the disk in GiB."),
             always("blocks", Integer, "The number of blocks of 512 KiB in the snapshot."),
-            always("bytes_on_disk", Integer, "The disk space of the file, without its holes."),
+            always(
+                "bytes_on_disk",
+                Integer,
+                "The disk space that the file uses. The holes of a sparse file use none.",
+            ),
         ],
     },
     EventSpec { name: "oven shell", doc: "Only the exit code, which is that of the shell.", fields: &[] },
     EventSpec {
         name: "oven sweep",
-        doc: "The leftovers that were removed, or would be removed without `--dry-run`.",
+        doc: "The leftovers that were removed, or with `--dry-run` would be removed.",
         fields: &[
             always("dry_run", Boolean, "Whether the leftovers were only listed."),
-            always("swept", List(&Object(STALE_RUN)), "Runs whose leftovers were removed, or would be."),
+            always(
+                "swept",
+                List(&Object(STALE_RUN)),
+                "Runs whose leftovers were removed, or with `--dry-run` would be removed.",
+            ),
             always("failed", Integer, "The number of runs whose leftovers could not be removed."),
             always(
                 "kept",
@@ -245,7 +265,7 @@ pub static RESULTS: &[EventSpec] = &[
         name: "oven doctor",
         doc: "The checks of this machine.",
         fields: &[
-            always("fit", Boolean, "Whether it can bake."),
+            always("fit", Boolean, "Whether this machine can bake."),
             always(
                 "checks",
                 List(&Object(&[
@@ -253,7 +273,8 @@ pub static RESULTS: &[EventSpec] = &[
                     always(
                         "verdict",
                         Words(&["ok", "note", "lacks"]),
-                        "`note`: a bake can do without it. `lacks`: a bake needs it.",
+                        "`ok`: nothing is missing. `note`: something is missing or unusual, but a bake works. `lacks`: \
+                         something that a bake needs is missing.",
                     ),
                     sometimes("note", Text, "With `note`: what is missing or unusual."),
                     sometimes("why", Text, "With `lacks`: what is missing."),

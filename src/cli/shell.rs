@@ -90,7 +90,7 @@ async fn run_shell(site: &Site, root: &Root<'_>, args: &args::ShellArgs) -> Resu
             let job = Job { os_release, architecture: root.architecture()?.to_string(), ..Job::default() };
             distro.plan(&job).map(|plan| plan.shims).unwrap_or_default()
         }
-        // Without a plugin for the image there are no shims, but a shell works.
+        // If no plugin claims the image, there are no shims, but the shell works.
         Err(_) => Vec::new(),
     };
     let network = args.network.then(|| site.egress_guard());

@@ -32,7 +32,7 @@ pub async fn run(global: &GlobalArgs, args: &args::SweepArgs, report: &Report) -
     let verb = if args.dry_run { "would remove" } else { "removed" };
     let (mut failed, mut swept) = (0, Vec::new());
     for run in stale {
-        // A step is shown, because the removal may have to wait: somebody may have opened a shell on the disk.
+        // A progress line is shown, because the removal may have to wait for a shell that somebody opened on the disk.
         let what = || format!("removing the leftovers of run {}", run.run.short());
         let _step = (!args.dry_run).then(|| report.step("sweep", what()));
         if !args.dry_run
@@ -50,7 +50,7 @@ pub async fn run(global: &GlobalArgs, args: &args::SweepArgs, report: &Report) -
     }
     for run in &kept {
         report.note(format!(
-            "run {} preserved {} (--keep-on-failure): `oven sweep --kept` removes it, too",
+            "run {} preserved {} (--keep-on-failure): `oven sweep --kept` also removes this",
             run.run.short(),
             run.resources.join(", ")
         ));
@@ -63,8 +63,8 @@ pub async fn run(global: &GlobalArgs, args: &args::SweepArgs, report: &Report) -
     Ok(End { code, result })
 }
 
-/// Finds the run whose id begins with `wanted`. A run of another host may still be active, so `wanted` must be its
-/// whole id. A run that is known to be active is not found.
+/// Finds the run whose id begins with `wanted`. A run of another host may still be active, so it is found only if
+/// `wanted` is its whole id. A run that is known to be active is never found.
 async fn named(site: &Site, mut stale: Vec<StaleRun>, wanted: &str) -> Result<Vec<StaleRun>> {
     stale.retain(|run| run.run.0.starts_with(wanted));
     match stale.len() {

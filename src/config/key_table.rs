@@ -7,7 +7,7 @@ use std::fmt;
 /// One table of a TOML file: its keys, and the rules between keys.
 #[derive(Debug)]
 pub struct Section {
-    /// The table's name in messages, such as `[disk]`. Empty for the top level of the file.
+    /// The table's name in messages, such as `[disk]`. It is empty for the top level of the file.
     pub header: &'static str,
     /// In the order of the reference page.
     pub keys: &'static [TomlKey],
@@ -19,10 +19,10 @@ pub struct Section {
 pub struct TomlKey {
     pub name: &'static str,
     pub value: ValueType,
-    /// What the value should be: a message has this text after "it should be". If it is empty, the text is derived from
-    /// `value`.
+    /// What the value should be. Messages contain this text after "it should be". If it is empty, the text is derived
+    /// from `value`.
     pub expected: &'static str,
-    /// Set if the key is required. A message has this text after "is missing: ".
+    /// Set if the key is required. If the key is missing, the message contains this text after "is missing: ".
     pub required: Option<&'static str>,
     pub default: DefaultValue,
     /// The meaning of the key: plain sentences in Markdown.
@@ -55,12 +55,13 @@ pub enum ValueType {
     Anything,
 }
 
-/// The rules for a text that a JSON Schema can express. The parser checks more.
+/// The rules for a text, as far as a JSON Schema can express them. The code that reads the key checks these and further
+/// rules.
 #[derive(Debug)]
 pub struct TextRule {
     /// A regular expression without look-around, which the text must match. If it is empty, any text is allowed.
     pub pattern: &'static str,
-    /// A regular expression that the text must not match. Not used if it is empty.
+    /// A regular expression that the text must not match. If it is empty, it is not used.
     pub never: &'static str,
     /// Texts that are not allowed. `LD_*` stands for all texts that begin with `LD_`.
     pub reserved: &'static [&'static str],
@@ -91,7 +92,7 @@ pub struct UserTable {
     pub most: usize,
 }
 
-/// The value of a key that is not set.
+/// The value that applies if a key is not set.
 #[derive(Debug)]
 pub enum DefaultValue {
     /// There is no default.
@@ -135,11 +136,11 @@ pub enum Condition {
     Is(&'static str, Literal),
 }
 
-/// Allows any text. Other rules take their unset fields from this one.
+/// Allows any text. Other rules inherit the fields that they do not set from this one.
 pub const ANY_TEXT: TextRule = TextRule { pattern: "", never: "", reserved: &[], most: 0 };
 /// The default `false`.
 pub const NO: DefaultValue = DefaultValue::Is(Literal::Boolean(false));
-/// Other keys take their unset fields from this one.
+/// Other keys inherit the fields that they do not set from this one.
 pub const KEY: TomlKey = TomlKey {
     name: "",
     value: ValueType::Anything,
@@ -219,7 +220,7 @@ impl ValueType {
         }
     }
 
-    /// The rules of the table that the value is, or that it contains.
+    /// The keys and rules of the table, if the value is a table or contains tables.
     pub fn section(&self) -> Option<&'static Section> {
         match self {
             Self::Table(section) | Self::Tables(section) => Some(section),
@@ -229,7 +230,7 @@ impl ValueType {
         }
     }
 
-    /// The rules of the table, if the value is a table whose keys the user chooses.
+    /// The rules of the value, if it is a table whose keys the user chooses.
     pub fn user_table(&self) -> Option<&'static UserTable> {
         if let Self::Map(table) = self { Some(table) } else { None }
     }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-/// Settings of the command line or of environment variables. An empty text does not override a setting.
+/// These settings override those of a project. A setting that is `None` or empty overrides nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Overrides {
     pub cloud: Option<String>,

@@ -12,8 +12,8 @@ pub type Variables = BTreeMap<String, String>;
 
 /// The maximal size of a template in bytes. Nobody writes a larger one by hand.
 const MAX_BYTES: u64 = 1 << 20;
-/// The maximal number of the template engine's instructions. A template of the maximal size needs far fewer. This
-/// number takes less than a second.
+/// The maximal number of instructions that the template engine executes for a template. They take less than a second.
+/// Usual templates need far fewer, even at the maximal size.
 const FUEL: u64 = 1_000_000;
 
 /// Renders a template. `source` is its text. Errors name `path` and the line.
@@ -53,7 +53,7 @@ fn list_variables(vars: &Variables) -> String {
     }
 }
 
-/// Reads a template. Errors: it is larger than 1 MiB, or not UTF-8.
+/// Reads a template. Fails if it is larger than 1 MiB, or is not UTF-8.
 pub fn read(file: &mut impl Read, path: &Path) -> Result<String, String> {
     let mut bytes = Vec::new();
     let shown = path.display();
@@ -64,7 +64,7 @@ pub fn read(file: &mut impl Read, path: &Path) -> Result<String, String> {
     String::from_utf8(bytes).map_err(|_| format!("{shown}: is not valid UTF-8"))
 }
 
-/// Checks that a file can be rendered. The error is the rest of a sentence that begins with the file's key.
+/// Checks that a file can be rendered. The error is the rest of a sentence that begins with the key in image.toml.
 pub fn check(path: &Path, vars: &Variables) -> Result<(), String> {
     let opened = std::fs::File::open(path).map_err(|e| format!("{}: cannot be read: {e}", path.display()));
     let rendered =

@@ -1,5 +1,5 @@
-//! Reads TOML files without serde. Serde's errors say only what serde expected. People also need the line, the key, and
-//! what to do.
+//! Reads TOML files without serde, because serde's errors say only what serde expected. People also need the line, the
+//! key, and advice.
 //!
 //! Reading continues after a mistake, so that one run reports all mistakes.
 
@@ -13,7 +13,8 @@ use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-/// The maximal size of a file. Nobody writes so much by hand. A wrong file is refused before it fills the memory.
+/// The maximal size of a file. Nobody writes a larger file by hand. So a larger file is a mistake, and is refused
+/// before it fills the memory.
 const MAX_BYTES: u64 = 1 << 20;
 /// The maximal number of mistakes that are listed. Further mistakes are only counted.
 const MAX_MISTAKES: usize = 20;
@@ -22,12 +23,12 @@ const MAX_MISTAKES: usize = 20;
 pub(crate) struct Document {
     /// The offset of each line's end.
     ends: Vec<usize>,
-    /// The keys that its top level may have.
+    /// The keys that the file's top level may have.
     top: &'static Section,
     mistakes: RefCell<Vec<(usize, String)>>,
 }
 
-/// A table of a file, whose known and required keys were checked already.
+/// A table of a file. Its unknown and missing keys were already recorded as mistakes.
 pub(crate) struct Table<'d, 't> {
     document: &'d Document,
     /// The keys that the table may have.
@@ -88,7 +89,7 @@ pub(crate) fn kind_of(metadata: &std::fs::Metadata) -> &'static str {
     }
 }
 
-/// Parses a file's text and calls `read` with its top level. `top` has the keys of the top level. Errors:
+/// Parses a file's text and calls `read` with its top level. `top` lists the keys that the top level may have. Errors:
 /// [`Kind::Definition`], with file, line and key of every mistake that `read` or this function recorded.
 pub(crate) fn read<'t, T>(
     file: &Path,
@@ -114,7 +115,7 @@ pub(crate) fn read<'t, T>(
     Err(Kind::Definition.error(list_first(&lines, MAX_MISTAKES, "\n")))
 }
 
-/// Describes a mistake of syntax. It adds the key and advice, which the parser's message does not have.
+/// Describes a syntax error: adds the key and advice to the parser's message.
 fn syntax(text: &str, line: usize, message: &str) -> String {
     let content = text.lines().nth(line - 1).unwrap_or_default().trim();
     let Some((key, value)) = content.split_once('=') else {
@@ -134,9 +135,9 @@ fn syntax(text: &str, line: usize, message: &str) -> String {
     format!("`{}`: {message}{advice}", key.escape_debug())
 }
 
-/// The line of a key. A key of a table is spelt `disk.iops`, or only `iops`. If the key's value is an array, the result
-/// is the line of the first element that `pick` accepts. Such an element is a string, or a table with a string that
-/// `pick` accepts.
+/// The line of a key. A key of a table is spelt `disk.iops`, or only `iops`. If the key's value is an array, and `pick`
+/// accepts one of its elements, the result is the line of the first such element. If an element is a table, `pick` is
+/// called with the strings in it.
 pub(crate) fn line_of(text: &str, key: &str, pick: &dyn Fn(&str) -> bool) -> Option<usize> {
     let parsed = DeTable::parse(text).ok()?;
     let (top, mut names) = (parsed.get_ref(), key.split('.'));
@@ -200,15 +201,15 @@ impl Document {
 
 /// The known word that is most similar to an unknown word. `None` if no known word is similar.
 pub(crate) fn nearest<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
-    /// A smaller similarity is by chance.
+    /// If the similarity is smaller, the words are similar only by chance.
     const ALIKE: f64 = 0.8;
     let similarity = |word: &str| strsim::jaro_winkler(name, word);
     let best = known.iter().copied().max_by(|a, b| similarity(a).total_cmp(&similarity(b)))?;
     (similarity(best) >= ALIKE).then_some(best)
 }
 
-/// Asks whether the user meant the most similar known word. If there is none, lists all known words. `what` is a plural
-/// noun for the words.
+/// Asks whether the user meant the most similar known word. If no word is similar, lists all known words. `what` is a
+/// plural noun for the words.
 pub(crate) fn did_you_mean(name: &str, known: &[&str], what: &str) -> String {
     match nearest(name, known) {
         Some(word) => format!("did you mean `{word}`?"),
@@ -264,8 +265,8 @@ impl<'d, 't> Table<'d, 't> {
         self.section.one_of()
     }
 
-    /// Records that none of the keys [`Self::one_of`] is set. If the table has an unknown key, one of these keys was
-    /// probably mistyped. In that case nothing is recorded, because the unknown key already is a mistake.
+    /// Records that none of the keys in [`Self::one_of`] is set. If the table has an unknown key, the user probably
+    /// mistyped one of these keys. In that case nothing is recorded, because the unknown key already is a mistake.
     pub fn none_of(&self, what: &str) {
         if self.entries.keys().all(|key| self.section.key(key.get_ref()).is_some()) {
             self.mistake(self.line, what);

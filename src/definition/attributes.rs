@@ -1,5 +1,5 @@
 //! `[disk]` and `[image]`: the attributes that an image is registered with. Mistakes that do not depend on the base are
-//! found here, with their lines. The others are found when the base is known.
+//! found here, with their lines. The other mistakes are found later, when the base is known.
 
 use super::keys::UEFI;
 use super::keys::{DISK, VOLUME_TYPES};
@@ -7,7 +7,7 @@ use crate::cloud::VolumeKind;
 use crate::config::key_table::{Condition, KeyRule, Literal, ValueType};
 use crate::config::toml_reader::{At, Table, did_you_mean, listed};
 
-/// Types that EC2 has, but does not allow for root volumes.
+/// Volume types that EC2 has, but does not allow for root volumes.
 const NOT_BOOTABLE: [&str; 2] = ["sc1", "st1"];
 
 /// `[image]`: attributes that replace the base's. `Some(None)` removes an attribute that the base has.
@@ -24,7 +24,7 @@ pub struct RegistrationSettings {
     pub imds: Option<Option<String>>,
 }
 
-/// Size in GiB, and the kind of volume.
+/// Reads `[disk]`: the size in GiB, and the other attributes of the volume.
 pub fn disk(top: &Table) -> (Option<u64>, VolumeKind) {
     let Some(disk) = top.table("disk") else { return Default::default() };
     let volume_type = disk.string("type");
@@ -47,7 +47,7 @@ pub fn disk(top: &Table) -> (Option<u64>, VolumeKind) {
     (disk.integer("size_gib"), kind)
 }
 
-/// The keys of `[disk]` that do not fit the volume's type, and why. If no type is set, every key fits.
+/// The keys of `[disk]` that do not fit the volume's type, and the reason for each. If no type is set, every key fits.
 pub fn misfits(kind: &VolumeKind) -> Vec<(&'static str, String)> {
     let Some(volume_type) = kind.volume_type.as_deref() else { return Vec::new() };
     let given = |key: &str| match key {

@@ -94,7 +94,8 @@ fn image(table: &Table) -> Option<BaseRef> {
     Some(if deprecated { BaseRef::Deprecated(Box::new(base)) } else { base })
 }
 
-/// Reads `tag = { role = "base" }`. It is a table, as in `[tags]`, because a tag's key may contain any separator.
+/// Reads `tag = { role = "base" }`. The value is a table, as in `[tags]`. A string such as `role=base` would be
+/// ambiguous, because a tag's key may contain any separator.
 fn tag(from: &Table) -> Option<(String, String)> {
     let at = from.value("tag")?;
     if let DeValue::String(text) = at.value {

@@ -25,8 +25,8 @@ impl BakeOrder {
         Self::load_with(directories, &GivenVars::new())
     }
 
-    /// Like [`Self::of`], with values of variables. A value is set in each definition that declares the variable.
-    /// Errors: also [`Kind::Usage`] if no definition declares a variable.
+    /// Like [`Self::load`], but with values of variables from the command line. A value is set in each definition that
+    /// declares the variable. Errors: also [`Kind::Usage`] if `given` has a variable that no definition declares.
     pub fn load_with(directories: &[impl AsRef<Path>], given: &GivenVars) -> Result<Self> {
         let mut loader = Loader { given: given.clone(), ..Loader::default() };
         for directory in directories {
@@ -112,14 +112,14 @@ impl Loader {
             .into())
     }
 
-    /// Sorts the images: parents come first. Otherwise the order is the one in which the user named them.
+    /// Sorts the images: parents come first. Apart from this, the images are in the order in which the user named them.
     fn into_order(self) -> Result<BakeOrder> {
         let mut sequence: Vec<usize> = Vec::new();
         // The position of each image in `sequence`.
         let mut positions = vec![None; self.images.len()];
         for start in 0..self.images.len() {
-            // Each image has at most one parent. So this follows the chain of parents to its end, or to an image that
-            // already has a position.
+            // Each image has at most one parent. So this loop follows the chain of parents to its end, or to an image
+            // that already has a position.
             let mut chain = Vec::new();
             let mut at = Some(start);
             while let Some(index) = at.filter(|index| positions[*index].is_none()) {
@@ -158,7 +158,7 @@ impl Loader {
     }
 }
 
-/// Normalizes `examples/web/../base` to `examples/base`, if this is the same directory. (It is another one if
+/// Normalizes `examples/web/../base` to `examples/base`, if both are the same directory. (They may differ if
 /// `examples/web` is a symbolic link.)
 fn normalize(path: &Path) -> PathBuf {
     let mut normalized = PathBuf::new();
@@ -187,7 +187,7 @@ mod tests {
     use super::*;
     use crate::error::hint_of;
 
-    /// Writes definitions. `images` has the directory and the text of image.toml of each.
+    /// Writes definitions. For each definition, `images` has the directory and the text of image.toml.
     fn tree(images: &[(&str, &str)]) -> tempfile::TempDir {
         let top = tempfile::tempdir().unwrap();
         for (dir, toml) in images {

@@ -38,7 +38,7 @@ pub(crate) const DIRECTORY_HINT: &str = "A definition is a directory with an ima
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BaseSource {
     Image(BaseRef),
-    /// Another definition's directory: the path in image.toml, joined to the directory of this definition.
+    /// The parent definition's directory: the path in image.toml, joined to the directory of this definition.
     Parent(PathBuf),
 }
 
@@ -65,7 +65,7 @@ pub enum PackageRequest {
     },
 }
 
-/// A package file on this machine that was downloaded.
+/// A package file that was downloaded to this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DownloadedFile {
     pub source: PathBuf,
@@ -75,9 +75,9 @@ pub struct DownloadedFile {
 /// `[[file]]`: a file that is copied into the image after the packages are installed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct File {
-    /// On this machine, inside the definition's directories.
+    /// A path on this machine, in the definition's directory or in one of its `inputs`.
     pub source: PathBuf,
-    /// Absolute, in the image.
+    /// An absolute path in the image.
     pub target: String,
     /// Permission bits. The default is 0755 if the source is executable, else 0644.
     pub mode: u32,
@@ -97,14 +97,14 @@ impl Default for BaseSource {
 /// A definition, read and checked.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Definition {
-    /// As the user spelt it.
+    /// The definition's directory, as the user spelt it.
     pub dir: PathBuf,
-    /// The canonical path of the project directory. All files of the definition are below this directory, including the
-    /// files of its inputs and the targets of its links.
+    /// The canonical path of the project directory. All files of the definition are below this directory, also the
+    /// files in `inputs` and the targets of symbolic links.
     pub project: PathBuf,
-    /// The name of the family. The names of the definition's images begin with it.
+    /// The definition's name. The names of its images begin with it.
     pub name: String,
-    /// Whether `name` is the directory's name, because image.toml sets none.
+    /// True if image.toml sets no name. In that case `name` is the name of the definition's directory.
     pub name_is_default: bool,
     pub description: String,
     pub from: BaseSource,
@@ -119,13 +119,12 @@ pub struct Definition {
     pub tests: Vec<Script>,
     pub vars: Vars,
     pub size_gib: Option<u64>,
-    /// `[disk]`: the kind of volume, if it differs from the base's. The volume that the bake works on is also of this
-    /// kind.
+    /// `[disk]`: the attributes of the root volume that image.toml sets. The bake's own volume also gets them.
     pub volume: VolumeKind,
     /// `[image]`
     pub registered: RegistrationSettings,
     pub tags: Tags,
-    /// As spelt in image.toml: relative to `dir`.
+    /// Paths relative to `dir`, as image.toml spells them.
     pub inputs: Vec<String>,
     /// The plugin's name. `None` stands for the plugin that claims the base image.
     pub distro: Option<String>,
@@ -135,7 +134,7 @@ pub struct Definition {
     /// How files get their SELinux labels if the image enables SELinux.
     pub selinux: Selinux,
     pub network: bool,
-    /// Whether steps that have the network can reach the builder's metadata service, and with it the builder's
+    /// Whether steps that have the network can reach the builder's metadata service, and through it the builder's
     /// credentials.
     pub imds: bool,
     /// `[clean] keep`: paths that the clean-up does not change and the lint accepts.
@@ -153,18 +152,19 @@ pub enum Selinux {
 }
 
 impl Definition {
-    /// Reads `dir`'s image.toml. Checks its content, and that the files exist that it names. An error lists every
-    /// mistake, each with file, line and key.
+    /// Reads image.toml in `dir`. Checks its content, and checks that all files that it names exist. An error lists
+    /// every mistake, each with file, line and key.
     pub fn load(dir: &Path) -> Result<Self> {
         Self::load_with(dir, &GivenVars::new())
     }
 
-    /// Like [`Self::load`], with the `given` values of variables.
+    /// Like [`Self::load`], but the values in `given` override the defaults of variables.
     pub fn load_with(dir: &Path, given: &GivenVars) -> Result<Self> {
         let real = directory(dir)?;
         let file = dir.join(FILE);
         let text = toml_reader::read_text(&file)?;
-        // `Self::read` returns `None` only if it has reported a mistake. In that case `toml_reader::read` fails.
+        // `Self::read` returns `None` only if it has recorded a mistake. In that case `toml_reader::read` fails, so the
+        // error below is never returned.
         let read =
             toml_reader::read(&file, &text, &keys::IMAGE_TOML, |top| Self::read(dir, &real, top, given))?;
         read.ok_or_else(|| Kind::Definition.error(format!("{} is not a valid definition", file.display())))
@@ -228,10 +228,10 @@ impl Definition {
         self.place(key, name)
     }
 
-    /// The place of a key in image.toml, such as `examples/web/image.toml:4: `packages``. It is for mistakes that are
-    /// found only after the file was read, such as an unknown package. The key `iops` of `[disk]` is spelt `disk.iops`.
-    /// `value` selects an element of an array, such as a package's name. The line is left out if the file or the key is
-    /// missing.
+    /// The place of a key in image.toml, such as `examples/web/image.toml:4: `packages``. Messages about mistakes that
+    /// are found after the file was read, such as an unknown package, begin with it. The key `iops` of `[disk]` is
+    /// spelt `disk.iops`. If the key's value is an array, `value` (such as a package's name) selects the element whose
+    /// line is returned. If the file or the key is missing, the place has no line.
     pub fn place(&self, key: &str, value: Option<&str>) -> String {
         let file = self.dir.join(FILE);
         let picks = |element: &str| {

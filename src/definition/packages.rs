@@ -40,7 +40,7 @@ fn by_url(table: &Table) -> Option<PackageRequest> {
     Some(PackageRequest::Url { url: url?, sha256: sha256?, file: None })
 }
 
-/// Checks a URL. It must not contain a user's name or password, because oven writes it to logs.
+/// Checks a URL. The URL must not contain a user name or a password, because oven writes URLs to logs.
 pub fn package_url(text: &str) -> Result<String, String> {
     let good = url(text, &["http", "https"])?;
     let host = good.split("://").nth(1).and_then(|rest| rest.split('/').next());
@@ -86,8 +86,8 @@ fn ask(spelt: &str, sources: &Sources) -> Result<PackageRequest, String> {
     Ok(PackageRequest::Named { name: name.into(), version: version.map(Into::into) })
 }
 
-/// Checks a group's name. With dnf it may be a title, which contains spaces. The name of a dnf environment begins with
-/// `^`.
+/// Checks a group's name. With dnf, the name may be a title with spaces, and the name of an environment group begins
+/// with `^`.
 fn check_group(spelt: &str, name: &str) -> Result<(), String> {
     let rest = name.strip_prefix('^').unwrap_or(name);
     let allowed = |c: char| c.is_ascii_alphanumeric() || "+-._:() ".contains(c);
@@ -112,7 +112,8 @@ pub fn check_name(spelt: &str, name: &str) -> Result<(), String> {
     }
     if name.starts_with('-') {
         return Err(format!(
-            "has {spelt:?}: a package name cannot begin with `-`, because options are not allowed"
+            "has {spelt:?}: a package name cannot begin with `-`, because the package manager would read it as an \
+             option"
         ));
     }
     if name.contains(|c: char| c.is_whitespace() || c == ',') {

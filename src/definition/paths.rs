@@ -1,5 +1,5 @@
 //! Checks the files that a definition names. A file outside the directories that the checksum covers is refused,
-//! because a change of the file would not cause a new bake.
+//! because a change of such a file would not cause a new bake.
 
 use super::FILE;
 use crate::config::toml_reader::{Table, kind_of};
@@ -39,12 +39,13 @@ pub fn directories(dir: &Path, inputs: &[String]) -> Vec<PathBuf> {
     std::iter::once(dir).chain(inputs).collect()
 }
 
-/// Returns the project directory. If the definition's directory is a git repository, it is that directory. Otherwise it
-/// is the nearest directory above that has a git repository or an oven.toml. If there is none, it is the definition's
-/// parent directory. `real` is the definition's canonical path.
+/// Returns the project directory. If the definition's directory is a git repository, it is itself the project
+/// directory. Otherwise the nearest directory above it that is a git repository or has an oven.toml is the project
+/// directory. If no such directory exists, the parent of the definition's directory is used. `real` is the definition's
+/// canonical path.
 ///
-/// `inputs` and symbolic links of a definition must not lead out of the project, because somebody else may have written
-/// the definition, and the user who runs oven may be root.
+/// Somebody else may have written the definition, and oven may run as root. So `inputs` and symbolic links must not
+/// lead out of the project. Otherwise the definition could copy any file of this machine into the image.
 pub fn project(real: &Path) -> PathBuf {
     let git = |dir: &Path| dir.join(".git").is_dir();
     let mut above = real.ancestors().skip(1);
@@ -104,7 +105,7 @@ impl Sources {
         ))
     }
 
-    /// Checks that `spelt`, a path of image.toml, is a regular file that the checksum covers.
+    /// Checks that `spelt`, a path in image.toml, is a regular file that the checksum covers.
     pub fn file(&self, spelt: &str) -> Result<Source, String> {
         relative(spelt)?;
         let path = self.dir.join(spelt);
@@ -128,14 +129,14 @@ impl Sources {
         self.ensure_in_project(&real).map_err(|out| format!("is {spelt:?}, which {out}"))?;
         if name.as_bytes().starts_with(b".") {
             return Err(format!(
-                "is {spelt:?}: files whose names begin with a dot are not part of the checksum, so oven would not \
-                 notice a change; rename it"
+                "is {spelt:?}: rename the file, because files whose names begin with a dot are not part of the \
+                 checksum, and oven would not notice a change"
             ));
         }
         Ok(Source { path, executable: is_executable(&metadata) })
     }
 
-    /// Checks that `spelt`, a path of image.toml, is a script that the kernel can start.
+    /// Checks that `spelt`, a path in image.toml, is a script that the kernel can start.
     pub fn script(&self, spelt: &str) -> Result<PathBuf, String> {
         let source = self.file(spelt)?;
         let mut start = Vec::new();

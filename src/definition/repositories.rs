@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 use std::io::Read;
 
 pub(super) const MAX_NAME: usize = 64;
-/// The maximal size of a key in bytes. A distribution's key with twenty years of signatures has some 100 KiB.
+/// The maximal size of a key in bytes. Even the key of a distribution with twenty years of signatures has only about
+/// 100 KiB.
 const MAX_KEY: u64 = 1 << 20;
 const BEGIN: &str = "-----BEGIN PGP PUBLIC KEY BLOCK-----";
 const END: &str = "-----END PGP PUBLIC KEY BLOCK-----";
@@ -85,7 +86,7 @@ fn key(table: &Table, sources: &Sources) -> Option<Option<String>> {
     }
 }
 
-/// Reads the blocks of an armoured key, without the text around them.
+/// Reads the blocks of an ASCII-armoured key, without the text around them.
 fn armoured(spelt: &str, path: &std::path::Path) -> Result<String, String> {
     let unread =
         |error: std::io::Error| format!("names {spelt:?}, but {} cannot be read: {error}", path.display());
@@ -101,7 +102,7 @@ fn armoured(spelt: &str, path: &std::path::Path) -> Result<String, String> {
             "is {spelt:?}, which is a private key: use the public key, and do not pass on the private one"
         ));
     }
-    // The first bytes of a binary key: a packet with a public key.
+    // A binary key begins with one of these bytes, the headers of a public-key packet.
     if matches!(bytes.first(), Some(0x98..=0x9a | 0xc6)) {
         let how = "`gpg --no-default-keyring --keyring ./FILE --export --armor` converts it";
         return Err(format!("is {spelt:?}, which is a binary key, but must be ASCII-armoured: {how}"));
@@ -135,7 +136,7 @@ fn armoured(spelt: &str, path: &std::path::Path) -> Result<String, String> {
     Ok(blocks)
 }
 
-/// Checks a repository's name. It becomes the name of a file, and of a section of dnf's settings.
+/// Checks a repository's name. The name becomes a file's name, and a section's name in dnf's configuration.
 fn file_name(name: &str) -> Result<String, String> {
     if is_word(name, "-_.") && name.len() <= MAX_NAME {
         return Ok(name.to_owned());

@@ -35,7 +35,7 @@ pub enum Program {
     Playbook(Playbook),
 }
 
-/// A playbook, and its options for Ansible.
+/// A playbook, and the options with which Ansible runs it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Playbook {
     pub path: PathBuf,
@@ -141,7 +141,7 @@ fn program(table: &Table, kind: ScriptKind, sources: &Sources) -> Option<Program
             let argv = strings(table, key);
             match argv.first() {
                 Some(program) if !program.is_empty() => Some(Program::Command(argv)),
-                // If the value is not an array, this was reported already.
+                // A value that is not an array was reported already.
                 _ if table.value(key)?.value.as_array().is_none() => None,
                 _ => {
                     let expected = table.key(key).expected();
@@ -193,7 +193,7 @@ fn secrets(table: &Table, vars: &Vars, env: &BTreeMap<String, String>) -> Vec<St
                 "has {name}, which is also in [vars]: remove it from one of the two (values in [vars] are not secret)"
             )),
             Ok(()) if env.contains_key(&name) => {
-                Err(format!("has {name}, which is also in `env`: remove one"))
+                Err(format!("has {name}, which is also in `env`: remove it from one of the two"))
             }
             Ok(()) => Ok(()),
         };

@@ -9,10 +9,10 @@ use crate::config::toml_reader::Table;
 use std::path::Path;
 use toml::de::DeValue;
 
-/// The maximal length of a family's name. EC2 allows 128 characters for an image's name. oven appends `-` and 12 digits
-/// of the fingerprint, and with `--force` also `-` and 8 digits of the run's id.
+/// The maximal length of a definition's name. EC2 allows 128 characters for an image's name. oven appends `-` and 12
+/// digits of the fingerprint, and with `--force` also `-` and 8 digits of the run's id.
 pub const MAX_NAME: usize = IMAGE_NAME_LENGTH.1 - 13 - 9;
-/// The tags that oven itself may put on an image. The user can set as many as EC2 allows besides these.
+/// The tags that oven itself may put on an image. EC2's limit also counts these tags, so the user can set fewer.
 const OVEN_TAGS: [&str; 9] = [
     tag::CHECKSUM,
     tag::FINGERPRINT,
@@ -26,11 +26,11 @@ const OVEN_TAGS: [&str; 9] = [
 ];
 /// The maximal number of tags that the user can set.
 pub(super) const MAX_USER_TAGS: usize = MAX_TAGS - OVEN_TAGS.len();
-/// Directories on which another file system is mounted when an instance boots. A file below them would be hidden.
+/// When an instance boots, other file systems are mounted on these directories. They would hide a file in the image
+/// below these directories.
 const COVERED: [&str; 4] = ["/dev", "/proc", "/run", "/sys"];
 
-/// Reads the name of the family: `name`, or the last part of the definition's canonical path. The names of the family's
-/// images begin with it.
+/// Reads the definition's name: `name`, or the last part of the definition's canonical path if `name` is not set.
 pub fn name(top: &Table, real: &Path) -> Option<String> {
     if top.has("name") {
         let at = top.string("name")?;
@@ -46,7 +46,7 @@ pub fn name(top: &Table, real: &Path) -> Option<String> {
     )
 }
 
-/// Checks the name of a family.
+/// Checks a definition's name.
 fn family(name: &str) -> Result<String, String> {
     match name {
         "" => Err("is empty, but the names of images begin with it".into()),
@@ -128,7 +128,7 @@ pub fn mode(table: &Table) -> Option<u32> {
             });
             table.check("mode", at.line, mode)
         }
-        // A number is rejected, because the number 644 would be 0o1204.
+        // A number is rejected: the decimal number 644 is the mode 0o1204, which nobody means.
         _ => table.mistyped("mode", &at),
     }
 }
@@ -141,7 +141,7 @@ pub fn account(table: &Table, key: &str) -> Option<String> {
     let at = table.string(key)?;
     let name = at.value;
     let number = !name.is_empty() && name.bytes().all(|b| b.is_ascii_digit());
-    // 4294967295 is (uid_t)-1, with which chown leaves the owner unchanged.
+    // 4294967295 is `(uid_t)-1`. It is rejected, because chown leaves the owner unchanged for this number.
     let good = if number {
         name.parse::<u32>().is_ok_and(|id| id != u32::MAX)
     } else {

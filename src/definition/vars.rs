@@ -13,7 +13,7 @@ pub type GivenVars = BTreeMap<String, String>;
 pub struct Vars {
     /// The defaults in `[vars]`.
     pub declared: BTreeMap<String, String>,
-    /// The command line's values of some of the declared variables.
+    /// Values from the command line, which override defaults. The map contains only declared variables.
     pub given: GivenVars,
 }
 
@@ -67,9 +67,9 @@ pub(crate) fn variable_name(name: &str) -> Result<(), String> {
         .into())
 }
 
-/// Names of variables that change how the programs of a step behave. With a user's value, the programs might fail. A
-/// name with `*` stands for all names with this beginning. `AWS_*` are the builder's credentials, or would be mistaken
-/// for them. `OVEN_*` are variables that oven sets.
+/// Names of variables that change how the programs of a step behave. If a user set them, the programs might fail. A
+/// name with `*` stands for all names that begin with the text before `*`. Variables `AWS_*` may be the builder's
+/// credentials, or programs may mistake them for credentials. oven itself sets variables `OVEN_*`.
 pub(super) const RESERVED: [&str; 32] = [
     "BASHOPTS",
     "BASH_ENV",

@@ -1,5 +1,5 @@
-//! Downloads the package files that a definition names by URL. This is done on this machine before the plugin makes its
-//! plan. The files are cached by their digest.
+//! Downloads the package files that a definition names by URL. oven itself downloads them, on this machine, before the
+//! plugin makes its plan. The files are cached by their digest.
 //!
 //! The file at a URL may change or be malicious. So a file is used only if it has the digest in image.toml.
 
@@ -32,11 +32,12 @@ const ATTEMPTS: u32 = 4;
 const PAUSE: Duration = Duration::from_secs(2);
 /// The time limit for a connection, and for each read.
 const TIMEOUT: Duration = Duration::from_secs(60);
-/// The maximal size of a package, in bytes. Kernels with debug symbols have 1 GiB.
+/// The maximal size of a package, in bytes. The largest usual packages, with the debug symbols of a kernel, have about
+/// 1 GiB.
 const MAX_BYTES: u64 = 8 << 30;
 const CA_FILE_MAX: u64 = 16 << 20;
-/// Files in which Linux distributions store trusted certificates. If none of them exists, Mozilla's certificates are
-/// used.
+/// Files in which Linux distributions store trusted certificates. The first that exists is used. If none of them
+/// exists, only the certificates of `ca_file` are trusted.
 const BUNDLES: [&str; 4] = [
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
@@ -50,13 +51,13 @@ const NETWORK: &str =
 enum DownloadError {
     /// The download may succeed if it is retried.
     Temporary(String),
-    /// image.toml is wrong.
+    /// The URL in image.toml is wrong.
     Wrong(String),
     /// This machine does not trust the server.
     Distrusted(String),
 }
 
-/// Downloads the packages by URL of a bake's definition, and returns the definition with the downloaded files.
+/// Downloads the packages that a bake's definition names by URL. Returns the definition with the downloaded files.
 pub async fn download_packages(bake: &Bake<'_>) -> Result<Definition> {
     let site = bake.site;
     let dir = site.state.join(DIR);
@@ -64,12 +65,11 @@ pub async fn download_packages(bake: &Bake<'_>) -> Result<Definition> {
     fetch_packages(bake.image, &dir, &site.settings.network, &site.report).await
 }
 
-/// Downloads a definition's packages by URL, unless `dir` has them already. Returns the definition with the downloaded
-/// files.
+/// Downloads the packages that a definition names by URL, unless `dir` has them already. Returns the definition with
+/// the downloaded files.
 ///
-/// # Errors
-/// [`Kind::Definition`] with file, line and key if a URL has no file or another file; [`Kind::Step`] if the
-/// network fails.
+/// # Errors [`Kind::Definition`] with file, line and key if there is no file at a URL, or a file with another digest;
+/// [`Kind::Step`] if the network fails.
 pub async fn fetch_packages(
     image: &Definition,
     dir: &Path,
@@ -106,7 +106,7 @@ fn cached(path: &Path, sha256: &str) -> Option<package::PackageFile> {
     package::read(path).ok().filter(|package| package.sha256 == *sha256)
 }
 
-/// A file name. Its ending tells a package manager the kind of the package.
+/// The name of the downloaded file. From its ending, a package manager knows the kind of the package.
 fn file_name(url: &str) -> String {
     let path = url.split(['?', '#']).next().unwrap_or_default();
     let name = path.rsplit('/').next().unwrap_or_default();
@@ -202,8 +202,8 @@ fn remove_stale_parts(dir: &Path) {
     }
 }
 
-/// Downloads a URL into a file, and returns the file's digest. This is done in a thread. If this future is dropped, the
-/// thread ends when it sees the flag, or when the process ends. Nobody waits for the thread.
+/// Downloads a URL into a file, and returns the file's digest. The download runs in a thread. If this future is
+/// dropped, it sets a flag that ends the thread after its current read. Nobody waits for the thread.
 async fn fetch(agent: &Agent, url: &str, file: File) -> Result<Result<String, DownloadError>> {
     struct Stop(Arc<AtomicBool>);
     impl Drop for Stop {

@@ -83,7 +83,7 @@ fn only_a_file_with_the_digest_is_accepted() {
 #[test]
 fn temporary_errors_are_retried_and_others_are_reported() {
     let (deb, digest) = good();
-    // The first answer is truncated, the second is an error, and the third is complete.
+    // The first answer is cut off, the second is an error, and the third is complete.
     let (at, served) = server(vec![
         answer("200 OK", deb.len() + 9, &deb),
         answer("503 No", 0, b""),

@@ -6,7 +6,7 @@ use crate::undo::{Debt, Due, Undo};
 use anyhow::Result;
 use std::fs::File;
 
-/// Copies the disk into an image. `holder` is the image that has the name.
+/// Copies the disk into an image. `holder` is the image that already has the wanted name.
 pub async fn disk(
     import: &Import<'_>,
     copier: &dyn DiskCopier,

@@ -48,7 +48,7 @@ pub async fn import(import: &Import<'_>, stop: impl Future<Output = ()>) -> Ende
     .await
 }
 
-/// Imports a disk block by block. `holder` is the image that has the name.
+/// Imports a disk block by block. `holder` is the image that already has the wanted name.
 async fn import_blocks(
     import: &Import<'_>,
     file: File,

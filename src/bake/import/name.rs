@@ -1,4 +1,4 @@
-//! The name of the imported image, which another image may have.
+//! Checks the name of the imported image, which another image may already have.
 
 use super::Import;
 use crate::cloud::{BaseRef, Image};
@@ -6,13 +6,14 @@ use crate::error::Kind;
 use crate::ids::ImageId;
 use anyhow::{Error, Result};
 
-/// Returns the image that has the wanted name.
+/// Returns the image that already has the wanted name, if oven created it.
 pub async fn holder(import: &Import<'_>) -> Result<Option<Image>> {
     let images = import.site.cloud.images(None).await?;
     Ok(images.into_iter().find(|image| image.name == import.wanted.name))
 }
 
-/// Fails if an image that oven did not create has the name. It is called before the upload. Errors: [`Kind::Cloud`].
+/// Fails if an image that oven did not create has the wanted name. This is checked before the upload. Errors:
+/// [`Kind::Cloud`].
 pub async fn ensure_free(import: &Import<'_>) -> Result<()> {
     let name = &import.wanted.name;
     // EC2 reads the name as a pattern. This is safe, because an image name cannot contain wildcards.
@@ -40,12 +41,12 @@ pub fn explain_conflict(import: &Import<'_>, holder: Option<&Image>, error: Erro
     }
 }
 
-/// Adds a hint to the error. It says what the user can do if another image has the name.
+/// Adds a hint to the error: how the user can proceed if another image has the name.
 fn with_name_hint(import: &Import<'_>, error: Error, holder: &ImageId) -> Error {
     let site = import.site;
     let remove = site.command_for_site(&site.cloud.removal_command(holder));
     let hint = format!(
-        "The image with this name has another disk. Choose another --name, or remove that image: {remove}"
+        "The image with this name was made from another disk. Choose another --name, or remove that image: {remove}"
     );
     Kind::Cloud.failure(format!("{error:#}")).hint(hint).into()
 }

@@ -32,7 +32,7 @@ pub async fn image(
     Ok(ImportOutcome { new: image.was_created_by(run), image })
 }
 
-/// The attributes of an imported image. All EC2 instance types can use them, and none of them costs extra.
+/// The attributes of an imported image. All EC2 instance types support these attributes, and none of them costs extra.
 fn attributes(wanted: &ImportRequest) -> Attributes {
     let root_volume = VolumeKind { volume_type: Some(DEFAULT_TYPE.to_owned()), ..VolumeKind::default() };
     Attributes { boot_mode: wanted.boot_mode.clone(), ena: Some(true), root_volume, ..Attributes::default() }

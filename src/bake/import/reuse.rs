@@ -7,7 +7,7 @@ use crate::transfer::raw::{self, RawDisk};
 use anyhow::Result;
 use std::sync::Arc;
 
-/// Returns the image that has the name. Fails if it was imported from another disk.
+/// Returns `holder`, the image that already has the wanted name. Fails if it was imported from another disk.
 pub async fn image(import: &Import<'_>, holder: &Image, disk: Arc<RawDisk>) -> Result<ImportOutcome> {
     let step = import.site.report.step("import", source::reading_context(import.wanted));
     let digests = source::digests(import.wanted, disk).await?;
@@ -18,7 +18,7 @@ pub async fn image(import: &Import<'_>, holder: &Image, disk: Arc<RawDisk>) -> R
     Ok(ImportOutcome { image, new: false })
 }
 
-/// Returns the image with this name if it was imported from the same disk. Errors: [`Kind::Cloud`].
+/// Returns `holder` if it was imported from the same disk. Errors: [`Kind::Cloud`].
 async fn existing_import(import: &Import<'_>, holder: &Image, digest: &str) -> Result<Image> {
     let (cloud, wanted, id) = (&import.site.cloud, import.wanted, &holder.id);
     let is_same_disk = holder.tags.get(tag::SOURCE).is_some_and(|source| source == digest);
@@ -26,7 +26,8 @@ async fn existing_import(import: &Import<'_>, holder: &Image, digest: &str) -> R
         return Err(Kind::Cloud.error(format!("the name {} is already used by {id}", wanted.name)));
     }
     if holder.state == ImageState::Pending {
-        // This call waits for the image. Its error is ignored, because the image need not be usable as a base here.
+        // This call waits for the image. Its error is ignored: the call also fails if the image cannot be used as a
+        // base, which does not matter here.
         _ = cloud.base(&BaseRef::Id(id.clone())).await;
     }
     let (image, _) = cloud.image(id).await?;

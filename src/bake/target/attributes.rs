@@ -56,7 +56,7 @@ pub fn attributes(image: &Definition, base: &Base) -> Result<Attributes> {
         }
         _ => {}
     }
-    // Checks only the explicit values, because EC2 has already accepted the base's.
+    // Checks only the values that the definition sets, because EC2 has already accepted the base's values.
     let VolumeKind { iops, throughput, .. } = image.volume;
     let checked = VolumeKind { iops, throughput, ..merged.root_volume.clone() };
     for (key, what) in misfits(&checked) {
@@ -65,7 +65,10 @@ pub fn attributes(image: &Definition, base: &Base) -> Result<Attributes> {
         }
     }
     if image.volume.encrypted == Some(false) && inherited.root_volume.encrypted == Some(true) {
-        let what = format!("is false, but {} is encrypted, and so is every volume created from it", base.id);
+        let what = format!(
+            "is false, but {} is encrypted, so every volume that is created from it is also encrypted",
+            base.id
+        );
         wrong("disk.encrypted", what);
     }
     if mistakes.is_empty() {

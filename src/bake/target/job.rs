@@ -10,8 +10,9 @@ use crate::provision::{CA_FILE, package_path};
 use anyhow::Result;
 use oven_distro::{Claims, Job, OsRelease, Package};
 
-/// Creates a definition's job without reading the image. It assumes that the image has none of the tools. Package files
-/// with a URL should already be downloaded ([`super::super::download`]), because the job omits files that are not.
+/// Creates a definition's job without reading the image. It assumes that the image has none of the tools, the programs
+/// that the definition's scripts need. Packages with a URL must already be downloaded ([`super::super::download`]).
+/// Otherwise the job does not contain them.
 pub fn from_definition(
     image: &Definition,
     os_release: OsRelease,

@@ -1,4 +1,4 @@
-//! Derives from a definition the requests to the cloud, to the disk and to the distribution's plugin.
+//! Derives the requests to the cloud, to the disk and to the distribution's plugin from a definition.
 
 mod attributes;
 pub mod job;
@@ -20,7 +20,7 @@ pub use attributes::attributes;
 use oven_distro::{Claims, Job, OsRelease};
 use std::collections::BTreeMap;
 
-/// The target of a bake: its base image, the attributes of the new image, and all inputs that can change it.
+/// The target of a bake: its base image, the attributes of the new image, and all inputs that can change the new image.
 #[derive(Debug, Clone)]
 pub struct Target {
     pub base: Base,
@@ -55,7 +55,7 @@ pub async fn base(site: &Site, image: &Definition, from: &BaseRef) -> Result<Bas
         Some(size) if size < base.size_gib => {
             let place = image.place("size_gib", None);
             let message = format!(
-                "{place} is {size}, less than the {} GiB of {} ({})",
+                "{place} is {size}, which is less than the {} GiB of the base image {} ({})",
                 base.size_gib, base.id, base.name
             );
             Err(Kind::Definition.failure(message).hint("A disk can grow, but not shrink.").into())
@@ -64,12 +64,12 @@ pub async fn base(site: &Site, image: &Definition, from: &BaseRef) -> Result<Bas
     }
 }
 
-/// The number of hexadecimal digits of the fingerprint in an AMI's name. They have 48 bits. A definition never has so
-/// many images that two of them would have the same digits.
+/// The number of hexadecimal digits of the fingerprint in an AMI's name. They have 48 bits, which is enough: a
+/// definition never has so many images that two of them have the same digits.
 const NAME_DIGITS: usize = 12;
 
 /// The name of an image. It contains digits of the fingerprint, and names of images are unique. So two builders cannot
-/// register the same bake twice.
+/// both register an image of the same definition.
 pub fn name(image: &Definition, inputs: &Inputs, run: Option<&RunId>) -> String {
     let fingerprint = inputs.fingerprint();
     let digits = &fingerprint[..NAME_DIGITS];
@@ -113,14 +113,14 @@ pub async fn find(site: &Site, inputs: &Inputs, options: &BakeOptions) -> Result
     site.cloud.find(&key(inputs, options.compat)).await.context("looking for an existing image")
 }
 
-/// The disk of a bake. If the definition does not set the volume type, the disk has the fastest type that costs nothing
-/// extra. The base's type is ignored.
+/// The disk of a bake. If the definition does not set the volume type, the disk is a gp3, which is fast and costs
+/// nothing extra. The base's type is ignored, with one exception.
 pub fn disk_spec(image: &Definition, base: &Base, run: &RunId) -> DiskSpec {
     // The disk strategy and the cloud add the tags that mark the owner.
     let tags = run_tags(image, run);
     let VolumeKind { volume_type, iops, throughput, .. } = &image.volume;
-    // There is one exception. If the definition sets IOPS or throughput but no type, these values are meant for the
-    // base's type, so that type is used.
+    // The exception: if the definition sets IOPS or throughput but no type, these values are meant for the base's type.
+    // So the base's type is used.
     let inherited = base.attributes.root_volume.volume_type.clone();
     let inherited = inherited.filter(|_| iops.is_some() || throughput.is_some());
     let volume_type = volume_type.clone().or(inherited).unwrap_or_else(|| DEFAULT_TYPE.to_owned());
@@ -155,8 +155,8 @@ pub fn distro<'a>(site: &'a Site, image: &Definition, os: &OsRelease) -> Result<
     Ok((known, claims))
 }
 
-/// Creates the job for the distribution's plugin. Fails if the image's programs have another architecture than the
-/// base's registration, or if they cannot run on this machine.
+/// Creates the job for the distribution's plugin. Fails if the base is registered with another architecture than its
+/// programs have, or if its programs cannot run on this machine.
 pub fn job(
     image: &Definition,
     base: &Base,

@@ -1,4 +1,5 @@
-//! Golden plans: pairs of files `CASE.request.json` and `CASE.answer.json`, with the messages to and from a plugin.
+//! Golden plans. Each is a pair of files: `CASE.request.json` has the request to a plugin, and `CASE.answer.json` has
+//! the plugin's expected answer.
 
 use crate::error::Kind;
 use anyhow::{Context, Result};

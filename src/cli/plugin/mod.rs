@@ -158,7 +158,7 @@ pub fn plan(global: &GlobalArgs, args: &args::PlanArgs, report: &Report) -> Resu
     let os_release = OsRelease::parse(&read("the os-release file", file)?);
     let image = match &args.definitions[..] {
         [] => None,
-        // The definition's parents are loaded as well, because a variable of `--var` may be declared only in a parent.
+        // The definition's parents are also loaded, because a variable of `--var` may be declared only in a parent.
         [_] => BakeOrder::load_with(&args.definitions, &args.vars.given())?.images.pop(),
         _ => return Err(Kind::Usage.error("`oven plan --os-release` takes only one definition")),
     };

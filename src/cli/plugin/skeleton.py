@@ -11,21 +11,21 @@ import sys
 
 API = 1
 PKG = "/usr/bin/pkg"  # the package manager
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]*\Z")  # anything else is refused, such as an option or a script
-# The fields of a job that this plugin supports, and those that it may ignore. Others are refused, not ignored.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]*\Z")  # anything else, such as an option or a script, is refused
+# The fields of a job that this plugin supports, and those that it may ignore. A job with another field is refused.
 SUPPORTED = {"os_release", "architecture", "present", "texts", "packages", "network"}
 IGNORED = {"recommends", "conffiles", "mirror", "ca_file", "tools"}
 
 
 class Refused(Exception):
-    """The plugin does not support the definition. The message is for the definition's author."""
+    """The plugin does not support the definition. The message is for the author of the definition."""
 
 
 def claims(request):
     refuse_unknown(request, {"api", "os_release"}, "the request")
     os = request["os_release"]
     claim = "exact" if os.get("ID") == "@NAME@" else "family" if "@NAME@" in os.get("ID_LIKE", "").split() else "no"
-    return {"claim": claim, "look_for": [PKG]}  # the job will say which of these the image has
+    return {"claim": claim, "look_for": [PKG]}  # the job will say which of these paths the image has
 
 
 def plan(request):
@@ -47,15 +47,15 @@ def plan(request):
     return {
         "plan": {
             "steps": [
-                # These steps have the network, and run no code of packages.
+                # These steps have the network, and do not run code of packages.
                 step("fetch", "refreshing the package index", "update", network=True, retries=2, timeout=900),
                 step("fetch", f"downloading {count}", "fetch", "--", *names, network=True, retries=2),
                 # This step runs code of packages. It has the network only if the definition asks for it.
                 step("install", f"installing {count}", "install", "--", *names, network=job.get("network", False)),
                 step("clean", "removing downloaded packages", "clean", timeout=300),
             ],
-            # Prints name, version and architecture of each package, separated by tabs. oven checks that all are
-            # installed.
+            # This command prints name, version and architecture of each installed package, separated by tabs. oven
+            # checks that the expected packages are among them.
             "facts": {"packages": [PKG, "list"]},
             "expect": {"packages": [{"name": name} for name in names]},
             # Explains a line of output to the definition's author.

@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 const PYTHON: &str = include_str!("skeleton.py");
 const SH: &str = include_str!("skeleton.sh");
 
-/// Writes the plugin and its golden plans into a directory, without overwriting anything. Returns the paths of the
-/// written files; the first is the plugin's.
+/// Writes the plugin and the requests of its golden plans into a directory, without overwriting anything. Returns the
+/// paths of the written files. The first is the plugin.
 pub fn write(dir: &Path, args: &PluginNewArgs) -> Result<Vec<PathBuf>> {
     let name = &args.name;
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_".contains(c);

@@ -2,7 +2,7 @@
 # oven's plugin for @NAME@. It reads a request from standard input and writes the answer to standard output. Both are JSON.
 #
 # The plugin only plans, and does nothing itself. oven runs it as user nobody and without a network.
-# `oven plugin check @NAME@.sh` says what is missing. The guide is docs/plugins.md of oven. It needs jq.
+# `oven plugin check @NAME@.sh` says what is missing. The guide is docs/plugins.md of oven. This plugin needs jq.
 set -eu
 
 case ${1-} in
@@ -14,11 +14,11 @@ exec jq --compact-output --arg verb "$1" '
 def refused($why): {api: 1, refused: $why};
 def only($known): (keys - $known)[0];
 
-# The fields of a job that this plugin supports, and those that it may ignore. Others are refused, not ignored.
+# The fields of a job that this plugin supports, and those that it may ignore. A job with another field is refused.
 def supported: ["os_release", "architecture", "present", "texts", "packages", "network"];
 def ignored: ["recommends", "conffiles", "mirror", "ca_file", "tools"];
 
-# A text that is not a name is refused, such as an option or a script.
+# A text that is not a name, such as an option or a script, is refused.
 def is_name: test("\\A[A-Za-z0-9][A-Za-z0-9.+_-]*\\z");
 
 def claims:
@@ -26,10 +26,10 @@ def claims:
     | (if $os.ID == "@NAME@" then "exact"
        elif ($os.ID_LIKE // "") | split(" ") | index("@NAME@") then "family"
        else "no" end) as $claim
-    | {api: 1, claim: $claim, look_for: ["/usr/bin/pkg"]};    # the job will say which of these the image has
+    | {api: 1, claim: $claim, look_for: ["/usr/bin/pkg"]};    # the job will say which of these paths the image has
 
 def steps($names): [
-    # These steps have the network, and run no code of packages.
+    # These steps have the network, and do not run code of packages.
     {phase: "fetch", why: "refreshing the package index", argv: ["pkg", "update"],
      network: true, retries: 2, timeout: 900},
     {phase: "fetch", why: "downloading packages", argv: (["pkg", "fetch", "--"] + $names),
@@ -50,8 +50,8 @@ def plan:
       elif .present["/usr/bin/pkg"] | not then refused("packages cannot be installed: the image has no /usr/bin/pkg")
       else {api: 1, plan: {
           steps: steps($names),
-          # Prints name, version and architecture of each package, separated by tabs. oven checks that all are
-          # installed.
+          # This command prints name, version and architecture of each installed package, separated by tabs. oven
+          # checks that the expected packages are among them.
           facts: {packages: ["pkg", "list"]},
           expect: {packages: [$names[] | {name: .}]},
           # Explains a line of output to the author of the definition.

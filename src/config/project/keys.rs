@@ -29,9 +29,9 @@ pub static OVEN_TOML: Section = Section {
             name: "cloud",
             value: ValueType::Words(&["local", "aws"]),
             default: DefaultValue::Is(Literal::Text("local")),
-            doc: "Where images are baked. `\"aws\"` is EC2: oven runs on an instance there. `\"local\"` is a local \
-                  region: a directory, with loop devices as volumes. The flag is `--cloud`, the environment variable \
-                  `OVEN_CLOUD`.",
+            doc: "Where images are baked. `\"aws\"` is EC2: oven runs on an instance, or with `disks = \"direct\"` on \
+                  any Linux machine. `\"local\"` is a local region: a directory, with loop devices as volumes. The \
+                  flag is `--cloud`, and the environment variable is `OVEN_CLOUD`.",
             example: "cloud = \"aws\"",
             ..KEY
         },
@@ -41,7 +41,7 @@ pub static OVEN_TOML: Section = Section {
             expected: "a directory, such as \"../region\"",
             default: DefaultValue::Said("`/var/lib/oven/region`"),
             doc: "The directory of the local region. It is relative to the directory of oven.toml, and cannot be \
-                  inside a definition. The flag is `--region-dir`, the environment variable `OVEN_REGION_DIR`.",
+                  inside a definition. The flag is `--region-dir`, and the environment variable is `OVEN_REGION_DIR`.",
             example: "region_dir = \"/srv/oven\"",
             ..KEY
         },
@@ -50,7 +50,7 @@ pub static OVEN_TOML: Section = Section {
             value: ValueType::Text(TextRule { pattern: "^[A-Za-z0-9][A-Za-z0-9-]*$", most: 64, ..ANY_TEXT }),
             expected: "a region's name, such as \"eu-central-1\"",
             default: DefaultValue::Said("the builder's own region"),
-            doc: "The AWS region. The flag is `--region`, the environment variable `OVEN_REGION`.",
+            doc: "The AWS region. The flag is `--region`, and the environment variable is `OVEN_REGION`.",
             example: "region = \"eu-central-1\"",
             ..KEY
         },
@@ -60,7 +60,7 @@ pub static OVEN_TOML: Section = Section {
             expected: "an instance's id, such as \"i-0123456789abcdef0\"",
             default: DefaultValue::Said("the value from the metadata service"),
             doc: "The id of the builder's instance. It is needed if the metadata service is not reachable. The flag \
-                  is `--instance-id`, the environment variable `OVEN_INSTANCE_ID`.",
+                  is `--instance-id`, and the environment variable is `OVEN_INSTANCE_ID`.",
             example: "instance_id = \"i-0123456789abcdef0\"",
             ..KEY
         },
@@ -74,7 +74,7 @@ pub static OVEN_TOML: Section = Section {
             expected: "an availability zone, such as \"eu-central-1a\"",
             default: DefaultValue::Said("the value from the metadata service"),
             doc: "The availability zone of the builder's instance. It is needed if the metadata service is not \
-                  reachable. The flag is `--zone`, the environment variable `OVEN_ZONE`.",
+                  reachable. The flag is `--zone`, and the environment variable is `OVEN_ZONE`.",
             example: "zone = \"eu-central-1a\"",
             ..KEY
         },
@@ -82,11 +82,11 @@ pub static OVEN_TOML: Section = Section {
             name: "disks",
             value: ValueType::Words(&["attached", "direct"]),
             default: DefaultValue::Is(Literal::Text("attached")),
-            doc: "How a bake gets its disk. `\"attached\"` creates a volume from the base's snapshot and attaches \
-                  it. `\"direct\"` attaches no volume: it reads each block of the base when it is first used, stores \
-                  changed blocks on this machine, and uploads the blocks that differ as a child of the base's \
-                  snapshot. It needs FUSE and loop devices. The image and its fingerprint are the same either way. \
-                  The flag is `--disks`, the environment variable `OVEN_DISKS`.",
+            doc: "How a bake gets its disk. `\"attached\"` creates a volume from the base's snapshot and attaches it. \
+                  `\"direct\"` attaches no volume: oven reads a block of the base when the block is first used, stores \
+                  changed blocks on this machine, and uploads them to a new snapshot whose parent is the base's \
+                  snapshot. `\"direct\"` needs FUSE and loop devices. The image and its fingerprint do not depend on \
+                  this setting. The flag is `--disks`, and the environment variable is `OVEN_DISKS`.",
             example: "disks = \"direct\"",
             ..KEY
         },
@@ -94,9 +94,9 @@ pub static OVEN_TOML: Section = Section {
             name: "cache_gib",
             value: ValueType::Integer { least: 1, most: CACHE_MOST, unit: "GiB" },
             default: DefaultValue::Is(Literal::Integer(CACHE_GIB)),
-            doc: "The largest size in GiB of the cache of base images' blocks, with `disks = \"direct\"`. If the \
-                  cache becomes larger, or less than 1 GiB of its disk is free, the least recently used blocks are \
-                  removed. The cache is `blocks/` in the region's directory (in AWS: in `/var/lib/oven`).",
+            doc: "The maximal size in GiB of the cache for blocks of base images, which `disks = \"direct\"` uses. If \
+                  the cache becomes larger, or if less than 1 GiB is free on its disk, the least recently used blocks \
+                  are removed. The cache is `blocks/` in the region's directory (in AWS: in `/var/lib/oven`).",
             example: "cache_gib = 40",
             ..KEY
         },

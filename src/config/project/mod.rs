@@ -19,10 +19,10 @@ pub const AWS: &str = "aws";
 const CLOUDS: &[&str] = if cfg!(feature = "aws") { &[AWS, LOCAL] } else { &[LOCAL] };
 /// The values of the setting `disks`.
 const DISKS: &[(&str, Strategy)] = &[("attached", Strategy::Attached), ("direct", Strategy::Direct)];
-/// The default of `cache_gib`. It is enough for the used blocks of a dozen usual base images, which have 1 to 2 GiB
-/// each. A builder's disk is much larger.
+/// The default of `cache_gib`. It is enough for a dozen usual base images, each of which has used blocks of 1 to 2 GiB.
+/// A builder's disk is much larger.
 const CACHE_GIB: u64 = 20;
-/// The maximum of `cache_gib`: the size of EBS's largest volume. A larger number is a typing error.
+/// The maximum of `cache_gib`: the size of EBS's largest volume. A larger number is probably a mistake.
 const CACHE_MOST: u64 = 64 << 10;
 
 /// How a bake accesses its disk.
@@ -53,7 +53,7 @@ pub struct NetworkSettings {
     pub no_proxy: Option<String>,
     /// A file on this machine with certificates (PEM) that are trusted in addition to the image's own.
     pub ca_file: Option<PathBuf>,
-    /// The URL that replaces the image's package archive while packages are fetched.
+    /// The URL of the mirror that replaces the image's package archive while packages are fetched.
     pub mirror: Option<String>,
 }
 
@@ -101,8 +101,8 @@ impl Settings {
         self.disks.unwrap_or_default()
     }
 
-    /// The settings that apply in a directory: those of the nearest oven.toml from the directory upwards, or else the
-    /// defaults.
+    /// The settings that apply in a directory. They are read from the oven.toml in it, or else in the nearest directory
+    /// above. If there is no oven.toml, the defaults apply.
     pub fn for_definition(dir: &Path) -> Result<Self> {
         match find(dir)? {
             Some(file) => Self::load(&file),
@@ -175,8 +175,7 @@ impl Settings {
     }
 }
 
-/// Finds the nearest oven.toml from a directory upwards. The result is below the directory's canonical path or above
-/// it.
+/// Finds the oven.toml in a directory, or else in the nearest directory above it. Returns its canonical path.
 fn find(dir: &Path) -> Result<Option<PathBuf>> {
     let real = std::fs::canonicalize(dir)
         .map_err(|e| Kind::Definition.failure(format!("{}: cannot be read: {e}", dir.display())))
@@ -286,7 +285,7 @@ fn path(dir: &Path, spelt: &str) -> Result<PathBuf, String> {
     Ok(dir.join(spelt))
 }
 
-/// Checks a URL. It is used in environment variables and in apt's configuration, so it must not contain spaces, quotes
+/// Checks a URL. Environment variables and apt's configuration contain the URL, so it must not contain spaces, quotes
 /// or escapes.
 pub(crate) fn url(text: &str, schemes: &[&str]) -> Result<String, String> {
     let shown = without_secret(text);

@@ -29,8 +29,8 @@ pub(super) const DISK_KEY: TomlKey = TomlKey {
 pub(super) const IMAGE_KEY: TomlKey = TomlKey {
     name: "image",
     value: ValueType::Table(&IMAGE),
-    doc: "Attributes with which the image is registered. Keys that are not set are inherited from the base image. \
-          Attributes that contradict each other are rejected before anything is created.",
+    doc: "Attributes with which the image is registered. Keys that are not set are inherited from the base image. If \
+          attributes contradict each other, the bake fails before it creates anything.",
     example: "[image]\nboot_mode = \"uefi\"\nimds = \"v2.0\"",
     ..KEY
 };
@@ -63,8 +63,8 @@ pub(crate) static DISK: Section = Section {
             name: "iops",
             value: ValueType::Integer { least: 1, most: u32::MAX as u64, unit: "IOPS" },
             default: FROM_BASE,
-            doc: "The provisioned IOPS: 3000 to 80000 with gp3, 100 to 64000 with io1, 100 to 256000 with io2. io1 \
-                  and io2 require it; it cannot be set for gp2 and standard.",
+            doc: "The provisioned IOPS: 3000 to 80000 with gp3, 100 to 64000 with io1, 100 to 256000 with io2. With \
+                  io1 and io2 it is required. With gp2 and standard it cannot be set.",
             example: "iops = 4000",
             ..KEY
         },
@@ -99,8 +99,8 @@ pub(crate) static DISK: Section = Section {
             ..KEY
         },
     ],
-    // The limits of each type (Amazon EBS user guide, volume types). The limits also depend on the size of the volume.
-    // EC2 checks this itself, before anything is baked.
+    // These are the limits of each type (Amazon EBS user guide, volume types). EC2 also has limits that depend on the
+    // volume's size. EC2 itself checks those.
     rules: &[
         KeyRule::Needs("kms_key", "encrypted", Literal::Boolean(true)),
         KeyRule::When("type", Literal::Text("gp2"), &[Absent("iops"), Absent("throughput")]),
@@ -147,7 +147,8 @@ static IMAGE: Section = Section {
             name: "sriov",
             value: ValueType::Words(&["simple", "none"]),
             default: FROM_BASE,
-            doc: "Whether the image supports the older enhanced networking, by the Intel 82599 (`\"simple\"`).",
+            doc: "Whether the image supports enhanced networking with the Intel 82599 interface, which is older than \
+                  ENA (`\"simple\"`).",
             example: "sriov = \"simple\"",
             ..KEY
         },

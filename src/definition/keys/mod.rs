@@ -1,7 +1,7 @@
 //! The keys of image.toml. The reference page and the schema are generated from this table. The parser takes from it
-//! the names, types, allowed words, integer bounds and defaults, and which keys are required. The code in
-//! `src/definition/` that reads a key checks everything else, also the patterns and lengths of this table. Checks of
-//! values that several keys share are in `validate.rs`.
+//! the names, types, allowed words, integer bounds and defaults, and which keys are required. The parser ignores this
+//! table's patterns and lengths. The code in `src/definition/` that reads a key checks these and everything else.
+//! `validate.rs` has the checks that several keys share.
 //!
 //! docs/developing.md ("A definition key") lists all files that a new key touches.
 
@@ -68,9 +68,10 @@ pub static IMAGE_TOML: Section = Section {
             }),
             expected: "a name, such as \"web\"",
             default: DefaultValue::Said("the name of the definition's directory"),
-            doc: "The name of the definition. Each AMI is named `<name>-<12 digits of the fingerprint>`.\n\nSet it \
-                  if the directory's name may differ between checkouts, as in CI, because oven bakes a new image if \
-                  the name changes. It has at most 106 characters: ASCII letters, digits, spaces and ``()[]./-'@_``.",
+            doc: "The name of the definition. Each AMI is named `<name>-<12 digits of the fingerprint>`.\n\nIf the \
+                  name changes, oven bakes a new image. So set it if the directory's name may differ between \
+                  checkouts, as in CI. The name has at most 106 characters: ASCII letters, digits, spaces and \
+                  ``()[]./-'@_``.",
             example: "name = \"web\"",
             ..KEY
         },
@@ -92,9 +93,9 @@ pub static IMAGE_TOML: Section = Section {
             expected: SPELLINGS,
             required: Some(concat!("write ", spellings!())),
             doc: "The base image.\n\nA text is an AMI's id (`\"ami-…\"`), or the directory of the definition whose \
-                  image is the base (`\"../base\"`). `oven bake` bakes that parent first, and bakes this image again \
-                  when the parent's image changed.\n\nA table searches for an image by `id`, `name`, `tag` or `ssm`: \
-                  exactly one of them. If several images match, the newest one is the base.",
+                  image is the base (`\"../base\"`). `oven bake` bakes that definition, the parent, first. If the \
+                  parent's image changed, it bakes this image again.\n\nA table searches for an image by `id`, `name`, \
+                  `tag` or `ssm`: exactly one of them. If several images match, the newest one is the base.",
             example: "from = { name = \"debian-12-*\", owner = \"self\" }",
             ..KEY
         },
@@ -111,9 +112,9 @@ pub static IMAGE_TOML: Section = Section {
             value: ValueType::Words(&["label", "autorelabel"]),
             expected: "\"label\" (files are labelled by the image's own policy) or \"autorelabel\" (by each instance)",
             default: DefaultValue::Is(Literal::Text("label")),
-            doc: "How new files get their SELinux labels, if SELinux is enabled in the image. With `\"label\"` oven \
-                  writes the labels that the image's own policy gives them. With `\"autorelabel\"` each instance \
-                  labels all files when it first boots, and then reboots once.",
+            doc: "How new files get their SELinux labels, if SELinux is enabled in the image. With `\"label\"`, oven \
+                  writes the labels that the image's own policy defines for these files. With `\"autorelabel\"` each \
+                  instance labels all files when it first boots, and then reboots once.",
             example: "selinux = \"autorelabel\"",
             ..KEY
         },
@@ -130,9 +131,9 @@ pub static IMAGE_TOML: Section = Section {
             name: "imds",
             value: ValueType::Boolean,
             default: NO,
-            doc: "Whether steps that have the network can reach the builder's metadata service, and so the \
-                  credentials of the builder's role. By default their packets to it are dropped. (The key `imds` of \
-                  `[image]` configures instances of the image.)",
+            doc: "Whether steps that have the network can reach the builder's metadata service, and so the credentials \
+                  of the builder's role. By default, packets from these steps to the service are dropped. (The key \
+                  `imds` of `[image]` configures instances of the image.)",
             example: "imds = true",
             ..KEY
         },
@@ -145,11 +146,12 @@ pub static IMAGE_TOML: Section = Section {
                 unique: true,
             }),
             expected: "an array of directories, such as [\"../common\"]",
-            doc: "Additional directories whose files are part of the definition: `[[file]]` and scripts may name \
-                  files in them, and if such a file changes, the next bake makes a new image. Paths are relative to \
-                  the definition's directory.\n\nThese directories, and the targets of symbolic links in the \
-                  definition, must be inside the project. The project is the nearest directory above with a `.git` \
-                  directory or an `oven.toml`, or else the definition's parent directory.",
+            doc: "Additional directories whose files are part of the definition: `[[file]]` and scripts may name files \
+                  in them, and if such a file changes, the next bake makes a new image. Paths are relative to the \
+                  definition's directory.\n\nThese directories, and the targets of symbolic links in the definition, \
+                  must be inside the project. If the definition's directory has a `.git` directory, it is the project. \
+                  Otherwise the project is the nearest directory above it with a `.git` directory or an `oven.toml`, \
+                  or else its parent directory.",
             example: "inputs = [\"../common\"]",
             ..KEY
         },
@@ -175,8 +177,9 @@ pub static IMAGE_TOML: Section = Section {
             }),
             doc: "Variables and their default values, which are strings. Scripts have them in their environment, and \
                   templates and playbooks can use them. `--var NAME=VALUE` overrides a value for one bake.\n\nThe \
-                  values are part of the fingerprint, so another value makes another image. A name that changes how \
-                  the programs of a step behave is rejected; the `env` of a single `[[run]]` may set it.",
+                  values are part of the fingerprint, so another value makes another image. A name such as `PATH`, \
+                  which changes how the programs of a step behave, is rejected. The `env` of a single `[[run]]` may \
+                  set it.",
             example: "[vars]\nversion = \"1.4\"",
             ..KEY
         },
@@ -234,7 +237,7 @@ static FROM: Section = Section {
                 ..ANY_TEXT
             }),
             expected: "an image's name, which may have `*` and `?`",
-            doc: "The name of the base image. `*` stands for any characters and `?` for one.",
+            doc: "The name of the base image. `*` stands for any number of characters, and `?` for exactly one.",
             example: "from = { name = \"debian-12-amd64-*\", owner = \"136693071363\" }",
             ..KEY
         },

@@ -38,8 +38,8 @@ pub(super) const PACKAGES: TomlKey = TomlKey {
     expected: "an array of packages, such as [\"nginx-light\", \"redis-server=5:7.0.*\", \"./site.deb\"]",
     doc: "The packages to install, together with their dependencies. Each is one of these:\n\n- `\"name\"`, or \
           `\"name:arch\"` for another architecture\n- `\"name=version\"`; an epoch is part of the version, and `*` \
-          stands for any characters\n- `\"@group\"`, with dnf and zypper\n- `\"./x.deb\"` or `\"./x.rpm\"`, a \
-          package file in the definition\n- `{ url = \"https://…\", sha256 = \"…\" }`, a package file that oven \
+          stands for any number of characters\n- `\"@group\"`, with dnf and zypper\n- `\"./x.deb\"` or `\"./x.rpm\"`, \
+          a package file in the definition\n- `{ url = \"https://…\", sha256 = \"…\" }`, a package file that oven \
           downloads\n\nAfterwards oven checks that they are installed.",
     example: "packages = [\"nginx-light\", \"redis-server=5:7.0.*\", \"./site_1.0_all.deb\"]",
     ..KEY
@@ -53,10 +53,10 @@ static BY_URL: Section = Section {
             value: URL,
             expected: "a URL, such as \"https://example.org/site.deb\"",
             required: Some("the URL of the package file, such as \"https://example.org/site.deb\""),
-            doc: "The URL of the package file, with `http` or `https`. The file is downloaded before the bake, \
-                  through `proxy` and with `ca_file` of the `[network]` of oven.toml. The file is cached in \
-                  `downloads` of the region's directory (in AWS: `/var/lib/oven/downloads`). You can remove cached \
-                  files at any time. The URL cannot contain a password, because it is written to logs.",
+            doc: "The URL of the package file, with `http` or `https`. The file is downloaded before the bake, with \
+                  the `proxy` and the `ca_file` that `[network]` of oven.toml sets. The file is cached in `downloads` \
+                  of the region's directory (in AWS: `/var/lib/oven/downloads`). You can remove cached files at any \
+                  time. The URL cannot contain a password, because it is written to logs.",
             example: "packages = [{ url = \"https://example.org/site.deb\", sha256 = \
                       \"0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef\" }]",
             ..KEY
@@ -159,7 +159,7 @@ static REPOSITORIES: Section = Section {
                 ..ANY_TEXT
             }),
             expected: "a suite's name, such as \"bookworm\"",
-            doc: "The suite, with apt. A flat repository has none.",
+            doc: "The suite of an apt repository. A flat repository has no suite.",
             example: "suite = \"bookworm\"",
             ..KEY
         },
@@ -172,7 +172,7 @@ static REPOSITORIES: Section = Section {
                 unique: false,
             }),
             expected: "an array of components, such as [\"main\"]",
-            doc: "The components of the suite, with apt. A flat repository has none.",
+            doc: "The components of an apt repository's suite. A flat repository has no components.",
             example: "components = [\"main\", \"contrib\"]",
             ..KEY
         },
@@ -180,8 +180,8 @@ static REPOSITORIES: Section = Section {
             name: "keep",
             value: ValueType::Boolean,
             default: DefaultValue::Is(Literal::Boolean(true)),
-            doc: "Whether the repository stays in the image. With `false` only this bake uses it. (An OpenPGP key \
-                  that rpm imported stays in either case, and the bake reports it.)",
+            doc: "Whether the repository stays in the image. With `false`, only this bake uses the repository. (An \
+                  OpenPGP key that rpm imported stays in either case, and the bake reports it.)",
             example: "keep = false",
             ..KEY
         },
@@ -198,8 +198,8 @@ pub(super) const HOLD: TomlKey = TomlKey {
         unique: true,
     }),
     expected: "an array of packages, such as [\"postgresql-15\"]",
-    doc: "Packages that no upgrade changes, neither in this bake nor on an instance of the image. With dnf 4 and yum \
-          it needs the versionlock plugin.",
+    doc: "Packages that no upgrade changes, neither in this bake nor on an instance of the image. With dnf 4 and yum, \
+          `hold` needs the versionlock plugin.",
     example: "hold = [\"postgresql-15\"]",
     ..KEY
 };
@@ -231,8 +231,8 @@ pub(super) const DISTRO: TomlKey = TomlKey {
     value: text("^[a-z0-9_-]+$"),
     expected: "a plugin's name, such as \"debian\"; `oven plugin list` lists them",
     default: DefaultValue::Said("the plugin that claims the base image"),
-    doc: "The distro plugin for this image, if several plugins claim it. A plugin that is not built in is part of \
-          the fingerprint.",
+    doc: "The distro plugin for this image. Set it if several plugins claim the base image. A plugin that is not built \
+          in is part of the fingerprint.",
     example: "distro = \"debian\"",
     ..KEY
 };
@@ -243,8 +243,8 @@ pub(super) const CONFFILES: TomlKey = TomlKey {
     expected: "\"keep\" (the image's configuration files stay) or \"replace\" (the package's files replace them)",
     default: DefaultValue::Is(Literal::Text("keep")),
     doc: "Which version of a configuration file is used if both the image and a package changed it: `\"keep\"` uses \
-          the image's version, `\"replace\"` the package's version. An rpm package decides this itself, and the bake \
-          reports what happened to the file.",
+          the image's version, `\"replace\"` the package's version. With rpm, each package decides this itself, and \
+          the bake reports what happened to the file.",
     example: "conffiles = \"replace\"",
     ..KEY
 };

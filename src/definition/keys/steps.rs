@@ -22,12 +22,12 @@ pub(super) const RUN_KEY: TomlKey = TomlKey {
 pub(super) const ANSIBLE_KEY: TomlKey = TomlKey {
     name: "ansible",
     value: ValueType::Tables(&ANSIBLE),
-    doc: "An Ansible playbook that runs inside the image with `connection: local`. `[[ansible]]` and `[[run]]` run \
-          in the order of the file. Ansible finds roles and `collections/` in the playbook's directory.\n\nIf the \
-          image has no Ansible, the distro's plugin installs `ansible-core` for the bake (with apt, dnf and dnf 5), \
-          and after the last playbook oven removes what was installed for it, unless a package that was installed \
-          after it needs it. With other package managers, add Ansible to `packages`. Services cannot be started in \
-          an image: write `enabled: true` without `state: started`.",
+    doc: "An Ansible playbook that runs inside the image with `connection: local`. `[[ansible]]` and `[[run]]` run in \
+          the order of the file. Ansible finds roles and `collections/` in the playbook's directory.\n\nIf the image \
+          has no Ansible, the distro's plugin installs `ansible-core` for the bake (with apt, dnf and dnf 5). After \
+          the last playbook, oven removes the packages that were installed for Ansible, except packages that a later \
+          installed package needs. With other package managers, add Ansible to `packages`. Services cannot be started \
+          in an image: write `enabled: true` without `state: started`.",
     example: "[[ansible]]\nplaybook = \"site.yml\"\nvars = { workers = 4 }",
     ..KEY
 };
@@ -35,8 +35,8 @@ pub(super) const ANSIBLE_KEY: TomlKey = TomlKey {
 pub(super) const TEST_KEY: TomlKey = TomlKey {
     name: "test",
     value: ValueType::Tables(&TEST),
-    doc: "A test of the finished image. It runs like a `[[run]]`, after the last of them. If it fails, no image is \
-          made. Its changes to the image are discarded.",
+    doc: "A test of the finished image. It runs like a `[[run]]`, but after all `[[run]]` and `[[ansible]]`. If it \
+          fails, no image is made. Its changes to the image are discarded.",
     example: "[[test]]\nscript = \"tests/web.sh\"",
     ..KEY
 };
@@ -191,7 +191,7 @@ const NETWORK: TomlKey = TomlKey {
     name: "network",
     value: ValueType::Boolean,
     default: NO,
-    doc: "Whether it has the network. It is the builder's network, including its local services.",
+    doc: "Whether this step has the network. This is the builder's network, including the builder's local services.",
     example: "network = true",
     ..KEY
 };
@@ -200,7 +200,7 @@ const RETRIES: TomlKey = TomlKey {
     name: "retries",
     value: ValueType::Integer { least: 0, most: MAX_RETRIES, unit: "retries" },
     default: DefaultValue::Is(Literal::Integer(0)),
-    doc: "How many times it is retried after a failure.",
+    doc: "How many times the step is retried after a failure.",
     example: "retries = 2",
     ..KEY
 };
@@ -209,7 +209,7 @@ const TIMEOUT: TomlKey = TomlKey {
     name: "timeout",
     value: ValueType::Integer { least: 1, most: MAX_TIMEOUT, unit: "seconds" },
     default: DefaultValue::Is(Literal::Integer(DEFAULT_TIMEOUT)),
-    doc: "The time limit in seconds. After this time it is stopped, and has failed.",
+    doc: "The time limit in seconds. A step that takes longer is stopped and counts as failed.",
     example: "timeout = 600",
     ..KEY
 };

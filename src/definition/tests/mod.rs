@@ -41,7 +41,7 @@ fn tree() -> tempfile::TempDir {
     top
 }
 
-/// Writes a new file each time, because ext4 waits for the disk if a file is truncated and written again.
+/// Writes a new file each time. If the same file were truncated and written again, ext4 would wait for the disk.
 fn rewrite(top: &Path, toml: &[u8]) {
     std::fs::remove_file(top.join("web/image.toml")).unwrap();
     std::fs::write(top.join("web/image.toml"), toml).unwrap();
@@ -147,7 +147,8 @@ fn the_name_is_that_of_the_real_directory() {
     assert!(error.ends_with("set `name`"), "{error}");
 }
 
-/// Each case is a text of image.toml, which follows `from`, and the error after `DIR/web/image.toml:`.
+/// Each case has the text that follows `from` in image.toml, and the error that this text causes, without the prefix
+/// `DIR/web/image.toml:`.
 #[test]
 fn each_mistake_names_line_and_key_and_what_to_do() {
     let top = tree();
@@ -524,5 +525,8 @@ fn no_image_toml_makes_the_parser_panic() {
             );
         }
     }
-    assert!((500..1000).contains(&refused), "{refused} of 1000 were refused: the mutations are no test");
+    assert!(
+        (500..1000).contains(&refused),
+        "{refused} of 1000 were refused: the mutations do not test enough"
+    );
 }

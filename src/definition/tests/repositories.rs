@@ -6,7 +6,7 @@ const KEY: &str =
     "-----BEGIN PGP PUBLIC KEY BLOCK-----\nVersion: 1\n\nmQ==\n=abcd\n-----END PGP PUBLIC KEY BLOCK-----\n";
 const DIGEST: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
-/// The tree of the other tests, with valid and invalid keys.
+/// The tree of the other tests, with valid and invalid OpenPGP keys added.
 fn with_keys() -> tempfile::TempDir {
     let top = tree();
     let dir = top.path().join("web/keys");

@@ -2,8 +2,9 @@
 //! that the other tool baked.
 //!
 //! The checksum covers every file below the directories, except files whose own name begins with a dot. The files are
-//! sorted by the bytes of their paths as given. The checksum is the SHA1 of the files' hexadecimal SHA1s, concatenated
-//! without separators. A link to a file counts as its target. Links to directories are not followed.
+//! sorted by the bytes of their paths. A path begins with the directory as the caller spelled it. The checksum is the
+//! SHA1 of the files' hexadecimal SHA1s, concatenated without separators. A link to a file counts as its target. Links
+//! to directories are not followed.
 
 #[cfg(test)]
 mod tests;
@@ -26,7 +27,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 /// The number of bytes that each thread reads at a time. It is large enough to make system calls cheap, and small
 /// enough for the CPU's cache.
 const BUFFER_BYTES: usize = 256 << 10;
-/// The maximal number of threads. So many threads can read more than any disk can deliver.
+/// The maximal number of threads. This many threads can read faster than any disk delivers.
 const MAX_THREADS: usize = 32;
 /// The number of files to stat (not to read) that justifies another thread.
 const STAT_SHARE: usize = 512;
@@ -36,16 +37,16 @@ const STAT_SHARE: usize = 512;
 pub struct Checksum {
     /// 40 hexadecimal digits, in lower case.
     pub hex: String,
-    /// The path as given and the SHA1 of each file, in the order in which the checksum covers them.
+    /// The path and the SHA1 of each file, in the order in which the checksum covers the files.
     pub files: Vec<(OsString, String)>,
-    /// Warnings about what the user may not have intended.
+    /// Warnings about files that the user may not have intended to include.
     pub warnings: Vec<String>,
 }
 
 /// A file that the checksum covers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CountedFile {
-    /// The path as given: the directory as the caller spelled it, joined with the path below it.
+    /// The directory as the caller spelled it, joined with the file's path below the directory.
     pub path: PathBuf,
     pub sha1: String,
     /// The owner's executable bit, which is the only bit that git stores.
@@ -64,8 +65,8 @@ pub(crate) struct DefinitionTree {
     pub warnings: Vec<String>,
 }
 
-/// Computes the `ami_config_checksum` of these directories, whose files form one list. Errors: [`Kind::Definition`],
-/// with the file that cannot be part of it.
+/// Computes the `ami_config_checksum` of the files in all these directories. Errors: [`Kind::Definition`], with the
+/// file that cannot be part of the checksum.
 pub fn config_checksum(directories: &[impl AsRef<Path>]) -> Result<Checksum> {
     let tree = DefinitionTree::read(directories)?;
     let hex = tree.checksum();
@@ -99,7 +100,7 @@ impl DefinitionTree {
                 .hint("Files whose names begin with a dot are not part of the checksum.")
                 .into());
         }
-        // Compares bytes: `Path` compares components, and puts a/x before a-b/x.
+        // Compares bytes and not `Path`s, because `Path`s are compared by components, which puts a/x before a-b/x.
         tree.files.sort_by(|a, b| a.path.as_os_str().as_bytes().cmp(b.path.as_os_str().as_bytes()));
         tree.directory_links.sort();
         tree.examine()?;
@@ -113,8 +114,7 @@ impl DefinitionTree {
         hex(&all.finalize())
     }
 
-    /// Lists a directory tree. It uses its own list as the stack, so that a deep tree cannot exhaust the thread's
-    /// stack.
+    /// Lists a directory tree. It does not recurse, so that a deep tree cannot exhaust the thread's stack.
     fn walk(&mut self, top: &Path) -> Result<()> {
         let metadata = std::fs::metadata(top).map_err(|e| match e.kind() {
             ErrorKind::NotFound => Kind::Definition
@@ -152,8 +152,8 @@ impl DefinitionTree {
         Ok(())
     }
 
-    /// Adds a symbolic link. A link to a file counts as that file. A link to a directory is not followed. But it is
-    /// recorded, because a path in image.toml may contain it.
+    /// Adds a symbolic link. A link to a file counts as that file. A link to a directory is not followed, but it is
+    /// recorded, because a path in image.toml may contain the link.
     fn add_link(&mut self, path: PathBuf, is_hidden: bool) -> Result<()> {
         let target = std::fs::metadata(&path);
         let is_directory = target.as_ref().is_ok_and(Metadata::is_dir);
@@ -169,7 +169,7 @@ impl DefinitionTree {
                     format_args!("is a symbolic link to {}, which does not exist", link.display()),
                 ));
             }
-            // Any other error occurs again when the file is examined.
+            // Any other error occurs again when the file is examined, and is reported then.
             _ => self.add_file(path, Some(link)),
         }
         Ok(())
@@ -201,9 +201,9 @@ impl DefinitionTree {
     }
 }
 
-/// Calls `work` for each index, in this order. It uses at most as many threads as there are cores, and one thread for
-/// each `share` indexes. After a failure, all threads stop. Of several failures, the failure with the smallest index is
-/// returned.
+/// Calls `work` for each index, in the order of `indexes`. It uses at most as many threads as there are cores, and at
+/// most one thread for each `share` indexes. After a failure, all threads stop. Of several failures, the failure with
+/// the smallest index is returned.
 fn on_all_cores<T: Send>(
     indexes: &[usize],
     share: usize,

@@ -1,8 +1,8 @@
 //! The digest of the inputs, for a tag: `v1;FORMAT;ARCHITECTURE;BASE;SNAPSHOT;DEPTH;ENTRIES`.
 //!
 //! Each file has an entry of 7 characters: 3 of its path's hash and 4 of its content's hash. If there are too many
-//! files for a tag's 256 characters, the files of a directory share an entry. DEPTH says how many levels of directories
-//! are distinguished.
+//! files for a tag's 256 characters, the files of a directory form a group, which has one entry. DEPTH says how many
+//! levels of directories are distinguished. Variables also have entries.
 
 use super::{InputFile, Inputs};
 use sha1::{Digest, Sha1};
@@ -15,17 +15,18 @@ const CONTENT_CHARACTERS: usize = 4;
 const ENTRY: usize = PATH_CHARACTERS + CONTENT_CHARACTERS;
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 
-/// The prefix of the name of an entry that is not a file. No path in a definition begins with it.
+/// The name of an entry for variables begins with this prefix. No path in a definition begins with it.
 pub const VARIABLES: &str = "/";
 
-/// Which files share an entry.
+/// The groups of files that share an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Depth {
-    /// None: each file has its own entry.
+    /// Each file has its own entry.
     Files,
-    /// Files whose first directories, up to this number, are the same.
+    /// Files share an entry if the first directories of their paths are the same. This is the number of directories
+    /// that are compared.
     Directories(usize),
-    /// All files.
+    /// All files share one entry.
     Whole,
 }
 
@@ -41,7 +42,7 @@ pub struct ParsedDigest {
     pub base: String,
     pub snapshot: String,
     pub depth: Depth,
-    /// The hash of each group's content, by the hash of its name.
+    /// The hash of each group's content, by the hash of the group's name.
     pub entries: BTreeMap<String, String>,
 }
 
@@ -106,7 +107,8 @@ pub fn write(inputs: &Inputs) -> String {
     let fixed = format!("v1;{format};{architecture};{};{};", base.id, base.snapshot);
     let max_entries = MAX.saturating_sub(fixed.len() + 2) / ENTRY;
     for depth in DEPTHS {
-        // Grouping a huge definition takes long. It is skipped if there are too many files for one entry each.
+        // If there are more files than entries, they cannot have an entry each. This depth is skipped without computing
+        // the groups, because that takes long for a huge definition.
         if depth == Depth::Files && files.len() + vars.len() > max_entries {
             continue;
         }

@@ -18,7 +18,7 @@ pub enum PreviousInputs {
 }
 
 impl PreviousInputs {
-    /// The most detailed source: the stored JSON if it can be parsed, otherwise the tag.
+    /// Uses the more detailed source: the stored JSON if it can be parsed, otherwise the tag.
     pub fn of(json: Option<&str>, tag: Option<&str>) -> Option<Self> {
         let full =
             json.and_then(|json| serde_json::from_str(json).ok()).map(|inputs| Self::Full(Box::new(inputs)));
@@ -26,7 +26,7 @@ impl PreviousInputs {
     }
 }
 
-/// Lists the differences, such as `files/nginx.conf changed`. Empty if none is found.
+/// Lists the differences, such as `files/nginx.conf changed`. The list is empty if no difference is found.
 pub fn explain(old: &PreviousInputs, new: &Inputs) -> Vec<String> {
     match old {
         PreviousInputs::Full(old) => compare(old, new),

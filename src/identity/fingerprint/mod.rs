@@ -34,7 +34,7 @@ pub struct Inputs {
     architecture: Architecture,
     base: InputBase,
     checksum: String,
-    /// The files, by their path relative to the definition's directory, escaped by [`escape_path`].
+    /// The files by path. A path is relative to the definition's directory, and is escaped by [`escape_path`].
     files: BTreeMap<String, InputFile>,
     format: u32,
     /// The definition's `name`, from which the image's name and tags are made. (Inputs that were stored by older
@@ -44,7 +44,7 @@ pub struct Inputs {
     /// The variables' values, including those of the command line.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     vars: BTreeMap<String, String>,
-    /// The key that [`Inputs::with_plugin`] added to the files.
+    /// The key that [`Inputs::with_plugin`] added to `files`.
     #[serde(skip)]
     plugin: Option<String>,
     #[serde(skip)]
@@ -61,7 +61,7 @@ struct InputBase {
 struct InputFile {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     executable: bool,
-    /// The text of a symbolic link.
+    /// The target of a symbolic link, as the link spells it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     link: Option<String>,
     /// The digest of the file's content. `None` for a link to a directory.
@@ -101,8 +101,8 @@ impl Inputs {
         })
     }
 
-    /// Adds an external plugin that the definition names. `digest` is the digest of the plugin's file. A change of the
-    /// plugin is explained like the change of a file.
+    /// Adds an external plugin that the definition names. `digest` is the digest of the plugin's file. [`explain()`]
+    /// reports a change of the plugin like the change of a file.
     pub fn with_plugin(mut self, id: &str, digest: &str) -> Self {
         let file = InputFile { executable: false, link: None, sha1: Some(hex(&Sha1::digest(digest))) };
         let key = format!("the plugin {id}");
@@ -153,13 +153,13 @@ impl Inputs {
         serde_json::to_string(self).expect("texts, numbers and maps with texts as keys become JSON")
     }
 
-    /// A digest of the inputs that fits into a tag (at most 256 characters). [`explain()`] can find differences from
-    /// it.
+    /// A digest of the inputs that fits into a tag (at most 256 characters). [`explain()`] can compare other inputs
+    /// with this digest.
     pub fn digest(&self) -> String {
         digest::write(self)
     }
 
-    /// Warnings about what the user may not have intended in the definition's directories.
+    /// Warnings about files in the definition's directories that the user may not have intended to include.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }

@@ -63,8 +63,8 @@ fn the_json_is_canonical() {
     assert_eq!(serde_json::to_string(&sorted).unwrap(), expected, "the fields are declared in another order");
 }
 
-/// Every key of `[[run]]` and `[[ansible]]` changes the fingerprint, because the bytes of image.toml are part of it.
-/// The value of a variable is also part of it, no matter whether it comes from image.toml or from the command line.
+/// Every key of `[[run]]` and `[[ansible]]` changes the fingerprint, because the fingerprint covers the bytes of
+/// image.toml. It also covers the values of variables, both from image.toml and from the command line.
 #[test]
 fn provisioners_and_variables_count() {
     let top = tempfile::tempdir().unwrap();
@@ -130,8 +130,8 @@ fn provisioners_and_variables_count() {
     assert_ne!(plain.digest(), moved.digest());
 }
 
-/// If the definition sets no name, the family has the directory's name, which no file contains. It still is part of the
-/// fingerprint.
+/// If the definition sets no name, its name is the name of the directory. No file contains this name, but the
+/// fingerprint depends on it.
 #[test]
 fn of_two_families_with_equal_files_each_has_its_own_images() {
     let (top, web) = web(&[("setup.sh", "x")]);
