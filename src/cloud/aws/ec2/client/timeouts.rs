@@ -38,7 +38,7 @@ pub struct Timeouts {
     /// How long oven searches for a resource that a call with a lost answer may have created. After that, oven assumes
     /// that the call created nothing.
     pub lost_answer_window: Duration,
-    /// The pause before CreateSnapshot is sent again after [`ErrorClass::RateLimited`](super::errors::ErrorClass). EC2
+    /// The pause before CreateSnapshot is sent again after the error class `RateLimited`. EC2
     /// creates at most one snapshot of a volume in 15 s.
     pub rate: Duration,
     /// How long CreateSnapshot is retried after that error.
