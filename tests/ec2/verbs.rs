@@ -179,7 +179,10 @@ fn doctor_reports_why_ec2_is_unreachable() {
         (
             "another region",
             run(&world, &[("AWS_REGION", "eu-west-1")]),
-            ["is in us-east-1a, but AWS_REGION sets the region eu-west-1", "only volumes of its own zone"],
+            [
+                "is in us-east-1a, but AWS_REGION sets the region eu-west-1",
+                "Only volumes in the instance's zone",
+            ],
         ),
     ] {
         let told = lacks(&ended);

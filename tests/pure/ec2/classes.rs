@@ -168,13 +168,13 @@ async fn terminal() {
         ("InvalidParameterCombination", &["InvalidParameterCombination", "(request "]),
         ("InvalidParameter", &["InvalidParameter", "(request "]),
         ("MissingParameter", &["MissingParameter", "(request "]),
-        ("OptInRequired", &["OptInRequired", "opted in", "(request "]),
+        ("OptInRequired", &["OptInRequired", "Enable this region", "(request "]),
         ("ConflictException", &["ConflictException", "(request "]),
         ("ValidationException", &["ValidationException", "(request "]),
         ("SnapshotLimitExceeded", &["SnapshotLimitExceeded", "quota", "(request "]),
         ("AMIQuotaExceeded", &["AMIQuotaExceeded", "quota", "(request "]),
         ("ResourceLimitExceeded", &["ResourceLimitExceeded", "(request "]),
-        ("PendingVerification", &["PendingVerification", "its e-mail", "(request "]),
+        ("PendingVerification", &["PendingVerification", "the e-mail", "(request "]),
         ("OperationNotPermitted", &["OperationNotPermitted", "(request "]),
     ];
     let mut cases = Vec::new();

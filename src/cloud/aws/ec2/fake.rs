@@ -1,4 +1,4 @@
-//! An HTTP server with scripted answers on 127.0.0.1, for tests of how oven handles them.
+//! A fake EC2 for tests. It is an HTTP server on 127.0.0.1, and each test determines its answers.
 
 use super::{Ec2, Ec2Options, Timeouts};
 use crate::device::Device;
@@ -27,7 +27,7 @@ impl Request {
         self.params.get(name).map_or("", String::as_str)
     }
 
-    /// The first value of a filter.
+    /// Returns the first value of a filter.
     pub fn filter(&self, name: &str) -> Option<&str> {
         let (key, _) = self.params.iter().find(|(key, value)| key.ends_with(".Name") && *value == name)?;
         Some(self.get(&key.replace(".Name", ".Value.1")))
@@ -35,7 +35,7 @@ impl Request {
 }
 
 pub enum Reply {
-    /// The content of the response element.
+    /// Success, with the content of the response element.
     Ok(String),
     Error(u16, &'static str, String),
     /// Closes the connection without an answer.
@@ -54,7 +54,7 @@ pub fn refuse(code: &'static str, message: impl Into<String>) -> Reply {
 
 type Handler = Box<dyn FnMut(&Request, usize) -> Reply + Send>;
 
-/// The requests, oldest first.
+/// The requests that the server received, oldest first.
 #[derive(Clone, Default)]
 pub struct Calls(Arc<Mutex<Vec<Request>>>);
 
@@ -72,7 +72,8 @@ impl Calls {
     }
 }
 
-/// `handler` gets the request and the number of earlier ones with the same action.
+/// Starts a server and returns a client for it. `handler` makes the answers. It gets the request, and the number of
+/// earlier requests with the same action.
 pub async fn ec2(dir: &Path, handler: impl FnMut(&Request, usize) -> Reply + Send + 'static) -> (Ec2, Calls) {
     let (endpoint, calls) = server(handler).await;
     let config = Config::builder()
@@ -84,7 +85,7 @@ pub async fn ec2(dir: &Path, handler: impl FnMut(&Request, usize) -> Reply + Sen
     (Ec2::with_config(config, options(dir)), calls)
 }
 
-/// Connects as `oven` does: with aws-config and SSM.
+/// Like [`ec2`], but the client is made as in the program, with aws-config and SSM.
 pub async fn connected(
     dir: &Path,
     handler: impl FnMut(&Request, usize) -> Reply + Send + 'static,
@@ -113,7 +114,7 @@ async fn server(handler: impl FnMut(&Request, usize) -> Reply + Send + 'static) 
     (endpoint, calls)
 }
 
-/// A volume's device appears when it is searched for the second time.
+/// Returns options with short timeouts. A volume's device is found only by the second search.
 fn options(dir: &Path) -> Ec2Options {
     let looks = Cell::new(0);
     let devices = move |volume: &VolumeId| {
@@ -134,7 +135,8 @@ fn options(dir: &Path) -> Ec2Options {
         zone: Some("eu-test-1a".to_owned()),
         documents: dir.to_owned(),
         devices: Rc::new(devices),
-        // If the first call is lost, its retry has to be in time even on a busy machine.
+        // This limit is longer than the others. If the first call is lost, the retry must not exceed the limit, even on
+        // a busy machine.
         timeouts: Timeouts { unreachable: Duration::from_secs(3), ..fast },
     }
 }
@@ -147,7 +149,7 @@ async fn serve(mut stream: TcpStream, handler: Arc<Mutex<Handler>>, calls: Calls
         (handler.lock().unwrap())(&request, nth)
     };
     let (status, body) = match reply {
-        // SSM speaks JSON.
+        // SSM uses JSON, and EC2 uses XML.
         Reply::Ok(json) if json.starts_with('{') => (200, json),
         Reply::Error(status, code, message) if request.params.is_empty() => {
             (status, format!("{{\"__type\": \"{code}\", \"message\": \"{message}\"}}"))

@@ -1,10 +1,11 @@
-//! EC2: implements [`Cloud`] and [`Volumes`] with AWS's SDK. No type of the SDK leaves this module.
+//! Implements [`Cloud`] and [`Volumes`] for EC2 with AWS's SDK. These two traits use no types of the SDK.
 //!
-//! Only one layer retries calls (`client/call.rs`), by one table of error classes (`client/errors.rs`). A call that
-//! must not take effect twice, but has no client token, is sent once. If its answer is lost, its outcome is looked up:
-//! for `CreateSnapshot` by volume and run, for `RegisterImage` by name, and for `AttachVolume` by the volume's state. A
-//! call that creates something is completed even if the bake is cancelled during it (`client/in_flight.rs`). So the
-//! clean-up knows what to remove.
+//! Calls are retried only in `client/call.rs`. The table of error classes in `client/errors.rs` determines which errors
+//! are retried. Some calls must not take effect twice, but have no client token. If the answer to such a call is lost,
+//! oven first looks up whether the call had an effect. After `CreateSnapshot`, it searches for a snapshot of the volume
+//! with the run's tag; after `RegisterImage`, for an image with the name. After `AttachVolume`, it queries the volume's
+//! state. If a bake is cancelled during a call that creates something, the call is still completed
+//! (`client/in_flight.rs`). So the clean-up knows which resources to remove.
 
 pub mod client;
 #[cfg(test)]
@@ -46,19 +47,18 @@ pub type FindDevice = Rc<dyn Fn(&VolumeId) -> Result<Option<Device>>>;
 pub struct Ec2Options {
     /// If this is `None`, `aws-config` takes the region from the environment, a profile or IMDS.
     pub region: Option<String>,
-    /// The id of this instance. Without an id, no volume can be attached, but images can be found and leftovers can be
-    /// swept.
+    /// The id of this instance. Without an id, oven cannot attach volumes, but can find images and sweep leftovers.
     pub instance_id: Option<String>,
     /// This instance's availability zone.
     pub zone: Option<String>,
-    /// A directory on the builder. It has the documents of images ([`ImageSpec::documents`]) and the results of
+    /// A directory on the builder for the documents of images ([`ImageSpec::documents`]), and for cached results of
     /// permission checks.
     pub documents: PathBuf,
     pub devices: FindDevice,
     pub timeouts: Timeouts,
 }
 
-/// EC2 in one region, as seen from one instance. It is cheap to clone.
+/// A client of EC2 in one region. It is cheap to clone, because all clones share one state.
 #[derive(Clone)]
 pub struct Ec2(Rc<Inner>);
 
@@ -71,24 +71,24 @@ struct Inner {
     /// Whether EC2 has answered this process. An endpoint that has never answered is probably wrong, so calls to it are
     /// retried only for a short time.
     answered: Cell<bool>,
-    /// The ids of the resources that this process created. The value is the time of creation, and whether EC2 has shown
-    /// the resource since.
+    /// The resources that this process created, by id. The value is the time of creation, and whether EC2 has listed
+    /// the resource since then.
     born: RefCell<HashMap<String, (Instant, bool)>>,
     made: client::in_flight::InFlight,
     names: RefCell<volumes::device_names::DeviceNames>,
     /// Whether the bakes of this process use EBS direct and attach no volumes.
     direct: Cell<bool>,
-    /// Held while a copy of a snapshot is searched or created.
+    /// Locked while a bake searches for a copy of a snapshot, or creates one.
     copying: tokio::sync::Mutex<()>,
     wire: client::connection::TrafficObserver,
 }
 
-/// This name is a part of the user agent. So CloudTrail shows which program made a call.
+/// A part of the user agent, so that CloudTrail shows which calls oven made.
 pub(crate) const APP_NAME: &str = "oven";
 
 impl Ec2 {
-    /// Gets region, credentials and endpoint as AWS's tools do: from environment, profiles, assumed roles, web
-    /// identity, containers or IMDS. This sends no request to EC2.
+    /// Gets the region, the credentials and the endpoint from the same sources as AWS's own tools. These are the
+    /// environment, profiles, assumed roles, web identity, containers and IMDS. This sends no request to EC2.
     pub async fn connect(options: Ec2Options) -> Result<Self> {
         Self::load(aws_config::defaults(BehaviorVersion::v2026_01_12()), options).await
     }
@@ -141,7 +141,8 @@ impl Ec2 {
         }))
     }
 
-    /// Selects bakes that attach no volumes. They need other permissions, and need not run on an instance.
+    /// Returns a client for bakes that attach no volumes. Such bakes need other permissions, and need not run on an
+    /// instance.
     pub fn without_volumes(self) -> Self {
         self.0.direct.set(true);
         self
@@ -240,7 +241,7 @@ impl Ec2 {
         self.0.options.zone.as_deref().ok_or_else(not_an_instance)
     }
 
-    /// Returns this process as an owner. Its host is the instance's id if that is known.
+    /// Returns the [`Owner`] that identifies this process. If the instance's id is known, it is the owner's host.
     fn owner(&self) -> Owner {
         self.0.options.instance_id.as_deref().map_or_else(Owner::this, Owner::on)
     }
@@ -254,7 +255,7 @@ impl Ec2 {
         Ok(tags)
     }
 
-    /// Waits before the first poll, because nothing on EC2 is ready immediately.
+    /// Waits before the first poll, because no change in EC2 is complete immediately.
     async fn wait_before_first_poll(&self) {
         tokio::time::sleep(self.timeouts().first_poll).await;
     }

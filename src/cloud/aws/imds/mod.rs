@@ -1,4 +1,5 @@
-//! Identifies the EC2 instance on which oven runs, through IMDSv2 or from the command line.
+//! Identifies the EC2 instance on which oven runs. The values come from the command line or from the instance's
+//! metadata service (IMDSv2).
 
 #[cfg(test)]
 mod tests;
@@ -13,41 +14,44 @@ use std::time::Duration;
 /// The instance to which volumes are attached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Instance {
-    /// `i-` and 17 hexadecimal digits.
+    /// The instance id, which is `i-` and 8 or 17 hexadecimal digits.
     pub id: String,
-    /// `eu-central-1a`.
+    /// The availability zone, such as `eu-central-1a`.
     pub zone: String,
-    /// `eu-central-1`.
+    /// The region, such as `eu-central-1`.
     pub region: String,
 }
 
-/// The values from the command line, which take precedence. With both id and zone, the metadata service is not queried.
+/// The values from the command line, which take precedence over the metadata service. If both the id and the zone are
+/// set, the service is not queried.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct InstanceOverrides {
     pub instance_id: Option<String>,
     pub zone: Option<String>,
-    /// The region to work in. It must be the instance's own, because a volume cannot be attached across regions.
+    /// The region in which to bake. It has to be the instance's region, because a volume can be attached only to an
+    /// instance in the same region.
     pub region: Option<String>,
 }
 
 const FLAGS: &str = "--instance-id and --zone";
-/// The time limit for connecting. Connecting is not retried, because outside EC2 many routers drop packets to this
-/// address, and oven should report that soon. The kernel sends the first packet again after one second, so the limit
-/// allows for one lost packet.
+/// The time limit for connecting to the metadata service. Outside EC2, many routers drop packets to its address.
+/// Connecting is not retried, so that oven reports this soon. The kernel sends the first packet again after one second,
+/// so one lost packet does not exceed the limit.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// The time limit of one response. An idle builder gets a response within milliseconds.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
-/// The number of responses in a row that may be lost before oven gives up. A busy builder responds late. If the hop
-/// limit is too low, no response ever arrives, and oven fails after `LOST_ANSWERS * READ_TIMEOUT`, half a minute.
+/// The number of attempts without a response after which oven gives up. The metadata service of a busy builder may
+/// respond late. If the hop limit (the TTL of the responses) is too low, no response ever arrives. oven then fails
+/// after half a minute, which is `LOST_ANSWERS * READ_TIMEOUT`.
 const LOST_ANSWERS: u32 = 6;
-/// The time limit of one request, including the request for its token. The service sometimes returns a 5xx, which is
-/// retried within this time.
+/// The time limit of one request, including the request for its token. The service sometimes returns an HTTP status of
+/// 500 or more. Such a request is retried within this time.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Returns the instance on which this process runs.
 ///
-/// Fails with [`Kind::Machine`], and with possible reasons, if the metadata service does not respond. Fails with
-/// [`Kind::Usage`] if a given value is malformed or contradicts another one.
+/// Fails with [`Kind::Machine`] if the metadata service does not respond. The error then lists possible reasons. Fails
+/// with [`Kind::Usage`] if a given value is malformed or contradicts another one.
 pub async fn identify_instance(given: InstanceOverrides) -> Result<Instance> {
     let imds = Client::builder().connect_timeout(CONNECT_TIMEOUT).read_timeout(READ_TIMEOUT);
     let imds = imds.operation_attempt_timeout(OPERATION_TIMEOUT).operation_timeout(OPERATION_TIMEOUT).build();
@@ -81,7 +85,8 @@ async fn identify(
     let wanted = given.region.map(|region| (region, "--region or oven.toml")).or(environment);
     if let Some((wanted, by)) = wanted.filter(|(wanted, _)| *wanted != region) {
         let text = format!("{id} is in {zone}, but {by} sets the region {wanted}");
-        let hint = "An instance can attach only volumes of its own zone. Bake on an instance of that region.";
+        let hint = "Only volumes in the instance's zone can be attached. Set the instance's \
+                    region, or bake on an instance in the other region.";
         return Err(Kind::Usage.failure(text).hint(hint).into());
     }
     Ok(Instance { id, zone, region })
@@ -104,18 +109,18 @@ async fn query(imds: &Client, path: &str, is_valid: fn(&str) -> bool, what: &str
             Err(error) => return Err(explain(&error, path)),
         }
     };
-    // Another server may respond at that address, such as a proxy with an error page.
+    // Another server may respond at the service's address, such as a proxy with an error page.
     if is_valid(&text) {
         return Ok(text);
     }
     let begin: String = text.chars().take(40).collect();
     let text = format!("the metadata service returned {begin:?} for {path}, but that is not {what}");
-    let hint = format!("If another server responds at its address, pass {FLAGS}.");
+    let hint = format!("If another server responds at the address of the metadata service, pass {FLAGS}.");
     Err(Kind::Machine.failure(text).hint(hint).into())
 }
 
-/// Returns whether the service accepted the request, but its response did not arrive in time. Only such a request is
-/// retried.
+/// Returns whether the service accepted the request, but its response did not arrive in time. oven retries only such
+/// requests.
 fn is_silence(error: &ImdsError) -> bool {
     let silent = |cause: &String| cause.contains("read timeout") || cause.contains("request has timed out");
     causes(error).iter().any(silent)
@@ -132,16 +137,14 @@ fn causes(error: &ImdsError) -> Vec<String> {
     causes
 }
 
-/// Returns the reason why the metadata service does not respond, as far as the error shows it.
+/// Returns an error that explains, if possible, why the metadata service did not return the value.
 fn explain(error: &ImdsError, path: &str) -> anyhow::Error {
     if let ImdsError::ErrorResponse(answer) = error {
         let text = format!(
             "the metadata service returned the HTTP status {} for {path}",
             answer.response().status().as_u16()
         );
-        let hint = format!(
-            "If this machine is not an EC2 instance, pass {FLAGS} of the instance that volumes are attached to."
-        );
+        let hint = format!("Pass {FLAGS} of the instance to which volumes are to be attached.");
         return Kind::Machine.failure(text).hint(hint).into();
     }
     let causes = causes(error);
@@ -156,8 +159,8 @@ fn explain(error: &ImdsError, path: &str) -> anyhow::Error {
             ),
         )
     } else if is_silence(error) && lacks_token {
-        // The response to the request for a token is sent with a limited TTL, the hop limit. A network bridge, such as
-        // a container's, reduces the TTL by one.
+        // The service sends the token with a limited TTL, which EC2 calls the hop limit. A container's network reduces
+        // the TTL by one. So with a hop limit of 1, the token does not reach the container.
         (
             format!(
                 "the metadata service accepts a request for a token, but its response does not arrive \
@@ -172,8 +175,8 @@ fn explain(error: &ImdsError, path: &str) -> anyhow::Error {
         (
             format!("the metadata service cannot be reached: {}", causes.last().map_or("", |c| c)),
             format!(
-                "Check that this is an EC2 instance. In a subnet with IPv6 only, set \
-                 AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE=IPv6; if the service is unreachable, pass {FLAGS}."
+                "Check that this is an EC2 instance. In an IPv6-only subnet, set \
+                 AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE=IPv6; if the service remains unreachable, pass {FLAGS}."
             ),
         )
     } else {
@@ -191,7 +194,7 @@ fn is_instance(id: &str) -> bool {
     })
 }
 
-/// Returns whether this can be the name of a zone of any type.
+/// Returns whether this may be the name of an availability zone, a Local Zone or a Wavelength Zone.
 fn is_zone_name(zone: &str) -> bool {
     zone.contains('-') && zone.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'z' | b'-'))
 }
@@ -206,7 +209,7 @@ fn region_of(zone: &str) -> Result<&str> {
     if digits && place.contains('-') && place.split('-').all(letters) {
         return Ok(region);
     }
-    let text = format!("{zone} is not an availability zone of a region");
+    let text = format!("{zone} is not an availability zone");
     let hint =
         "Local and Wavelength Zones are not supported. Use an instance in a zone such as eu-central-1a.";
     Err(Kind::Machine.failure(text).hint(hint).into())

@@ -16,7 +16,8 @@ enum Manner {
     Status(u16),
     /// Accepts the request for a token and never answers.
     Silent,
-    /// Behaves like [`GOOD`], but does not answer this number of requests, the first ones of this method.
+    /// Behaves like [`GOOD`], but does not answer the first requests of the given HTTP method. The number says how
+    /// many.
     Late(u32, &'static str),
 }
 
@@ -53,7 +54,7 @@ async fn service(manner: Manner) -> Service {
             let request = String::from_utf8(request).unwrap().to_lowercase();
             let before = count.fetch_add(1, Ordering::Relaxed);
             let manner = match manner {
-                // The first request is a PUT for the token. The token is requested only once.
+                // The token is requested only once, by a PUT. This is request 0, so the GETs begin with request 1.
                 Manner::Late(lost, "get") if (1..=lost).contains(&before) => Manner::Silent,
                 Manner::Late(lost, "put") if before < lost => Manner::Silent,
                 Manner::Late(..) => GOOD,
@@ -89,7 +90,7 @@ async fn service(manner: Manner) -> Service {
 }
 
 fn client(endpoint: &str) -> Client {
-    // This is the client of production, but it has a shorter read timeout and fewer attempts.
+    // Like the client in `identify_instance`, but with a shorter read timeout and fewer attempts.
     Client::builder()
         .endpoint(endpoint)
         .unwrap()
@@ -187,7 +188,7 @@ async fn unsupported_zones_are_rejected() {
     ];
     for zone in zones {
         let error = ask(GOOD, given(ID, zone, ""), None).await.unwrap_err();
-        assert_eq!(error.to_string(), format!("{zone} is not an availability zone of a region"));
+        assert_eq!(error.to_string(), format!("{zone} is not an availability zone"));
     }
 }
 

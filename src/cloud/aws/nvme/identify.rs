@@ -1,4 +1,4 @@
-//! The admin command Identify Controller: it returns a disk's vendor, serial and model.
+//! Sends the NVMe admin command Identify Controller, which returns a disk's vendor, serial and model.
 
 use std::io::{Error, Result};
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -13,10 +13,10 @@ mod raw {
 }
 
 const IDENTIFY: u8 = 0x06;
-/// Selects the controller's data structure.
+/// Requests the data structure about the controller.
 const CONTROLLER: u32 = 1;
-/// A disk answers within some milliseconds. The kernel's default limit of a minute would delay the reaction to an
-/// interrupt.
+/// The time limit for an answer, which usually takes milliseconds. oven cannot react to Ctrl-C while it waits, so the
+/// kernel's default limit of a minute would be too long.
 const TIMEOUT_MS: u32 = 5_000;
 
 /// `struct nvme_passthru_cmd`.
@@ -53,15 +53,16 @@ pub fn identify_controller(node: BorrowedFd<'_>) -> Result<Box<IdentifyPage>> {
         timeout_ms: TIMEOUT_MS,
         ..Command::default()
     };
-    // SAFETY: the request reads and writes one `struct nvme_passthru_cmd`, and writes at most `length` bytes to
-    // `address`: a page of that length that nothing else refers to and that outlives the call.
+    // SAFETY: the ioctl reads and writes one `struct nvme_passthru_cmd`, which is `command`. It also writes at most
+    // `length` bytes to `address`. This is the address of `page`, which has that length, is not referenced elsewhere,
+    // and outlives the call.
     match unsafe { raw::admin_command(node.as_raw_fd(), &raw mut command) }? {
         0 => Ok(page),
         status => Err(Error::other(format!("NVMe status {status:#x}"))),
     }
 }
 
-/// A disk's answer about itself.
+/// The fields of an [`IdentifyPage`] that identify a disk.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Identity<'a> {
     /// PCI vendor id.
@@ -80,7 +81,8 @@ impl<'a> Identity<'a> {
     }
 }
 
-/// Removes the blanks or zeros that pad a field at its end. Leading ones are part of the text.
+/// Removes the padding of a field, that is, the blanks and zero bytes at its end. Those at the beginning are part of
+/// the text.
 pub fn unpadded(field: &[u8]) -> &[u8] {
     let end = field.iter().rposition(|byte| !matches!(byte, b' ' | 0)).map_or(0, |last| last + 1);
     &field[..end]

@@ -1,8 +1,9 @@
-//! Finds the NVMe device of a volume by its serial, and verifies it on the opened descriptor.
+//! Finds the NVMe disk of an EBS volume by its serial, opens it, and verifies the opened disk.
 //!
-//! A device's name (`nvme1n1`, `/dev/sdf`) shows only in which order disks arrived, and udev's links have pointed to
-//! wrong volumes. So the disk is chosen by its serial in the kernel's list. Then it is opened, and its serial is
-//! queried from the disk itself. oven uses the same descriptor that was verified. No option turns a check off.
+//! Device names do not identify a volume. A name such as `nvme1n1` shows only in which order disks appeared, and links
+//! of udev have pointed to wrong volumes. So oven searches the kernel's list for the disk with the volume's serial.
+//! After opening that disk, oven queries the serial from the disk itself. Later, oven uses only the descriptor that was
+//! verified. These checks cannot be turned off.
 
 mod identify;
 mod sysfs;
@@ -23,14 +24,17 @@ use sysfs::Namespace;
 
 /// Amazon's PCI vendor id, for EBS volumes and instance stores.
 const AMAZON: u32 = 0x1d0f;
-/// The model of every EBS volume. An instance store's is "Amazon EC2 NVMe Instance Storage".
+/// The model of every EBS volume. The model of an instance store is "Amazon EC2 NVMe Instance Storage".
 const EBS: &[u8] = b"Amazon Elastic Block Store";
 
 /// Returns the device of a volume, verified and open; `None` if the disk does not exist yet or is not ready. `sys` and
 /// `dev` are `/sys` and `/dev`.
 ///
-/// Fails if two disks claim to be the volume, if the node is not the kernel's disk of that name, if the disk does not
-/// answer Identify Controller or answers with another serial, or if it is Amazon's but not an EBS volume.
+/// Fails in these cases:
+/// - Two disks have the volume's serial.
+/// - The node in `/dev` has another device number than the kernel's disk of the same name.
+/// - The disk does not answer the command Identify Controller, or answers with another serial.
+/// - The disk is made by Amazon, but is not an EBS volume.
 pub fn find(sys: &Path, dev: &Path, volume: &VolumeId) -> Result<Option<Device>> {
     find_by(&Linux, sys, dev, volume)
 }
@@ -45,13 +49,13 @@ pub fn list(sys: &Path) -> Result<Vec<String>> {
     Ok(sysfs::namespaces(sys)?.iter().map(ToString::to_string).collect())
 }
 
-/// The calls to the kernel about a node. Tests replace them, because they have no devices.
+/// The system calls for device nodes. Tests replace them, because the test machine has no NVMe disks.
 trait Kernel {
     /// The device number of an open node; `None` if it is not a block device.
     fn number(&self, node: BorrowedFd<'_>) -> io::Result<Option<u64>>;
-    /// Opens the block device with this number by a node that has no name.
+    /// Opens the block device with this number through a temporary node, whose name is removed immediately.
     fn node(&self, number: u64) -> io::Result<OwnedFd>;
-    /// The disk's answer to Identify Controller.
+    /// Sends the command Identify Controller, and returns the disk's answer.
     fn identify(&self, node: BorrowedFd<'_>) -> io::Result<Box<IdentifyPage>>;
 }
 
@@ -84,7 +88,10 @@ fn find_by(kernel: &impl Kernel, sys: &Path, dev: &Path, volume: &VolumeId) -> R
         several => {
             let names: Vec<_> = several.iter().map(|disk| disk.name.as_str()).collect();
             let text = format!("{} disks have the serial of {volume}: {}", names.len(), names.join(", "));
-            return Err(device_error(text, "Detach the wrong one; `nvme list` shows them."));
+            return Err(device_error(
+                text,
+                "Detach the wrong disk. `nvme list` shows the disks and their serials.",
+            ));
         }
     };
     let path = dev.join(&disk.name);
@@ -95,10 +102,10 @@ fn find_by(kernel: &impl Kernel, sys: &Path, dev: &Path, volume: &VolumeId) -> R
         Err(error) => {
             let hint = match error.raw_os_error() {
                 Some(libc::EPERM | libc::EACCES) => {
-                    "This needs CAP_SYS_ADMIN. Run oven as root, and a container with --privileged."
+                    "This needs CAP_SYS_ADMIN. Run oven as root. Run a container with --privileged."
                 }
                 Some(libc::ENOTTY | libc::EINVAL) => {
-                    "It is not an NVMe disk, although it has the name of one."
+                    "The device has the name of an NVMe disk, but is not one."
                 }
                 _ => "`dmesg` shows the disk's errors.",
             };
@@ -108,13 +115,15 @@ fn find_by(kernel: &impl Kernel, sys: &Path, dev: &Path, volume: &VolumeId) -> R
     };
     verify(&Identity::of(&page), disk, &serial)
         .map_err(|wrong| device_error(format!("{} is not {volume}: {wrong}", path.display()), REPLACED))?;
-    // udev ignores a locked disk. So no probe holds the disk open, and no LVM or RAID of the image is activated on this
-    // machine. It does not matter if the lock fails because udev is probing the disk at this moment.
+    // udev does not probe a locked disk. So udev does not hold the disk open, and does not activate the image's LVM or
+    // RAID on this machine. If udev is probing the disk at this moment, locking fails. oven then continues without the
+    // lock.
     _ = try_lock_until_closed(&node);
     Ok(Some(Device { node, path, rdev: disk.number, serial, trimming: None }))
 }
 
-const REPLACED: &str = "oven wrote nothing to it. Perhaps disks were exchanged at this moment. Bake again.";
+const REPLACED: &str = "oven wrote nothing to this disk. Perhaps another disk got its name while oven \
+                        was opening it. Bake again.";
 
 fn device_error(text: String, hint: &str) -> anyhow::Error {
     Kind::Machine.failure(text).hint(hint).into()
@@ -129,15 +138,16 @@ fn serial_of(volume: &VolumeId) -> Result<String> {
     Ok(format!("vol{digits}"))
 }
 
-/// Opens the disk's node. Fails if the node is not the kernel's block device of that name. Returns `None` if the disk
-/// was removed.
+/// Opens the disk's node. Fails if the node does not have the device number of `disk`. Returns `None` if the disk was
+/// removed.
 fn open(kernel: &impl Kernel, path: &Path, disk: &Namespace) -> Result<Option<OwnedFd>> {
     let context = || format!("opening {}", path.display());
-    // The node is inspected before it is opened, so that anything else at that path is never touched.
+    // O_PATH permits inspecting the file at this path without opening its device. So if the file is not the disk's
+    // node, its device is never opened.
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let found = match rustix::fs::open(path, flags, Mode::empty()).map_err(io::Error::from) {
         Ok(found) => found,
-        // A container may lack the node, because it has only the nodes that existed when it started.
+        // A container may lack the node, because its `/dev` has only the nodes that existed when the container started.
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return open_nameless_node(kernel, path, disk);
         }
@@ -184,7 +194,7 @@ fn verify(identity: &Identity<'_>, disk: &Namespace, serial: &str) -> Result<(),
     if identity.serial != serial.as_bytes() {
         return Err(format!("its serial is {:?}", text(identity.serial)));
     }
-    // A disk of unknown vendor is treated as Amazon's, which is checked more strictly.
+    // If the vendor is unknown, the disk is checked as strictly as one of Amazon.
     let may_be_amazon = |vendor: Option<u32>| vendor.is_none_or(|vendor| vendor == AMAZON);
     if disk.controllers.iter().any(|c| may_be_amazon(c.vendor)) || u32::from(identity.vendor) == AMAZON {
         if identity.model != EBS {
@@ -205,7 +215,7 @@ fn device_number_text(number: u64) -> String {
     format!("{}:{}", rustix::fs::major(number), rustix::fs::minor(number))
 }
 
-/// Returns whether the kernel reports that the disk was just removed.
+/// Returns whether the error means that the disk was removed.
 fn is_removed(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::ENXIO))
 }

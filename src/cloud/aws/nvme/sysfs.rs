@@ -6,17 +6,17 @@ use anyhow::{Context, Result};
 use std::fmt;
 use std::path::Path;
 
-/// A disk that has a node.
+/// An NVMe disk that has a device node. NVMe's term for such a disk is namespace.
 #[derive(Debug)]
 pub struct Namespace {
-    /// `nvme1n1`.
+    /// The name, such as `nvme1n1`.
     pub name: String,
     /// The number of the block device.
     pub number: u64,
-    /// Without padding.
+    /// The serial without padding.
     pub serial: Vec<u8>,
     model: Vec<u8>,
-    /// The controllers of the disk. Without multipath there is only one.
+    /// The controllers of the disk. There are several only with multipath, that is, if several paths lead to the disk.
     pub controllers: Vec<Controller>,
 }
 
@@ -24,7 +24,7 @@ pub struct Namespace {
 pub struct Controller {
     /// `live`, or another state such as `new` or `deleting`.
     state: Vec<u8>,
-    /// The PCI device's vendor; `None` if it is not a PCI device, or the kernel does not show it.
+    /// The PCI vendor id; `None` if the controller is not a PCI device, or if the kernel does not show the id.
     pub vendor: Option<u32>,
 }
 
@@ -50,7 +50,8 @@ pub fn has_controllers(sys: &Path) -> bool {
     std::fs::read_dir(sys.join("class/nvme")).is_ok_and(|mut entries| entries.next().is_some())
 }
 
-/// All disks that have a node, sorted by controller and namespace. Disks that disappear meanwhile are left out.
+/// Returns all disks that have a node, sorted by controller and namespace. A disk that is removed during this call is
+/// left out.
 pub fn namespaces(sys: &Path) -> Result<Vec<Namespace>> {
     let block = sys.join("block");
     let context = || format!("reading {}", block.display());
@@ -69,7 +70,8 @@ pub fn namespaces(sys: &Path) -> Result<Vec<Namespace>> {
     Ok(found.into_iter().map(|(_, namespace)| namespace).collect())
 }
 
-/// `nvme1n2` is (1, 2). `None` for paths of a multipath disk (`nvme1c1n2`) and for partitions.
+/// Parses the name of a disk. `nvme1n2` becomes (1, 2). Returns `None` for a path of a multipath disk (`nvme1c1n2`),
+/// and for a partition.
 fn parse_name(name: &str) -> Option<(u32, u32)> {
     let (controller, namespace) = name.strip_prefix("nvme")?.split_once('n')?;
     let parse_number = |digits: &str| -> Option<u32> {
@@ -100,7 +102,8 @@ fn namespace(dir: &Path, name: &str) -> Result<Option<Namespace>> {
     }))
 }
 
-/// The controllers of a disk: `device` is the controller or, with multipath, a subsystem that lists them.
+/// Returns the controllers of a disk. `device` is the directory of its controller. With multipath, `device` is the
+/// directory of a subsystem, which lists the controllers.
 fn controllers(device: &Path) -> Result<Vec<Controller>> {
     if let Some(one) = controller(device)? {
         return Ok(vec![one]);
@@ -131,13 +134,13 @@ fn controller(dir: &Path) -> Result<Option<Controller>> {
     Ok(Some(Controller { state, vendor }))
 }
 
-/// Parses a number such as `259:3`.
+/// Parses a device number such as `259:3`.
 fn device_number(text: &[u8]) -> Option<u64> {
     let (major, minor) = str::from_utf8(text).ok()?.split_once(':')?;
     Some(rustix::fs::makedev(major.parse().ok()?, minor.parse().ok()?))
 }
 
-/// A sysfs attribute without newline and padding; `None` if the file does not exist, or its disk went away.
+/// Returns a sysfs attribute without newline and padding; `None` if the file does not exist or the disk was removed.
 fn attribute(path: &Path) -> Result<Option<Vec<u8>>> {
     match std::fs::read(path) {
         Ok(text) => Ok(Some(unpadded(text.strip_suffix(b"\n").unwrap_or(&text)).to_vec())),

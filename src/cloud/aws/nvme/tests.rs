@@ -10,7 +10,8 @@ const QEMU: &str = "QEMU NVMe Ctrl";
 const VENDOR_QEMU: u16 = 0x1b36;
 const VENDOR_AMAZON: u16 = 0x1d0f;
 
-/// In these tests, a node is a file. The first line is the device number. The rest is the disk's answer, or its error.
+/// A kernel whose device nodes are regular files. The first line of such a file is the device number. The rest is the
+/// disk's answer to Identify Controller, or the word `errno` and an error number.
 struct Files;
 
 impl Kernel for Files {
@@ -25,7 +26,7 @@ impl Kernel for Files {
         Ok(Some(rustix::fs::makedev(major.parse().unwrap(), minor.parse().unwrap())))
     }
     fn node(&self, number: u64) -> io::Result<OwnedFd> {
-        // This is the error of mknod without the permission.
+        // mknod returns this error to a process that is not permitted to create nodes.
         let _ = number;
         Err(io::Error::from_raw_os_error(libc::EPERM))
     }
@@ -48,7 +49,7 @@ fn page(vendor: u16, serial: &[u8], model: &str) -> IdentifyPage {
     page
 }
 
-/// A machine: its `/sys` and its `/dev`.
+/// A machine, which is a directory with `sys` and `dev`.
 struct Machine {
     dir: tempfile::TempDir,
 }
@@ -72,8 +73,8 @@ impl Machine {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, text).unwrap();
     }
-    /// Creates the kernel's entry of the disk `nvmeCn1` without multipath. C is `number`, and the device number is
-    /// 259:C.
+    /// Creates the disk's entry in `/sys`, without multipath. If `number` is 7, the disk is `nvme7n1`, and its device
+    /// number is 259:7.
     fn kernel(&self, number: u32, vendor: u16, serial: &str, model: &str) -> String {
         let (name, controller) = (format!("nvme{number}n1"), format!("class/nvme/nvme{number}"));
         self.set(&format!("{controller}/serial"), &format!("{serial:<20}\n"));
@@ -85,7 +86,7 @@ impl Machine {
         symlink(self.sys(&controller), self.sys(&format!("block/{name}/device"))).unwrap();
         name
     }
-    /// Creates a disk's node with its answer.
+    /// Creates a disk's node in `/dev`, with the disk's answer to Identify Controller.
     fn node(&self, name: &str, number: &str, answer: &[u8]) {
         fs::write(self.dev(name), [number.as_bytes(), b"\n", answer].concat()).unwrap();
     }
@@ -148,7 +149,7 @@ fn stale_links_and_other_names_are_ignored() {
     assert_eq!(machine.found(), "-");
     machine.disk(3, VENDOR_AMAZON, SERIAL, EBS);
     assert_eq!(machine.found(), "nvme3n1");
-    // The disk's name is a link to another disk, or to the right one. Both are refused.
+    // A symbolic link with the disk's name is refused, even if it points to the right disk.
     for target in ["nvme1n1", "real"] {
         fs::write(machine.dev("real"), fs::read(machine.dev("nvme3n1")).unwrap()).unwrap();
         fs::remove_file(machine.dev("nvme3n1")).unwrap();
@@ -234,8 +235,8 @@ fn only_live_controllers_count() {
     assert_eq!(machine.found(), "-", "of unknown state");
 }
 
-/// Creates a disk as a kernel with multipath lists it. One entry has a node and belongs to a subsystem. The hidden
-/// entries are the paths.
+/// Creates a disk as a kernel with multipath lists it. One entry has a node and belongs to a subsystem. Each hidden
+/// entry is one path to the disk.
 fn multipath(machine: &Machine, vendor: u16, paths: &[&str]) {
     let subsystem = machine.sys("class/nvme-subsystem/nvme-subsys1");
     for (index, state) in paths.iter().enumerate() {
@@ -273,7 +274,7 @@ fn hidden_paths_of_a_multipath_disk_are_skipped() {
     machine.disk(1, VENDOR_AMAZON, SERIAL, EBS);
     machine.set("block/nvme1n1/hidden", "1\n");
     assert_eq!(machine.found(), "-");
-    // The model of Amazon's disks is also checked if the disk belongs to a subsystem.
+    // A disk of Amazon with another model is refused even if it belongs to a subsystem.
     let machine = Machine::new();
     multipath(&machine, VENDOR_AMAZON, &["live"]);
     machine.node("nvme1n1", "259:1", &page(VENDOR_AMAZON, SERIAL.as_bytes(), QEMU));
@@ -295,8 +296,8 @@ fn names_of_other_devices_are_skipped() {
 #[test]
 fn the_opened_disk_is_verified() {
     let other = "vol0aaaaaaaaaaaaaaaa";
-    // A case has the PCI vendor in sysfs, the disk's answer, and the expected objection. The objection is empty if the
-    // disk is accepted.
+    // Each case has the PCI vendor in sysfs; the vendor, serial and model in the disk's answer; and the expected error.
+    // The error is empty if the disk is accepted.
     let cases: [(&str, u16, &str, &str, &str); 11] = [
         ("0x1d0f\n", VENDOR_AMAZON, SERIAL, EBS, ""),
         ("0x1b36\n", VENDOR_QEMU, SERIAL, QEMU, ""),
@@ -319,7 +320,7 @@ fn the_opened_disk_is_verified() {
             INSTANCE_STORE,
             "its model is \"Amazon EC2 NVMe Instance Storage\"",
         ),
-        // If the kernel does not know the vendor, everything is checked.
+        // If the kernel does not know the vendor, the disk has to be an EBS volume.
         ("?\n", VENDOR_QEMU, SERIAL, QEMU, "its model is \"QEMU NVMe Ctrl\""),
         ("?\n", VENDOR_AMAZON, SERIAL, EBS, ""),
     ];
@@ -419,7 +420,7 @@ fn an_unreadable_disk_is_an_error_and_not_absent() {
     assert!(machine.find(VOLUME).is_err());
 }
 
-/// States the rule independently: the field has the serial, followed by nothing but padding.
+/// Returns whether the field is the serial followed only by padding. This does not use the tested code.
 fn fits(field: &[u8; 20], serial: &[u8]) -> bool {
     field.starts_with(serial) && field[serial.len()..].iter().all(|b| *b == b' ' || *b == 0)
 }
@@ -429,7 +430,7 @@ fn property_a_field_matches_only_the_padded_serial() {
     let serials = [&b"vol0123456789abcdef0"[..], b"vol01234567"];
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut random = move |below: u64| {
-        // xorshift64, which is the same in every run.
+        // xorshift64 with a fixed seed, so that every run of the test uses the same numbers.
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
@@ -453,7 +454,7 @@ fn property_a_field_matches_only_the_padded_serial() {
                 matched += u32::from(check(&field, serial));
             }
         }
-        // These fields almost match: they have parts of the serial, shifted, cut or padded with anything.
+        // Random fields that match or almost match. The serial is shifted or cut off, and single bytes are replaced.
         for _ in 0..200_000 {
             let mut field = [0; 20];
             let (shift, keep) = (random(3) as usize, random(21) as usize);

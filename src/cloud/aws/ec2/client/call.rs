@@ -29,13 +29,14 @@ pub struct ApiError {
 /// The error that EC2 returned, or the reason why there was no answer.
 #[derive(Debug, Clone)]
 pub struct ApiErrorDetails {
-    /// The objects of the call: their ids or names.
+    /// The ids or names of the objects that the call is about.
     what: String,
     pub code: Option<String>,
     pub message: String,
-    /// The reason that EBS direct gives in addition to the code, such as `INVALID_BLOCK_TOKEN`.
+    /// The reason that EBS direct (the API for blocks of snapshots) returns in addition to the code, such as
+    /// `INVALID_BLOCK_TOKEN`.
     pub reason: Option<String>,
-    /// The id that EC2 gave the request. AWS Support asks for it.
+    /// The id of the request, which EC2 assigned. AWS Support asks for this id.
     request: Option<String>,
     /// The number of seconds by which EC2's clock is ahead of this machine's.
     ahead: Option<i64>,
@@ -57,19 +58,19 @@ impl ApiError {
             error.raw_response().and_then(|answer| answer.headers().get("date")).and_then(clock_offset);
         let meta = error.as_service_error().map(|error| error.meta());
         let code = meta.and_then(|meta| meta.code()).map(str::to_owned);
-        // If the SDK finds no request id, the answer's header may have it, even if the body is empty. EC2's Query API
-        // sends the id in the body.
+        // If the SDK finds no request id, it is read from the answer's header, which exists even if the body is empty.
+        // If the header lacks the id, it is read from the body, where EC2's Query API puts it.
         let header = error.raw_response().and_then(|answer| answer.headers().get("x-amzn-requestid"));
         let body = error.raw_response().and_then(|answer| std::str::from_utf8(answer.body().bytes()?).ok());
         let from_body = body.and_then(|body| Some(body.split_once("<RequestID>")?.1.split_once('<')?.0));
         let request = meta.and_then(|meta| meta.request_id()).or(header).or(from_body).map(str::to_owned);
         let message = match meta.and_then(|meta| meta.message()) {
-            // The message of an authorization failure ends in a kilobyte of encoded text, which is left out. Only `aws
-            // sts decode-authorization-message` can decode it.
+            // The message of an authorization failure ends with a kilobyte of encoded text. This text is removed,
+            // because only `aws sts decode-authorization-message` can decode it.
             Some(message) => {
                 message.split(" Encoded authorization failure message").next().unwrap_or("").to_owned()
             }
-            // The answer has no message, because it is a proxy's or was cut off.
+            // An answer without a message came from a proxy, or was cut off.
             None if status.is_some() => {
                 format!("a response with HTTP status {}: {}", status.unwrap_or(0), causes(&error))
             }
@@ -77,8 +78,8 @@ impl ApiError {
         };
         let reason = error.raw_response().and_then(|answer| reason(answer.body().bytes()?));
         let class = match &error {
-            // This is tested only if there was no answer, because EC2's own errors may mention credentials and
-            // identities.
+            // `has_no_credentials` searches the error's text for words. Errors that EC2 returns may contain these
+            // words, too. So it is called only if there was no answer.
             _ if status.is_none() && has_no_credentials(&error) => ErrorClass::CredentialsExpired,
             // The request was not sent, because a parameter is wrong.
             SdkError::ConstructionFailure(_) => ErrorClass::Fatal,
@@ -109,8 +110,8 @@ impl ApiError {
         self.code.as_deref() == Some(code)
     }
 
-    /// Returns whether the error is about the state of an object, which therefore exists. Returns false if the error
-    /// says that an object does not exist.
+    /// Returns false if the error says that an object does not exist. Any other error is treated as one about the state
+    /// of an existing object.
     fn is_state_error(&self) -> bool {
         !self.code.as_deref().is_some_and(|code| code.contains("NotFound") || code == "InvalidID")
     }
@@ -123,7 +124,7 @@ impl ApiError {
                 return Some(hint.to_owned());
             }
             return (self.class == ErrorClass::Ambiguous)
-                .then(|| "Check the network, and the endpoint (--region, AWS_ENDPOINT_URL).".to_owned());
+                .then(|| "Check the network and the endpoint (--region, AWS_ENDPOINT_URL).".to_owned());
         };
         let clock = matches!(code.as_str(), "RequestExpired" | "AuthFailure" | "SignatureDoesNotMatch");
         match self.ahead.filter(|_| clock).and_then(clock_problem) {
@@ -146,7 +147,7 @@ fn reason(body: &[u8]) -> Option<String> {
 const UNINFORMATIVE: [&str; 5] =
     ["dispatch failure", "io error", "other", "service error", "unhandled error"];
 
-/// Returns the error and its causes as text, without texts that say nothing.
+/// Returns the error and its causes as text, without the texts in [`UNINFORMATIVE`].
 fn causes(error: &dyn std::error::Error) -> String {
     let mut causes: Vec<String> = Vec::new();
     let mut cause = Some(error);
@@ -162,7 +163,8 @@ fn causes(error: &dyn std::error::Error) -> String {
     if causes.is_empty() { error.to_string() } else { causes.join(": ") }
 }
 
-/// Returns whether the SDK found no credentials, or could not fetch them. The SDK reports both as a connection error.
+/// Returns whether the SDK found no credentials, or could not fetch them. The SDK reports both cases as a connection
+/// error.
 fn has_no_credentials<E: std::error::Error + 'static>(error: &SdkError<E>) -> bool {
     let mut cause: Option<&dyn std::error::Error> = Some(error);
     while let Some(error) = cause {
@@ -209,7 +211,8 @@ impl From<ApiError> for Error {
     }
 }
 
-/// Returns a random part of a pause. So callers that were throttled at the same time retry at different times.
+/// Returns a random duration of at most `max`. Because pauses are random, callers that were throttled at the same time
+/// retry at different times.
 fn jitter(max: Duration) -> Duration {
     let mut bytes = [0u8; 4];
     rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())
@@ -219,7 +222,8 @@ fn jitter(max: Duration) -> Duration {
 
 impl Ec2 {
     /// Sends a call, and retries it if the error's class permits it. `what` names the objects of the call. If this
-    /// process has just created one of them, "not found" may mean that the object is not visible yet.
+    /// process has just created one of them, the error "not found" is retried, because the object may not be visible
+    /// yet.
     pub(crate) async fn call<T, E, F>(
         &self,
         action: &'static Action,
@@ -260,11 +264,12 @@ impl Ec2 {
             let expired = error.class == ErrorClass::CredentialsExpired;
             let circumstances = Circumstances {
                 answered: self.has_answered(),
-                // Credentials are loaded again only if EC2 has accepted some before, or if this is an instance. An
-                // instance gets them from its metadata service, which may answer late on a busy machine. The SDK waits
-                // one second for that answer, and does not retry.
+                // Credentials are loaded again only if EC2 has answered before, or if oven runs on an instance. An
+                // instance's credentials come from its metadata service. If the machine is busy, this service may need
+                // longer than the second that the SDK waits, and the SDK does not retry.
                 renewable: self.has_answered() || self.0.options.instance_id.is_some(),
-                // A DryRun passes an empty `what`, so that it does not wait until its objects are visible.
+                // An empty `what` means that the call must not wait until its objects are visible. Only DryRuns pass
+                // it.
                 may_be_new: !what.is_empty() && (error.is_state_error() || self.is_new(what)),
                 rate_limited: false,
             };
@@ -277,16 +282,17 @@ impl Ec2 {
     }
 }
 
-/// Facts that, besides the error of a call, determine whether it is retried.
+/// Facts that determine, together with the error, whether a call is retried.
 #[derive(Debug, Clone, Copy)]
 pub struct Circumstances {
     /// Whether the service has ever answered this process. If not, the endpoint is probably wrong.
     pub answered: bool,
-    /// Whether loading the credentials again may help. It does not help if none has ever been accepted.
+    /// Whether the credentials may be valid after they are loaded again.
     pub renewable: bool,
     /// Whether this process may have created the object so recently that it is not visible everywhere.
     pub may_be_new: bool,
-    /// Whether a rate limiter delays such calls. If so, a call that was refused for its rate needs no additional pause.
+    /// Whether a rate limiter in this process delays the retry. If it does, no pause of [`Timeouts::rate`] is added
+    /// after [`ErrorClass::RateLimited`].
     pub rate_limited: bool,
 }
 
@@ -305,9 +311,9 @@ impl<'t> Retries<'t> {
         Self { action, timeouts, start: Instant::now(), tries: 0, span }
     }
 
-    /// Returns the pause before the next attempt, as the error's class demands it. Returns the error if another attempt
-    /// would not help, or if the class's time limit would be exceeded. After an error of the class
-    /// [`ErrorClass::CredentialsExpired`], the caller renews the credentials first.
+    /// Returns the pause before the next attempt, which depends on the error's class. Returns the error if another
+    /// attempt would not help, or if it would exceed the time limit of the class. After
+    /// [`ErrorClass::CredentialsExpired`], the caller has to renew the credentials before the next attempt.
     pub fn pause_after(
         &mut self,
         refused: ApiError,
@@ -343,7 +349,7 @@ impl<'t> Retries<'t> {
     }
 }
 
-/// Returns success if the error says that the requested state exists already ([`ErrorClass::AlreadyDone`]).
+/// Turns the error [`ErrorClass::AlreadyDone`] into success. Returns other errors unchanged.
 pub fn ok_if_already_done<T>(result: Result<T, ApiError>) -> Result<(), ApiError> {
     match result {
         Err(error) if error.class != ErrorClass::AlreadyDone => Err(error),

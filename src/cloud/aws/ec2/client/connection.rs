@@ -1,4 +1,4 @@
-//! Checks the connection: credentials, the endpoint, this machine's clock.
+//! Checks the connection to EC2. This includes the credentials, the endpoint and this machine's clock.
 
 use super::errors::DESCRIBE_IMAGES;
 use crate::cloud::aws::ec2::Ec2;
@@ -17,12 +17,12 @@ use std::error::Error;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// The number of seconds by which the clock may be wrong. AWS accepts a signature for five minutes. The limit is lower,
-/// because the clock may continue to drift.
+/// The number of seconds by which this machine's clock may be wrong. AWS rejects a request whose time is wrong by more
+/// than five minutes. The limit here is lower, because the clock may drift further during a bake.
 const MAX_CLOCK_SKEW: u64 = 240;
 
-/// Observes requests and answers. Records the access key id of the last request, and the time difference of the last
-/// answer.
+/// Records the access key id of the last request. Also records, from the last answer, by how much AWS's clock differs
+/// from this machine's.
 #[derive(Debug, Clone, Default)]
 pub struct TrafficObserver(Arc<Mutex<Observed>>);
 
@@ -80,7 +80,7 @@ pub fn clock_offset(date: &str) -> Option<i64> {
     Some(date.secs() - i64::try_from(now.as_secs()).ok()?)
 }
 
-/// Returns the error of this machine's clock and a hint; `None` if the clock is accurate enough.
+/// Returns a message and a hint if this machine's clock is wrong; `None` if it is accurate enough.
 pub fn clock_problem(ahead: i64) -> Option<(String, &'static str)> {
     let off = humantime::format_duration(Duration::from_secs(ahead.unsigned_abs()));
     let word = if ahead > 0 { "behind" } else { "ahead of" };
@@ -92,7 +92,8 @@ pub fn clock_problem(ahead: i64) -> Option<(String, &'static str)> {
 }
 
 impl Ec2 {
-    /// Stops after the first check if there are no credentials, because the other checks need them.
+    /// Returns the name and the result of each check. If there are no credentials, only the check of the credentials is
+    /// returned, because the other checks need them.
     pub(crate) async fn run_connection_checks(&self) -> Vec<(String, Result<()>)> {
         let mut checks = Vec::new();
         if let Some(shared) = &self.0.shared {

@@ -1,4 +1,4 @@
-//! Classifies the errors of EC2 by one table, and has hints for the user for some of them.
+//! Classifies the errors of EC2 with one table. A second table has hints for the user.
 
 /// How to handle a call that did not succeed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -8,11 +8,11 @@ pub enum ErrorClass {
     /// The call had no effect, and a retry can succeed only after some seconds. It is retried after
     /// [`Timeouts::rate`](super::timeouts::Timeouts::rate).
     RateLimited,
-    /// The call had no effect, because the credentials have expired, or there are none, or they could not be fetched.
-    /// They are loaded again.
+    /// The call had no effect, because the credentials have expired, are missing, or could not be fetched. The
+    /// credentials are loaded again, and the call is retried.
     CredentialsExpired,
-    /// It is unknown whether the call had an effect. An idempotent call is retried. The outcome of any other call is
-    /// looked up.
+    /// It is unknown whether the call had an effect. An idempotent call is retried. After any other call, oven looks up
+    /// whether the call had an effect.
     Ambiguous,
     /// The call had no effect, because one of its objects was not found or is not ready. If this process has just
     /// created the object, the call is retried.
@@ -27,8 +27,8 @@ pub enum ErrorClass {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Action {
     pub name: &'static str,
-    /// Whether a second call has no further effect, for example because the call has a client token. Such a call is
-    /// retried after a lost answer.
+    /// Whether sending the call twice has the same effect as sending it once, for example because the call has a client
+    /// token. An idempotent call is retried after a lost answer.
     pub idempotent: bool,
 }
 
@@ -83,11 +83,11 @@ actions! {
 
 const ANY: &str = "*";
 
-/// The columns are: action, error code (a prefix if it ends in `*`), a part of the message, class. The first row that
-/// matches decides. If no row matches, the class is [`ErrorClass::Ambiguous`] for an HTTP status of at least 500, and
-/// [`ErrorClass::Fatal`] otherwise.
+/// The columns are: action, error code (a prefix if it ends in `*`), a part of the message in lower case, class. The
+/// first row that matches decides. If no row matches, the class is [`ErrorClass::Ambiguous`] for an HTTP status of at
+/// least 500, and [`ErrorClass::Fatal`] otherwise.
 const TABLE: &[(&str, &str, &str, ErrorClass)] = &[
-    // EC2 throttles each API by a separate token bucket (EC2 API throttling).
+    // EC2 throttles each action with a separate token bucket (see "EC2 API throttling" in AWS's documentation).
     (ANY, "RequestLimitExceeded", "", ErrorClass::Throttled),
     (ANY, "EC2ThrottledException", "", ErrorClass::Throttled),
     (ANY, "Throttling*", "", ErrorClass::Throttled),
@@ -95,11 +95,11 @@ const TABLE: &[(&str, &str, &str, ErrorClass)] = &[
     (ANY, "TooManyRequestsException", "", ErrorClass::Throttled),
     (ANY, "SlowDown", "", ErrorClass::Throttled),
     (ANY, "ConcurrentLimitExceededException", "", ErrorClass::Throttled),
-    // EC2 takes one snapshot of a volume every 15 s, and at most five may be pending.
+    // EC2 creates at most one snapshot of a volume in 15 s, and permits at most five pending snapshots of a volume.
     ("CreateSnapshot", "SnapshotCreationPerVolumeRateExceeded", "", ErrorClass::RateLimited),
     ("CreateSnapshot", "ConcurrentSnapshotLimitExceeded", "", ErrorClass::RateLimited),
     (ANY, "ExpiredToken*", "", ErrorClass::CredentialsExpired),
-    // These are sent with the status 500 or 503.
+    // EC2 sends these codes with the HTTP status 500 or 503.
     (ANY, "InternalError", "", ErrorClass::Ambiguous),
     (ANY, "InternalFailure", "", ErrorClass::Ambiguous),
     (ANY, "InternalServerError", "", ErrorClass::Ambiguous),
@@ -108,11 +108,12 @@ const TABLE: &[(&str, &str, &str, ErrorClass)] = &[
     (ANY, "RequestTimeout*", "", ErrorClass::Ambiguous),
     (ANY, "InternalServerException", "", ErrorClass::Ambiguous),
     // EBS direct returns these if the data did not arrive completely, or if an earlier call with a lost answer is still
-    // being processed. Any other ValidationException is final (error retries for EBS direct APIs).
+    // being processed. Any other ValidationException is final (see "error retries" in the documentation of the EBS
+    // direct APIs).
     (ANY, "ValidationException", "failed to read block data", ErrorClass::Ambiguous),
     ("PutSnapshotBlock", "ValidationException", "write_request_timeout", ErrorClass::Ambiguous),
     ("PutSnapshotBlock", "ValidationException", "conflicting_block_update", ErrorClass::Ambiguous),
-    // The limit is 20 concurrent copies of snapshots in each region.
+    // EC2 permits at most 20 concurrent copies of snapshots in a region.
     ("CopySnapshot", "ResourceLimitExceeded", "", ErrorClass::Throttled),
     // The object is already deleted, detached or deregistered.
     ("DeleteVolume", "InvalidVolume.NotFound", "", ErrorClass::AlreadyDone),
@@ -128,13 +129,13 @@ const TABLE: &[(&str, &str, &str, ErrorClass)] = &[
     (ANY, "InvalidAMIID.NotFound", "", ErrorClass::NotVisibleYet),
     ("CreateTags", "InvalidID", "", ErrorClass::NotVisibleYet),
     (ANY, "ResourceNotFoundException", "snapshot", ErrorClass::NotVisibleYet),
-    // After an attachment, EC2 updates the description of the instance later than that of the volume.
+    // After EC2 attaches a volume, it updates the volume's description first, and the instance's description later.
     ("ModifyInstanceAttribute", "InvalidInstanceAttributeValue", "mapped", ErrorClass::NotVisibleYet),
     (ANY, "IncorrectState", "pending", ErrorClass::NotVisibleYet),
     (ANY, "IncorrectState", "creating", ErrorClass::NotVisibleYet),
 ];
 
-/// Returns whether a code matches a pattern of the tables.
+/// Returns whether an error code matches the pattern in a row of the tables.
 fn matches_pattern(pattern: &str, code: &str) -> bool {
     match pattern.strip_suffix('*') {
         Some(prefix) => code.starts_with(prefix),
@@ -157,7 +158,7 @@ pub fn classify(action: &str, code: Option<&str>, message: &str, status: Option<
             _ => ErrorClass::Fatal,
         }),
         (None, Some(429)) => ErrorClass::Throttled,
-        // An answer without a code is a proxy's, or was cut off.
+        // An answer without a code came from a proxy, or was cut off.
         (None, Some(400..500)) => ErrorClass::Fatal,
         (None, _) => ErrorClass::Ambiguous,
     }
@@ -172,16 +173,24 @@ const HINTS: &[(&str, &str, &str)] = &[
     (
         "OptInRequired",
         "",
-        "The account has not opted in to this region, or has not subscribed to the image. Do so in the AWS console.",
+        "Enable this region for the account. If the image is from AWS Marketplace, subscribe to it.",
     ),
     (
         "AuthFailure",
         "",
-        "The credentials are not valid here. Check them with `aws sts get-caller-identity`, and check this machine's \
-         clock.",
+        "EC2 in this region rejects the credentials. Check them with `aws sts get-caller-identity`, and check this \
+         machine's clock.",
     ),
-    ("InvalidClientTokenId", "", "The access key does not exist, or belongs to another partition."),
-    ("UnrecognizedClientException", "", "The access key does not exist, or belongs to another partition."),
+    (
+        "InvalidClientTokenId",
+        "",
+        "The access key does not exist, or belongs to another AWS partition (such as China).",
+    ),
+    (
+        "UnrecognizedClientException",
+        "",
+        "The access key does not exist, or belongs to another AWS partition (such as China).",
+    ),
     (
         "SignatureDoesNotMatch",
         "",
@@ -190,7 +199,8 @@ const HINTS: &[(&str, &str, &str)] = &[
     (
         "ExpiredToken*",
         "",
-        "Renew the credentials (such as by `aws sso login`), or bake on an instance with a role, whose keys AWS renews.",
+        "Renew the credentials, for example with `aws sso login`. AWS renews the credentials of an \
+         instance's role automatically.",
     ),
     (
         "RequestLimitExceeded",
@@ -211,13 +221,14 @@ const HINTS: &[(&str, &str, &str)] = &[
     (
         "InvalidSnapshot.NotFound",
         "",
-        "Perhaps its owner shares the image, but not the snapshot. Copy the image into this account (aws ec2 \
-         copy-image), and bake on the copy (owner = \"self\").",
+        "Perhaps the base image is shared with this account, but its snapshot is not. Copy the image into this \
+         account (aws ec2 copy-image), and bake on the copy (owner = \"self\").",
     ),
     (
         "ServiceQuotaExceededException",
         "",
-        "Raise the EBS quotas of pending snapshots and of EBS direct's requests, or bake fewer images at a time (--jobs).",
+        "Raise the EBS quotas for pending snapshots and for requests to EBS direct, or bake \
+         fewer images at a time (--jobs).",
     ),
     ("SnapshotLimitExceeded", "", "Raise the EBS quota `Snapshots per Region`, or delete snapshots."),
     ("AMIQuotaExceeded", "", "Raise the EC2 quota `AMIs` of this region, or deregister images."),
@@ -234,13 +245,13 @@ const HINTS: &[(&str, &str, &str)] = &[
     ("InvalidZone.NotFound", "", "Check with `oven doctor` that this instance is in the configured region."),
     ("InvalidInstanceID*", "", "Check with `oven doctor` that this instance is in the configured region."),
     ("Blocked", "", "AWS blocked the account. Contact AWS Support."),
-    ("PendingVerification", "", "AWS is still verifying the account. Wait for its e-mail."),
+    ("PendingVerification", "", "AWS is still verifying the account. Wait for the e-mail from AWS."),
 ];
 const PERMIT_HINT: &str = "Add the permission. `oven policy` prints the minimal policy, and `oven doctor` lists all \
                            missing permissions.";
-/// The permissions that a volume needs if it is encrypted with a customer-managed key.
+/// Lists the permissions that the role needs for a volume that is encrypted with a customer-managed key.
 pub const KMS_HINT: &str = "Permit the role to use the KMS key: kms:DescribeKey, kms:CreateGrant, kms:Decrypt, \
-                       kms:GenerateDataKeyWithoutPlaintext and kms:ReEncrypt* (`oven policy` has them).";
+                       kms:GenerateDataKeyWithoutPlaintext and kms:ReEncrypt* (`oven policy` prints them).";
 
 pub fn hint_for_code(code: &str, message: &str) -> Option<&'static str> {
     let message = message.to_ascii_lowercase();

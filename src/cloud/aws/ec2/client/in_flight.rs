@@ -1,5 +1,6 @@
-//! Records what this process created, by run. A call that creates something is completed even if the bake is cancelled
-//! during it. So its result is recorded, and the clean-up actions registered with `undo` know the ids to remove.
+//! Records, for each run of oven, the resources that this process created. If a bake is cancelled during a call that
+//! creates something, the call is still completed, and its result is recorded. So the clean-up actions, which are
+//! registered with `undo`, know which ids to remove.
 
 use super::call::ApiError;
 use super::errors::Action;
@@ -18,8 +19,8 @@ use tokio::sync::{Notify, oneshot};
 pub struct RunCalls {
     calls_under_way: usize,
     pub volumes: BTreeSet<String>,
-    /// The request that created each volume. If the request is sent again with the same client token, EC2's answer
-    /// shows whether the volume still exists.
+    /// For each volume id, the request that created the volume. If the request is sent again with the same client
+    /// token, EC2's answer shows whether the volume still exists.
     pub requests: BTreeMap<String, CreateVolumeInputBuilder>,
     pub snapshots: BTreeSet<String>,
     /// Snapshots that were created and deleted. EC2 may still show them for a while.
@@ -28,7 +29,7 @@ pub struct RunCalls {
     /// identifies the volume. The field remains set when a retry is refused, because a refusal does not show whether
     /// the first call created a volume.
     pub doubtful_volume: Option<CreateVolumeInputBuilder>,
-    /// A volume of which a snapshot may have been created, by a call whose answer was lost.
+    /// The volume that CreateSnapshot was called for, if the answer was lost. A snapshot of the volume may exist.
     pub doubtful_snapshot: Option<VolumeId>,
 }
 
@@ -48,8 +49,8 @@ impl InFlight {
         with(runs.entry(run.clone()).or_default())
     }
 
-    /// Records that a snapshot was deleted, so that it is not deleted again. EC2 would refuse a second call if the role
-    /// may delete only snapshots with a certain tag.
+    /// Records that a snapshot was deleted, so that DeleteSnapshot is not sent again for it. If the role may delete
+    /// only snapshots with a certain tag, EC2 would refuse the second call, because a deleted snapshot has no tags.
     pub fn snapshot_deleted(&self, id: &SnapshotId) {
         let mut runs = lock_mutex(&self.0.runs);
         for run in runs.values_mut().filter(|run| run.snapshots.contains(&id.0)) {
@@ -58,7 +59,7 @@ impl InFlight {
         }
     }
 
-    /// Waits until the run has no calls under way.
+    /// Waits until all calls of the run have ended.
     pub async fn settled(&self, run: &RunId) {
         loop {
             let call_ended = self.0.call_ended.notified();
@@ -95,7 +96,7 @@ impl Ec2 {
                 record_result(run, &result);
             });
             made.0.call_ended.notify_waiters();
-            // The receiver is gone if the bake was cancelled.
+            // If the bake was cancelled, nothing receives the result. This is not an error.
             _ = sender.send(result);
         });
         receiver.await.expect("the task answers before it ends")

@@ -1,4 +1,4 @@
-//! How EC2 is called: one call, its errors, and how long oven waits.
+//! Calls EC2. The files here send and retry calls, classify errors, check permissions, and define timeouts.
 
 pub(crate) mod call;
 pub mod connection;

@@ -1,4 +1,5 @@
-//! Checks the role's permissions with DryRun: EC2 checks the permission and does nothing.
+//! Checks the role's permissions with the parameter DryRun. With this parameter, EC2 checks whether a call is
+//! permitted, but does not execute it.
 
 use super::call::ApiError;
 use super::errors;
@@ -18,19 +19,19 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-/// How long a positive answer is cached.
+/// How long the result is cached if all permissions are granted.
 const CACHE_TIME: Duration = Duration::from_secs(24 * 60 * 60);
 /// Ids that no resource has. So even a server that ignores DryRun changes nothing.
 const VOLUME: &str = "vol-0ffffffffffffffff";
 const SNAPSHOT: &str = "snap-0ffffffffffffffff";
 const IMAGE: &str = "ami-0ffffffffffffffff";
-/// A parameter that does not exist, in a path that everybody may read.
+/// An SSM parameter that does not exist. Every account may read the parameters below `/aws/service`.
 const PARAMETER: &str = "/aws/service/oven/permission-check";
 
 impl Ec2 {
     /// Checks the permissions for the first and the last call of a bake. EBS direct has no DryRun, so its calls are not
-    /// checked. A positive result is cached for a day. The cache is separate for each access key, and an assumed role
-    /// gets a new key every few hours.
+    /// checked. If the permissions are granted, this is cached for a day for the access key in use. An assumed role
+    /// gets a new key every few hours, so its permissions are then checked again.
     pub(crate) async fn ensure_essentials(&self, base: &Base) -> Result<()> {
         if self.is_cached() {
             return Ok(());
@@ -84,8 +85,8 @@ impl Ec2 {
     }
 
     /// Sends one DryRun. `tagged` means that the minimal policy permits the action only for resources with oven's tags.
-    /// The resource of the DryRun does not exist and has no tags, so a refusal then does not prove that the permission
-    /// is missing.
+    /// But the resource that the DryRun names does not exist and has no tags. So if `tagged` is set, a refusal does not
+    /// prove that the permission is missing.
     async fn dry_run<T, E, F>(
         &self,
         action: &'static Action,
@@ -107,7 +108,8 @@ impl Ec2 {
             })
         };
         let verdict = match self.repeat(action, "", send).await {
-            // A server that knows DryRun returns the error DryRunOperation.
+            // A server that supports DryRun never returns success. If the call is permitted, it returns the error
+            // DryRunOperation.
             Ok(_) => PermissionVerdict::Unknown("the server does not support DryRun".to_owned()),
             Err(refused) => verdict(&refused, tagged),
         };
@@ -118,7 +120,7 @@ impl Ec2 {
         [(tag::RUN.to_owned(), "permission-check".to_owned())].into()
     }
 
-    /// `of` is the snapshot from which the volume would be created. Without a snapshot, an empty volume is requested.
+    /// `of` is the snapshot from which the volume would be created. If it is `None`, an empty volume is requested.
     async fn check_create_volume(&self, of: Option<&SnapshotId>) -> Permission {
         let zone = self.0.options.zone.clone();
         let (of, size) = (of.map(|id| id.0.clone()), of.is_none().then_some(1));
@@ -132,7 +134,7 @@ impl Ec2 {
         .await
     }
 
-    /// `of` is an existing snapshot. Without one, an id that no snapshot has is used.
+    /// `of` is an existing snapshot. If it is `None`, the call names a snapshot that does not exist.
     async fn check_register_image(&self, of: Option<&SnapshotId>) -> Permission {
         let ebs = types::EbsBlockDevice::builder().snapshot_id(of.map_or(SNAPSHOT, |id| &id.0)).build();
         let root = types::BlockDeviceMapping::builder().device_name("/dev/xvda").ebs(ebs).build();
@@ -149,7 +151,8 @@ impl Ec2 {
         .await
     }
 
-    /// Checks all permissions for the way in which bakes access their disks: attached or through EBS direct.
+    /// Checks all permissions that bakes need. They depend on whether disks are attached volumes or are accessed
+    /// through EBS direct.
     pub(crate) async fn run_permission_checks(&self) -> Result<Vec<Permission>> {
         let mut all = self.check_describe_actions().await;
         if self.0.direct.get() {
@@ -202,8 +205,8 @@ impl Ec2 {
 
     async fn check_attached_actions(&self) -> Vec<Permission> {
         let known_instance = self.0.options.instance_id.clone();
-        // The calls need an instance id. If it is unknown, an id that no instance has is used, and a refusal proves
-        // nothing.
+        // The calls need an instance id. If oven does not know the id of its instance, it uses one that no instance
+        // has. A refusal then proves nothing.
         let instance = known_instance.clone().unwrap_or_else(|| "i-0ffffffffffffffff".to_owned());
         vec![
             self.check_create_volume(None).await,
@@ -257,8 +260,9 @@ impl Ec2 {
             .await,
         ];
         all.extend(errors::EBS_ACTIONS.iter().map(|action| {
-            let verdict =
-                PermissionVerdict::Unknown("EBS direct has no DryRun, so only a bake can show it".to_owned());
+            let verdict = PermissionVerdict::Unknown(
+                "EBS direct has no DryRun, so only a bake shows whether the action is permitted".to_owned(),
+            );
             Permission { action: action.permission(), verdict }
         }));
         all
@@ -289,13 +293,21 @@ fn verdict(refused: &ApiError, tagged: bool) -> PermissionVerdict {
     match code {
         "DryRunOperation" | "ParameterNotFound" => PermissionVerdict::Granted,
         "UnauthorizedOperation" | "AccessDenied" | "AccessDeniedException" if tagged => {
+<<<<<<< ours
             let why = "the resource of this check does not exist and has no tags, so a policy that is limited to oven's \
                        tags refuses the call as well";
             unknown(format!("{code}: {why}"))
+||||||| base
+            let why = "which a policy that is limited to resources with oven's tags causes, too";
+            unknown(format!("{code}, {why}"))
+=======
+            let why = "which EC2 also returns if the policy permits the action only for resources with oven's tags";
+            unknown(format!("{code}, {why}"))
+>>>>>>> theirs
         }
         "UnauthorizedOperation" | "AccessDenied" | "AccessDeniedException" => PermissionVerdict::Missing,
-        // For most actions, EC2 checks the permission before it looks for the resource. For the others, the permission
-        // is unknown.
+        // For some actions, EC2 looks for the resource before it checks the permission. After such an error, the
+        // permission is unknown.
         _ if code.ends_with(".NotFound") || code == "InvalidInstanceAttributeValue" => unknown(
             "EC2 reported that the resource does not exist, which does not show whether the action is permitted".into(),
         ),

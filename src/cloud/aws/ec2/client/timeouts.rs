@@ -1,48 +1,52 @@
-//! How long oven waits for EC2, with the reasons.
+//! Defines how long oven waits for EC2, and why.
 
 use crate::error::Kind;
 use crate::sys::poll::PollPolicy;
 use std::time::Duration;
 
-/// Pauses, deadlines and timeouts. The defaults are for EC2; tests divide all of them.
+/// Pauses, deadlines and timeouts. The defaults are for EC2; tests use fractions of them.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Timeouts {
-    /// The pause before the first poll after a change, because nothing is ready sooner.
+    /// The pause between a change and the first poll. An earlier poll would be wasted, because no change is complete so
+    /// soon.
     pub first_poll: Duration,
-    /// The longest pause between two polls. On average, half of a pause passes after the result is ready. But shorter
-    /// pauses would need more calls: each poll costs a token of the account's bucket, which gets 20 tokens a second. So
-    /// forty bakes may poll concurrently for a long time. Polls are more frequent in the first seconds of a wait. The
-    /// 100 tokens of a full bucket are then enough for eight bakes.
+    /// The longest pause between two polls. With a longer pause, results would be noticed later; the delay is half a
+    /// pause on average. With a shorter pause, EC2 would throttle the account sooner. Each poll takes a token from the
+    /// account's bucket, to which EC2 adds 20 tokens a second. So forty bakes that poll every two seconds are not
+    /// throttled. In the first seconds of a wait, polls are more frequent. A full bucket has 100 tokens, which is
+    /// enough if eight bakes start to wait at the same time.
     pub max_poll: Duration,
     /// The limit for the creation of a volume, which takes only seconds if it succeeds.
     pub created: Duration,
     /// The limit for attaching a volume. A volume that is `attaching` for longer is stuck.
     pub attached: Duration,
-    /// The limit for the kernel to show an attached disk. It takes some seconds, and a minute on some hosts.
+    /// How long oven waits until the kernel shows an attached disk. This usually takes some seconds, and up to a minute
+    /// on some hosts.
     pub device: Duration,
-    /// The limit for detaching and deleting. It is shorter than the time limit of [`crate::undo`], so that the reason
-    /// of a failure is reported.
+    /// The limit for detaching and deleting. It is shorter than the time limit that [`crate::undo`] sets for a clean-up
+    /// action. So a failure is reported with its reason, and not as a timeout.
     pub released: Duration,
-    /// The limit for the snapshot of a small volume.
+    /// The limit for a snapshot. For a large volume, the limit is longer (see `snapshot_gib`).
     pub snapshot: Duration,
-    /// The limit for the snapshot of a large volume, for each GiB. The larger limit of the two is used.
+    /// The time limit for each GiB of a snapshot's volume. The limit for a snapshot is never shorter than `snapshot`.
     pub snapshot_gib: Duration,
-    /// The limit for an image to become available. This takes less than a minute, but oven also waits for images of
-    /// other builders.
+    /// The limit for an image to become available. An image of this bake takes less than a minute. But oven also waits
+    /// for images that other builders registered, which may take longer.
     pub image: Duration,
-    /// How long a new id may be invisible (EC2's guide to eventual consistency: up to five minutes).
+    /// How long a new id may be invisible. EC2's documentation of eventual consistency says up to five minutes.
     pub visible: Duration,
     /// How long oven searches for a resource that a call with a lost answer may have created. After that, oven assumes
     /// that the call created nothing.
     pub lost_answer_window: Duration,
-    /// The pause before CreateSnapshot is sent again, because EC2 takes one snapshot of a volume every 15 s.
+    /// The pause before CreateSnapshot is sent again after the error class `RateLimited`. EC2
+    /// creates at most one snapshot of a volume in 15 s.
     pub rate: Duration,
-    /// How long CreateSnapshot is retried for this reason.
+    /// How long CreateSnapshot is retried after that error.
     pub paced: Duration,
-    /// The upper bound of the first pause after a throttled or lost call. The pause is random, and its bound doubles
-    /// with each retry.
+    /// The upper bound of the pause before the first retry of a throttled or lost call. Each pause is random, and the
+    /// bound doubles with each retry.
     pub backoff: Duration,
-    /// The bound of the pause does not grow beyond this.
+    /// The maximum to which that bound grows.
     pub backoff_longest: Duration,
     /// How long throttled calls are retried.
     pub throttled: Duration,
@@ -94,7 +98,7 @@ impl Default for Timeouts {
 }
 
 impl Timeouts {
-    /// Returns these values divided by `times`. The timeouts of single calls are at least `call`.
+    /// Returns these values divided by `times`. But the timeouts of a single call are at least `call`.
     pub fn faster(self, times: u32, call: Duration) -> Self {
         let Self { connect, read, attempt, operation, .. } = self;
         let timeout = |of: Duration| (of / times).max(call);
@@ -124,9 +128,9 @@ impl Timeouts {
         }
     }
 
-    /// Polls frequently, for something that the bake waits for without other work. A result is noticed at most a
-    /// quarter of a second late, or a twentieth of the elapsed time if that is longer, but at most two seconds. In half
-    /// a minute there are about sixty polls.
+    /// Returns a policy with frequent polls, for waits during which the bake has nothing else to do. With the default
+    /// timeouts, the pause between polls is a twentieth of the elapsed time, but at least a quarter of a second and at
+    /// most two seconds. This means about sixty polls in half a minute.
     pub(crate) fn frequent_polls(&self, deadline: Duration) -> PollPolicy {
         PollPolicy {
             first: self.first_poll / 2,
@@ -137,7 +141,7 @@ impl Timeouts {
         }
     }
 
-    /// Polls less frequently, for something that need not be noticed immediately.
+    /// Returns a policy with less frequent polls, for results that need not be noticed immediately.
     pub(crate) fn until(&self, deadline: Duration) -> PollPolicy {
         PollPolicy {
             first: self.first_poll,

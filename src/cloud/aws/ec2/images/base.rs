@@ -1,4 +1,4 @@
-//! Finds the base image that a definition names, and checks whether it can be baked on.
+//! Finds the base image that a definition names, and checks whether it can be used as a base.
 
 use super::convert;
 use super::convert::{filter, tag_filter};
@@ -15,7 +15,7 @@ use aws_sdk_ec2::operation::describe_images::builders::DescribeImagesFluentBuild
 use aws_sdk_ec2::types;
 use std::time::SystemTime;
 
-/// The owners that DescribeImages accepts besides account numbers.
+/// The owners that DescribeImages accepts in addition to account numbers.
 const ALIASES: &[&str] = &["self", "amazon", "aws-marketplace", "aws-backup-vault"];
 
 fn not_found(from: &BaseRef, why: &str) -> Failure {
@@ -75,13 +75,15 @@ impl Ec2 {
         let described =
             self.describe(id, |call| call.image_ids(id).include_deprecated(true).include_disabled(true));
         let absent = |why: &str| {
-            let hint =
-                format!("Check that it is in the region {} and shared with this account.", self.region());
+            let hint = format!(
+                "Check that the image is in the region {} and is shared with this account.",
+                self.region()
+            );
             Error::from(not_found(from, why).hint(hint))
         };
         match described.await {
-            Ok(images) => images.into_iter().next().ok_or_else(|| absent("EC2 does not know it")),
-            // EC2's error for an image that is not shared with this account.
+            Ok(images) => images.into_iter().next().ok_or_else(|| absent("EC2 does not know this id")),
+            // EC2 returns this error for an image that is not shared with this account.
             Err(refused)
                 if refused.is("AuthFailure") && refused.message.contains("Not authorized for image") =>
             {
@@ -102,8 +104,8 @@ impl Ec2 {
         self.describe_images(&DESCRIBE_IMAGES, what, build).await
     }
 
-    /// Returns the newest image that matches. Images of this machine's architecture come first, and of those the
-    /// available ones.
+    /// Returns the newest image that matches. An image of this machine's architecture is preferred, even if it is
+    /// older. Among images of the same architecture, an available one is preferred to a pending one.
     async fn find_newest(
         &self,
         from: &BaseRef,
@@ -135,13 +137,14 @@ impl Ec2 {
         found.into_iter().max_by_key(rank).ok_or_else(|| {
             let hint = match usable {
                 0 => "Check the owner and the region. An image that is not public must be shared with this account.",
-                _ => "Use a newer one, or add deprecated = true next to the name.",
+                _ => "Use another image, or add `deprecated = true` to `from`.",
             };
             not_found(from, &why).hint(hint).into()
         })
     }
 
-    /// Returns the image id in an SSM parameter. It is the value itself, or `image_id` of a JSON object.
+    /// Returns the image id in an SSM parameter. The parameter's value is the id, or a JSON object with the key
+    /// `image_id`.
     async fn parameter(&self, from: &BaseRef, name: &str) -> Result<String> {
         self.ssm().context("SSM is not configured")?;
         let send = async || {
@@ -155,7 +158,7 @@ impl Ec2 {
                 if refused.code.as_deref().is_some_and(|code| code.starts_with("ParameterNotFound")) =>
             {
                 let hint = format!(
-                    "Check it with `aws ssm get-parameter --region {} --name {name}`.",
+                    "Check the parameter with `aws ssm get-parameter --region {} --name {name}`.",
                     self.region()
                 );
                 return Err(not_found(from, "the parameter does not exist").hint(hint).into());
@@ -173,7 +176,7 @@ impl Ec2 {
         Err(not_found(from, &format!("the parameter's value is {shown:?}, not an image id")).into())
     }
 
-    /// Waits for a base that is being registered.
+    /// If the base image is pending, waits until it is no longer pending.
     async fn wait_for_base(&self, from: &BaseRef, image: types::Image) -> Result<types::Image> {
         if convert::state(&image) != ImageState::Pending {
             return Ok(image);
@@ -200,7 +203,7 @@ fn is_deprecated(image: &types::Image, now: SystemTime) -> bool {
     time.is_some_and(|time| time <= now)
 }
 
-/// Checks whether an image can be baked on, and returns what a bake inherits from it.
+/// Checks whether an image can be used as a base, and returns the properties that a bake inherits from it.
 fn check_base(
     from: &BaseRef,
     image: &types::Image,
@@ -214,7 +217,7 @@ fn check_base(
         ImageState::Available => {}
         _ => {
             let hint = if image.state == Some(types::ImageState::Disabled) {
-                "Its owner can enable it again: aws ec2 enable-image."
+                "The image's owner can enable it again with `aws ec2 enable-image`."
             } else {
                 "Use another base image."
             };
@@ -224,14 +227,14 @@ fn check_base(
     if image.image_allowed == Some(false) {
         return reject(
             "the account's Allowed AMIs setting excludes it",
-            "Allow its owner in the account's EC2 settings.",
+            "Allow the image's owner in this setting of EC2.",
         );
     }
     if is_deprecated(image, now) && !deprecated {
         let when = image.deprecation_time.as_deref().unwrap_or("now");
         return reject(
             &format!("its owner deprecated it ({when})"),
-            &format!("Use a newer one, or allow it: {{ id = \"{id}\", deprecated = true }}."),
+            &format!("Use a newer image, or permit this one: from = {{ id = \"{id}\", deprecated = true }}."),
         );
     }
     if image.root_device_type == Some(types::DeviceType::InstanceStore) {
@@ -244,25 +247,24 @@ fn check_base(
         return reject("it is a paravirtual image", "Use an HVM image.");
     }
     if image.platform == Some(types::PlatformValues::Windows) {
-        return reject("it is a Windows image", "oven bakes Linux images.");
+        return reject("it is a Windows image", "Use a Linux image.");
     }
     let Some(architecture) = convert::architecture(image) else {
         let name = image.architecture.as_ref().map_or("unknown", types::ArchitectureValues::as_str);
-        return reject(&format!("its architecture is {name}"), "oven bakes x86_64 and arm64 images.");
+        return reject(&format!("its architecture is {name}"), "Use an x86_64 or arm64 image.");
     };
     if !runs_here(architecture) {
         let why = format!("its architecture is {architecture}, but this builder's is {}", Architecture::HOST);
         return reject(
             &why,
-            "Bake on an instance of the image's architecture, because oven runs the image's programs.",
+            "Bake on a machine with the image's architecture, because oven runs the image's programs.",
         );
     }
     if !image.product_codes().is_empty() {
         let codes: Vec<&str> =
             image.product_codes().iter().filter_map(|code| code.product_code_id.as_deref()).collect();
         let why = format!("it has the Marketplace product code {}", codes.join(", "));
-        let hint =
-            "EC2 attaches a volume with a product code only to a stopped instance. Use an image without one.";
+        let hint = "EC2 attaches a volume with a product code only to a stopped instance. Use another image.";
         return reject(&why, hint);
     }
     let root_device = image.root_device_name.clone().unwrap_or_default();
@@ -311,7 +313,8 @@ fn attributes(image: &types::Image, root: &types::EbsBlockDevice, root_device: &
     }
 }
 
-/// Converts a mapping of another device than the root's. Returns `None` if the mapping suppresses a device.
+/// Converts the mapping of a device that is not the root device. Returns `None` if the mapping says that there is no
+/// such device.
 fn mapping(mapping: &types::BlockDeviceMapping) -> Option<Mapping> {
     let device = mapping.device_name.clone()?;
     if let Some(ebs) = &mapping.ebs {

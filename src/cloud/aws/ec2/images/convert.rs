@@ -43,7 +43,7 @@ pub fn time(time: Option<&DateTime>) -> Option<SystemTime> {
     time.and_then(|time| SystemTime::try_from(*time).ok())
 }
 
-/// Checks an id that EC2 sent, before it becomes part of a path or a filter.
+/// Returns an id that EC2 sent. Fails if the id is malformed, because ids become parts of paths and filters.
 pub fn id(prefix: &str, id: Option<&str>) -> Result<String> {
     match id {
         Some(id) if is_id(prefix, id) => Ok(id.to_owned()),
@@ -84,8 +84,8 @@ pub fn root_mapping(image: &types::Image) -> Option<&types::EbsBlockDevice> {
     mapping?.ebs.as_ref()
 }
 
-/// Converts an image of this account. Returns `None` if oven does not know its architecture, so that oven cannot have
-/// made it.
+/// Converts an image of this account. Returns `None` if oven does not support the image's architecture. Such an image
+/// was not made by oven.
 pub fn image(image: &types::Image) -> Option<Image> {
     let root = root_mapping(image);
     let snapshot = root.and_then(|root| id("snap", root.snapshot_id.as_deref()).ok());
@@ -106,7 +106,7 @@ pub fn image(image: &types::Image) -> Option<Image> {
 
 pub fn volume_kind(ebs: &types::EbsBlockDevice) -> VolumeKind {
     let volume_type = ebs.volume_type.as_ref().map(|kind| kind.as_str().to_owned());
-    // EC2 reports the baseline IOPS of a gp2 volume, but does not accept them as a parameter.
+    // EC2 reports the baseline IOPS of a gp2 volume, but does not accept them as a parameter. So they are left out.
     let (iops, throughput) = image_attributes::accepted_performance(volume_type.as_deref());
     VolumeKind {
         iops: ebs.iops.filter(|_| iops).and_then(|iops| u32::try_from(iops).ok()),
@@ -117,7 +117,7 @@ pub fn volume_kind(ebs: &types::EbsBlockDevice) -> VolumeKind {
     }
 }
 
-/// Converts a number for the API. A larger number becomes `i32::MAX`.
+/// Converts a number for the API. A number that is too large becomes `i32::MAX`.
 pub fn to_i32(n: impl TryInto<i32>) -> i32 {
     n.try_into().unwrap_or(i32::MAX)
 }

@@ -11,16 +11,16 @@ use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
-/// The documents of an image that has no id yet. They are written to a temporary file, and dropping the draft deletes
-/// it.
+/// The documents of an image that has no id yet. They are in a temporary file, which is deleted when the draft is
+/// dropped.
 pub struct DocumentDraft {
     file: NamedTempFile,
     dir: PathBuf,
 }
 
 impl DocumentDraft {
-    /// Writes the documents before the image is registered, so that a full disk is reported while nothing has to be
-    /// undone.
+    /// Writes the documents. This is done before the image is registered. So if the disk is full, no image has to be
+    /// deregistered.
     pub fn write(dir: &Path, run: &RunId, documents: &BTreeMap<String, String>) -> Result<Option<Self>> {
         if documents.is_empty() {
             return Ok(None);

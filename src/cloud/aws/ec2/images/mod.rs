@@ -21,7 +21,7 @@ use aws_sdk_ec2::types;
 use convert::{filter, tag_filter};
 use std::time::Duration;
 
-/// The number of images in a page, which is EC2's maximum. Calls without pages are throttled earlier.
+/// The number of results in a page, which is EC2's maximum. EC2 throttles calls without pages sooner.
 pub(crate) const PAGE: i32 = 1000;
 /// How long EC2 may still regard a snapshot as used after its image was deregistered.
 const RELEASE_WINDOW: Duration = Duration::from_secs(30);
@@ -64,8 +64,8 @@ impl Ec2 {
 
     /// Returns an image of this account by its id; `None` if EC2 does not show it.
     pub(crate) async fn describe_image(&self, id: &ImageId) -> Result<Option<types::Image>, ApiError> {
-        // The call has a filter instead of an id, because EC2 reports an unknown id as an error, which would be
-        // retried.
+        // The id is passed as a filter. If it were passed as an id, EC2 would report an unknown id as an error, and the
+        // call would be retried.
         let found = self.own_images(&id.0, &[filter("image-id", [id.0.as_str()])]).await?;
         Ok(found.into_iter().next())
     }
@@ -91,7 +91,8 @@ impl Ec2 {
         if let Some(newest) = found.iter().rfind(|image| image.state == ImageState::Available) {
             return Ok(Some(newest.clone()));
         }
-        // All images are pending, because other bakes are running. Returns the newest image that becomes available.
+        // No image is available, but other bakes are registering images. Returns the newest of these that becomes
+        // available.
         while let Some(pending) = found.pop() {
             if pending.state != ImageState::Pending {
                 continue;
@@ -111,7 +112,7 @@ impl Ec2 {
         let mut absent = 0;
         poll_until(&format!("the image {id}"), &self.timeouts().until(self.timeouts().image), async || {
             let Some(image) = self.describe_image(id).await? else {
-                // A single answer without the image may be stale.
+                // An answer without the image may be stale, so three such answers in a row are needed.
                 absent += 1;
                 return Ok(if absent < 3 {
                     PollAnswer::NotYet("not visible".to_owned())

@@ -1,5 +1,5 @@
-//! Registers images. Image names are unique, so they prevent double registration. The request is sent once. If the
-//! response is lost, oven searches for the name to learn whether the request took effect.
+//! Registers images. The name of an image is unique in a region of an account, so the same image cannot be registered
+//! twice. If the response to a request is lost, oven searches for the name before it sends the request again.
 
 use super::convert;
 use super::convert::{filter, to_tags};
@@ -20,14 +20,13 @@ use anyhow::{Context, Error, Result};
 use aws_sdk_ec2::types::{self, ResourceType};
 use tokio::time::Instant;
 
-/// An image counts as available when this many polls, consecutive or concurrent, found it available. Each poll uses
-/// separate connections, which probably lead to different servers of EC2. So it is likely that all servers know the
-/// image.
+/// The number of polls that have to find an image available before oven uses it. Each poll opens a new connection,
+/// which may lead to another server of EC2. So if all polls find the image, probably all servers know it.
 const POLLS: usize = 3;
 /// How many times oven sets missing tags again.
 const MAX_TAG_REPAIRS: u32 = 3;
 /// The maximum number of attempts. Another attempt is needed if another builder took the name and freed it again, or if
-/// a request took no effect.
+/// a request whose response was lost had no effect.
 const MAX_ATTEMPTS: u32 = 5;
 
 /// The outcome of an attempt to register.
@@ -73,7 +72,8 @@ impl Ec2 {
             }
         }
         Err(match lost {
-            Some(refused) => Error::from(refused).context("several calls did not register the image"),
+            Some(refused) => Error::from(refused)
+                .context("the image was not registered, although the call was sent several times"),
             None => {
                 Kind::Cloud.error(format!("other processes took and freed the name {} repeatedly", spec.name))
             }
@@ -94,7 +94,7 @@ impl Ec2 {
                 .register_image()
                 .name(&spec.name)
                 .set_description(Some(spec.description.clone()).filter(|text| !text.is_empty()))
-                // Set explicitly, because EC2's defaults are i386 and paravirtual.
+                // These are set explicitly, because EC2's defaults are i386 and paravirtual.
                 .architecture(types::ArchitectureValues::from(spec.architecture.as_str()))
                 .virtualization_type("hvm")
                 .root_device_name(&spec.root_device)
@@ -104,7 +104,7 @@ impl Ec2 {
                 .set_sriov_net_support(attributes.sriov.clone())
                 .set_tpm_support(attributes.tpm.as_deref().map(types::TpmSupportValues::from))
                 .set_imds_support(attributes.imds.as_deref().map(types::ImdsSupportValues::from))
-                // EC2 accepts only tags of the image here. The snapshot was tagged when it was created.
+                // RegisterImage accepts only tags for the image. The snapshot was tagged when it was created.
                 .tag_specifications(convert::tag_specification(ResourceType::Image, tags));
             self.send_in_background(&spec.run, &REGISTER_IMAGE, &what, request.send(), |_, _| ()).await
         });
@@ -121,8 +121,8 @@ impl Ec2 {
                 }
             }
             Err(refused) if refused.class == ErrorClass::Ambiguous => {
-                // Searches for the name. A second request is safe after that: if the first one takes effect late, EC2
-                // refuses the second one because of the name.
+                // Searches for the name. If no image has the name, the request is sent again. This is safe. If the
+                // first request takes effect late, EC2 refuses the second one, because the name is in use.
                 let end = Instant::now() + self.timeouts().first_poll * 8;
                 loop {
                     self.wait_before_first_poll().await;
@@ -138,8 +138,9 @@ impl Ec2 {
         }
     }
 
-    /// Determines whether this run registered the image that has the name, in a request whose response was lost. This
-    /// is so if the image's root has this run's snapshot, because no other run uses that snapshot.
+    /// Determines whether this run registered `holder`, the image that has the name. This may have happened in a
+    /// request whose response was lost. It is so if the image's root is this run's snapshot, because no other run uses
+    /// that snapshot.
     fn classify_holder(&self, holder: types::Image, snapshot: &SnapshotId) -> Registration {
         let id = ImageId(holder.image_id.clone().unwrap_or_default());
         if convert::root_mapping(&holder).and_then(|root| root.snapshot_id.as_deref())
@@ -151,8 +152,8 @@ impl Ec2 {
         Registration::Taken(id)
     }
 
-    /// Finds the image that has the name, by the id in EC2's message or by its name. Waits, because a new image may not
-    /// be visible yet.
+    /// Finds the image that has the name, by the id in EC2's message. If the message has no id, searches for the name.
+    /// Waits until the image is visible, because it may be new.
     async fn holder(&self, refused: &ApiError, spec: &ImageSpec) -> Result<Option<types::Image>> {
         let id = refused
             .message
@@ -173,11 +174,11 @@ impl Ec2 {
     }
 
     /// Returns the existing image that has the wanted name, or an error if it cannot be used. Returns `None` if the
-    /// image disappeared during the wait.
+    /// image disappeared while oven waited for it.
     async fn adopt(&self, id: &ImageId, spec: &ImageSpec) -> Result<Option<Image>> {
         let mut holder = self.describe_image(id).await?;
-        // EC2 has just reported this id. A single response without it may be stale, so this does not prove that the
-        // image no longer exists.
+        // EC2 has just reported this id. A single response without the image may be stale, so it does not prove that
+        // the image no longer exists.
         if holder.is_none() {
             holder = self.settled(id).await?;
         }
@@ -185,7 +186,7 @@ impl Ec2 {
         loop {
             let Some(found) = holder else { return Ok(None) };
             let Some(image) = of(&found) else {
-                let hint = "Deregister it, or change the definition's name.";
+                let hint = "Deregister that image, or change the definition's `name`.";
                 return Err(Kind::Cloud
                     .failure(format!("the name {} is used by {id}", spec.name))
                     .hint(hint)
@@ -208,8 +209,8 @@ impl Ec2 {
         }
     }
 
-    /// Waits for the image that this run registered, and verifies it. If it differs from the specification, deregisters
-    /// it.
+    /// Waits for the image that this run registered, and verifies it. If the image differs from the specification,
+    /// deregisters it.
     async fn read_back(
         &self,
         id: &ImageId,
@@ -251,19 +252,19 @@ impl Ec2 {
         Err(Kind::Cloud.failure(text).hint(hint).into())
     }
 
-    /// Waits until the image is available and has all its tags. The inner error is the reason why this will never
-    /// happen.
+    /// Waits until the image is available and has all its tags. The inner error is the reason why the image is
+    /// unusable.
     async fn wait_until_available(&self, id: &ImageId, tags: &Tags) -> Result<Result<types::Image, String>> {
         let (mut is_first, mut repairs, mut seen) = (true, 0, Instant::now());
-        // The first poll is made immediately, because registering copies no data.
+        // The first poll is made immediately. The image may be available already, because registering copies no data.
         poll_until(
             &format!("the image {id}"),
             &self.timeouts().frequent_polls(self.timeouts().image),
             async || {
                 let mut confirmed = Vec::new();
                 loop {
-                    // The polls are concurrent. But if an earlier poll found the image unavailable, a single poll is
-                    // made first.
+                    // At first, all polls are made concurrently. If the image was not available, a single poll is made
+                    // next, and the others only after it found the image available.
                     let polls = if confirmed.is_empty() && !is_first { 1 } else { POLLS - confirmed.len() };
                     is_first = false;
                     for polled in self.poll_concurrently(id, polls).await? {
@@ -327,7 +328,7 @@ impl Ec2 {
         Ok(polls)
     }
 
-    /// Polls the image with a new client, that is with new connections.
+    /// Polls the image with a new client, which opens a new connection.
     async fn poll_with_new_client(&self, id: &ImageId) -> Result<Option<types::Image>> {
         let wanted = filter("image-id", [id.0.as_str()]);
         // Uses a new client for each attempt, because the credentials may have been renewed.

@@ -6,8 +6,8 @@ use crate::cloud::{Attributes, ImageSpec, Mapping, Tags};
 use crate::ids::SnapshotId;
 use aws_sdk_ec2::types;
 
-/// Returns IOPS and throughput as far as the volume type accepts them. A base's mapping may have them for other types
-/// as well.
+/// Returns the IOPS if the volume type accepts them, and likewise the throughput. The mapping of a base image may have
+/// them even if its type does not accept them.
 fn performance(kind: &crate::cloud::VolumeKind) -> (Option<i32>, Option<i32>) {
     let of = |types: &[&str]| kind.volume_type.as_deref().is_some_and(|kind| types.contains(&kind));
     let iops = kind.iops.filter(|_| of(&["gp3", "io1", "io2"])).map(convert::to_i32);
@@ -41,7 +41,7 @@ fn other_mapping(mapping: &Mapping) -> types::BlockDeviceMapping {
         .set_snapshot_id(mapping.snapshot.as_ref().map(|snapshot| snapshot.0.clone()))
         .set_volume_size(mapping.size_gib.map(convert::to_i32))
         .set_delete_on_termination(mapping.delete_on_termination);
-    // With a snapshot, EC2 rejects these parameters, because the snapshot determines the encryption.
+    // If the mapping has a snapshot, the snapshot determines the encryption, and EC2 rejects these parameters.
     if mapping.snapshot.is_none() {
         ebs = ebs.set_encrypted(mapping.kind.encrypted).set_kms_key_id(mapping.kind.kms_key.clone());
     }
@@ -116,7 +116,7 @@ pub fn billing_difference(image: &types::Image, spec: &ImageSpec) -> Option<Stri
     let (details, usage) = spec.attributes.billing.as_ref()?;
     let found = (image.platform_details.as_deref(), image.usage_operation.as_deref());
     let same = found == (Some(details), Some(usage));
-    // EC2 reports the billing of every available image. If it is missing nevertheless, it counts as plain Linux.
+    // EC2 should report the billing of every available image. If it reports none, the image counts as plain Linux.
     let plain = found == (None, None) && usage == "RunInstances";
     let (other_details, other_usage) = (found.0.unwrap_or("nothing"), found.1.unwrap_or("nothing"));
     (!same && !plain).then(|| {

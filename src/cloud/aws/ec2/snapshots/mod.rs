@@ -1,5 +1,5 @@
-//! Takes and deletes snapshots. CreateSnapshot has no client token, so it is sent once. If its answer is lost, oven
-//! looks for the snapshot.
+//! Takes and deletes snapshots. CreateSnapshot has no client token. So if its answer is lost, oven searches for the
+//! snapshot before it sends the call again.
 
 pub mod release;
 pub mod snapshot_copy;
@@ -53,12 +53,12 @@ impl Ec2 {
     ) -> Result<SnapshotId> {
         let tags = self.owned(tags, run)?;
         let mut failed = None;
-        // If the snapshot fails, another one is taken, but only once. The volume still exists.
+        // If the snapshot fails, one more is taken. This is possible because the volume still exists.
         for _ in 0..2 {
             let (id, may_have_twin) = self.start_snapshot(volume, run, &tags).await?;
-            // The snapshot's content was fixed when the snapshot was requested, so the volume is detached now. It is
-            // not deleted, because it is needed if the snapshot fails. A failure to detach is ignored, because the
-            // clean-up detaches the volume again.
+            // EC2 has fixed the snapshot's content when it answers the request. So the volume is detached while the
+            // snapshot is pending. The volume is not deleted, because it is needed if the snapshot fails. A failure to
+            // detach it is ignored, because the clean-up tries this again.
             let detached = async { _ = self.detach(volume).await };
             let result = wait_with_background(self.completed(&id), detached).await?;
             if may_have_twin {
@@ -67,8 +67,7 @@ impl Ec2 {
             match result {
                 Ok(()) => return Ok(id),
                 Err(error) => {
-                    // A failure to delete the snapshot does not hide the first error. The clean-up deletes the snapshot
-                    // again.
+                    // If the deletion fails, the first error is still reported. The clean-up tries the deletion again.
                     if let Err(refused) = self.delete_snapshot(&id, run).await {
                         return Err(
                             error.context(format!("{id} failed, and deleting it failed, too ({refused})"))
@@ -160,7 +159,8 @@ impl Ec2 {
         }
     }
 
-    /// Deletes all snapshots of the volume except `keep`, because two calls may have created two snapshots.
+    /// Deletes all snapshots of the volume that belong to the run, except `keep`. There are others if a call whose
+    /// answer was lost created a snapshot.
     async fn delete_twins(&self, volume: &VolumeId, run: &RunId, keep: &SnapshotId) -> Result<()> {
         let filters = [filter("volume-id", [volume.0.as_str()]), tag_filter(tag::RUN, &run.0)];
         for twin in self.snapshots(&format!("of {volume}"), &filters).await? {
@@ -203,7 +203,7 @@ impl Ec2 {
             async || {
                 let found = self.snapshots(&id.0, &[filter("snapshot-id", [id.0.as_str()])]).await?;
                 let Some(snapshot) = found.first() else {
-                    // A single answer without the snapshot may be stale.
+                    // A single answer without the snapshot may be stale, so polling continues.
                     if last_seen.elapsed() >= self.timeouts().visible {
                         return Err(Kind::Cloud.error(format!("the snapshot {id} is no longer visible")));
                     }

@@ -18,8 +18,8 @@ use std::collections::BTreeMap;
 const DETACH_EVERY: u32 = 4;
 /// The number of polls after which DeleteVolume is tried again, if the volume is still being created.
 const DELETE_EVERY: u32 = 4;
-/// The minimum age of a volume in units of [`Timeouts::first_poll`](crate::cloud::aws::ec2::Timeouts). An older volume
-/// that EC2 does not show counts as removed if EC2 refuses its token.
+/// If EC2 does not show a volume and refuses its client token, the volume counts as removed. This is so only if the
+/// volume has at least this age, in units of [`Timeouts::first_poll`](crate::cloud::aws::ec2::Timeouts).
 const GONE_POLLS: u32 = 8;
 
 impl Ec2 {
@@ -45,8 +45,9 @@ impl Ec2 {
         result
     }
 
-    /// Sends a call again that may have created a volume. EC2 recognizes the token and answers with that volume. If the
-    /// first call never arrived, this call creates a volume, and its id is then known.
+    /// If a call may have created a volume, sends it again with the same client token. If the first call did create a
+    /// volume, EC2 returns that volume's id. Otherwise, this call creates a volume. In both cases, the id of the volume
+    /// to delete is then known.
     async fn resolve_volume(&self, run: &RunId) -> Result<()> {
         let Some(request) = self.0.made.with_run(run, |run| run.doubtful_volume.clone()) else {
             return Ok(());
@@ -89,7 +90,7 @@ impl Ec2 {
     ) -> Result<()> {
         let is_ours = self.0.made.with_run(run, |run| run.volumes.contains(&id.0));
         if is_ours {
-            // If the bake was cancelled, it may not have recorded the creation.
+            // If the bake was cancelled, it may not have recorded the volume as new.
             self.born(&id.0);
         }
         let mut known = described.is_some();
@@ -108,9 +109,9 @@ impl Ec2 {
                     // which of these is true.
                     let tried = self.try_delete(id, &mut known).await?;
                     absent += 1;
-                    // EC2 may also have removed the volume because it may not use the volume's key. Then EC2 refuses
-                    // the volume's token. EC2 also refuses the token of a failed volume that is not visible yet, so the
-                    // token is tested only if the volume has a minimum age.
+                    // If EC2 may not use a volume's KMS key, it removes the volume, and refuses the volume's client
+                    // token from then on. But EC2 also refuses the token of a failed volume that is not visible yet. So
+                    // the token is tested only if the volume has a minimum age.
                     let old =
                         self.age(&id.0).is_none_or(|age| age >= self.timeouts().first_poll * GONE_POLLS);
                     let asked = matches!(tried, PollAnswer::NotYet(_)) && absent % ABSENT_POLLS == 0 && old;
@@ -143,8 +144,8 @@ impl Ec2 {
                             state => state.as_str().to_owned(),
                         }))
                     }
-                    // EC2 refuses to delete a volume that is being created. But EC2 does delete a volume whose creation
-                    // never ends.
+                    // EC2 usually refuses to delete a volume that is being created. But if the creation is stuck, EC2
+                    // does delete the volume. So DeleteVolume is tried from time to time.
                     (state, None) => {
                         let creating = *state == Some(VolumeState::Creating);
                         polls += 1;
@@ -174,7 +175,7 @@ impl Ec2 {
                 Ok(PollAnswer::NotYet("not visible".to_owned()))
             }
             Err(refused) if refused.class == ErrorClass::AlreadyDone => Ok(PollAnswer::Ready(())),
-            // The last description was stale: the volume is attached, or still being created.
+            // EC2's last description of the volume was stale. The volume is attached, or still being created.
             Err(refused) if refused.is("VolumeInUse") || refused.is("IncorrectState") => {
                 *known = true;
                 let state = if refused.is("VolumeInUse") { "in use" } else { "not ready to be deleted" };
@@ -213,7 +214,8 @@ impl Ec2 {
         result
     }
 
-    /// Deletes a snapshot, unless an image uses it. The snapshot of an image is the result of a bake.
+    /// Deletes a snapshot. If an image uses it, this succeeds without deleting it, because the snapshot of an image is
+    /// the result of a bake.
     async fn remove_snapshot(&self, id: &SnapshotId) -> Result<()> {
         let policy = self.timeouts().until(self.timeouts().released);
         poll_until(&format!("the release of {id}"), &policy, async || {
@@ -229,7 +231,7 @@ impl Ec2 {
                     Ok(if images.iter().any(is_registered) {
                         PollAnswer::Ready(())
                     } else {
-                        // The image that uses the snapshot was registered or deregistered just now.
+                        // The image that uses the snapshot is not visible yet, or was deregistered just now.
                         PollAnswer::NotYet("in use".to_owned())
                     })
                 }
@@ -240,7 +242,7 @@ impl Ec2 {
     }
 }
 
-/// Whether an image is still registered.
+/// Returns whether an image is still registered.
 pub fn is_registered(image: &types::Image) -> bool {
     image.state != Some(types::ImageState::Deregistered)
 }

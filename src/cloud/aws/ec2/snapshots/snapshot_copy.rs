@@ -1,5 +1,5 @@
-//! Copies snapshots into this account, each only once. CopySnapshot has no client token. Its copy is found by a tag
-//! that names the source.
+//! Copies snapshots into this account. Later bakes use the same copy. It is found by a tag that names the source,
+//! because CopySnapshot has no client token.
 
 use crate::cloud::aws::ec2::Ec2;
 use crate::cloud::aws::ec2::client::call::{ApiError, ok_if_already_done};
@@ -16,7 +16,8 @@ use tokio::time::{Instant, sleep};
 /// At least this many polls have to find nothing before oven assumes that a call with a lost answer created nothing.
 const MIN_POLLS: u32 = 3;
 
-/// Returns the value of the copy's tag. It has the id of the source, and the requested encryption if there is one.
+/// Returns the value of the copy's tag. It consists of the source's id and, if encryption is requested, the key or the
+/// word `encrypted`.
 fn copy_name(of: &SnapshotId, kind: &VolumeKind) -> String {
     match (&kind.kms_key, kind.encrypted) {
         (Some(key), _) => format!("{of} {key}"),
@@ -26,7 +27,8 @@ fn copy_name(of: &SnapshotId, kind: &VolumeKind) -> String {
 }
 
 impl Ec2 {
-    /// Returns a complete copy. `tell` is called at most once, before a copy is created or waited for.
+    /// Returns a complete copy of a snapshot, and creates one if none exists. If oven has to create or await a copy, it
+    /// calls `tell` once before that.
     pub(crate) async fn ensure_copy(
         &self,
         of: &SnapshotId,
@@ -34,7 +36,7 @@ impl Ec2 {
         tell: &dyn Fn(),
     ) -> Result<SnapshotId> {
         let name = copy_name(of, kind);
-        // Bakes of this process do this one after the other, so that the second bake finds the first one's copy.
+        // In this process, only one bake at a time runs this function, so that the next bake finds its copy.
         let guard = self.0.copying.lock().await;
         let (mut failed, mut announced) = (None, false);
         // If the copy fails, another one is created, but only once.
@@ -50,7 +52,8 @@ impl Ec2 {
                 None => {
                     let created = self.create_copy(of, kind, &name).await?;
                     self.born(&created.0);
-                    // Another builder may have created a copy at the same time. All builders use the oldest copy.
+                    // Another builder may have created a copy at the same time. All builders use the oldest copy, and
+                    // delete their own if it is newer.
                     let id = self.wait_for_oldest(&name, &created).await?;
                     if id != created {
                         ok_if_already_done(self.send_delete(&created).await)?;

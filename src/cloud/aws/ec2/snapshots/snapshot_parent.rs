@@ -1,4 +1,5 @@
-//! Decides whether a snapshot can be the parent of one that EBS direct writes.
+//! Decides whether a snapshot can be the parent of a snapshot that oven writes through EBS direct. If it can, only the
+//! blocks that differ from the parent have to be sent.
 
 use crate::cloud::VolumeKind;
 use crate::cloud::aws::ec2::Ec2;
@@ -11,8 +12,8 @@ use crate::ids::SnapshotId;
 use anyhow::Result;
 use aws_sdk_ec2::types::{self, SnapshotState};
 
-/// Values of DescribeSnapshots' parameter RestorableByUserIds. They select snapshots that are shared with everybody,
-/// and those that are shared with this account.
+/// Values of DescribeSnapshots' parameter RestorableByUserIds. `all` selects snapshots that are shared with everybody,
+/// and `self` selects those that are shared with this account.
 const SHARED_WITH_ALL: &str = "all";
 const SHARED_WITH_US: &str = "self";
 
@@ -37,8 +38,8 @@ impl Ec2 {
     }
 
     pub(crate) async fn parent_of(&self, id: &SnapshotId, kind: &VolumeKind) -> Result<ParentUse> {
-        // The two calls are concurrent to save time. The answer of the second one is needed only if the snapshot is
-        // ours and not encrypted, which is the usual case.
+        // Two calls are made concurrently to save time. The answer to GetEbsEncryptionByDefault is needed only if the
+        // snapshot belongs to this account and is not encrypted, which is the usual case.
         let wanted = [filter("snapshot-id", [id.0.as_str()])];
         let default = async {
             match kind {
@@ -81,8 +82,8 @@ impl Ec2 {
         })
     }
 
-    /// Decides for a snapshot of another account. It has to be copied even if this account may read it, because a child
-    /// must be in the same account.
+    /// Decides how to use a snapshot of another account. The snapshot has to be copied even if this account may read
+    /// it, because a snapshot must be in the same account as its parent.
     async fn shared_parent(&self, id: &SnapshotId) -> Result<ParentUse> {
         if let Some(public) = self.shared_snapshot(id, SHARED_WITH_ALL).await? {
             let owner = public.owner_id.unwrap_or_else(|| "another account".to_owned());
@@ -92,16 +93,18 @@ impl Ec2 {
         if let Some(private) = self.shared_snapshot(id, SHARED_WITH_US).await? {
             let owner = private.owner_id.unwrap_or_else(|| "another account".to_owned());
             return Ok(ParentUse::CopyFirst {
-                why: format!("it belongs to {owner}, and a child has to be in the same account"),
+                why: format!(
+                    "it belongs to {owner}, and a snapshot has to be in the same account as its parent"
+                ),
             });
         }
-        let hint = "Perhaps its owner shares the image, but not the snapshot. Copy the image into this account (aws ec2 \
-                    copy-image), and bake on the copy (owner = \"self\").";
+        let hint = "Perhaps the base image is shared with this account, but its snapshot is not. Copy the image into \
+                    this account (aws ec2 copy-image), and bake on the copy (owner = \"self\").";
         Err(Kind::NotFound.failure("it is not in this account, and not shared with it").hint(hint).into())
     }
 
-    /// Returns whether this account encrypts every new volume and snapshot. Returns false without the permission to ask
-    /// EC2. If that is wrong, a later call fails.
+    /// Returns whether this account encrypts every new volume and snapshot. Returns false if the role may not query
+    /// this. If the account does encrypt by default, a later call then fails.
     async fn encrypts_by_default(&self) -> Result<bool, ApiError> {
         let sent =
             self.call(&GET_EBS_ENCRYPTION_BY_DEFAULT, "", |c| c.get_ebs_encryption_by_default().send()).await;
@@ -113,8 +116,8 @@ impl Ec2 {
     }
 }
 
-/// Returns whether `arn` is the ARN of the requested key, which is given by ARN or id. An alias never matches, because
-/// only KMS knows its key.
+/// Returns whether `arn` is the ARN of the requested key, which is given by its ARN or id. Returns false for an alias,
+/// because only KMS knows which key it names.
 fn same_key(arn: &str, wanted: &str) -> bool {
     arn == wanted || arn.rsplit_once("key/").is_some_and(|(_, id)| id == wanted)
 }

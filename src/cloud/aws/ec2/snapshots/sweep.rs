@@ -1,4 +1,4 @@
-//! Finds leftovers of killed runs by their tags.
+//! Finds the resources of killed runs by the resources' tags.
 
 use super::release::is_registered;
 use crate::cloud::aws::ec2::Ec2;
@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-/// The maximum number of values of a filter.
+/// The maximum number of values that EC2 accepts in a filter.
 const MAX_FILTER_VALUES: usize = 200;
 
 /// The resources of a run in the region.
@@ -44,8 +44,8 @@ impl RunResources {
     }
 }
 
-/// Returns the instance on which an owner runs. If the owner runs in a PID namespace of the instance, the namespace is
-/// ignored.
+/// Returns the instance on which an owner (a process of oven) runs. If the owner's host also names a PID namespace, the
+/// namespace is ignored.
 fn instance_of(owner: &Owner) -> Option<&str> {
     let host = owner.host.split('+').next()?;
     host.starts_with("i-").then_some(host)
@@ -82,8 +82,8 @@ impl Ec2 {
             }
         }
         let terminated = self.terminated(&runs).await?;
-        // Both names of this host are compared, because a bake without attached volumes may not have known its
-        // instance's id.
+        // An owner on this host may have used either of two names for the host. A bake without attached volumes may not
+        // have known its instance's id.
         let here = [self.owner(), Owner::this()];
         let stale = runs.into_iter().filter(|(_, found)| {
             let owner = found.owner.parse::<Owner>().ok();
@@ -125,7 +125,8 @@ impl Ec2 {
         Ok(used_by_images)
     }
 
-    /// Returns the instances that own a run and are terminated or unknown to EC2. This instance is left out.
+    /// Returns the instances on which the runs' owners ran, if EC2 reports them as terminated or does not know them.
+    /// This instance is left out.
     async fn terminated(&self, runs: &BTreeMap<String, RunResources>) -> Result<BTreeSet<String>> {
         let owners = runs.values().filter_map(|found| found.owner.parse::<Owner>().ok());
         let here = self.0.options.instance_id.as_deref();

@@ -1,4 +1,4 @@
-//! How oven handles EC2's answers, above all the bad ones.
+//! Tests how oven handles EC2's answers, especially errors and lost answers.
 
 mod register;
 mod snapshots;
@@ -116,7 +116,7 @@ fn image_spec() -> ImageSpec {
     }
 }
 
-/// The tags that our image is registered with.
+/// Returns the tags with which this run's image is registered.
 fn our_tags(owner: &str) -> Vec<(&'static str, String)> {
     vec![
         (tag::FINGERPRINT, "f".to_owned()),
@@ -193,7 +193,7 @@ async fn a_finished_image_is_found_with_one_call() {
     assert_eq!(sent.filter(&format!("tag:{}", tag::CHECKSUM)), Some("c"));
     assert_eq!(sent.filter(&format!("tag:{}", tag::FINGERPRINT)), Some("f"));
     assert_eq!(sent.get("Owner.1"), "self");
-    // An answer that ignores the filters is not trusted.
+    // This answer ignores the filter, so its image is not used.
     let other = BakeKey { fingerprint: Some("g".into()), ..key };
     assert_eq!(ec2.find(&other).await.unwrap(), None);
 }
@@ -266,7 +266,7 @@ async fn permissions_are_checked_once_a_day() {
     granted.ensure_permitted(&some_base()).await.unwrap();
     // The instance is checked each time.
     assert_eq!(calls.names(), ["DescribeInstances", "CreateVolume", "RegisterImage", "DescribeInstances"]);
-    // The DryRun has to name existing resources, because otherwise EC2 may only answer that they do not exist.
+    // The DryRun has to name existing resources, because EC2 may otherwise report only that they do not exist.
     assert_eq!(calls.all()[1].get("SnapshotId"), BASE_SNAPSHOT);
     assert_eq!(calls.all()[2].get("BlockDeviceMapping.1.Ebs.SnapshotId"), BASE_SNAPSHOT);
     assert!(calls.all()[1..3].iter().all(|request| request.get("DryRun") == "true"));
@@ -300,7 +300,7 @@ async fn permissions_are_checked_once_a_day() {
     assert_eq!(missing, ["ec2:RegisterImage"]);
 }
 
-/// The resources of a DryRun do not exist and are not waited for.
+/// A DryRun names resources that do not exist. oven does not wait for them.
 #[tokio::test]
 async fn each_permission_is_checked_with_one_call() {
     let dir = tempfile::tempdir().unwrap();
@@ -316,7 +316,7 @@ async fn each_permission_is_checked_with_one_call() {
     .await;
     let all = ec2.permissions().await.unwrap();
     let known = |p: &&Permission| p.verdict == crate::cloud::PermissionVerdict::Granted;
-    // Four errors say nothing about the permission, and SSM is not configured.
+    // Five permissions are unknown. Four errors say nothing about the permission, and SSM is not configured.
     assert_eq!(all.len() - all.iter().filter(known).count(), 5, "{all:?}");
     assert_eq!(calls.all().len(), iam_policy::actions(DiskAccess::Attached).len() - 1);
 }

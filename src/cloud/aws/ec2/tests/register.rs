@@ -1,9 +1,9 @@
-//! Registering: a name has one image.
+//! Tests of registering. Only one image can have a name.
 
 use super::*;
 
-/// Registers an image. `register` answers RegisterImage, and `describe` answers DescribeImages. Also returns the calls,
-/// and whether no document file remains.
+/// Registers an image. `register` answers RegisterImage, and `describe` answers DescribeImages. Returns the result, the
+/// calls, and whether no document file remains.
 async fn registering(
     register: impl Fn(usize) -> Reply + Send + 'static,
     describe: impl Fn(&Request, usize) -> Reply + Send + 'static,
@@ -37,7 +37,7 @@ async fn a_new_image_is_polled_three_times_in_a_row() {
     };
     let (image, calls, _) = registering(|_| ok(format!("<imageId>{IMAGE}</imageId>")), describe).await;
     assert_eq!(image.unwrap().state, ImageState::Available);
-    // The last of these calls is the test's own.
+    // The last of these calls is made by `registering`.
     assert_eq!(count(&calls, "DescribeImages"), 3 + 3 + 1);
     let sent = &calls.of("RegisterImage")[0];
     assert_eq!((sent.get("Architecture"), sent.get("VirtualizationType")), ("x86_64", "hvm"));
@@ -50,7 +50,7 @@ async fn a_lost_register_is_looked_up_by_name() {
     let (image, calls, _) = registering(|_| Reply::Drop, |_, _| ok(ours("available"))).await;
     assert_eq!(image.unwrap().id.0, IMAGE);
     assert_eq!(count(&calls, "RegisterImage"), 1);
-    // If the lost call had no effect, it is sent again once the search has shown that the name is free.
+    // If the lost call had no effect, it is sent again after the search has shown that the name is free.
     let register = |nth| if nth == 0 { Reply::Drop } else { ok(format!("<imageId>{IMAGE}</imageId>")) };
     let describe = |request: &Request, _| match request.filter("name") {
         Some(_) => ok("<imagesSet/>"),

@@ -1,8 +1,8 @@
-//! Snapshots are created once, whatever answer is lost.
+//! Tests that a snapshot is created only once, even if an answer is lost.
 
 use super::*;
 
-/// A fake with snapshots. For each CreateSnapshot, `script` returns whether a snapshot is created, and the answer.
+/// A fake EC2 with snapshots. For each CreateSnapshot, `script` returns whether a snapshot is created, and the answer.
 async fn snapshotting(
     dir: &std::path::Path,
     script: impl Fn(usize) -> (bool, Reply) + Send + 'static,

@@ -1,4 +1,4 @@
-//! The life of volumes.
+//! Tests of creating, attaching, preserving and deleting volumes.
 
 use super::*;
 
@@ -32,7 +32,7 @@ async fn a_volume_is_created_attached_and_deleted() {
     assert!(owner.parse::<Owner>().is_ok());
     let ends = &calls.of("ModifyInstanceAttribute")[0];
     assert_eq!(ends.get("BlockDeviceMapping.1.Ebs.DeleteOnTermination"), "true");
-    // The second time, no volume exists, and no deletion is sent.
+    // At the second call, no volume exists, so DeleteVolume is not sent.
     ec2.ensure_no_volumes(&run()).await.unwrap();
     assert_eq!(count(&calls, "DeleteVolume"), 1);
 }
@@ -98,7 +98,7 @@ async fn a_volume_in_error_fails_at_once_and_names_kms() {
     .await;
     let error = ec2.create(&spec()).await.unwrap_err();
     assert!(hint_of(&error).unwrap().contains("kms:CreateGrant"), "{error:#}");
-    // The volume is polled once. The other calls look up device names.
+    // The volume is polled once. The other calls of DescribeVolumes look up device names.
     let looks = calls.of("DescribeVolumes").into_iter().filter(|call| call.filter("volume-id").is_some());
     assert_eq!(looks.count(), 1);
 }
@@ -144,7 +144,7 @@ async fn the_debt_knows_the_volume_of_a_cancelled_create() {
             state = ("available", "");
             Reply::Drop
         }
-        // The tag is not visible yet.
+        // The volume's tag is not visible yet, so this search does not find the volume.
         ("DescribeVolumes", 0) => ok("<volumeSet/>"),
         _ => manners(request, &mut state),
     })
@@ -178,7 +178,7 @@ async fn names_in_use_are_skipped() {
     ec2.attach(&volume_id()).await.unwrap();
     let names: std::collections::BTreeSet<String> =
         calls.of("AttachVolume").iter().map(|request| request.get("Device").to_owned()).collect();
-    assert_eq!(names.len(), 4, "each another one");
+    assert_eq!(names.len(), 4, "each call uses another name");
 }
 
 #[tokio::test]

@@ -35,7 +35,8 @@ impl Ec2 {
         }
     }
 
-    /// `Ok(Err(…))` means that the volume is stuck, and that another attempt may succeed.
+    /// Attaches the volume in one attempt. `Ok(Err(…))` means that the volume is stuck, and that another attempt may
+    /// succeed.
     async fn attach_once(&self, volume: &VolumeId) -> Result<Result<Device>> {
         let instance = self.instance()?;
         let name = match self.attached_to(volume, instance).await? {
@@ -75,8 +76,8 @@ impl Ec2 {
         Ok(Ok(device))
     }
 
-    /// Returns the device name if the volume is already attached to this instance, as the volume of a preserved disk
-    /// may be.
+    /// Returns the device name if the volume is already attached to this instance. This is possible for the volume of a
+    /// preserved disk.
     async fn attached_to(&self, volume: &VolumeId, instance: &str) -> Result<Option<String>> {
         if self.is_new(&volume.0) {
             return Ok(None);
@@ -104,8 +105,8 @@ impl Ec2 {
         Ok(mine.filter_map(|a| a.device.clone()).collect())
     }
 
-    /// Looks up the device names in use while `volume` is being created. If this fails, it is repeated when the names
-    /// are needed.
+    /// Looks up the device names that are in use. To save time, this is done while `volume` is being created. If it
+    /// fails, the names are looked up again when they are needed.
     pub(crate) async fn look_up_names(&self, volume: &VolumeId) {
         if let Ok(instance) = self.instance()
             && let Ok(names) = self.names_in_use(instance).await
@@ -157,8 +158,9 @@ impl Ec2 {
                         let text = format!("{volume} is attached to {to} as {device}");
                         return Err(anyhow::Error::from(refused).context(text));
                     }
-                    // Several polls show no attachment, so the call had no effect. It is safe to send it again. If the
-                    // volume is attached after all, EC2 refuses the call, and the attachment is looked up again.
+                    // Several polls showed no attachment, so the call probably had no effect. It is safe to send it
+                    // again. If the volume is attached after all, EC2 refuses the second call, and the attachment is
+                    // looked up again.
                     None if refused.class == ErrorClass::Ambiguous && lost < 3 => lost += 1,
                     None if refused.class != ErrorClass::Ambiguous && !retried_in_use => {
                         retried_in_use = true
@@ -174,8 +176,8 @@ impl Ec2 {
         }
     }
 
-    /// Polls DescribeVolumes several times for an attachment of the volume. DescribeVolumes shows it earlier than
-    /// DescribeInstances.
+    /// Polls DescribeVolumes several times for an attachment of the volume. DescribeVolumes shows an attachment earlier
+    /// than DescribeInstances.
     async fn find_attachment(&self, volume: &VolumeId) -> Result<Option<(String, String)>> {
         let end = Instant::now() + self.timeouts().first_poll * 4;
         loop {
@@ -191,10 +193,11 @@ impl Ec2 {
         }
     }
 
-    /// Waits until this machine shows the volume's device. `Ok(Err(…))` means that the device did not appear in time.
+    /// Waits until this machine's kernel shows the volume's device. `Ok(Err(…))` means that the device did not appear
+    /// in time.
     async fn device(&self, volume: &VolumeId, name: &str) -> Result<Result<Device>> {
         let deadline = Instant::now() + self.timeouts().device;
-        // The pauses are short, because this polls the kernel and needs no call of EC2.
+        // The pauses are short, because this polls only the kernel, not EC2.
         let pause = self.timeouts().first_poll;
         let policy =
             PollPolicy { first: pause / 10, longest: pause, ..self.timeouts().until(self.timeouts().device) };
@@ -204,9 +207,9 @@ impl Ec2 {
                 None if Instant::now() >= deadline => {
                     let time = humantime::format_duration(self.timeouts().device);
                     let shown = match nvme::list(Path::new("/sys")) {
-                        Ok(disks) if disks.is_empty() => "it has no NVMe disk at all".to_owned(),
-                        Ok(disks) => format!("its NVMe disks are {}", disks.join("; ")),
-                        Err(error) => format!("its NVMe disks cannot be listed: {error:#}"),
+                        Ok(disks) if disks.is_empty() => "the machine has no NVMe disks".to_owned(),
+                        Ok(disks) => format!("the machine's NVMe disks are {}", disks.join("; ")),
+                        Err(error) => format!("the machine's NVMe disks cannot be listed: {error:#}"),
                     };
                     let text = format!(
                         "EC2 says that {volume} is attached as {name}, but this machine does not show it after {time}: \
@@ -283,7 +286,7 @@ fn stuck(volume: &VolumeId, a: &Attachment<'_>) -> anyhow::Error {
         a.device,
         a.state.as_str()
     );
-    Kind::Cloud.failure(text).hint("A reboot of the instance frees its device names.").into()
+    Kind::Cloud.failure(text).hint("Reboot the instance to free its device names.").into()
 }
 
 fn no_name_error(instance: &str) -> anyhow::Error {

@@ -1,4 +1,4 @@
-//! Checks that the builder is the given instance, before anything is created.
+//! Checks that the given instance can be the builder. This is done before anything is created.
 
 use crate::cloud::aws::ec2::Ec2;
 use crate::cloud::aws::ec2::client::errors::{DESCRIBE_INSTANCES, ErrorClass};
@@ -8,8 +8,8 @@ use anyhow::Result;
 use aws_sdk_ec2::types::{Instance, InstanceStateName};
 
 impl Ec2 {
-    /// Fails if the given instance is not a running instance in the given zone. Both may come from the command line and
-    /// may be wrong. A volume that is created in another zone cannot be attached.
+    /// Fails if the given instance is not a running instance in the given zone. Both may come from the command line,
+    /// and may be wrong. If the zone is wrong, volumes cannot be attached to the instance.
     pub(crate) async fn ensure_builder(&self) -> Result<()> {
         let (id, zone) = (self.instance()?, self.zone()?);
         let what = format!("the builder {id}");
@@ -19,7 +19,8 @@ impl Ec2 {
         });
         let found = match sent.await {
             Ok(found) => found,
-            // Without this permission, the check is skipped. If the instance is wrong, a later call reports it.
+            // If the role lacks this permission, the check is skipped. If the instance is wrong, a later call then
+            // fails.
             Err(refused) if refused.class == ErrorClass::Fatal && refused.is("UnauthorizedOperation") => {
                 return Ok(());
             }

@@ -1,24 +1,25 @@
-//! Device names for AttachVolume. EC2 decides which names are free. On an instance with NVMe disks, a name has no other
-//! meaning.
+//! Chooses device names for AttachVolume. EC2 accepts only a name that is free on the instance. On an instance with
+//! NVMe disks, the name has no other effect, because the kernel names the disk.
 
 use crate::ids::VolumeId;
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-/// What this process knows about device names.
+/// Device names that are in use or were used, as far as this process knows.
 #[derive(Debug, Default)]
 pub struct DeviceNames {
-    /// Names that EC2 refused because they are in use. They are not tried again.
+    /// Names that EC2 refused because they are in use. They are not tried again until [`Self::forget_taken`].
     taken: BTreeSet<String>,
     /// Names that this process has used, oldest first. They are tried last, because a volume may remain `attaching`
     /// forever if its name was freed just before.
     used: Vec<String>,
-    /// A volume that is to be attached, and the names that were in use on the instance while it was created.
+    /// A volume that is to be attached, and the names that were in use on the instance while the volume was being
+    /// created.
     pub seen: Option<(VolumeId, BTreeSet<String>)>,
 }
 
-/// The names that AWS recommends for data volumes, then those that it allows on HVM instances (EC2 guide, device
-/// names).
+/// Returns the names that AWS recommends for data volumes, followed by the others that it allows on HVM instances. The
+/// names are listed in EC2's guide under "device names".
 fn all_names() -> impl Iterator<Item = String> {
     let recommended = ('f'..='p').map(|last| format!("/dev/sd{last}"));
     let allowed = ['b', 'c']
@@ -28,8 +29,8 @@ fn all_names() -> impl Iterator<Item = String> {
 }
 
 impl DeviceNames {
-    /// Returns the names to try for a volume, best first. Unused names come first, then used ones in the order of their
-    /// use. The first name depends on the volume's id, so that bakes of different processes rarely try the same name.
+    /// Returns the names to try for a volume, best first. Unused names come first, then used ones, least recently used
+    /// first. The first name depends on the volume's id, so that bakes of different processes rarely try the same name.
     pub fn for_volume(&self, volume: &str, in_use: &BTreeSet<String>) -> Vec<String> {
         let mut hasher = DefaultHasher::new();
         volume.hash(&mut hasher);

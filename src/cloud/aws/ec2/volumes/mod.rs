@@ -32,7 +32,8 @@ use tokio::time::Instant;
 pub const ABSENT_POLLS: u32 = 3;
 
 /// Makes a client token, by which EC2 recognizes a repeated call. It is derived from the run and not from the
-/// fingerprint, because otherwise two builders would get the same volume. EC2 allows 64 characters.
+/// fingerprint, because otherwise two builders of the same definition would get the same volume. EC2 allows 64
+/// characters.
 pub fn client_token(run: &RunId, step: &str, attempt: u32) -> String {
     let digest = Sha256::digest(format!("{run}/{step}/{attempt}"));
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -91,8 +92,8 @@ impl Ec2 {
         }
     }
 
-    /// Returns one volume; `None` if EC2 does not show it. The call has a filter instead of an id, because EC2 reports
-    /// an unknown id as an error.
+    /// Returns one volume; `None` if EC2 does not show it. The id is passed as a filter, because EC2 would report an
+    /// unknown id as an error.
     pub(crate) async fn volume(&self, id: &VolumeId) -> Result<Option<types::Volume>, ApiError> {
         Ok(self.volumes(&id.0, &[filter("volume-id", [id.0.as_str()])]).await?.into_iter().next())
     }
@@ -145,10 +146,10 @@ impl Ec2 {
             });
             match sent.await {
                 Ok(volume) => break (convert::id("vol", volume.volume_id.as_deref())?, request),
-                // EC2 refuses the token, because its volume failed or had other parameters. A new token is tried once.
+                // EC2 refuses a token if its volume failed or had other parameters. A new token is tried once.
                 Err(refused) if refused.is("IdempotentParameterMismatch") && attempt == 1 => attempt += 1,
-                // If the first call created a volume and its answer was lost, this volume counts against the limit of
-                // the second call. So this looks for that volume.
+                // Perhaps an earlier call created a volume, but its answer was lost. That volume then counts towards
+                // the limit. So oven searches for that volume.
                 Err(refused) if refused.is("VolumeLimitExceeded") || refused.is("MaxIOPSLimitExceeded") => {
                     match self.find_lost_volume(&spec.run).await? {
                         Some(id) => break (id, request),
@@ -212,10 +213,11 @@ impl Ec2 {
                 async || {
                     let Some(volume) = self.volume(id).await? else {
                         absent += 1;
-                        // EC2 removes a new volume if it may not use the volume's key. Then EC2 refuses the volume's
-                        // token. So the token shows whether the volume vanished or is not visible yet.
+                        // If EC2 may not use a volume's KMS key, it removes the new volume, and refuses the volume's
+                        // client token from then on. So the token shows whether the volume vanished or is not visible
+                        // yet.
                         if absent % ABSENT_POLLS == 0 && self.is_token_used_up(&spec.run, &request).await? {
-                            // The clean-up action for the volume remains registered, because the volume may exist: EC2
+                            // The clean-up action for the volume remains registered, because the volume may exist. EC2
                             // also refuses the token of a failed volume that is not visible yet.
                             let text = format!("the volume {id} vanished while it was being created");
                             return Err(Kind::Cloud.failure(text).hint(hint()).into());
@@ -243,7 +245,8 @@ impl Ec2 {
             .with_context(|| format!("creating the volume {id} of {}", spec.snapshot))
     }
 
-    /// Sends a request again, and returns whether EC2 refuses its token. Then the request's volume vanished or failed.
+    /// Sends a request again, and returns whether EC2 refuses its client token. If so, the request's volume vanished or
+    /// failed.
     pub(crate) async fn is_token_used_up(
         &self,
         run: &RunId,
@@ -280,7 +283,8 @@ impl Ec2 {
         });
         sent.await?;
         let ids: Vec<VolumeId> = ids.into_iter().map(VolumeId).collect();
-        // The volumes are copies of a root disk. If one remained attached, the instance might boot from it next time.
+        // The volumes are copies of a root disk. If one remained attached, the instance might boot from it at its next
+        // start.
         for id in &ids {
             self.detach(id).await?;
         }
