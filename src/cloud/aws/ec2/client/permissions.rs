@@ -293,17 +293,9 @@ fn verdict(refused: &ApiError, tagged: bool) -> PermissionVerdict {
     match code {
         "DryRunOperation" | "ParameterNotFound" => PermissionVerdict::Granted,
         "UnauthorizedOperation" | "AccessDenied" | "AccessDeniedException" if tagged => {
-<<<<<<< ours
             let why = "the resource of this check does not exist and has no tags, so a policy that is limited to oven's \
                        tags refuses the call as well";
             unknown(format!("{code}: {why}"))
-||||||| base
-            let why = "which a policy that is limited to resources with oven's tags causes, too";
-            unknown(format!("{code}, {why}"))
-=======
-            let why = "which EC2 also returns if the policy permits the action only for resources with oven's tags";
-            unknown(format!("{code}, {why}"))
->>>>>>> theirs
         }
         "UnauthorizedOperation" | "AccessDenied" | "AccessDeniedException" => PermissionVerdict::Missing,
         // For some actions, EC2 looks for the resource before it checks the permission. After such an error, the
