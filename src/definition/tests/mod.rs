@@ -270,7 +270,7 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
         ),
         (
             "[[file]]\nsource = \".env\"\ntarget = \"/a\"",
-            "3: `source` of [[file]] is \".env\": files whose names begin with a dot are not part of the checksum",
+            "3: `source` of [[file]] is \".env\": rename the file, because files whose names begin with a dot are not part of the checksum",
         ),
         ("[[file]]\nsource = \"\"\ntarget = \"/a\"", "3: `source` of [[file]] is empty"),
         (
