@@ -145,7 +145,7 @@ fn doctor_reports_all_missing_permissions_in_one_line() {
     let world = Ec2World::tiny(ServerOptions { denied, ..ServerOptions::default() });
     let ended = world.expect(8, &["-q", "doctor"]);
     let wanted = "lacks  permissions: the role lacks ec2:DescribeSnapshots, ec2:CreateVolume, ec2:RegisterImage. `oven \
-                  policy` prints the least policy.";
+                  policy` prints the minimal policy.";
     assert!(lacks(&ended).contains(&wanted), "{}", ended.out);
 }
 
