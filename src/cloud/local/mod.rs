@@ -211,7 +211,9 @@ impl Region {
         if let Some(why) = self.store().why_failed(&record) {
             // The failed image is useless. After it is deregistered, its name can be used again and the snapshot can be
             // deleted.
-            self.deregister(id).await.with_context(|| format!("deregistering {id}, which failed ({why})"))?;
+            self.deregister(id)
+                .await
+                .with_context(|| format!("deregistering the failed image {id} (it failed: {why})"))?;
             return Err(Kind::Cloud.error(format!("the image {id} failed: {why}")));
         }
         let image = self.describe(record);
@@ -378,7 +380,7 @@ impl Cloud for Region {
         let id = holder.id.clone();
         if !super::name_conflict::is_replaceable(&holder) {
             let text = format!(
-                "oven does not replace {id}, which has the name {name}, because it is not a failed image of oven"
+                "{id} has the name {name}, but oven replaces only images that it created itself and that failed"
             );
             return Err(Kind::Cloud.error(text));
         }
@@ -445,11 +447,7 @@ impl Region {
             let why = format!("the local region {} is empty", self.dir().display());
             return Ok(missing(&why).hint(import));
         }
-        let why = format!(
-            "none of the {} images in {} matches and is available",
-            images.len(),
-            self.dir().display()
-        );
+        let why = format!("no available image matches ({} images in {})", images.len(), self.dir().display());
         let wanted = if let BaseRef::Name { name, .. } = from { name.as_str() } else { "" };
         let similarity = |image: &&ImageRecord| (strsim::jaro_winkler(wanted, &image.name) * 1000.0) as u64;
         let nearest = images.iter().max_by_key(similarity).filter(|image| similarity(image) > 800);

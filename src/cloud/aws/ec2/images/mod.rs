@@ -175,7 +175,7 @@ impl Ec2 {
         let Some(image) = of(&found).filter(is_replaceable) else {
             let id = found.image_id.as_deref().unwrap_or("?");
             let text = format!(
-                "oven does not replace {id}, which has the name {name}, because it is not a failed image of oven"
+                "{id} has the name {name}, but oven replaces only images that it created itself and that failed"
             );
             return Err(Kind::Cloud.error(text));
         };
