@@ -80,7 +80,7 @@ async fn r1_3_failed_or_incomplete() {
 async fn r1_3_nothing_else_is_replaced() {
     let (fixture, image) = baked().await;
     let error = fixture.ec2().replace_failed("web-1").await.unwrap_err();
-    says(&error, &[&image.id.0, "not a failed image of oven"], "1.3");
+    says(&error, &[&image.id.0, "replaces only images that it created"], "1.3");
     fixture.server.with_world(|world| {
         let common = &mut world.images.get_mut(&image.id.0).unwrap().common;
         common.tags.clear();
