@@ -85,7 +85,7 @@ pub async fn ec2(dir: &Path, handler: impl FnMut(&Request, usize) -> Reply + Sen
     (Ec2::with_config(config, options(dir)), calls)
 }
 
-/// Like [`ec2`], but the client is made as in the program, with aws-config and SSM.
+/// Like [`ec2`], but the configuration is loaded with aws-config, as outside of tests. So the client can also call SSM.
 pub async fn connected(
     dir: &Path,
     handler: impl FnMut(&Request, usize) -> Reply + Send + 'static,
@@ -135,8 +135,8 @@ fn options(dir: &Path) -> Ec2Options {
         zone: Some("eu-test-1a".to_owned()),
         documents: dir.to_owned(),
         devices: Rc::new(devices),
-        // This limit is longer than the others. If the first call is lost, the retry must not exceed the limit, even on
-        // a busy machine.
+        // This limit is not shortened as much as the others. Even on a busy machine, there must be enough time for a
+        // retry if the first answer is lost.
         timeouts: Timeouts { unreachable: Duration::from_secs(3), ..fast },
     }
 }

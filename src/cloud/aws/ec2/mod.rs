@@ -3,9 +3,10 @@
 //! Calls are retried only in `client/call.rs`. The table of error classes in `client/errors.rs` determines which errors
 //! are retried. Some calls must not take effect twice, but have no client token. If the answer to such a call is lost,
 //! oven first looks up whether the call had an effect. After `CreateSnapshot`, it searches for a snapshot of the volume
-//! with the run's tag; after `RegisterImage`, for an image with the name. After `AttachVolume`, it queries the volume's
-//! state. If a bake is cancelled during a call that creates something, the call is still completed
-//! (`client/in_flight.rs`). So the clean-up knows which resources to remove.
+//! with the tag of the run (a run is the baking of one image). After `RegisterImage`, it searches for an image with the
+//! requested name. After `AttachVolume`, it queries the volume's state. If a bake is cancelled during a call that
+//! creates something, the call is still completed (`client/in_flight.rs`). So the clean-up knows which resources to
+//! remove.
 
 pub mod client;
 #[cfg(test)]
@@ -47,7 +48,8 @@ pub type FindDevice = Rc<dyn Fn(&VolumeId) -> Result<Option<Device>>>;
 pub struct Ec2Options {
     /// If this is `None`, `aws-config` takes the region from the environment, a profile or IMDS.
     pub region: Option<String>,
-    /// The id of this instance. Without an id, oven cannot attach volumes, but can find images and sweep leftovers.
+    /// The id of this instance. Without an id, oven cannot attach volumes. But it can find images, and remove the
+    /// resources of runs that have ended.
     pub instance_id: Option<String>,
     /// This instance's availability zone.
     pub zone: Option<String>,
@@ -68,15 +70,15 @@ struct Inner {
     /// The configuration for SSM and for checking the credentials. It is `None` in tests that need neither.
     shared: Option<SdkConfig>,
     options: Ec2Options,
-    /// Whether EC2 has answered this process. An endpoint that has never answered is probably wrong, so calls to it are
-    /// retried only for a short time.
+    /// Whether EC2 has answered any call of this process. An endpoint that has never answered is probably wrong, so
+    /// calls to it are retried only for a short time.
     answered: Cell<bool>,
-    /// The resources that this process created, by id. The value is the time of creation, and whether EC2 has listed
-    /// the resource since then.
+    /// The resources that this process created, by id. Each value contains the time of creation, and whether EC2 has
+    /// listed the resource since then.
     born: RefCell<HashMap<String, (Instant, bool)>>,
     made: client::in_flight::InFlight,
     names: RefCell<volumes::device_names::DeviceNames>,
-    /// Whether the bakes of this process use EBS direct and attach no volumes.
+    /// Whether the bakes of this process use EBS direct (the API for blocks of snapshots), and attach no volumes.
     direct: Cell<bool>,
     /// Locked while a bake searches for a copy of a snapshot, or creates one.
     copying: tokio::sync::Mutex<()>,
@@ -107,19 +109,21 @@ impl Ec2 {
         Ok(Self::with_shared(shared, options))
     }
 
-    /// Uses a given configuration for EC2, SSM and credentials. For tests.
+    /// Uses a given configuration for EC2, SSM and credentials. This function is public for tests.
     pub fn with_shared(shared: SdkConfig, options: Ec2Options) -> Self {
         Self::new(Config::new(&shared), Some(shared), options)
     }
 
-    /// Uses a given configuration for EC2 only. Its timeouts and retries are replaced by oven's. For tests.
+    /// Uses a given configuration for EC2 only. oven's timeouts and retries replace those of the configuration. Only
+    /// tests call this function.
     pub fn with_config(config: Config, options: Ec2Options) -> Self {
         Self::new(config, None, options)
     }
 
     fn new(config: Config, shared: Option<SdkConfig>, options: Ec2Options) -> Self {
         let wire = client::connection::TrafficObserver::default();
-        // The SDK must not retry, because it would send CreateSnapshot again after a lost answer.
+        // The SDK must not retry. After a lost answer, it would send CreateSnapshot again, which could create a second
+        // snapshot.
         let config = config
             .to_builder()
             .retry_config(RetryConfig::disabled())
@@ -161,7 +165,7 @@ impl Ec2 {
         self.0.client.borrow().clone()
     }
 
-    /// Makes a client with new connections. They may lead to another server of EC2.
+    /// Makes a client with new connections. The new connections may reach another server of EC2.
     fn new_client(&self) -> Client {
         Client::from_conf(self.0.config.borrow().clone())
     }
@@ -210,8 +214,8 @@ impl Ec2 {
         });
     }
 
-    /// Returns whether EC2 may answer "not found" for this id although the resource exists. This is so if this process
-    /// created the resource recently, and EC2 has never shown it.
+    /// Returns whether EC2 may answer "not found" for this id although the resource exists. This can happen if this
+    /// process created the resource recently, and EC2 has never shown it.
     fn is_unseen(&self, id: &str) -> bool {
         let visible = self.timeouts().visible;
         self.0.born.borrow().get(id).is_some_and(|(born, seen)| !seen && born.elapsed() < visible)
@@ -222,8 +226,8 @@ impl Ec2 {
         self.0.born.borrow().get(id).map(|(born, _)| born.elapsed())
     }
 
-    /// Returns whether a text contains the id of a resource that this process created so recently that EC2 may not show
-    /// it everywhere.
+    /// Returns whether a text contains the id of a resource that this process created so recently that some servers of
+    /// EC2 may not show it yet.
     fn is_new(&self, what: &str) -> bool {
         let visible = self.timeouts().visible;
         self.0

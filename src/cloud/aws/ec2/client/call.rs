@@ -36,7 +36,7 @@ pub struct ApiErrorDetails {
     /// The reason that EBS direct (the API for blocks of snapshots) returns in addition to the code, such as
     /// `INVALID_BLOCK_TOKEN`.
     pub reason: Option<String>,
-    /// The id of the request, which EC2 assigned. AWS Support asks for this id.
+    /// The id that EC2 assigned to the request. AWS Support asks for this id.
     request: Option<String>,
     /// The number of seconds by which EC2's clock is ahead of this machine's.
     ahead: Option<i64>,
@@ -58,8 +58,9 @@ impl ApiError {
             error.raw_response().and_then(|answer| answer.headers().get("date")).and_then(clock_offset);
         let meta = error.as_service_error().map(|error| error.meta());
         let code = meta.and_then(|meta| meta.code()).map(str::to_owned);
-        // If the SDK finds no request id, it is read from the answer's header, which exists even if the body is empty.
-        // If the header lacks the id, it is read from the body, where EC2's Query API puts it.
+        // If the SDK finds no request id, the id is read from the answer's headers. An answer can have this header even
+        // if its body is empty. If the header is missing, the id is read from the body, because EC2's Query API puts it
+        // there.
         let header = error.raw_response().and_then(|answer| answer.headers().get("x-amzn-requestid"));
         let body = error.raw_response().and_then(|answer| std::str::from_utf8(answer.body().bytes()?).ok());
         let from_body = body.and_then(|body| Some(body.split_once("<RequestID>")?.1.split_once('<')?.0));
@@ -79,7 +80,7 @@ impl ApiError {
         let reason = error.raw_response().and_then(|answer| reason(answer.body().bytes()?));
         let class = match &error {
             // `has_no_credentials` searches the error's text for words. Errors that EC2 returns may contain these
-            // words, too. So it is called only if there was no answer.
+            // words, too. So `has_no_credentials` is called only if there was no answer.
             _ if status.is_none() && has_no_credentials(&error) => ErrorClass::CredentialsExpired,
             // The request was not sent, because a parameter is wrong.
             SdkError::ConstructionFailure(_) => ErrorClass::Fatal,
@@ -110,8 +111,8 @@ impl ApiError {
         self.code.as_deref() == Some(code)
     }
 
-    /// Returns false if the error says that an object does not exist. Any other error is treated as one about the state
-    /// of an existing object.
+    /// Returns false if the error says that an object does not exist. Any other error is treated as an error about the
+    /// state of an existing object.
     fn is_state_error(&self) -> bool {
         !self.code.as_deref().is_some_and(|code| code.contains("NotFound") || code == "InvalidID")
     }
@@ -164,7 +165,7 @@ fn causes(error: &dyn std::error::Error) -> String {
 }
 
 /// Returns whether the SDK found no credentials, or could not fetch them. The SDK reports both cases as a connection
-/// error.
+/// error, so this function searches the text of the error.
 fn has_no_credentials<E: std::error::Error + 'static>(error: &SdkError<E>) -> bool {
     let mut cause: Option<&dyn std::error::Error> = Some(error);
     while let Some(error) = cause {
@@ -266,10 +267,10 @@ impl Ec2 {
                 answered: self.has_answered(),
                 // Credentials are loaded again only if EC2 has answered before, or if oven runs on an instance. An
                 // instance's credentials come from its metadata service. If the machine is busy, this service may need
-                // longer than the second that the SDK waits, and the SDK does not retry.
+                // longer than one second. But the SDK waits only for one second, and does not retry.
                 renewable: self.has_answered() || self.0.options.instance_id.is_some(),
-                // An empty `what` means that the call must not wait until its objects are visible. Only DryRuns pass
-                // it.
+                // If `what` is empty, the call names no object that could become visible later. So
+                // [`ErrorClass::NotVisibleYet`] is not retried.
                 may_be_new: !what.is_empty() && (error.is_state_error() || self.is_new(what)),
                 rate_limited: false,
             };
@@ -311,8 +312,8 @@ impl<'t> Retries<'t> {
         Self { action, timeouts, start: Instant::now(), tries: 0, span }
     }
 
-    /// Returns the pause before the next attempt, which depends on the error's class. Returns the error if another
-    /// attempt would not help, or if it would exceed the time limit of the class. After
+    /// Returns the pause before the next attempt. The length of the pause depends on the error's class. Returns the
+    /// error if another attempt would not help, or if the pause would end after the time limit of the class. After
     /// [`ErrorClass::CredentialsExpired`], the caller has to renew the credentials before the next attempt.
     pub fn pause_after(
         &mut self,

@@ -21,8 +21,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// than five minutes. The limit here is lower, because the clock may drift further during a bake.
 const MAX_CLOCK_SKEW: u64 = 240;
 
-/// Records the access key id of the last request. Also records, from the last answer, by how much AWS's clock differs
-/// from this machine's.
+/// Records the access key id of the last request. It also records the difference between AWS's clock and this machine's
+/// clock at the last answer.
 #[derive(Debug, Clone, Default)]
 pub struct TrafficObserver(Arc<Mutex<Observed>>);
 
@@ -92,8 +92,8 @@ pub fn clock_problem(ahead: i64) -> Option<(String, &'static str)> {
 }
 
 impl Ec2 {
-    /// Returns the name and the result of each check. If there are no credentials, only the check of the credentials is
-    /// returned, because the other checks need them.
+    /// Returns the name and the result of each check. If there are no credentials, only the result for the credentials
+    /// is returned, because the other checks need credentials.
     pub(crate) async fn run_connection_checks(&self) -> Vec<(String, Result<()>)> {
         let mut checks = Vec::new();
         if let Some(shared) = &self.0.shared {
@@ -119,7 +119,7 @@ impl Ec2 {
             call.filters(filter("tag-key", [tag::RUN])).send()
         });
         let answered = match asked.await {
-            // Both errors show that EC2 can be reached. The permissions are checked separately.
+            // Each of these two errors shows that EC2 can be reached. The permissions are checked separately.
             Err(refused) if refused.is("DryRunOperation") || refused.is("UnauthorizedOperation") => Ok(()),
             Err(refused) => Err(refused.into()),
             Ok(_) => Ok(()),

@@ -32,7 +32,7 @@ pub struct Action {
     pub idempotent: bool,
 }
 
-/// The actions of EBS direct.
+/// The actions of EBS direct, which is the API for blocks of snapshots.
 pub const EBS_ACTIONS: &[&Action] =
     &[&LIST_SNAPSHOT_BLOCKS, &GET_SNAPSHOT_BLOCK, &START_SNAPSHOT, &PUT_SNAPSHOT_BLOCK, &COMPLETE_SNAPSHOT];
 
@@ -84,10 +84,11 @@ actions! {
 const ANY: &str = "*";
 
 /// The columns are: action, error code (a prefix if it ends in `*`), a part of the message in lower case, class. The
-/// first row that matches decides. If no row matches, the class is [`ErrorClass::Ambiguous`] for an HTTP status of at
-/// least 500, and [`ErrorClass::Fatal`] otherwise.
+/// first row that matches decides. If no row matches an error code, the class is [`ErrorClass::Ambiguous`] for an HTTP
+/// status of at least 500, and [`ErrorClass::Fatal`] otherwise.
 const TABLE: &[(&str, &str, &str, ErrorClass)] = &[
-    // EC2 throttles each action with a separate token bucket (see "EC2 API throttling" in AWS's documentation).
+    // These codes mean that an action was called too often. EC2 has a separate token bucket for each action (see "EC2
+    // API throttling" in AWS's documentation).
     (ANY, "RequestLimitExceeded", "", ErrorClass::Throttled),
     (ANY, "EC2ThrottledException", "", ErrorClass::Throttled),
     (ANY, "Throttling*", "", ErrorClass::Throttled),
@@ -99,7 +100,7 @@ const TABLE: &[(&str, &str, &str, ErrorClass)] = &[
     ("CreateSnapshot", "SnapshotCreationPerVolumeRateExceeded", "", ErrorClass::RateLimited),
     ("CreateSnapshot", "ConcurrentSnapshotLimitExceeded", "", ErrorClass::RateLimited),
     (ANY, "ExpiredToken*", "", ErrorClass::CredentialsExpired),
-    // EC2 sends these codes with the HTTP status 500 or 503.
+    // A call that failed with one of these codes may have had an effect.
     (ANY, "InternalError", "", ErrorClass::Ambiguous),
     (ANY, "InternalFailure", "", ErrorClass::Ambiguous),
     (ANY, "InternalServerError", "", ErrorClass::Ambiguous),
@@ -107,9 +108,9 @@ const TABLE: &[(&str, &str, &str, ErrorClass)] = &[
     (ANY, "Unavailable", "", ErrorClass::Ambiguous),
     (ANY, "RequestTimeout*", "", ErrorClass::Ambiguous),
     (ANY, "InternalServerException", "", ErrorClass::Ambiguous),
-    // EBS direct returns these if the data did not arrive completely, or if an earlier call with a lost answer is still
-    // being processed. Any other ValidationException is final (see "error retries" in the documentation of the EBS
-    // direct APIs).
+    // EBS direct returns these errors if the data did not arrive completely, or if an earlier call with a lost answer
+    // is still being processed. After any other ValidationException, the call is not retried (see "error retries" in
+    // the documentation of the EBS direct APIs).
     (ANY, "ValidationException", "failed to read block data", ErrorClass::Ambiguous),
     ("PutSnapshotBlock", "ValidationException", "write_request_timeout", ErrorClass::Ambiguous),
     ("PutSnapshotBlock", "ValidationException", "conflicting_block_update", ErrorClass::Ambiguous),
@@ -130,6 +131,7 @@ const TABLE: &[(&str, &str, &str, ErrorClass)] = &[
     ("CreateTags", "InvalidID", "", ErrorClass::NotVisibleYet),
     (ANY, "ResourceNotFoundException", "snapshot", ErrorClass::NotVisibleYet),
     // After EC2 attaches a volume, it updates the volume's description first, and the instance's description later.
+    // Until then, ModifyInstanceAttribute returns this error.
     ("ModifyInstanceAttribute", "InvalidInstanceAttributeValue", "mapped", ErrorClass::NotVisibleYet),
     (ANY, "IncorrectState", "pending", ErrorClass::NotVisibleYet),
     (ANY, "IncorrectState", "creating", ErrorClass::NotVisibleYet),

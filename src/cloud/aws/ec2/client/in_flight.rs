@@ -1,6 +1,6 @@
-//! Records, for each run of oven, the resources that this process created. If a bake is cancelled during a call that
-//! creates something, the call is still completed, and its result is recorded. So the clean-up actions, which are
-//! registered with `undo`, know which ids to remove.
+//! Records the resources that each run of this process created. A run is the baking of one image. If a bake is
+//! cancelled during a call that creates something, the call is still completed, and its result is recorded. So the
+//! clean-up actions, which are registered with `undo`, know which ids to remove.
 
 use super::call::ApiError;
 use super::errors::Action;
@@ -14,7 +14,7 @@ use std::future::Future;
 use std::sync::{Arc, Mutex};
 use tokio::sync::{Notify, oneshot};
 
-/// The resources that a run created, and its calls whose outcome is unknown.
+/// The resources that a run created, and the run's calls whose outcome is unknown.
 #[derive(Default)]
 pub struct RunCalls {
     calls_under_way: usize,
@@ -73,7 +73,7 @@ impl InFlight {
 
 impl Ec2 {
     /// Sends one request that creates something. The request is completed even if this future is dropped.
-    /// `record_result` is called with the result in any case.
+    /// `record_result` is called with the result, even if the future was dropped.
     pub(crate) async fn send_in_background<T, E>(
         &self,
         run: &RunId,

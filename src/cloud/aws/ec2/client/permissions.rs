@@ -21,17 +21,19 @@ use std::time::{Duration, SystemTime};
 
 /// How long the result is cached if all permissions are granted.
 const CACHE_TIME: Duration = Duration::from_secs(24 * 60 * 60);
-/// Ids that no resource has. So even a server that ignores DryRun changes nothing.
+/// Ids that no resource has. If a server ignores DryRun and executes the call, it still changes nothing.
 const VOLUME: &str = "vol-0ffffffffffffffff";
 const SNAPSHOT: &str = "snap-0ffffffffffffffff";
 const IMAGE: &str = "ami-0ffffffffffffffff";
-/// An SSM parameter that does not exist. Every account may read the parameters below `/aws/service`.
+/// An SSM parameter that does not exist. AWS permits every account to read the parameters below `/aws/service`. So only
+/// the role's policy can refuse the call.
 const PARAMETER: &str = "/aws/service/oven/permission-check";
 
 impl Ec2 {
-    /// Checks the permissions for the first and the last call of a bake. EBS direct has no DryRun, so its calls are not
-    /// checked. If the permissions are granted, this is cached for a day for the access key in use. An assumed role
-    /// gets a new key every few hours, so its permissions are then checked again.
+    /// Checks the permissions for the first and the last call of a bake. EBS direct (the API for blocks of snapshots)
+    /// has no DryRun, so its calls are not checked. If all checked permissions are granted, this result is cached for a
+    /// day. The cached result is valid only for the access key in use. An assumed role gets a new key every few hours,
+    /// so its permissions are checked more often.
     pub(crate) async fn ensure_essentials(&self, base: &Base) -> Result<()> {
         if self.is_cached() {
             return Ok(());
@@ -205,8 +207,8 @@ impl Ec2 {
 
     async fn check_attached_actions(&self) -> Vec<Permission> {
         let known_instance = self.0.options.instance_id.clone();
-        // The calls need an instance id. If oven does not know the id of its instance, it uses one that no instance
-        // has. A refusal then proves nothing.
+        // The calls need an instance id. If oven does not know the id of its instance, it uses an id that no instance
+        // has. Then a refusal does not prove that a permission is missing.
         let instance = known_instance.clone().unwrap_or_else(|| "i-0ffffffffffffffff".to_owned());
         vec![
             self.check_create_volume(None).await,

@@ -10,30 +10,34 @@ pub struct Timeouts {
     /// The pause between a change and the first poll. An earlier poll would be wasted, because no change is complete so
     /// soon.
     pub first_poll: Duration,
-    /// The longest pause between two polls. With a longer pause, results would be noticed later; the delay is half a
-    /// pause on average. With a shorter pause, EC2 would throttle the account sooner. Each poll takes a token from the
-    /// account's bucket, to which EC2 adds 20 tokens a second. So forty bakes that poll every two seconds are not
-    /// throttled. In the first seconds of a wait, polls are more frequent. A full bucket has 100 tokens, which is
-    /// enough if eight bakes start to wait at the same time.
+    /// The longest pause between two polls. With a longer pause, results would be noticed later. The average delay is
+    /// half a pause. With a shorter pause, EC2 would throttle the account sooner. EC2 limits calls with a token bucket.
+    /// Each poll takes a token from the account's bucket, and EC2 adds 20 tokens a second. So forty bakes that poll
+    /// every two seconds are not throttled. In the first seconds of a wait, polls are more frequent. A full bucket has
+    /// 100 tokens. This is enough for eight bakes that start to wait at the same time.
     pub max_poll: Duration,
-    /// The limit for the creation of a volume, which takes only seconds if it succeeds.
+    /// The time limit for creating a volume. A successful creation takes only seconds.
     pub created: Duration,
-    /// The limit for attaching a volume. A volume that is `attaching` for longer is stuck.
+    /// The time limit for attaching a volume. If a volume is in the state `attaching` for longer, oven treats it as
+    /// stuck.
     pub attached: Duration,
     /// How long oven waits until the kernel shows an attached disk. This usually takes some seconds, and up to a minute
     /// on some hosts.
     pub device: Duration,
-    /// The limit for detaching and deleting. It is shorter than the time limit that [`crate::undo`] sets for a clean-up
-    /// action. So a failure is reported with its reason, and not as a timeout.
+    /// The time limit for detaching a volume, and for deleting a resource. It is shorter than the time limit that
+    /// [`crate::undo`] sets for a clean-up action. So oven reports the reason of a failure. Otherwise it would report
+    /// only that the clean-up action timed out.
     pub released: Duration,
-    /// The limit for a snapshot. For a large volume, the limit is longer (see `snapshot_gib`).
+    /// The time limit for a snapshot of a small volume. For a large volume, the limit is longer (see `snapshot_gib`).
     pub snapshot: Duration,
-    /// The time limit for each GiB of a snapshot's volume. The limit for a snapshot is never shorter than `snapshot`.
+    /// The time limit for a snapshot of a large volume is this duration times the volume's size in GiB. It is never
+    /// shorter than `snapshot`.
     pub snapshot_gib: Duration,
-    /// The limit for an image to become available. An image of this bake takes less than a minute. But oven also waits
-    /// for images that other builders registered, which may take longer.
+    /// The time limit for an image to become available. An image that this bake registered needs less than a minute.
+    /// But oven also waits for images that other builders registered. These may need longer.
     pub image: Duration,
-    /// How long a new id may be invisible. EC2's documentation of eventual consistency says up to five minutes.
+    /// How long EC2 may answer "not found" for a new id. EC2's documentation of eventual consistency mentions up to
+    /// five minutes.
     pub visible: Duration,
     /// How long oven searches for a resource that a call with a lost answer may have created. After that, oven assumes
     /// that the call created nothing.
@@ -41,12 +45,12 @@ pub struct Timeouts {
     /// The pause before CreateSnapshot is sent again after the error class `RateLimited`. EC2
     /// creates at most one snapshot of a volume in 15 s.
     pub rate: Duration,
-    /// How long CreateSnapshot is retried after that error.
+    /// How long CreateSnapshot is retried after the error class `RateLimited`.
     pub paced: Duration,
-    /// The upper bound of the pause before the first retry of a throttled or lost call. Each pause is random, and the
-    /// bound doubles with each retry.
+    /// The upper bound of the pause before the first retry of a call that was throttled, or whose answer was lost. Each
+    /// pause is random, and the bound doubles with each retry.
     pub backoff: Duration,
-    /// The maximum to which that bound grows.
+    /// The largest value of the bound that starts at `backoff`.
     pub backoff_longest: Duration,
     /// How long throttled calls are retried.
     pub throttled: Duration,
@@ -98,7 +102,7 @@ impl Default for Timeouts {
 }
 
 impl Timeouts {
-    /// Returns these values divided by `times`. But the timeouts of a single call are at least `call`.
+    /// Divides all values by `times`, for tests. But the timeouts of a single call are never shorter than `call`.
     pub fn faster(self, times: u32, call: Duration) -> Self {
         let Self { connect, read, attempt, operation, .. } = self;
         let timeout = |of: Duration| (of / times).max(call);

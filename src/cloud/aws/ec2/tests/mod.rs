@@ -150,7 +150,8 @@ fn count(calls: &Calls, action: &str) -> usize {
     calls.of(action).len()
 }
 
-/// Answers for a volume that is created, attached, detached and deleted without errors.
+/// Answers for a volume that is created, attached, detached and deleted without errors. `state` contains the state of
+/// the volume and the state of its attachment.
 fn manners(request: &Request, state: &mut (&'static str, &'static str)) -> Reply {
     match request.action.as_str() {
         "CreateVolume" => {
@@ -193,7 +194,7 @@ async fn a_finished_image_is_found_with_one_call() {
     assert_eq!(sent.filter(&format!("tag:{}", tag::CHECKSUM)), Some("c"));
     assert_eq!(sent.filter(&format!("tag:{}", tag::FINGERPRINT)), Some("f"));
     assert_eq!(sent.get("Owner.1"), "self");
-    // This answer ignores the filter, so its image is not used.
+    // The fake EC2 ignores the filter, and returns an image with another fingerprint. oven must not use this image.
     let other = BakeKey { fingerprint: Some("g".into()), ..key };
     assert_eq!(ec2.find(&other).await.unwrap(), None);
 }
@@ -235,7 +236,7 @@ async fn expired_credentials_are_renewed() {
     assert_eq!(count(&calls, "DescribeImages"), 2);
 }
 
-/// The metadata service of a busy instance returns the credentials too late for the SDK.
+/// On a busy instance, the metadata service may return the credentials only after the SDK has stopped waiting.
 #[tokio::test]
 async fn late_credentials_are_asked_for_again() {
     let dir = dir();
@@ -266,7 +267,7 @@ async fn permissions_are_checked_once_a_day() {
     granted.ensure_permitted(&some_base()).await.unwrap();
     // The instance is checked each time.
     assert_eq!(calls.names(), ["DescribeInstances", "CreateVolume", "RegisterImage", "DescribeInstances"]);
-    // The DryRun has to name existing resources, because EC2 may otherwise report only that they do not exist.
+    // The DryRun has to name an existing snapshot. Otherwise EC2 may report only that the snapshot does not exist.
     assert_eq!(calls.all()[1].get("SnapshotId"), BASE_SNAPSHOT);
     assert_eq!(calls.all()[2].get("BlockDeviceMapping.1.Ebs.SnapshotId"), BASE_SNAPSHOT);
     assert!(calls.all()[1..3].iter().all(|request| request.get("DryRun") == "true"));
@@ -300,7 +301,7 @@ async fn permissions_are_checked_once_a_day() {
     assert_eq!(missing, ["ec2:RegisterImage"]);
 }
 
-/// A DryRun names resources that do not exist. oven does not wait for them.
+/// A DryRun names resources that do not exist. oven does not wait until they exist.
 #[tokio::test]
 async fn each_permission_is_checked_with_one_call() {
     let dir = tempfile::tempdir().unwrap();
@@ -321,7 +322,8 @@ async fn each_permission_is_checked_with_one_call() {
     assert_eq!(calls.all().len(), iam_policy::actions(DiskAccess::Attached).len() - 1);
 }
 
-/// For bakes that attach nothing, neither the permissions for volumes nor the instance are checked.
+/// For bakes that attach no volumes, oven checks only the permissions that these bakes need. It does not check the
+/// instance.
 #[tokio::test]
 async fn permissions_of_bakes_that_attach_nothing() {
     let dir = tempfile::tempdir().unwrap();

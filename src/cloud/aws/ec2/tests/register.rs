@@ -1,9 +1,9 @@
-//! Tests of registering. Only one image can have a name.
+//! Tests of registering. Two images of an account cannot have the same name in a region.
 
 use super::*;
 
 /// Registers an image. `register` answers RegisterImage, and `describe` answers DescribeImages. Returns the result, the
-/// calls, and whether no document file remains.
+/// calls, and whether the directory for the images' documents is empty at the end.
 async fn registering(
     register: impl Fn(usize) -> Reply + Send + 'static,
     describe: impl Fn(&Request, usize) -> Reply + Send + 'static,
@@ -50,7 +50,8 @@ async fn a_lost_register_is_looked_up_by_name() {
     let (image, calls, _) = registering(|_| Reply::Drop, |_, _| ok(ours("available"))).await;
     assert_eq!(image.unwrap().id.0, IMAGE);
     assert_eq!(count(&calls, "RegisterImage"), 1);
-    // If the lost call had no effect, it is sent again after the search has shown that the name is free.
+    // If the call whose answer was lost had no effect, a search shows that the name is free. Then the call is sent
+    // again.
     let register = |nth| if nth == 0 { Reply::Drop } else { ok(format!("<imageId>{IMAGE}</imageId>")) };
     let describe = |request: &Request, _| match request.filter("name") {
         Some(_) => ok("<imagesSet/>"),

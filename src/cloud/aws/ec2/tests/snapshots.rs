@@ -3,6 +3,7 @@
 use super::*;
 
 /// A fake EC2 with snapshots. For each CreateSnapshot, `script` returns whether a snapshot is created, and the answer.
+/// `states` contains the state of the first snapshot, and the state of all later snapshots.
 async fn snapshotting(
     dir: &std::path::Path,
     script: impl Fn(usize) -> (bool, Reply) + Send + 'static,

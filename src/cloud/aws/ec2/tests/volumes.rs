@@ -32,7 +32,7 @@ async fn a_volume_is_created_attached_and_deleted() {
     assert!(owner.parse::<Owner>().is_ok());
     let ends = &calls.of("ModifyInstanceAttribute")[0];
     assert_eq!(ends.get("BlockDeviceMapping.1.Ebs.DeleteOnTermination"), "true");
-    // At the second call, no volume exists, so DeleteVolume is not sent.
+    // When this is called again, no volume exists any more, so DeleteVolume is not sent.
     ec2.ensure_no_volumes(&run()).await.unwrap();
     assert_eq!(count(&calls, "DeleteVolume"), 1);
 }
