@@ -178,8 +178,8 @@ impl Document {
         let table = Table { document: self, section, user: None, entries, line };
         for (key, _) in entries.iter().filter(|(key, _)| section.key(key.get_ref()).is_none()) {
             let name = key.get_ref();
-            // In TOML, all keys after a header belong to that header's table. So a key of the top level that follows a
-            // header is not found there.
+            // In TOML, all keys after a header belong to that header's table. So if a key of the top level comes after
+            // a header, it becomes an unknown key of that table.
             let advice = if !section.header.is_empty() && self.top.key(name).is_some() {
                 "it belongs above the first header of the file".into()
             } else {

@@ -68,7 +68,8 @@ pub async fn download_packages(bake: &Bake<'_>) -> Result<Definition> {
 /// Downloads the packages that a definition names by URL, unless `dir` has them already. Returns the definition with
 /// the downloaded files.
 ///
-/// # Errors [`Kind::Definition`] with file, line and key if there is no file at a URL, or a file with another digest;
+/// # Errors
+/// [`Kind::Definition`], with file, line and key, if there is no file at a URL or the file has another digest.
 /// [`Kind::Step`] if the network fails.
 pub async fn fetch_packages(
     image: &Definition,
@@ -306,7 +307,7 @@ fn proxy(network: &NetworkSettings) -> Result<Option<Proxy>> {
     proxy = plain.username().into_iter().fold(proxy, |proxy, name| proxy.username(name));
     proxy = plain.password().into_iter().fold(proxy, |proxy, secret| proxy.password(secret));
     for host in network.no_proxy.iter().flat_map(|hosts| hosts.split(',')) {
-        // A name also stands for its subdomains, as in curl.
+        // As in curl, an exception for a host also applies to the host's subdomains.
         let bare = host.trim().trim_start_matches("*.").trim_start_matches('.');
         proxy = if bare == "*" {
             proxy.no_proxy("*")
