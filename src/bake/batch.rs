@@ -200,8 +200,8 @@ async fn bake_member(
 /// The message if a bake was interrupted and everything was removed.
 pub const INTERRUPTED_CLEANLY: &str = "interrupted; nothing was left behind";
 
-/// Reports the end of a bake. If there are several bakes, less is reported here, because the summary at the end has the
-/// ids. Failures are not reported here, because they were reported before the clean-up.
+/// Reports the end of a bake. If there are several bakes, fewer messages are shown, because the summary at the end
+/// lists all ids. Failures are not reported here, because they were reported before the clean-up.
 fn report_result(item: &BatchItem, report: &Report, several: bool) {
     match &item.status {
         Status::Baked(image) => {

@@ -12,8 +12,8 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// The image's tags name the run that created the image. If this is not `run`, another builder registered the image
-    /// first.
+    /// The image's tags name the run (the execution of a bake) that created it. If it is not the run `run`, another
+    /// builder registered the image first.
     pub(crate) fn of(image: Image, run: &RunId) -> Self {
         if image.was_created_by(run) { Self::Baked(image) } else { Self::AlreadyBaked(image) }
     }

@@ -62,9 +62,10 @@ pub fn runner<'a>(
     CommandRunner::new(&place, &work).map_err(|error| work.explain(error))
 }
 
-/// Runs the plan, places the definition's files and runs its scripts and tests. `baseline` records the state after the
-/// packages are installed and before scripts run, because changes by scripts are intended. Returns the plan's facts,
-/// including `packages`.
+/// Runs the plan, places the definition's files and runs its scripts and tests. `baseline` is what the later checks
+/// compare the image with. After the packages are installed and before scripts run, the state of the image is recorded
+/// in it. Returns the outputs of the plan's fact commands, by name. One of them is `packages`, the list of installed
+/// packages.
 pub async fn packages_and_scripts(
     runner: &CommandRunner<'_>,
     baseline: &mut Baseline,

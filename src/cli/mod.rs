@@ -120,8 +120,8 @@ fn prepare(cli: &Cli) -> Result<()> {
 
 async fn dispatch(cli: &Cli, report: &Report) -> Result<End> {
     let global = &cli.global;
-    // Verbs without `stop_at_signals` have nothing to clean up. A signal ends them immediately, which is the default
-    // action of a process.
+    // Verbs without `stop_at_signals` have nothing to clean up. So they do not handle signals, and a signal ends them
+    // immediately.
     match &cli.verb {
         Verb::Bake(args) => bake::run(global, args, report, stop_at_signals(report)?).await,
         Verb::Plan(args) if args.os_release_plan.os_release.is_some() => plugin::plan(global, args, report),

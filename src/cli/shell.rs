@@ -82,7 +82,8 @@ async fn open(site: &Site, what: &str, run: &RunId, undo: &Rc<Undo>) -> Result<B
     }
 }
 
-/// Runs the shell with the shims of the image's plugin. Returns the shell's exit code.
+/// Runs the shell with the shims of the image's plugin. Shims are files that exist only while commands run in the
+/// image. Returns the shell's exit code.
 async fn run_shell(site: &Site, root: &Root<'_>, args: &args::ShellArgs) -> Result<u8> {
     let os_release = root.os_release()?;
     let shims = match site.distros.detect(&os_release, None) {

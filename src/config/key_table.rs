@@ -136,11 +136,11 @@ pub enum Condition {
     Is(&'static str, Literal),
 }
 
-/// Allows any text. Other rules inherit the fields that they do not set from this one.
+/// Allows any text. Other rules use it for the fields that they do not set.
 pub const ANY_TEXT: TextRule = TextRule { pattern: "", never: "", reserved: &[], most: 0 };
 /// The default `false`.
 pub const NO: DefaultValue = DefaultValue::Is(Literal::Boolean(false));
-/// Other keys inherit the fields that they do not set from this one.
+/// Other keys use this one for the fields that they do not set.
 pub const KEY: TomlKey = TomlKey {
     name: "",
     value: ValueType::Anything,

@@ -12,8 +12,8 @@ pub type Variables = BTreeMap<String, String>;
 
 /// The maximal size of a template in bytes. Nobody writes a larger one by hand.
 const MAX_BYTES: u64 = 1 << 20;
-/// The maximal number of instructions that the template engine executes for a template. They take less than a second.
-/// Usual templates need far fewer, even at the maximal size.
+/// The maximal number of instructions that the template engine executes for a template. This many instructions take
+/// less than a second. Usual templates need far fewer, even if they have the maximal size.
 const FUEL: u64 = 1_000_000;
 
 /// Renders a template. `source` is its text. Errors name `path` and the line.
@@ -64,7 +64,8 @@ pub fn read(file: &mut impl Read, path: &Path) -> Result<String, String> {
     String::from_utf8(bytes).map_err(|_| format!("{shown}: is not valid UTF-8"))
 }
 
-/// Checks that a file can be rendered. The error is the rest of a sentence that begins with the key in image.toml.
+/// Checks that a file can be rendered. The caller writes the key of image.toml before the error, and both form one
+/// sentence.
 pub fn check(path: &Path, vars: &Variables) -> Result<(), String> {
     let opened = std::fs::File::open(path).map_err(|e| format!("{}: cannot be read: {e}", path.display()));
     let rendered =

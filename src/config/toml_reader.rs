@@ -178,7 +178,8 @@ impl Document {
         let table = Table { document: self, section, user: None, entries, line };
         for (key, _) in entries.iter().filter(|(key, _)| section.key(key.get_ref()).is_none()) {
             let name = key.get_ref();
-            // In TOML, all keys after a header belong to that header. People often forget this.
+            // In TOML, all keys after a header belong to that header's table. So if a key of the top level comes after
+            // a header, it becomes an unknown key of that table.
             let advice = if !section.header.is_empty() && self.top.key(name).is_some() {
                 "it belongs above the first header of the file".into()
             } else {
@@ -250,7 +251,7 @@ impl<'d, 't> Table<'d, 't> {
         if header.is_empty() { String::new() } else { format!(" of {header}") }
     }
 
-    /// Records that a key is missing. (For required keys this is done without this call.)
+    /// Records that a key is missing. (If a required key is missing, this is recorded without this call.)
     pub fn missing(&self, key: &str, what: impl std::fmt::Display) {
         self.mistake(self.line, format!("`{key}`{} is missing: {what}", self.header_suffix()));
     }

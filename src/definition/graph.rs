@@ -61,7 +61,8 @@ struct Loader {
     /// Indexes of `images` by canonical path.
     known: HashMap<PathBuf, usize>,
     images: Vec<Definition>,
-    /// The parent of each of `images`. It is shorter than `images` until all parents are loaded.
+    /// For each image, the index of its parent in `images`. This vector is shorter than `images` until all parents are
+    /// loaded.
     parent: Vec<Option<usize>>,
     named: Vec<bool>,
 }
@@ -158,8 +159,8 @@ impl Loader {
     }
 }
 
-/// Normalizes `examples/web/../base` to `examples/base`, if both are the same directory. (They may differ if
-/// `examples/web` is a symbolic link.)
+/// Normalizes `examples/web/../base` to `examples/base`, if both are the same directory. (If `examples/web` is a
+/// symbolic link, they can be different directories.)
 fn normalize(path: &Path) -> PathBuf {
     let mut normalized = PathBuf::new();
     for component in path.components() {

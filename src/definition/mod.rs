@@ -99,8 +99,8 @@ impl Default for BaseSource {
 pub struct Definition {
     /// The definition's directory, as the user spelt it.
     pub dir: PathBuf,
-    /// The canonical path of the project directory. All files of the definition are below this directory, also the
-    /// files in `inputs` and the targets of symbolic links.
+    /// The canonical path of the project directory. All files of the definition must be below this directory. This
+    /// includes the files in `inputs` and the targets of symbolic links.
     pub project: PathBuf,
     /// The definition's name. The names of its images begin with it.
     pub name: String,
@@ -119,7 +119,8 @@ pub struct Definition {
     pub tests: Vec<Script>,
     pub vars: Vars,
     pub size_gib: Option<u64>,
-    /// `[disk]`: the attributes of the root volume that image.toml sets. The bake's own volume also gets them.
+    /// The attributes that `[disk]` sets for the image's root volume. The volume on which the bake works also gets
+    /// them.
     pub volume: VolumeKind,
     /// `[image]`
     pub registered: RegistrationSettings,
@@ -137,7 +138,8 @@ pub struct Definition {
     /// Whether steps that have the network can reach the builder's metadata service, and through it the builder's
     /// credentials.
     pub imds: bool,
-    /// `[clean] keep`: paths that the clean-up does not change and the lint accepts.
+    /// `[clean] keep`: paths that the clean-up does not change. The lint, which is the check after the clean-up,
+    /// accepts them.
     pub keep: Vec<String>,
 }
 
@@ -228,10 +230,10 @@ impl Definition {
         self.place(key, name)
     }
 
-    /// The place of a key in image.toml, such as `examples/web/image.toml:4: `packages``. Messages about mistakes that
-    /// are found after the file was read, such as an unknown package, begin with it. The key `iops` of `[disk]` is
-    /// spelt `disk.iops`. If the key's value is an array, `value` (such as a package's name) selects the element whose
-    /// line is returned. If the file or the key is missing, the place has no line.
+    /// The place of a key in image.toml, such as `examples/web/image.toml:4: `packages``. Some mistakes, such as an
+    /// unknown package, are found only after the file was read. Messages about them begin with the place. The key
+    /// `iops` of `[disk]` is spelt `disk.iops`. If the key's value is an array, `value` (such as a package's name)
+    /// selects the element whose line is returned. If the file or the key is missing, the place has no line.
     pub fn place(&self, key: &str, value: Option<&str>) -> String {
         let file = self.dir.join(FILE);
         let picks = |element: &str| {

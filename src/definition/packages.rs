@@ -86,8 +86,8 @@ fn ask(spelt: &str, sources: &Sources) -> Result<PackageRequest, String> {
     Ok(PackageRequest::Named { name: name.into(), version: version.map(Into::into) })
 }
 
-/// Checks a group's name. With dnf, the name may be a title with spaces, and the name of an environment group begins
-/// with `^`.
+/// Checks a group's name. dnf also accepts a group's title, which can have spaces, and the name of an environment
+/// group, which begins with `^`.
 fn check_group(spelt: &str, name: &str) -> Result<(), String> {
     let rest = name.strip_prefix('^').unwrap_or(name);
     let allowed = |c: char| c.is_ascii_alphanumeric() || "+-._:() ".contains(c);
@@ -101,7 +101,7 @@ fn check_group(spelt: &str, name: &str) -> Result<(), String> {
 }
 
 pub fn check_name(spelt: &str, name: &str) -> Result<(), String> {
-    // With multiarch, `:` and an architecture may follow the name.
+    // On a multiarch system, the name can end with `:` and an architecture.
     let (bare, architecture) = name.split_once(':').map_or((name, None), |(bare, arch)| (bare, Some(arch)));
     let allowed = |c: char| c.is_ascii_alphanumeric() || "+-._".contains(c);
     if spelt.is_empty() {

@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-/// The canonical paths of a definition's directories.
+/// The directories whose files a definition can use.
 pub struct Sources {
     dir: PathBuf,
     roots: Vec<PathBuf>,
@@ -24,13 +24,13 @@ pub struct Source {
     pub executable: bool,
 }
 
-/// Whether a file is executable. Like git, this checks only the owner's permission bit.
+/// Returns whether the owner's executable bit is set. git also ignores the other executable bits.
 pub fn is_executable(metadata: &Metadata) -> bool {
     metadata.permissions().mode() & 0o100 != 0
 }
 
-/// Returns `dir`, and each input joined to `dir` as image.toml spells it. Trailing slashes of `dir` are removed, so
-/// that they cannot change the order of the files.
+/// Returns `dir`, and `dir` joined with each input as image.toml spells it. Trailing slashes of `dir` are removed,
+/// because they could change the order of the files, and thereby the checksum.
 pub fn directories(dir: &Path, inputs: &[String]) -> Vec<PathBuf> {
     let bytes = dir.as_os_str().as_bytes();
     let end = bytes.iter().rposition(|b| *b != b'/').map_or(bytes.len().min(1), |last| last + 1);
@@ -39,13 +39,12 @@ pub fn directories(dir: &Path, inputs: &[String]) -> Vec<PathBuf> {
     std::iter::once(dir).chain(inputs).collect()
 }
 
-/// Returns the project directory. If the definition's directory is a git repository, it is itself the project
-/// directory. Otherwise the nearest directory above it that is a git repository or has an oven.toml is the project
-/// directory. If no such directory exists, the parent of the definition's directory is used. `real` is the definition's
-/// canonical path.
+/// Returns the project directory. If the definition's directory is a git repository, returns that directory. Otherwise
+/// returns the nearest directory above it that is a git repository or has an oven.toml. If no such directory exists,
+/// returns the parent of the definition's directory. `real` is the canonical path of the definition's directory.
 ///
-/// Somebody else may have written the definition, and oven may run as root. So `inputs` and symbolic links must not
-/// lead out of the project. Otherwise the definition could copy any file of this machine into the image.
+/// `inputs` and symbolic links must not lead out of the project. Otherwise a definition that somebody else wrote could
+/// copy any file of this machine into the image, because oven often runs as root.
 pub fn project(real: &Path) -> PathBuf {
     let git = |dir: &Path| dir.join(".git").is_dir();
     let mut above = real.ancestors().skip(1);
@@ -58,7 +57,8 @@ pub fn project(real: &Path) -> PathBuf {
 }
 
 impl Sources {
-    /// Reads `inputs`, and checks that each is a different directory. `project` is the return value of [`project`].
+    /// Reads `inputs`. Checks that each is a directory in the project, and that no two are the same. `project` is the
+    /// return value of [`project`].
     pub fn read(dir: &Path, real: &Path, project: &Path, top: &Table) -> (Self, Vec<String>) {
         let (roots, project) = (vec![real.to_owned()], project.to_owned());
         let mut sources = Self { dir: dir.to_owned(), roots, project };
@@ -141,7 +141,7 @@ impl Sources {
         let source = self.file(spelt)?;
         let mut start = Vec::new();
         let file = std::fs::File::open(&source.path).map_err(|e| missing(spelt, &source.path, &e))?;
-        // Like the kernel, reads 256 bytes to determine the kind of a program.
+        // The kernel also reads only the first 256 bytes to determine the kind of a program.
         file.take(256).read_to_end(&mut start).map_err(|e| missing(spelt, &source.path, &e))?;
         let first = start.split(|b| *b == b'\n').next().unwrap_or_default();
         if start.starts_with(b"\x7fELF") {

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::io::Read;
 
 pub(super) const MAX_NAME: usize = 64;
-/// The maximal size of a key in bytes. Even the key of a distribution with twenty years of signatures has only about
-/// 100 KiB.
+/// The maximal size of a key in bytes. Even a distribution's key that has collected signatures for twenty years has
+/// only about 100 KiB.
 const MAX_KEY: u64 = 1 << 20;
 const BEGIN: &str = "-----BEGIN PGP PUBLIC KEY BLOCK-----";
 const END: &str = "-----END PGP PUBLIC KEY BLOCK-----";
@@ -61,7 +61,8 @@ fn read_one(table: &Table, sources: &Sources) -> Option<Repository> {
     })
 }
 
-/// Reads `key`, or `signed = false`. A forgotten key is an error, so that nobody uses unsigned packages by mistake.
+/// Reads `key`, or `signed = false`. If neither is set, this is an error, so that nobody uses unsigned packages by
+/// mistake.
 fn key(table: &Table, sources: &Sources) -> Option<Option<String>> {
     let signed = if table.has("signed") { table.boolean("signed")? } else { true };
     match table.string("key") {
@@ -136,7 +137,7 @@ fn armoured(spelt: &str, path: &std::path::Path) -> Result<String, String> {
     Ok(blocks)
 }
 
-/// Checks a repository's name. The name becomes a file's name, and a section's name in dnf's configuration.
+/// Checks a repository's name. It is used as a file name, and as the name of a section in dnf's configuration.
 fn file_name(name: &str) -> Result<String, String> {
     if is_word(name, "-_.") && name.len() <= MAX_NAME {
         return Ok(name.to_owned());
@@ -186,7 +187,7 @@ pub fn debconf(top: &Table) -> Vec<String> {
 
 /// Checks an answer for debconf. An error never shows the answer's value, because it may be a password.
 fn answer(text: &str) -> Result<String, String> {
-    // As in debconf-set-selections, the value begins one space after the type.
+    // One space separates the value from the type, as in debconf-set-selections. Further spaces are part of the value.
     let mut rest = text;
     let mut next = || {
         let (word, after) = rest.trim_start().split_once([' ', '\t']).unwrap_or((rest.trim_start(), ""));

@@ -182,7 +182,8 @@ fn secrets(table: &Table, vars: &Vars, env: &BTreeMap<String, String>) -> Vec<St
     let mut secrets: Vec<String> = Vec::new();
     for at in table.strings("secrets") {
         let name = at.value.to_owned();
-        // A text that is not a name is not shown, because somebody may have written the secret itself here.
+        // If the text is not a valid name, the error does not show it, because somebody may have written the secret's
+        // value here.
         let checked = match free_name(&name) {
             Err(_) if variable_name(&name).is_err() => {
                 Err("has an element that is not a valid variable name: list names, not values".into())

@@ -68,8 +68,8 @@ pub(crate) fn variable_name(name: &str) -> Result<(), String> {
 }
 
 /// Names of variables that change how the programs of a step behave. If a user set them, the programs might fail. A
-/// name with `*` stands for all names that begin with the text before `*`. Variables `AWS_*` may be the builder's
-/// credentials, or programs may mistake them for credentials. oven itself sets variables `OVEN_*`.
+/// name with `*` stands for all names that begin with the text before `*`. `AWS_*` is reserved, because programs read
+/// AWS credentials from such variables. `OVEN_*` is reserved, because oven itself sets such variables.
 pub(super) const RESERVED: [&str; 32] = [
     "BASHOPTS",
     "BASH_ENV",
@@ -105,7 +105,7 @@ pub(super) const RESERVED: [&str; 32] = [
     "PYTHON*",
 ];
 
-/// Checks the name of a variable that every script gets.
+/// Checks the name of a variable that every script gets. Refuses the names in `RESERVED`.
 pub(crate) fn free_name(name: &str) -> Result<(), String> {
     variable_name(name)?;
     if (TextRule { reserved: &RESERVED, ..ANY_TEXT }).is_reserved(name) {

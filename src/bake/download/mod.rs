@@ -68,7 +68,8 @@ pub async fn download_packages(bake: &Bake<'_>) -> Result<Definition> {
 /// Downloads the packages that a definition names by URL, unless `dir` has them already. Returns the definition with
 /// the downloaded files.
 ///
-/// # Errors [`Kind::Definition`] with file, line and key if there is no file at a URL, or a file with another digest;
+/// # Errors
+/// [`Kind::Definition`], with file, line and key, if there is no file at a URL or the file has another digest.
 /// [`Kind::Step`] if the network fails.
 pub async fn fetch_packages(
     image: &Definition,
@@ -106,7 +107,7 @@ fn cached(path: &Path, sha256: &str) -> Option<package::PackageFile> {
     package::read(path).ok().filter(|package| package.sha256 == *sha256)
 }
 
-/// The name of the downloaded file. From its ending, a package manager knows the kind of the package.
+/// The name of the downloaded file. It always ends in `.deb` or `.rpm`, because package managers need this ending.
 fn file_name(url: &str) -> String {
     let path = url.split(['?', '#']).next().unwrap_or_default();
     let name = path.rsplit('/').next().unwrap_or_default();
@@ -189,7 +190,7 @@ fn distrust_failure(url: &str, what: &str) -> Failure {
 }
 
 const PART: &str = ".part-";
-/// A partial download that is older than this belongs to a killed process.
+/// If a partial download is older than this, the process that wrote it was killed.
 const PART_AGE: Duration = Duration::from_secs(24 * 3600);
 
 /// Removes partial downloads of killed processes, but not downloads that other processes may be writing.
@@ -285,7 +286,8 @@ fn agent(network: &NetworkSettings) -> Result<Agent> {
     let tls = TlsConfig::builder().unversioned_rustls_crypto_provider(Arc::new(ring::default_provider()));
     let config = Agent::config_builder()
         .tls_config(tls.root_certs(roots).build())
-        // As in fetch steps, this is the proxy of oven.toml, and not the proxy of this process's environment.
+        // Uses the proxy of oven.toml, like the steps that fetch packages. The proxy in this process's environment is
+        // ignored.
         .proxy(proxy(network)?)
         .user_agent(concat!("oven/", env!("CARGO_PKG_VERSION")))
         .accept_encoding("identity")
@@ -305,7 +307,7 @@ fn proxy(network: &NetworkSettings) -> Result<Option<Proxy>> {
     proxy = plain.username().into_iter().fold(proxy, |proxy, name| proxy.username(name));
     proxy = plain.password().into_iter().fold(proxy, |proxy, secret| proxy.password(secret));
     for host in network.no_proxy.iter().flat_map(|hosts| hosts.split(',')) {
-        // As in curl, a name also includes its subdomains.
+        // As in curl, an exception for a host also applies to the host's subdomains.
         let bare = host.trim().trim_start_matches("*.").trim_start_matches('.');
         proxy = if bare == "*" {
             proxy.no_proxy("*")

@@ -6,7 +6,7 @@ use crate::error::Kind;
 use crate::ids::ImageId;
 use anyhow::{Error, Result};
 
-/// Returns the image that already has the wanted name, if oven created it.
+/// Returns the image that already has the wanted name. Images that oven did not create are ignored.
 pub async fn holder(import: &Import<'_>) -> Result<Option<Image>> {
     let images = import.site.cloud.images(None).await?;
     Ok(images.into_iter().find(|image| image.name == import.wanted.name))
@@ -24,7 +24,7 @@ pub async fn ensure_free(import: &Import<'_>) -> Result<()> {
             Err(with_name_hint(import, error, &base.id))
         }
         Err(error) if Kind::of(&error) == Kind::NotFound => Ok(()),
-        // The image exists, but cannot be used as a base.
+        // This error means that the image exists, but cannot be used as a base.
         Err(error) if Kind::of(&error) == Kind::Definition => {
             let text = format!("the name {name} is already used: {error:#}");
             Err(Kind::Cloud.failure(text).hint("Choose another --name.").into())

@@ -26,8 +26,8 @@ async fn existing_import(import: &Import<'_>, holder: &Image, digest: &str) -> R
         return Err(Kind::Cloud.error(format!("the name {} is already used by {id}", wanted.name)));
     }
     if holder.state == ImageState::Pending {
-        // This call waits for the image. Its error is ignored: the call also fails if the image cannot be used as a
-        // base, which does not matter here.
+        // This call waits until the image is no longer pending. Its error is ignored, because it also fails if the
+        // image cannot be used as a base. That does not matter here.
         _ = cloud.base(&BaseRef::Id(id.clone())).await;
     }
     let (image, _) = cloud.image(id).await?;

@@ -10,9 +10,9 @@ use crate::provision::{CA_FILE, package_path};
 use anyhow::Result;
 use oven_distro::{Claims, Job, OsRelease, Package};
 
-/// Creates a definition's job without reading the image. It assumes that the image has none of the tools, the programs
-/// that the definition's scripts need. Packages with a URL must already be downloaded ([`super::super::download`]).
-/// Otherwise the job does not contain them.
+/// Creates a definition's job without reading the image. Tools are the programs that the definition's scripts need. The
+/// job contains all tools, as if the image had none of them. Packages with a URL must already be downloaded
+/// ([`super::super::download`]). Otherwise the job does not contain them.
 pub fn from_definition(
     image: &Definition,
     os_release: OsRelease,
@@ -53,7 +53,8 @@ pub fn from_definition(
     }
 }
 
-/// Adds the facts about the image that the plugin requested, and removes tools that the image has already.
+/// Adds the information about the image that the plugin requested: whether certain files exist, and the content of
+/// others. Removes tools that the image has already.
 pub fn add_image_facts(job: &mut Job, claims: &Claims, inside: &ImageTree) -> Result<()> {
     for path in &claims.look_for {
         job.present.insert(path.clone(), inside.exists(path)?);

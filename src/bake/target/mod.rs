@@ -68,8 +68,8 @@ pub async fn base(site: &Site, image: &Definition, from: &BaseRef) -> Result<Bas
 /// definition never has so many images that two of them have the same digits.
 const NAME_DIGITS: usize = 12;
 
-/// The name of an image. It contains digits of the fingerprint, and names of images are unique. So two builders cannot
-/// both register an image of the same definition.
+/// The name of an image. It contains digits of the fingerprint, and a name can be used only once. So two builders
+/// cannot both register an image of the same definition.
 pub fn name(image: &Definition, inputs: &Inputs, run: Option<&RunId>) -> String {
     let fingerprint = inputs.fingerprint();
     let digits = &fingerprint[..NAME_DIGITS];
@@ -113,14 +113,14 @@ pub async fn find(site: &Site, inputs: &Inputs, options: &BakeOptions) -> Result
     site.cloud.find(&key(inputs, options.compat)).await.context("looking for an existing image")
 }
 
-/// The disk of a bake. If the definition does not set the volume type, the disk is a gp3, which is fast and costs
-/// nothing extra. The base's type is ignored, with one exception.
+/// The disk of a bake. If the definition does not set the volume type, the disk is a gp3 volume, which is fast and
+/// costs nothing extra. There is one exception: if the definition sets IOPS or throughput without a type, the base's
+/// type is used, because these values are meant for that type.
 pub fn disk_spec(image: &Definition, base: &Base, run: &RunId) -> DiskSpec {
-    // The disk strategy and the cloud add the tags that mark the owner.
+    // The tags of the owner, which is the process that bakes, are not set here. The disk strategy and the cloud add
+    // them.
     let tags = run_tags(image, run);
     let VolumeKind { volume_type, iops, throughput, .. } = &image.volume;
-    // The exception: if the definition sets IOPS or throughput but no type, these values are meant for the base's type.
-    // So the base's type is used.
     let inherited = base.attributes.root_volume.volume_type.clone();
     let inherited = inherited.filter(|_| iops.is_some() || throughput.is_some());
     let volume_type = volume_type.clone().or(inherited).unwrap_or_else(|| DEFAULT_TYPE.to_owned());
@@ -128,7 +128,7 @@ pub fn disk_spec(image: &Definition, base: &Base, run: &RunId) -> DiskSpec {
     DiskSpec { size_gib: image.size_gib, kind, tags, verify: false, will_commit: true }
 }
 
-/// The tags of all resources that a run creates.
+/// The tags of all resources that a run creates. A run is one execution of a bake.
 fn run_tags(image: &Definition, run: &RunId) -> Tags {
     let mut tags = image.tags.clone();
     tags.insert(tag::NAME.to_owned(), image.name.clone());

@@ -1,5 +1,5 @@
-//! A project's settings. They are in `oven.toml` in the definition's directory, or in the nearest directory above that
-//! has an `oven.toml`. Flags override environment variables (clap does this), and both override the file.
+//! A project's settings. They are read from the `oven.toml` in the definition's directory, or else in the nearest
+//! directory above that has one. Environment variables override the file, and flags override both.
 
 pub mod keys;
 
@@ -19,8 +19,8 @@ pub const AWS: &str = "aws";
 const CLOUDS: &[&str] = if cfg!(feature = "aws") { &[AWS, LOCAL] } else { &[LOCAL] };
 /// The values of the setting `disks`.
 const DISKS: &[(&str, Strategy)] = &[("attached", Strategy::Attached), ("direct", Strategy::Direct)];
-/// The default of `cache_gib`. It is enough for a dozen usual base images, each of which has used blocks of 1 to 2 GiB.
-/// A builder's disk is much larger.
+/// The default of `cache_gib`. The used blocks of a usual base image have 1 to 2 GiB. So the cache holds about a dozen
+/// images, and is much smaller than a builder's disk.
 const CACHE_GIB: u64 = 20;
 /// The maximum of `cache_gib`: the size of EBS's largest volume. A larger number is probably a mistake.
 const CACHE_MOST: u64 = 64 << 10;
@@ -44,7 +44,8 @@ impl Strategy {
     }
 }
 
-/// Network settings for fetch steps. None of them stays in the image.
+/// Network settings for fetch steps, which are the steps that download packages. These settings do not stay in the
+/// image.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NetworkSettings {
     /// A URL, such as `http://proxy.example:3128`.
@@ -101,8 +102,8 @@ impl Settings {
         self.disks.unwrap_or_default()
     }
 
-    /// The settings that apply in a directory. They are read from the oven.toml in it, or else in the nearest directory
-    /// above. If there is no oven.toml, the defaults apply.
+    /// Returns the settings for a directory. They are read from the oven.toml in this directory, or else in the nearest
+    /// directory above that has one. If there is no oven.toml, the defaults apply.
     pub fn for_definition(dir: &Path) -> Result<Self> {
         match find(dir)? {
             Some(file) => Self::load(&file),
@@ -175,7 +176,7 @@ impl Settings {
     }
 }
 
-/// Finds the oven.toml in a directory, or else in the nearest directory above it. Returns its canonical path.
+/// Finds the oven.toml in a directory, or else in the nearest directory above it. Returns the file's canonical path.
 fn find(dir: &Path) -> Result<Option<PathBuf>> {
     let real = std::fs::canonicalize(dir)
         .map_err(|e| Kind::Definition.failure(format!("{}: cannot be read: {e}", dir.display())))
@@ -186,8 +187,8 @@ fn find(dir: &Path) -> Result<Option<PathBuf>> {
     };
     let owner = |path: &Path| path.metadata().map(|metadata| metadata.uid());
     let owned = owner(&file).with_context(|| format!("examining {}", file.display()))?;
-    // A user who can write to a directory above the definition, such as /tmp, must not be able to choose the region
-    // directory or the mirror for root.
+    // A directory above the definition, such as /tmp, may be writable for other users. If oven used their oven.toml,
+    // they could choose the region directory and the mirror for root.
     let sudo = std::env::var("SUDO_UID").ok().and_then(|uid| uid.parse().ok());
     let trusted = [Some(0), Some(rustix::process::geteuid().as_raw()), sudo, owner(&real).ok()];
     if !trusted.contains(&Some(owned)) {

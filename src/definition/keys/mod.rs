@@ -1,7 +1,7 @@
-//! The keys of image.toml. The reference page and the schema are generated from this table. The parser takes from it
-//! the names, types, allowed words, integer bounds and defaults, and which keys are required. The parser ignores this
-//! table's patterns and lengths. The code in `src/definition/` that reads a key checks these and everything else.
-//! `validate.rs` has the checks that several keys share.
+//! The keys of image.toml. The reference page and the schema are generated from this table. The parser uses the table's
+//! names, types, allowed words, integer bounds, defaults and required keys. It does not use the table's patterns and
+//! lengths. The code in `src/definition/` that reads a key checks patterns, lengths and all other rules. `validate.rs`
+//! has the checks that several keys share.
 //!
 //! docs/developing.md ("A definition key") lists all files that a new key touches.
 

@@ -12,7 +12,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 
 const GOOD: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/definitions/whole.toml"));
 
-/// A temporary directory with the definitions `web` and `base`, and other directories that they can name.
+/// A temporary directory with the definitions `web` and `base`, and other directories that these definitions can use.
 fn tree() -> tempfile::TempDir {
     let top = tempfile::tempdir().unwrap();
     let file = |path: &str, content: &[u8], mode: u32| {
@@ -147,8 +147,8 @@ fn the_name_is_that_of_the_real_directory() {
     assert!(error.ends_with("set `name`"), "{error}");
 }
 
-/// Each case has the text that follows `from` in image.toml, and the error that this text causes, without the prefix
-/// `DIR/web/image.toml:`.
+/// Each case has two texts. The first follows `from` in image.toml. The second is the error that the first causes,
+/// without the prefix `DIR/web/image.toml:`.
 #[test]
 fn each_mistake_names_line_and_key_and_what_to_do() {
     let top = tree();
@@ -501,7 +501,7 @@ fn no_image_toml_makes_the_parser_panic() {
     for _ in 0..1000 {
         let mut bytes = GOOD.as_bytes().to_vec();
         for _ in 0..=next(&mut state) % 4 {
-            // `+ 1`, because bytes can also be added at the end, and the file may be empty.
+            // With `+ 1`, bytes can also be added at the end, and the divisor is not zero if the file is empty.
             let at = next(&mut state) % (bytes.len() + 1);
             let length = (next(&mut state) % 8).min(bytes.len() - at);
             match next(&mut state) % 4 {

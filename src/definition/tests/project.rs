@@ -29,7 +29,8 @@ fn nothing_leads_out_of_the_project() {
         let error = load(top.path(), &format!("from = \"ami-01234567\"\n{toml}\n")).unwrap_err();
         assert!(error.contains(expected), "{toml}\ngives {error}");
     }
-    // The project is the definition's own repository, its parent directory, or the directory with an oven.toml.
+    // The three possible projects: the definition's directory if it is a git repository, a directory above it with an
+    // oven.toml, or else its parent directory.
     let toml = "from = \"ami-01234567\"\ninputs = [\"../common\"]\n";
     assert_eq!(load(top.path(), toml).unwrap().project, real);
     std::fs::create_dir(top.path().join("web/.git")).unwrap();

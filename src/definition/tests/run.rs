@@ -176,7 +176,7 @@ fn each_mistake_has_its_place() {
         let error = load(top.path(), &format!("{BASE}{toml}\n")).unwrap_err();
         assert!(error.contains(&format!("DIR/web/image.toml:{expected}")), "{toml}\n{error}");
     }
-    // If somebody writes a value instead of a name, the error does not show it.
+    // If somebody writes a secret's value instead of its name, the error does not show the value.
     let toml = format!("{BASE}[[run]]\nscript = \"setup.sh\"\nsecrets = [\"hunter2!\"]\n");
     let error = load(top.path(), &toml).unwrap_err();
     assert!(

@@ -1,10 +1,10 @@
 //! Computes `ami_config_checksum` with exactly the algorithm of GumGum's AMI Bakery, so that each tool finds the images
 //! that the other tool baked.
 //!
-//! The checksum covers every file below the directories, except files whose own name begins with a dot. The files are
-//! sorted by the bytes of their paths. A path begins with the directory as the caller spelled it. The checksum is the
-//! SHA1 of the files' hexadecimal SHA1s, concatenated without separators. A link to a file counts as its target. Links
-//! to directories are not followed.
+//! The checksum covers every file below the directories, except files whose name begins with a dot. It also covers the
+//! files in directories whose name begins with a dot. The files are sorted by the bytes of their paths. A path begins
+//! with the directory as the caller spelled it. The checksum is the SHA1 of the files' hexadecimal SHA1s, concatenated
+//! without separators. A link to a file counts as its target. Links to directories are not followed.
 
 #[cfg(test)]
 mod tests;
@@ -27,9 +27,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 /// The number of bytes that each thread reads at a time. It is large enough to make system calls cheap, and small
 /// enough for the CPU's cache.
 const BUFFER_BYTES: usize = 256 << 10;
-/// The maximal number of threads. This many threads can read faster than any disk delivers.
+/// The maximal number of threads. This many threads can read faster than any disk delivers data.
 const MAX_THREADS: usize = 32;
-/// The number of files to stat (not to read) that justifies another thread.
+/// When the metadata of files is read, one thread is used for each 512 files. For fewer files, starting another thread
+/// takes longer than it saves.
 const STAT_SHARE: usize = 512;
 
 /// The checksum, and the files that it covers.
@@ -51,7 +52,7 @@ pub(crate) struct CountedFile {
     pub sha1: String,
     /// The owner's executable bit, which is the only bit that git stores.
     pub executable: bool,
-    /// The link's text, if it is a symbolic link.
+    /// If the file is a symbolic link: the target, as the link spells it.
     pub link: Option<PathBuf>,
 }
 
@@ -60,7 +61,8 @@ pub(crate) struct CountedFile {
 pub(crate) struct DefinitionTree {
     /// Sorted by the bytes of their paths.
     pub files: Vec<CountedFile>,
-    /// Symbolic links to directories and their texts, sorted. The checksum ignores them.
+    /// For each symbolic link to a directory, its path and its target as the link spells it. They are sorted by path.
+    /// The checksum ignores these links.
     pub directory_links: Vec<(PathBuf, PathBuf)>,
     pub warnings: Vec<String>,
 }
@@ -152,8 +154,8 @@ impl DefinitionTree {
         Ok(())
     }
 
-    /// Adds a symbolic link. A link to a file counts as that file. A link to a directory is not followed, but it is
-    /// recorded, because a path in image.toml may contain the link.
+    /// Adds a symbolic link. A link to a file counts as that file. A link to a directory is not followed. It is
+    /// recorded for the fingerprint, because a path in image.toml may lead through the link.
     fn add_link(&mut self, path: PathBuf, is_hidden: bool) -> Result<()> {
         let target = std::fs::metadata(&path);
         let is_directory = target.as_ref().is_ok_and(Metadata::is_dir);
@@ -169,7 +171,7 @@ impl DefinitionTree {
                     format_args!("is a symbolic link to {}, which does not exist", link.display()),
                 ));
             }
-            // Any other error occurs again when the file is examined, and is reported then.
+            // Any other error occurs again in `examine`, which reports it.
             _ => self.add_file(path, Some(link)),
         }
         Ok(())
@@ -179,8 +181,8 @@ impl DefinitionTree {
         self.files.push(CountedFile { path, sha1: String::new(), executable: false, link });
     }
 
-    /// Reads the files' metadata and content on all cores. Large files are read first, so that at the end no core has
-    /// to wait for a large file.
+    /// Reads the files' metadata and content on all cores. Large files are read first. Otherwise one core might still
+    /// read a large file at the end, while the others have nothing to do.
     fn examine(&mut self) -> Result<()> {
         let files = &self.files;
         let mut order: Vec<usize> = (0..files.len()).collect();
@@ -202,7 +204,7 @@ impl DefinitionTree {
 }
 
 /// Calls `work` for each index, in the order of `indexes`. It uses at most as many threads as there are cores, and at
-/// most one thread for each `share` indexes. After a failure, all threads stop. Of several failures, the failure with
+/// most one thread for each `share` indexes. After a failure, all threads stop. If several calls fail, the failure with
 /// the smallest index is returned.
 fn on_all_cores<T: Send>(
     indexes: &[usize],

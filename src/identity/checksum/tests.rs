@@ -79,11 +79,12 @@ fn links_hidden_directories_and_several_directories_count_as_in_the_original() {
     assert_eq!(checksum(&["w"]), "70bad651addfb45ea0331d4b938f0cd5b747734a");
     assert_eq!(checksum(&["w", "w/../c"]), "93cb5ae2e1fed2b69b9a671c1dc5345f879afdae");
     assert_eq!(checksum(&["c", "w"]), "6be7655351b26ec3278a4b2d528518f3629b9e51");
-    // Neither the order nor a slash at the end matters.
+    // Neither the order of the directories nor a slash at the end of a path changes the checksum.
     assert_eq!(checksum(&["w/", "c/"]), "6be7655351b26ec3278a4b2d528518f3629b9e51");
 }
 
-/// The files are in the order that os.fsencode gives in Python. The expected value was computed with hashlib.
+/// The expected order of the files is that of their names as bytes (Python's os.fsencode). The expected value was
+/// computed with hashlib.
 #[test]
 fn names_that_are_no_utf8_sort_by_their_bytes() {
     let all: Vec<u8> = (0..=255).collect();

@@ -1,8 +1,8 @@
 //! The digest of the inputs, for a tag: `v1;FORMAT;ARCHITECTURE;BASE;SNAPSHOT;DEPTH;ENTRIES`.
 //!
 //! Each file has an entry of 7 characters: 3 of its path's hash and 4 of its content's hash. If there are too many
-//! files for a tag's 256 characters, the files of a directory form a group, which has one entry. DEPTH says how many
-//! levels of directories are distinguished. Variables also have entries.
+//! files for a tag's 256 characters, all files of a directory share one entry. DEPTH says how many levels of
+//! directories are distinguished. Variables also have entries.
 
 use super::{InputFile, Inputs};
 use sha1::{Digest, Sha1};
@@ -23,8 +23,8 @@ pub const VARIABLES: &str = "/";
 pub enum Depth {
     /// Each file has its own entry.
     Files,
-    /// Files share an entry if the first directories of their paths are the same. This is the number of directories
-    /// that are compared.
+    /// Files share an entry if their paths begin with the same directories. The number says how many directories of
+    /// each path are compared.
     Directories(usize),
     /// All files share one entry.
     Whole,
@@ -63,7 +63,7 @@ impl Depth {
         }
     }
 
-    /// The name of a file's entry: the file, or `directory/`.
+    /// The name of a file's entry: the path of the file, or of its directory with a `/` at the end.
     fn file_group(self, path: &str) -> String {
         let count = match self {
             Self::Files => return path.into(),
@@ -107,8 +107,8 @@ pub fn write(inputs: &Inputs) -> String {
     let fixed = format!("v1;{format};{architecture};{};{};", base.id, base.snapshot);
     let max_entries = MAX.saturating_sub(fixed.len() + 2) / ENTRY;
     for depth in DEPTHS {
-        // If there are more files than entries, they cannot have an entry each. This depth is skipped without computing
-        // the groups, because that takes long for a huge definition.
+        // If there are too many files and variables, they cannot each have an entry. Then this depth is skipped without
+        // computing the groups, because the computation takes long for a huge definition.
         if depth == Depth::Files && files.len() + vars.len() > max_entries {
             continue;
         }

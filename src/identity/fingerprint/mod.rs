@@ -24,11 +24,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 /// This number is raised if a change of oven or of a built-in plugin makes a different image from the same definition.
-/// It causes a new bake of every image.
+/// A new number causes a new bake of every image.
 pub const FORMAT: u32 = 2;
 
-/// The inputs of an image. Their JSON is canonical: the keys are sorted, because the fields are declared in that order,
-/// and there are no spaces.
+/// The inputs of an image. Their JSON is canonical: its keys are sorted, and it has no spaces. The keys are sorted
+/// because the fields are declared in alphabetical order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inputs {
     architecture: Architecture,
@@ -119,7 +119,7 @@ impl Inputs {
         let now = Self { checksum: tree.checksum(), files, ..self.clone() };
         let mut differences = explain::compare(self, &now);
         // image.toml was parsed before the files were read. So the checksum may cover a newer version of image.toml
-        // than the version that was baked.
+        // than the version that was baked. To find this, image.toml is parsed again and compared.
         if differences.is_empty() && Definition::load_with(&image.dir, &image.vars.given)? != *image {
             differences.push(format!("{} changed", definition::FILE));
         }

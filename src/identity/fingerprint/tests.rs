@@ -209,7 +209,8 @@ fn what_can_change_an_image_changes_the_fingerprint_and_is_explained() {
             &["link is now executable", "run is now executable"],
             &["link changed", "run changed"],
         ),
-        // git stores only the executable bit, so another checkout may differ in the other bits.
+        // git stores only the executable bit. The other bits can differ between two checkouts, so they must not change
+        // the fingerprint.
         (
             "other bits",
             |dir| std::fs::set_permissions(dir.join("run"), Permissions::from_mode(0o600)).unwrap(),
