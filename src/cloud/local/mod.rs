@@ -12,7 +12,7 @@
 //!
 //! The state of a resource is derived from facts that remain correct even if a process is killed. A resource is pending
 //! until a time in its record. A volume is attached while a loop device has the volume's file open, and the file is
-//! locked during that time. Data without a record are garbage, and a sweep removes them.
+//! locked during that time. `oven sweep` removes data that have no record.
 
 mod blocks;
 mod import;
@@ -185,7 +185,7 @@ impl Region {
     }
 
     /// Adopts the image with the requested name, or fails with the reason why it cannot be adopted. Returns `None` if
-    /// the image disappeared while this waited for it.
+    /// the image was deregistered while this function waited for it.
     async fn adopt(&self, holder: ImageRecord, spec: &ImageSpec) -> Result<Option<Image>> {
         let mut holder = self.describe(holder);
         loop {
@@ -222,7 +222,7 @@ impl Region {
     }
 }
 
-/// The result of an attempt to register.
+/// The result of an attempt to register an image.
 enum Registered {
     New(ImageId),
     Taken(Box<ImageRecord>),
