@@ -39,8 +39,8 @@ pub fn not_found_error(code: &str, text: impl fmt::Display) -> Error {
     Kind::NotFound.error(format!("{code}: {text}"))
 }
 
-/// Checks an AMI's name. It must have 3 to 128 characters. Each character has to be a letter, a digit or one of `()[]
-/// ./-'@_`.
+/// Checks an AMI's name. It must have 3 to 128 characters. [`is_image_name_character`] decides which characters are
+/// permitted.
 pub fn check_image_name(name: &str) -> Result<()> {
     let length = name.chars().count();
     let (least, most) = IMAGE_NAME_LENGTH;

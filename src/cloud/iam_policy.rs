@@ -18,7 +18,7 @@ pub enum DiskAccess {
 }
 
 /// Returns the policy. It permits creating resources only with the tag [`tag::RUN`], and changing or deleting only
-/// resources with that tag. Copies of snapshots need the tag [`tag::COPY`] instead. `region` is used only to select the
+/// resources that have it. Copies of snapshots need the tag [`tag::COPY`] instead. `region` is used only to select the
 /// AWS partition. `kms_keys` are the ARNs of the keys that volumes are encrypted with.
 pub fn policy(access: DiskAccess, region: Option<&str>, kms_keys: &[String]) -> Value {
     let partition = partition(region.unwrap_or_default());
@@ -154,7 +154,8 @@ mod tests {
     use super::*;
 
     const ALL_ACCESS: [DiskAccess; 3] = [DiskAccess::Attached, DiskAccess::Direct, DiskAccess::Both];
-    /// The statements without a condition. Only `ThisInstance` permits changes to existing resources.
+    /// The statements without a condition. Of these statements, only `ThisInstance` permits changes to existing
+    /// resources.
     const UNCONDITIONAL: &[&str] = &[
         "Look",
         "BaseParameters",

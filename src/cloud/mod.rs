@@ -27,7 +27,7 @@ pub const ROOT_DEVICE: &str = "/dev/xvda";
 
 /// The names of oven's tags.
 pub mod tag {
-    /// The checksum of the image's configuration. GumGum's AMI Bakery uses the same tag, so that it finds oven's
+    /// The checksum of the image's configuration. GumGum's AMI Bakery uses the same tag, so AMI Bakery finds oven's
     /// images. oven finds images of AMI Bakery only with `--compat gumgum`.
     pub const CHECKSUM: &str = "ami_config_checksum";
     pub const FINGERPRINT: &str = "oven:fingerprint";
@@ -38,7 +38,7 @@ pub mod tag {
     pub const NAME: &str = "oven:name";
     /// The base image's id.
     pub const BASE: &str = "oven:base";
-    /// The run that created a resource.
+    /// The id of the run that created a resource. A run is the work for one image in one execution of oven.
     pub const RUN: &str = "oven:run";
     /// The process that executes the run ([`crate::owner::Owner`]).
     pub const OWNER: &str = "oven:owner";

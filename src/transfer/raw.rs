@@ -42,7 +42,7 @@ pub struct RawDisk {
     stamp: Option<Stamp>,
 }
 
-/// The metadata that show whether a file's content was changed.
+/// The metadata of a file. By comparing them, oven finds out whether the file's content was changed.
 #[derive(Debug, PartialEq, Eq)]
 struct Stamp {
     place: (u64, u64),

@@ -4,7 +4,7 @@
 //! DIR/region.json                     the format of the directory
 //! DIR/lock                            locked (flock) during a change
 //! DIR/images/ami-….json               records; written to a temporary file and renamed
-//! DIR/documents/ami-….json            documents of an image
+//! DIR/documents/ami-….json            texts that are stored with an image, such as the list of its packages
 //! DIR/snapshots/snap-….{json,img}     a record, and the data as a sparse file
 //! DIR/snapshots/snap-….{put,parent}   for block-level writes: which blocks were put, and the parent's data
 //! DIR/volumes/vol-….{json,img}        a record and the data; the file is locked while the volume is attached

@@ -96,7 +96,7 @@ pub struct ImportSource {
     pub stamp: Option<FileStamp>,
 }
 
-/// The metadata that show whether a file's content was changed.
+/// The metadata of a file. By comparing them, oven finds out whether the file's content was changed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileStamp {
     pub device: u64,

@@ -149,7 +149,7 @@ impl Region {
     }
 
     /// If a snapshot shares the volume's file, replaces the volume's file by a copy, because nobody may write to a
-    /// snapshot's file. Returns the file that only the volume uses. It is locked.
+    /// snapshot's file. Returns the volume's file, which is locked.
     pub(crate) async fn own_file(&self, id: &VolumeId, file: File) -> Result<File> {
         let metadata = file.metadata()?;
         if metadata.nlink() < 2 {
