@@ -51,8 +51,8 @@ impl std::error::Error for SnapshotExpired {}
 pub enum ParentUse {
     /// The snapshot itself can be the parent.
     UseAsParent,
-    /// The snapshot itself cannot be the parent, because it belongs to another account or its encryption is not the
-    /// requested one. It has to be copied into this account first, and the copy is the parent.
+    /// The snapshot itself cannot be the parent, because it belongs to another account or its encryption differs from
+    /// the requested one. It has to be copied into this account first, and the copy is the parent.
     CopyFirst { why: String },
     /// Neither the snapshot nor a copy can be the parent, because the snapshot is encrypted and the new snapshot must
     /// not be encrypted. The new snapshot gets no parent, and every block is uploaded.
@@ -61,8 +61,8 @@ pub enum ParentUse {
 
 /// Reads a snapshot's blocks. A read blocks the calling thread. Many threads may read concurrently.
 pub trait SnapshotReader: Send + Sync {
-    /// Reads a block, verifies its data against its digest, and returns both. Fails for a block that is not in
-    /// [`SnapshotContents::blocks`]. Errors name the block and the snapshot.
+    /// Reads a block, verifies its data against its digest, and returns the data and the digest. Fails for a block that
+    /// is not in [`SnapshotContents::blocks`]. Errors name the block and the snapshot.
     fn read(&self, index: u32) -> Result<(Vec<u8>, Digest)>;
 }
 
@@ -74,27 +74,28 @@ pub trait BlockApi {
     /// Returns a reader for the blocks of a snapshot.
     async fn reader(&self, snapshot: &SnapshotId) -> Result<Arc<dyn SnapshotReader>>;
 
-    /// Returns how this snapshot can be the parent of a snapshot with the encryption of `kind`. If `kind` does not set
-    /// the encryption, the child is encrypted like its parent.
+    /// Returns how this snapshot can be the parent of a new snapshot that is encrypted as `kind` requests. If `kind`
+    /// does not set the encryption, the child is encrypted like its parent.
     async fn parent(&self, snapshot: &SnapshotId, kind: &VolumeKind) -> Result<ParentUse>;
 
     /// Returns a copy of the snapshot in this account. The copy is created only once. Later calls return the same copy,
-    /// and wait for it if it is pending. The copy has no run tag, so neither the end of a run nor a sweep deletes it.
-    /// `tell` is called before a copy is created or waited for. If a complete copy exists, `tell` is not called.
+    /// and wait for it if it is pending. The copy has no run tag, so neither the clean-up of a run nor `oven sweep`
+    /// deletes it. `tell` is called before a copy is created or waited for. If a complete copy exists, `tell` is not
+    /// called.
     async fn copied(&self, snapshot: &SnapshotId, kind: &VolumeKind, tell: &dyn Fn()) -> Result<SnapshotId>;
 
     /// Creates a pending snapshot, which has to be completed. Before this call, the caller registers a clean-up action
-    /// with `undo`. The action finds the snapshot by the run's tag, so it also works if this future is dropped. The
-    /// call may be slow.
+    /// with `undo`. The action finds the snapshot by the run's tag. So it works even if this future is dropped before
+    /// it returns the id. The call may be slow.
     async fn start(&self, spec: &NewSnapshot) -> Result<SnapshotId>;
 
-    /// Writes a block; a second write overwrites the first.
+    /// Writes a block. A second write of the same block overwrites the first.
     async fn put(&self, snapshot: &SnapshotId, index: u32, data: Arc<[u8]>, digest: Digest) -> Result<()>;
 
     /// Seals a snapshot, so that no block can be written any more. Returns when the snapshot is complete. `count` is
     /// the number of blocks that were put. `checksum` is the SHA256 of their digests, in the order of the block
-    /// indexes. Fails with [`SnapshotExpired`] in the error's chain if the snapshot can no longer be completed. Then
-    /// the blocks have to be written again, to another snapshot.
+    /// indexes. Fails with [`SnapshotExpired`] in the error's chain if the snapshot can no longer be completed. In that
+    /// case, the caller has to write all blocks again, to a new snapshot.
     async fn complete(&self, snapshot: &SnapshotId, count: u32, checksum: Digest) -> Result<()>;
 
     /// Deletes every snapshot of the run that no image uses, including pending snapshots.

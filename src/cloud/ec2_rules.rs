@@ -15,8 +15,8 @@ pub const MAX_TAGS: usize = 50;
 pub const MAX_TAG_KEY: usize = 128;
 /// The maximum number of characters of a tag's value.
 pub const MAX_TAG_VALUE: usize = 256;
-/// The maximum size of a volume of type io2, in GiB. The maximum of most other types is 16 TiB. oven does not check it,
-/// because EC2 does.
+/// The maximum size of a volume of type io2, in GiB. The maximum of most other types is 16 TiB. oven does not check the
+/// smaller maximum, because EC2 does.
 pub const MAX_VOLUME_GIB: u64 = 65536;
 
 /// Returns whether an image's name may contain this character.
@@ -39,7 +39,8 @@ pub fn not_found_error(code: &str, text: impl fmt::Display) -> Error {
     Kind::NotFound.error(format!("{code}: {text}"))
 }
 
-/// Checks an AMI's name. It must have 3 to 128 characters. Each has to be a letter, a digit or one of `()[] ./-'@_`.
+/// Checks an AMI's name. It must have 3 to 128 characters. [`is_image_name_character`] decides which characters are
+/// permitted.
 pub fn check_image_name(name: &str) -> Result<()> {
     let length = name.chars().count();
     let (least, most) = IMAGE_NAME_LENGTH;
@@ -92,8 +93,8 @@ pub fn check_tags(tags: &Tags) -> Result<()> {
     Ok(())
 }
 
-/// Returns whether `id` has the form of EC2's ids: the prefix, a dash, and 17 lower-case hexadecimal digits. Ids from
-/// before 2016 have 8 digits.
+/// Returns whether `id` has the form of EC2's ids: the prefix, a dash, and 17 lower-case hexadecimal digits. Ids with 8
+/// digits are also accepted, because EC2 used them before 2016.
 pub fn is_id(prefix: &str, id: &str) -> bool {
     id.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('-')).is_some_and(|digits| {
         matches!(digits.len(), 8 | 17) && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
@@ -110,9 +111,9 @@ pub fn new_id(prefix: &str) -> String {
 pub fn matches_filter(pattern: &str, name: &str) -> bool {
     let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
     let (mut p, mut n) = (0, 0);
-    // The position after the last `*` in the pattern, and the end of the text that this `*` matches in the name. After
-    // a mismatch, the `*` matches one more character. Only the last `*` is tried again, so the time never grows
-    // exponentially.
+    // The position in the pattern after the last `*` that was reached, and the end of the text in the name that this
+    // `*` matches so far. After a mismatch, this `*` matches one more character. Only the last `*` is tried again, so
+    // the time never grows exponentially.
     let mut star: Option<(usize, usize)> = None;
     while n < name.len() {
         let width = if pattern.get(p) == Some(&'\\') && p + 1 < pattern.len() { 2 } else { 1 };

@@ -3,11 +3,11 @@
 use super::tag;
 use serde_json::{Value, json};
 
-/// Read actions that a policy cannot limit to certain resources (Service Authorization Reference).
+/// Read actions that a policy cannot limit to certain resources (see AWS's Service Authorization Reference).
 const READ_ACTIONS: &[&str] =
     &["ec2:DescribeImages", "ec2:DescribeInstances", "ec2:DescribeSnapshots", "ec2:DescribeVolumes"];
 
-/// How the bakes of a role access their disks.
+/// How bakes that use the role access their disks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DiskAccess {
     /// As volumes that are attached to the builder.
@@ -17,10 +17,9 @@ pub enum DiskAccess {
     Both,
 }
 
-/// Returns the policy. It permits creating resources only with the tag of a run, and changing or deleting only
-/// resources with that tag. Copies of snapshots need [`tag::COPY`] instead of the run's tag. `region` only selects the
-/// AWS partition, so any region of the partition will do. `kms_keys` are the ARNs of the keys that volumes are
-/// encrypted with.
+/// Returns the policy. It permits creating resources only with the tag [`tag::RUN`], and changing or deleting only
+/// resources that have it. Copies of snapshots need the tag [`tag::COPY`] instead. `region` is used only to select the
+/// AWS partition. `kms_keys` are the ARNs of the keys that volumes are encrypted with.
 pub fn policy(access: DiskAccess, region: Option<&str>, kms_keys: &[String]) -> Value {
     let partition = partition(region.unwrap_or_default());
     // ARNs of images and snapshots have no account.
@@ -92,7 +91,8 @@ pub fn policy(access: DiskAccess, region: Option<&str>, kms_keys: &[String]) -> 
     if direct {
         creating.extend(["StartSnapshot", "CopySnapshot"]);
         let copies = json!({ "StringLike": { format!("ec2:ResourceTag/{}", tag::COPY): "*" } });
-        // For tags, EBS direct supports only the global condition key `aws:ResourceTag`.
+        // To test the tags of a resource, EBS direct supports only the global condition key `aws:ResourceTag`, and not
+        // `ec2:ResourceTag`.
         let started = json!({ "StringLike": { format!("aws:ResourceTag/{}", tag::RUN): "*" } });
         statements.extend([
             allow("DirectLook", &["ec2:GetEbsEncryptionByDefault"], &["*".to_owned()]),
@@ -124,7 +124,7 @@ pub fn policy(access: DiskAccess, region: Option<&str>, kms_keys: &[String]) -> 
     json!({ "Version": "2012-10-17", "Statement": statements })
 }
 
-/// Returns the partition of a region, which is a part of every ARN.
+/// Returns the AWS partition of a region. Every ARN contains its partition.
 fn partition(region: &str) -> &'static str {
     match region {
         _ if region.starts_with("cn-") => "aws-cn",
@@ -154,7 +154,8 @@ mod tests {
     use super::*;
 
     const ALL_ACCESS: [DiskAccess; 3] = [DiskAccess::Attached, DiskAccess::Direct, DiskAccess::Both];
-    /// The statements without a condition. Except `ThisInstance`, none of them permits changes to existing resources.
+    /// The statements without a condition. Of these statements, only `ThisInstance` permits changes to existing
+    /// resources.
     const UNCONDITIONAL: &[&str] = &[
         "Look",
         "BaseParameters",
@@ -194,8 +195,8 @@ mod tests {
         assert_eq!(of("eu-central-1"), text(&policy(DiskAccess::Both, None, &[])));
     }
 
-    /// IAM permits 6144 characters in a managed policy and 10240 in an inline policy. White space does not count (IAM
-    /// quotas).
+    /// IAM permits 6144 characters in a managed policy and 10240 in an inline policy. White space does not count (see
+    /// IAM's quotas).
     #[test]
     fn it_fits_into_a_managed_policy() {
         assert!(policy(DiskAccess::Both, None, &[]).to_string().len() < 6144);

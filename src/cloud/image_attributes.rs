@@ -17,8 +17,8 @@ const TYPES: &[(&str, bool, bool)] = &[
     ("standard", false, false),
 ];
 
-/// Returns whether volumes of this type accept IOPS, and whether they accept a throughput. Both are true for an unknown
-/// or unset type.
+/// Returns whether volumes of this type accept IOPS, and whether they accept a throughput. Both values are true if the
+/// type is unknown or unset.
 pub fn accepted_performance(volume_type: Option<&str>) -> (bool, bool) {
     let known = TYPES.iter().find(|(name, ..)| Some(*name) == volume_type);
     known.map_or((true, true), |(_, iops, throughput)| (*iops, *throughput))
@@ -96,9 +96,9 @@ pub fn check_volume_kind(kind: &VolumeKind, what: &str) -> Result<()> {
     Ok(())
 }
 
-/// Returns the attributes of a new image. `wanted` are the attributes that its definition sets, and all others come
-/// from the base. IOPS and throughput depend on the volume type, so the base's values are dropped if the definition
-/// changes the type.
+/// Returns the attributes of a new image. `wanted` contains the attributes that the image's definition sets. All others
+/// come from the base. There is one exception: if the definition changes the volume type, the base's IOPS and
+/// throughput are not inherited, because they may be invalid for the new type.
 pub fn inherit(base: &Attributes, wanted: &Attributes) -> Attributes {
     let or = |wanted: &Option<String>, base: &Option<String>| wanted.clone().or_else(|| base.clone());
     Attributes {

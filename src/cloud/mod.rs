@@ -27,19 +27,20 @@ pub const ROOT_DEVICE: &str = "/dev/xvda";
 
 /// The names of oven's tags.
 pub mod tag {
-    /// The checksum of the image's configuration. GumGum's AMI Bakery uses the same tag, so oven and AMI Bakery find
-    /// each other's images.
+    /// The checksum of the image's configuration. GumGum's AMI Bakery uses the same tag, so AMI Bakery finds oven's
+    /// images. oven finds images of AMI Bakery only with `--compat gumgum`.
     pub const CHECKSUM: &str = "ami_config_checksum";
     pub const FINGERPRINT: &str = "oven:fingerprint";
-    /// A short digest of each input of the fingerprint. These digests explain why no image was found.
+    /// A short digest of each input of the fingerprint. `oven plan` compares these digests to show which inputs
+    /// changed.
     pub const INPUTS: &str = "oven:inputs";
     /// The definition's `name`. Images with the same `name` form a family.
     pub const NAME: &str = "oven:name";
     /// The base image's id.
     pub const BASE: &str = "oven:base";
-    /// The run that created a resource.
+    /// The id of the run that created a resource. A run is the work for one image in one execution of oven.
     pub const RUN: &str = "oven:run";
-    /// The process of the run ([`crate::owner::Owner`]).
+    /// The process that executes the run ([`crate::owner::Owner`]).
     pub const OWNER: &str = "oven:owner";
     /// Set on images that were baked with `--force`.
     pub const FORCED: &str = "oven:forced";
@@ -89,7 +90,7 @@ impl fmt::Display for BaseRef {
     }
 }
 
-/// A base image that was found and can be baked on.
+/// An existing image that can be used as a base.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Base {
     pub id: ImageId,
@@ -250,12 +251,12 @@ pub trait Cloud {
     async fn base(&self, from: &BaseRef) -> Result<Base>;
 
     /// Returns the newest available image of this account that matches the key. If all matching images are pending,
-    /// other bakes are registering them. Then this function waits until one is available.
+    /// other bakes are registering them, and this function waits until one is available.
     async fn find(&self, key: &BakeKey) -> Result<Option<Image>>;
 
-    /// Registers an image of the snapshot, waits until it is available, and verifies it. A name can be registered only
-    /// once, so registering it acts as a compare-and-set between builders. If another builder has registered an image
-    /// with the same fingerprint under this name, returns that image, and the clean-up action deletes this run's
+    /// Registers an image of the snapshot, waits until it is available, and verifies it. If several builders register
+    /// the same name, only one of them succeeds. If another builder has registered an image with the same fingerprint
+    /// under this name, this function returns that image, and the clean-up action in `undo` deletes this run's
     /// snapshot. If this run registers the image, the clean-up action is cancelled, because the image uses the
     /// snapshot.
     async fn register(&self, snapshot: &SnapshotId, spec: &ImageSpec, undo: &Undo) -> Result<Image>;
@@ -267,23 +268,24 @@ pub trait Cloud {
     /// Returns one image, and the documents that were stored with it.
     async fn image(&self, id: &ImageId) -> Result<(Image, BTreeMap<String, String>)>;
 
-    /// Deregisters the image that has this name, and deletes its snapshot. Fails if oven did not create the image, or
-    /// if the image is neither failed nor incomplete. Returns `None` if no image has the name.
+    /// Deregisters the image that has this name, and deletes its snapshot. The image must have been created by oven,
+    /// and it must have failed or be incomplete. Otherwise, this function fails. Returns `None` if no image has the
+    /// name.
     async fn replace_failed(&self, name: &str) -> Result<Option<ImageId>>;
 
-    /// Removes an image, and its snapshot if no other image uses it. Fails with
-    /// [`Kind::Usage`](crate::error::Kind::Usage) in a cloud whose images are removed only with the cloud's own tools.
+    /// Removes an image, and its snapshot if no other image uses it. oven does not remove images in AWS. There, this
+    /// function fails with [`Kind::Usage`](crate::error::Kind::Usage).
     async fn remove(&self, id: &ImageId, snapshot: &SnapshotId) -> Result<()>;
 
     /// Returns the command with which a user can remove the image.
     fn removal_command(&self, id: &ImageId) -> String;
 
-    /// Returns the runs whose process has ended without removing all of the run's resources. It may be unknown whether
-    /// a process has ended, for example if it ran on another host. Then the run is returned only if the run's newest
-    /// resource is older than `older_than`.
+    /// Returns the runs whose process has ended without removing all of the run's resources. If oven cannot know
+    /// whether the process has ended, for example because it ran on another host, the run is returned only if its
+    /// newest resource is older than `older_than`.
     async fn stale_runs(&self, older_than: Option<Duration>) -> Result<Vec<StaleRun>>;
 
-    /// Fails with [`Kind::Cloud`](crate::error::Kind::Cloud) if a permission is missing that a bake on this base needs
+    /// Fails with [`Kind::Cloud`](crate::error::Kind::Cloud) if oven lacks a permission that a bake on this base needs
     /// at its beginning or at its end. The check has to be fast, because it runs before every bake. A local region
     /// permits everything.
     async fn ensure_permitted(&self, _: &Base) -> Result<()> {
@@ -307,7 +309,7 @@ pub trait Cloud {
         None
     }
 
-    /// Returns whether the cloud has images that oven did not create. [`Cloud::images`] omits such images.
+    /// Returns whether the cloud can have images that oven did not create. [`Cloud::images`] omits such images.
     fn has_foreign_images(&self) -> bool {
         true
     }
@@ -326,8 +328,8 @@ pub trait Cloud {
 /// Copies raw disks of this machine into images, which is faster than uploading their blocks.
 #[async_trait(?Send)]
 pub trait DiskCopier {
-    /// Copies a file or a block device. If an image of the same disk has the name, returns that image. Fails if an
-    /// image of another disk has the name.
+    /// Copies a file or a block device. If an image with this name exists and is a copy of the same disk, returns that
+    /// image. Fails if the image with this name is a copy of another disk.
     async fn copy_disk(
         &self,
         raw: &Path,
@@ -357,7 +359,7 @@ pub trait Volumes {
     async fn attach(&self, volume: &VolumeId) -> Result<Device>;
 
     /// Takes a snapshot of the volume, and returns when the snapshot is complete. The call that creates the snapshot
-    /// also sets `tags`. When this returns, the volume need not be attached any more.
+    /// also sets `tags`. After that, the snapshot no longer depends on the volume, so the volume may be detached.
     async fn snapshot(&self, volume: &VolumeId, run: &RunId, tags: &Tags) -> Result<SnapshotId>;
 
     /// Tags the run's volumes as preserved, so that `sweep` does not delete them.

@@ -15,8 +15,9 @@ pub enum ConflictResolution {
     Refuse(Error),
 }
 
-/// Decides what to do about `holder`, the image that has the name of `spec`. Registering a name is the only
-/// compare-and-set that EC2 offers. So oven never registers the image under another name.
+/// Decides what to do about `holder`, the image that has the name of `spec`. If two builders register the same name,
+/// EC2 rejects one of them. If oven then registered the image under another name, the same bake would have two images.
+/// So oven never does that.
 pub fn resolve_conflict(holder: &Image, spec: &ImageSpec) -> ConflictResolution {
     let (id, name) = (&holder.id, &spec.name);
     let same = |key: &str| holder.tags.get(key).is_some_and(|theirs| spec.tags.get(key) == Some(theirs));
@@ -58,7 +59,7 @@ fn has_identity_tags(image: &Image) -> bool {
 }
 
 /// Returns whether `--replace-failed` may deregister an image. A run of oven must have created the image, and the image
-/// must be failed or incomplete.
+/// must have failed or be incomplete.
 pub fn is_replaceable(image: &Image) -> bool {
     image.tags.contains_key(tag::RUN) && (image.state == ImageState::Failed || !has_identity_tags(image))
 }

@@ -17,8 +17,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// The maximum number of concurrent reads. Each read has a block in memory after its response arrived. More reads would
-/// only wait, because the client of EBS direct sends at most as many reads concurrently.
+/// The maximum number of concurrent reads. More reads would not be faster, because the client of EBS direct sends at
+/// most this number of reads concurrently. Each read needs the memory of one block.
 const READERS: usize = 96;
 
 /// The interval of progress reports.

@@ -24,10 +24,10 @@ pub struct State {
     pub started: u32,
     /// The duration of each put and each read.
     pub delay: Duration,
-    /// The present number of concurrent puts. `most` is the maximum of this number.
+    /// The current number of concurrent puts. `most` is the highest number so far.
     pub now: usize,
     pub most: usize,
-    /// The same for concurrent reads.
+    /// The current number of concurrent reads. `most_reads` is the highest number so far.
     pub reads: usize,
     pub most_reads: usize,
     /// Puts of this block fail.
@@ -82,7 +82,7 @@ impl Fake {
     }
 }
 
-/// A put that is under way. The put is counted until this value is dropped, so the count is correct even if the put's
+/// A put that is in progress. The put is counted until this value is dropped, so the count is correct even if the put's
 /// future is dropped.
 struct Under(Fake);
 impl Drop for Under {

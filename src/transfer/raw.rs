@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// The resolution of file times. Two changes of a file within this time may give it the same times.
+/// The resolution of file times. Two changes of a file within this time can give it the same times.
 const TIME_RESOLUTION: Duration = Duration::from_millis(100);
 /// How many times to wait for a file that keeps changing. If the file still changes afterwards, `ensure_unchanged`
 /// detects that.
@@ -42,7 +42,7 @@ pub struct RawDisk {
     stamp: Option<Stamp>,
 }
 
-/// The metadata that change with a file's content.
+/// The metadata of a file. By comparing them, oven finds out whether the file's content was changed.
 #[derive(Debug, PartialEq, Eq)]
 struct Stamp {
     place: (u64, u64),
@@ -52,7 +52,8 @@ struct Stamp {
 }
 
 impl RawDisk {
-    /// Waits for a moment if the file was changed very recently, so do not call this on the runtime's thread.
+    /// If the file was changed very recently, this function blocks its thread for up to 0.3 s. So do not call it on the
+    /// runtime's thread.
     #[allow(clippy::disallowed_methods)]
     pub fn new(file: File, name: &Path) -> Result<Self> {
         let context = || format!("inspecting {}", name.display());
@@ -92,7 +93,8 @@ fn stamp(file: &File) -> Result<Option<Stamp>> {
     }))
 }
 
-/// Returns whether the next change of the file will change its times.
+/// Returns whether the file's times will show every later change. Returns false if the file was changed within the last
+/// [`TIME_RESOLUTION`].
 fn is_settled(stamp: &Stamp) -> bool {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let changed = Duration::new(stamp.changed.0.max(0) as u64, stamp.changed.1 as u32);

@@ -32,7 +32,7 @@ pub trait BlockSource: Send + Sync + 'static {
 /// hash faster than EBS direct accepts blocks.
 const MAX_READERS: usize = 4;
 
-/// A block that was read, with the room that it takes in memory.
+/// A block that was read, and the [`Room`] that it takes in memory.
 pub struct ReadBlock {
     pub index: u32,
     pub data: Arc<[u8]>,
@@ -57,7 +57,7 @@ struct State {
     closed: bool,
 }
 
-/// Room for one block. It is freed on drop.
+/// Room for one block in memory. Dropping this value makes room for another block.
 pub struct Room(Arc<Gate>);
 
 impl Gate {
@@ -159,7 +159,7 @@ pub fn run_in_threads(threads: usize, work: impl Fn() -> Result<()> + Sync) -> R
     })
 }
 
-/// Converts a panic to an error. Without this, a panic would look like the end of the blocks.
+/// Converts a panic to an error. Without the conversion, the receiver would take a panic for the end of the blocks.
 fn catch_panic<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(work))
         .unwrap_or_else(|_| Err(anyhow!("a thread that reads blocks panicked")))

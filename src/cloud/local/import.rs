@@ -19,8 +19,8 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 const GIB: u64 = 1 << 30;
-/// The coarsest resolution of file times, in nanoseconds. If a file was changed within this time before a check, a
-/// change after the check may leave the file's times as they are.
+/// An upper limit for the resolution of file times, in nanoseconds. Two changes of a file within this time can give it
+/// the same times.
 const TIME_RESOLUTION: i128 = 100_000_000;
 
 impl Region {
@@ -247,8 +247,8 @@ fn stamp_of(file: &File) -> Result<FileStamp> {
     })
 }
 
-/// Returns whether the next change of the file will change its times. Returns false if the file was changed just now,
-/// because the resolution of the times is limited.
+/// Returns whether the file's times will show every later change. Returns false if the file was changed within the last
+/// [`TIME_RESOLUTION`], because another change now could leave the times unchanged.
 fn is_settled(stamp: &FileStamp) -> bool {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as i128);
     now - stamp.changed > TIME_RESOLUTION

@@ -4,7 +4,7 @@
 //! DIR/region.json                     the format of the directory
 //! DIR/lock                            locked (flock) during a change
 //! DIR/images/ami-….json               records; written to a temporary file and renamed
-//! DIR/documents/ami-….json            documents of an image
+//! DIR/documents/ami-….json            texts that are stored with an image, such as the list of its packages
 //! DIR/snapshots/snap-….{json,img}     a record, and the data as a sparse file
 //! DIR/snapshots/snap-….{put,parent}   for block-level writes: which blocks were put, and the parent's data
 //! DIR/volumes/vol-….{json,img}        a record and the data; the file is locked while the volume is attached
@@ -12,7 +12,7 @@
 //!
 //! The state of a resource is derived from facts that remain correct even if a process is killed. A resource is pending
 //! until a time in its record. A volume is attached while a loop device has the volume's file open, and the file is
-//! locked during that time. Data without a record are garbage, and a sweep removes them.
+//! locked during that time. `oven sweep` removes data that have no record.
 
 mod blocks;
 mod import;
@@ -185,7 +185,7 @@ impl Region {
     }
 
     /// Adopts the image with the requested name, or fails with the reason why it cannot be adopted. Returns `None` if
-    /// the image disappeared while this waited for it.
+    /// the image was deregistered while this function waited for it.
     async fn adopt(&self, holder: ImageRecord, spec: &ImageSpec) -> Result<Option<Image>> {
         let mut holder = self.describe(holder);
         loop {
@@ -224,7 +224,7 @@ impl Region {
     }
 }
 
-/// The result of an attempt to register.
+/// The result of an attempt to register an image.
 enum Registered {
     New(ImageId),
     Taken(Box<ImageRecord>),

@@ -1,8 +1,8 @@
 //! Pending snapshots that are written block by block: their state, and which blocks were put.
 //!
-//! As everywhere in a region, the state is not stored but derived, so that it is correct even if a process was killed.
-//! The snapshot is complete once its record says so. It has failed if no block was put for too long. It has also failed
-//! if the machine was rebooted, because the blocks were not synced.
+//! The state is not stored. It is derived from the record and the files, so that it is correct even if a process was
+//! killed. The snapshot is complete once its record says so. It has failed if no block was put for too long. It has
+//! also failed if the machine was rebooted, because the blocks were not synced.
 
 use super::records::PendingWrites;
 use super::records::{PUT, RegionStore, SnapshotRecord, now};
@@ -130,8 +130,8 @@ impl PutBlocks {
         file.and_then(|file| file.set_len(entries)).with_context(|| format!("creating {}", path.display()))
     }
 
-    /// Opens the file; returns `None` if it does not exist. Each use opens the file again. A lock belongs to an open
-    /// file, so the uses exclude each other even within one process.
+    /// Opens the file; returns `None` if it does not exist. Each caller opens the file again, because a lock belongs to
+    /// an open file. So callers exclude each other even within one process.
     pub fn open(store: &RegionStore, id: &SnapshotId) -> Result<Option<Self>> {
         let path = store.part::<SnapshotRecord>(&id.0, PUT);
         match File::options().read(true).write(true).custom_flags(libc::O_NOFOLLOW).open(&path) {

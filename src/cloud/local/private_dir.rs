@@ -10,14 +10,14 @@ use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 
-/// The mode bit that lets everybody write. The bit of the group is not checked, because a user's default group often
+/// The mode bit that lets everybody write. The group's write bit is not checked, because a user's default group often
 /// has no other members.
 const OTHERS_WRITE: u32 = 0o002;
 
 /// Creates the region's directory if it is missing, and checks its owner and mode.
 pub fn create_region_dir(dir: &Path) -> Result<()> {
     create(dir)?;
-    // The path itself may be a symbolic link, because the user chose it.
+    // The user chose this path, so it is allowed to be a symbolic link. `metadata` follows the link.
     check_owner_and_mode(dir, &fs::metadata(dir)?)
 }
 

@@ -40,7 +40,7 @@ pub struct Completion {
     pub checksum: Digest,
 }
 
-/// The format of a region. It is raised if records change in a way that an older oven would misread.
+/// The version of a region's format. It must be increased when records change so that an older oven would misread them.
 const FORMAT: u32 = 1;
 /// The maximum size of a volume in GiB. A snapshot has the same limit.
 pub const MAX_GIB: u64 = 16384;
@@ -89,12 +89,14 @@ pub struct ImageRecord {
 pub struct ImportSource {
     /// [`crate::sys::sparse_copy::digest`] of the content.
     pub digest: String,
-    /// The metadata of the disk's file. As long as they are the same, the file's content is the same. `None` if the
-    /// metadata may not show the next change of the content.
+    /// The metadata of the disk's file. If they are the same at the next import, the content is unchanged and is not
+    /// read again. `None` for a block device, whose times do not show changes of its content. Also `None` if the file
+    /// was changed less than 0.1 s before the import. A second change so soon after the first can leave the file's
+    /// times unchanged, so the metadata would not show it.
     pub stamp: Option<FileStamp>,
 }
 
-/// The metadata of a file that change with its content.
+/// The metadata of a file. By comparing them, oven finds out whether the file's content was changed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileStamp {
     pub device: u64,
@@ -117,15 +119,15 @@ pub struct SnapshotRecord {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub description: String,
     pub tags: Tags,
-    /// The time until which the snapshot is pending. It is [`NEVER`] until all blocks of the snapshot are written, so
-    /// that an older oven, which does not know `written`, treats the snapshot as pending.
+    /// The time until which the snapshot is pending. For a snapshot that is written block by block, it is [`NEVER`]
+    /// until the snapshot is completed. An older oven ignores `written`, so it treats such a snapshot as pending.
     pub ready_at: u64,
     /// Set if the snapshot is written block by block.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub written: Option<PendingWrites>,
 }
 
-/// Later than any time.
+/// A time that is never reached.
 pub const NEVER: u64 = u64::MAX;
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -376,8 +378,8 @@ impl RegionStore {
 
     async fn lock(&self) -> Result<LockedRegion> {
         let path = self.dir.join("lock");
-        // The file is opened for each lock. A lock belongs to an open file, so the lock also excludes other tasks of
-        // this process.
+        // The file is opened again for each lock, because a lock belongs to an open file. So tasks of the same process
+        // also exclude each other.
         let mut options = File::options();
         // The file is private, because everybody who can open a file can lock it.
         options.create(true).truncate(false).write(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);

@@ -1,4 +1,4 @@
-//! Finds leftovers of killed runs in a region.
+//! Finds resources that killed runs left in a region.
 
 use super::Region;
 use super::records::{

@@ -18,12 +18,12 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
-/// How long the file of a detached volume may remain locked. A loop device closes its file when the last descriptor of
-/// the device is closed, and another program that probes the device may have a descriptor open for some milliseconds.
+/// How long to wait for the lock of a volume's file. A loop device closes its file when the last descriptor of the
+/// device is closed, and another program that probes the device may have a descriptor open for some milliseconds.
 const BUSY_WAIT: PollPolicy = PollPolicy::local(Duration::from_secs(1)).of_region();
-/// How long a volume that is to be deleted may remain attached. In this time, a mount namespace can end after its
-/// processes have ended, and a disk can write its remaining data. The time is shorter than the time within which oven
-/// has to end after Ctrl-C.
+/// How long to wait until a volume that is to be deleted is detached. The wait is needed because a mount namespace ends
+/// some time after its processes, and because a loop device first writes its remaining data. The limit is shorter than
+/// the time within which oven has to end after Ctrl-C.
 const RELEASE_WAIT: PollPolicy = PollPolicy::local(Duration::from_secs(5)).of_region();
 
 /// Locks a volume's file. While the file is locked, the volume cannot be attached. Returns `None` if the volume is
@@ -148,8 +148,8 @@ impl Region {
         self.snapshot_of(record, run, tags, free).await
     }
 
-    /// Gives a volume a separate file if a snapshot shares its file ([`Region::snapshot`]), because a snapshot's file
-    /// must not be written to.
+    /// If a snapshot shares the volume's file, replaces the volume's file by a copy, because nobody may write to a
+    /// snapshot's file. Returns the volume's file, which is locked.
     pub(crate) async fn own_file(&self, id: &VolumeId, file: File) -> Result<File> {
         let metadata = file.metadata()?;
         if metadata.nlink() < 2 {
@@ -266,8 +266,8 @@ impl Volumes for Region {
 
     async fn ensure_no_volumes(&self, run: &RunId) -> Result<()> {
         let mut first = None;
-        // The region's lock is taken even if no volume is visible yet, because another task may be creating one under
-        // the lock.
+        // The region's lock is taken even if no volume is visible yet, because another task that holds the lock may be
+        // creating one.
         let run = run.clone();
         let list = move |region: &super::LockedRegion| region.tagged::<VolumeRecord>(tag::RUN, &run.0);
         for volume in self.store().locked(list).await? {

@@ -45,7 +45,7 @@ pub async fn upload(
     upload_started(blocks, spec, blocks.start(spec), source, on_progress).await
 }
 
-/// Like [`upload`], for a snapshot that is being started. `started` returns the snapshot's id.
+/// Like [`upload`], but the caller already starts the snapshot. `started` is the future that returns the snapshot's id.
 pub async fn upload_started(
     blocks: &dyn BlockApi,
     spec: &NewSnapshot,

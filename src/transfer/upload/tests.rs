@@ -30,8 +30,8 @@ fn filled(byte: u8) -> Vec<u8> {
     vec![byte; BLOCK]
 }
 
-/// A source whose blocks contain their index. Every seventh block is not to be uploaded. The source counts the blocks
-/// in memory.
+/// A source whose blocks contain their index. Every seventh block is not to be uploaded. The source counts how many of
+/// its blocks are in memory.
 #[derive(Default)]
 struct Numbers {
     count: u32,

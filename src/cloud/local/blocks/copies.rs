@@ -24,7 +24,8 @@ impl Default for Copies {
 }
 
 impl Copies {
-    /// Copies the data of a complete snapshot to a file without a name. The file vanishes if it is dropped.
+    /// Copies the data of a complete snapshot to a file without a name. The file disappears when the returned value is
+    /// dropped.
     pub async fn of(&self, store: &RegionStore, parent: &SnapshotId) -> Result<TempFile> {
         let _permit = self.0.acquire().await.context("waiting for a permit to copy")?;
         let (dir, path) = (store.dir_of::<SnapshotRecord>(), store.data::<SnapshotRecord>(&parent.0));

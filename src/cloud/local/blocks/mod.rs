@@ -35,7 +35,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 use write::{make_ready, put};
 
-/// Fails unless a child of this size can be started from the snapshot.
+/// Checks that the snapshot can be the parent of a new snapshot of this size. Fails if it cannot.
 fn ensure_parent(store: &RegionStore, id: &SnapshotId, size_gib: u64) -> Result<()> {
     let missing = || {
         let text = format!("The parent snapshot '{id}' does not exist.");

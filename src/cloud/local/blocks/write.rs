@@ -83,7 +83,8 @@ pub fn make_ready(
     Ok(Some(VerifiedSnapshot { _lock: put, sealed }))
 }
 
-/// Restores a block to the parent's data after an interrupted write.
+/// Restores a block after an interrupted write: to the parent's data, or to zeros if the parent does not have the
+/// block.
 fn restore(store: &RegionStore, id: &SnapshotId, target: &File, parent: bool, index: u32) -> Result<()> {
     let at = u64::from(index) * BLOCK as u64;
     rustix::fs::fallocate(target, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, at, BLOCK as u64)

@@ -32,7 +32,7 @@ pub fn linear(digests: &[Digest]) -> Digest {
     digest_of(&digests.concat())
 }
 
-/// Changes the time of the last put to `ago` before now.
+/// Sets the time of the last put to `ago` before the current time.
 pub fn age(region: &Region, id: &SnapshotId, ago: Duration) {
     let put = region.store().part::<SnapshotRecord>(&id.0, records::PUT);
     File::options().write(true).open(put).unwrap().set_modified(SystemTime::now() - ago).unwrap();
@@ -78,7 +78,7 @@ async fn a_child_has_its_parents_data_and_what_was_put() {
     f.region.complete(&id, 3, checksum).await.unwrap();
     assert_eq!(f.region.snapshot_state(&id).unwrap(), SnapshotState::Completed);
     assert_eq!(f.names(&id), ["img", "json", "put"]);
-    // A caller completes the snapshot again if the answer was lost.
+    // The snapshot is completed a second time, as by a caller that did not receive the first answer.
     f.region.complete(&id, 3, checksum).await.unwrap();
     refuses(
         f.region.complete(&id, 2, checksum).await,
@@ -185,7 +185,7 @@ async fn violations_of_ebs_rules_are_rejected() {
         7,
         "filled in after refusals, too"
     );
-    // Data that were changed in another way are not returned.
+    // Data that were changed without a put are not returned.
     f.data(&id.0).write_all_at(&[4], BLOCK as u64 + 100).unwrap();
     refuses(f.region.reader(&id).await.unwrap().read(1), Kind::Cloud, "differs from the block that was put");
 }
@@ -317,7 +317,7 @@ async fn concurrent_puts_also_of_the_same_block_are_whole() {
     let tasks = (0..128u32).flat_map(|n| [(&f.region, n / 2 * 2, &one), (&other, n / 2 * 2, &two)]);
     let mut running: Vec<_> = tasks.map(|(region, n, block)| Box::pin(put(region, n, block))).collect();
     for task in &mut running {
-        // All puts are started before this waits for one of them.
+        // Each put is started, and the test does not wait for it.
         std::future::poll_fn(|context| {
             _ = task.as_mut().poll(context);
             std::task::Poll::Ready(())
@@ -326,7 +326,7 @@ async fn concurrent_puts_also_of_the_same_block_are_whole() {
     }
     drop(running);
     let mut digests = f.region.put_blocks(&id).unwrap();
-    // A put that was dropped is either completed or never started. So all blocks are put again.
+    // After its future was dropped, a put is either completed or it never begins. So all blocks are put again.
     for index in (0..128).step_by(2) {
         put(&f.region, index, &two).await;
         digests.insert(index, two.1);
@@ -364,7 +364,7 @@ fn nameless(f: &Fixture) -> usize {
 async fn each_child_is_written_over_its_own_copy() {
     let f = Fixture::new();
     let base = f.import("base-1").await;
-    // More children are started than copies may run concurrently.
+    // The test starts more children than the maximum number of concurrent copies.
     let runs: Vec<_> = (0..9).map(|_| RunId::new()).collect();
     let child = async |n: usize| {
         let spec = NewSnapshot { size_gib: 3, ..new(Some(&base.snapshot), &runs[n]) };
@@ -401,7 +401,7 @@ async fn a_cancelled_start_leaves_nothing() {
             }
         }
         drop(start);
-        // The start may have finished before it was dropped. Then the run's clean-up removes the snapshot.
+        // If `start` finished before it was dropped, the run's clean-up removes the snapshot.
         while nameless(&f) != 0 {
             assert!(std::time::Instant::now() < deadline, "{} copies", nameless(&f));
             tokio::time::sleep(Duration::from_millis(5)).await;

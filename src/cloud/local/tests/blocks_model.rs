@@ -8,8 +8,8 @@ use crate::ids::{BLOCK, Digest};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// The numbers of random sequences. `FRESH` of them have new seeds. `SAMPLE` have fixed seeds, or `FIXED` if
-/// `OVEN_TEST_FULL=1` is set. Most run in memory, where nothing waits for a disk, and some run on a disk.
+/// The number of random sequences with fixed seeds is `SAMPLE`, or `FIXED` if `OVEN_TEST_FULL` is set. `FRESH` more
+/// sequences have new seeds. Every tenth sequence runs on a disk. The others run in memory, which is faster.
 const FIXED: u64 = 180;
 const SAMPLE: u64 = 40;
 const FRESH: u64 = 20;
@@ -35,7 +35,7 @@ impl Random {
 #[derive(Clone, Default)]
 struct Model {
     size_gib: u64,
-    /// The parent's blocks. The values are indexes into [`kinds`], but zeros are left out.
+    /// The parent's blocks. The values are indexes into [`kinds`]. Blocks of zeros are left out.
     parent: BTreeMap<u32, usize>,
     put: BTreeMap<u32, usize>,
     state: State,

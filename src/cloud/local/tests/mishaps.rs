@@ -16,7 +16,7 @@ async fn the_newest_image_is_the_last_whatever_the_clock_did() {
     assert_eq!(f.region.find(&key(Some("f"))).await.unwrap(), Some(second));
 }
 
-/// A file has the path of the region's directory, or of a directory above it.
+/// There is a file at the path of the region's directory, or at the path of a directory above it.
 #[test]
 fn a_region_dir_that_is_a_file_is_reported() {
     let dir = tempfile::tempdir().unwrap();

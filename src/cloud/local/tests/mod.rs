@@ -24,7 +24,7 @@ struct Fixture {
 }
 
 impl Fixture {
-    /// The region is in memory if possible, because on a busy disk its syncs take longer than the delays of these
+    /// The region is in memory if possible, because syncs on a busy disk can take longer than the delays of these
     /// tests.
     fn new() -> Self {
         let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
@@ -55,7 +55,7 @@ impl Fixture {
         self.region.snapshot(&volume, run, &Tags::new()).await.unwrap()
     }
 
-    /// Waits until an image of the family `web` is registered, and returns it.
+    /// Waits until an image whose definition has the name `web` is registered, and returns it.
     async fn appears(&self) -> Image {
         loop {
             match self.region.images(Some("web")).await.unwrap().pop() {
@@ -339,7 +339,8 @@ async fn the_loser_adopts_and_pays_for_its_snapshot() {
     assert_eq!(winner, loser);
     assert!(f.region.store().find::<SnapshotRecord>(&first.0).unwrap().is_some());
     assert!(f.region.store().find::<SnapshotRecord>(&second.0).unwrap().is_none(), "nobody needs it");
-    // The same snapshot is registered again, as after a lost answer. It is not deleted, because the image uses it.
+    // The same snapshot is registered again, as if the first answer had been lost. It is not deleted, because the image
+    // uses it.
     let undo = Undo::default();
     assert_eq!(f.region.register(&first, &spec("web-f", "f"), &undo).await.unwrap(), winner);
 
@@ -423,7 +424,7 @@ async fn disks_are_imported_once() {
     let image = import(&raw, "base-1", Architecture::X86_64).await.unwrap();
     assert_eq!(f.data(&image.snapshot.0).metadata().unwrap().len(), 1 << 30);
     assert!(f.data(&image.snapshot.0).metadata().unwrap().blocks() * 512 < 1 << 20, "sparse");
-    // The same file is imported again. Then another file is imported with the same content and with padding.
+    // First, the same file is imported again. Then a copy of it is imported that has zeros at its end.
     assert_eq!(import(&raw, "base-1", Architecture::X86_64).await.unwrap(), image);
     let copy = f.raw("copy.raw", 7);
     File::options().write(true).open(&copy).unwrap().set_len(9 << 20).unwrap();
@@ -431,7 +432,7 @@ async fn disks_are_imported_once() {
     let taken = format!("InvalidAMIName.Duplicate: AMI name base-1 is already in use by AMI {}", image.id);
     refuses(import(&raw, "base-1", Architecture::Arm64).await, Kind::Cloud, &taken);
     refuses(import(&f.raw("other.raw", 8), "base-1", Architecture::X86_64).await, Kind::Cloud, &taken);
-    // The same file is changed in place, which its times show.
+    // The same file is changed in place. The change is found by the file's times.
     f.raw("disk.raw", 9);
     refuses(import(&raw, "base-1", Architecture::X86_64).await, Kind::Cloud, &taken);
     assert_eq!((f.files("images"), f.files("snapshots")), (1, 2));
@@ -574,7 +575,7 @@ async fn a_dropped_call_leaves_nothing() {
         let spec = volume_of(&base, &run);
         let create = f.region.create(&spec);
         _ = tokio::time::timeout(Duration::from_micros(micros), create).await;
-        // After the clean-up, the volume does not exist and does not appear later, whatever the call did.
+        // However far the dropped call got, the volume does not exist after the clean-up and does not appear later.
         f.region.ensure_no_volumes(&run).await.unwrap();
         assert_eq!(f.files("volumes"), 0, "after {micros} µs");
     }
