@@ -228,7 +228,7 @@ impl<'d> Root<'d> {
         &self.unmountable_targets
     }
 
-    /// Unmounts everything. Then opens the whole disk and each partition that was mounted with `O_EXCL`, and syncs
+    /// Unmounts everything. Then uses `O_EXCL` to open the whole disk and each partition that was mounted, and syncs
     /// them. If this succeeds, nothing else uses the disk. Fails if a file system was damaged, or if a step wrote to
     /// the mount point of a file system that could not be mounted.
     pub async fn close(self) -> Result<()> {

@@ -42,8 +42,8 @@ pub async fn close(
     Ok(())
 }
 
-/// Opens the whole disk and each device that was mounted with `O_EXCL`, and syncs them. An open fails if the device is
-/// still mounted in any namespace, or if a loop device or swap uses it. A successful `umount` does not prove this,
+/// Uses `O_EXCL` to open the whole disk and each device that was mounted, and syncs them. An open fails if the device
+/// is still mounted in any namespace, or if a loop device or swap uses it. A successful `umount` does not prove this,
 /// because the device may still be mounted in another namespace.
 async fn prove_released(disk: &DiskNodes, used: &[(String, u64)]) -> Result<()> {
     let mut devices = used.to_vec();
