@@ -1,5 +1,5 @@
-//! The filter of a step's system calls. It refuses calls that the step's reduced capabilities would still permit, and
-//! it turns syncs into no-ops. A step is one command that oven runs in the image.
+//! The filter of a step's system calls. It refuses dangerous calls, in addition to the limits of the step's
+//! capabilities. It also turns syncs into no-ops. A step is one command that oven runs in the image.
 //!
 //! Calls that are useful only to escape from a container fail with EPERM. Calls for which programs have an alternative
 //! fail with ENOSYS, so that programs use the alternative. For programs of another architecture (i386 on x86_64, x32),
