@@ -1,16 +1,17 @@
-//! Finds the users of a device, for the error message if the device was not released.
+//! Finds the programs, mounts and devices that use a device. The error message lists them if the device cannot be
+//! released.
 
 use crate::sys::mount::table;
 use rustix::fs::{AtFlags, CWD, FileType};
 use std::collections::HashSet;
 use std::path::Path;
 
-/// The maximum number of holders that a message names.
+/// The maximum number of users of a device that a message names.
 const MAX: usize = 8;
 
 /// Describes everything that uses these devices or files on them: mounts in other namespaces, processes with open
 /// files, processes whose working or root directory is on them, stacked devices, and swap. The list may be incomplete,
-/// because processes start and end while it is made.
+/// because processes start and end while oven makes the list.
 pub fn find_holders(devices: &[u64]) -> Vec<String> {
     let mut found = stacked(devices);
     let own = std::fs::read_link("/proc/thread-self/ns/mnt").ok();
@@ -48,8 +49,8 @@ pub fn holders_clause(devices: &[u64]) -> String {
     }
 }
 
-/// Describes an open file of a process that is on one of the devices, or is the node of one. Nodes that oven itself has
-/// open are not reported.
+/// Describes the first open file of a process that is on one of the devices, or that is the node of one of the devices.
+/// Nodes that oven itself has open are not reported.
 fn open_file(process: u32, devices: &[u64]) -> Option<String> {
     let dir = format!("/proc/{process}");
     let is_own = process == std::process::id();
@@ -69,7 +70,8 @@ fn open_file(process: u32, devices: &[u64]) -> Option<String> {
     })
 }
 
-/// Describes the device-mapper and MD devices that use these devices. Also reports each device that is used as swap.
+/// Describes the device-mapper and MD devices that use these devices. Also reports each of these devices that is used
+/// as swap.
 fn stacked(devices: &[u64]) -> Vec<String> {
     let mut found = Vec::new();
     for &rdev in devices {

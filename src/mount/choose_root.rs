@@ -95,7 +95,7 @@ pub fn choose_by_content(parts: &[DiskPart], contents: &[(usize, CandidateConten
         let one = named.next();
         one.filter(|_| named.next().is_none())
     };
-    // A system whose fstab names another partition as the root is not the root itself.
+    // If the fstab of a system names another partition as the root, the system's own partition is not the root.
     let systems: Vec<_> = contents
         .iter()
         .filter(|(_, content)| content.system)
@@ -168,7 +168,7 @@ mod tests {
         for (at, bytes) in magic {
             disk[*at..at + bytes.len()].copy_from_slice(bytes);
         }
-        disk[1024 + 104] = number as u8; // a different UUID, if it is ext
+        disk[1024 + 104] = number as u8; // this byte is a part of the UUID of an ext file system
         let partition = Partition {
             number,
             start: 1 << 20,

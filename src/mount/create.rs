@@ -48,9 +48,8 @@ impl std::error::Error for UnknownFileSystem {}
 
 /// Creates a mount that is not attached anywhere, and verifies that it shows the right device. If the mount is never
 /// attached, it disappears when its descriptor is closed. Call this on a separate thread, because it makes the tmpfs
-/// the root directory of the thread. Below this root directory, the path of oven's own device node is `/dev/NAME`, and
-/// it cannot lead to another node. Mount tables show this path as the source of the mount, which `grub-probe` and `df`
-/// need.
+/// the root directory of the thread. In this root directory, `/dev/NAME` can only be oven's own device node. Mount
+/// tables show this path as the source of the mount, which `grub-probe` and `df` need.
 pub fn create_mount(request: &MountRequest) -> Result<OwnedFd> {
     let doing = || format!("mounting /dev/{} as {}", request.name, request.kind);
     // This call is made before the root directory changes, because the kernel may have to load a module for the file
@@ -59,8 +58,8 @@ pub fn create_mount(request: &MountRequest) -> Result<OwnedFd> {
         return Err(anyhow::Error::new(UnknownFileSystem).context(doing()));
     }
     enter(&request.tmpfs).context("entering the private tmpfs")?;
-    // A child that is being started has copies of oven's descriptors for a moment, even of those that were just closed.
-    // So the device may be busy for a moment.
+    // Between fork and exec, a child process has copies of oven's descriptors. If oven has just closed a descriptor of
+    // the device, such a copy may keep the device busy for a moment.
     let mut messages = String::new();
     let fs = retry_while_busy(|| superblock(request, &mut messages));
     let fs = fs.map_err(|error| refusal_error(error, &messages, request)).with_context(doing)?;
@@ -78,8 +77,8 @@ pub fn create_mount(request: &MountRequest) -> Result<OwnedFd> {
     Ok(mount)
 }
 
-/// Creates the kernel's superblock for the file system, without a mount. On failure, `messages` gets the kernel's
-/// messages.
+/// Creates the kernel's superblock for the file system, without a mount. On failure, writes the kernel's messages to
+/// `messages`.
 fn superblock(request: &MountRequest, messages: &mut String) -> rustix::io::Result<OwnedFd> {
     let fs = fsopen(request.kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(&fs, "source", format!("/dev/{}", request.name))?;
@@ -109,14 +108,14 @@ fn superblock(request: &MountRequest, messages: &mut String) -> rustix::io::Resu
 fn options(request: &MountRequest) -> &'static [(&'static str, &'static str)] {
     match (request.kind, request.read_only) {
         // xfs refuses to mount two file systems with the same UUID. A copy of a disk has the UUID of the original,
-        // which may be mounted at the same time. So the check of the UUID is disabled.
+        // which may be mounted at the same time. So oven disables this check.
         ("xfs", false) => &[("nouuid", "")],
         ("xfs", true) => &[("nouuid", ""), ("norecovery", "")],
         ("ext4" | "ext3" | "ext2", true) => &[("noload", "")],
         // The file system becomes read-only if it is damaged, because later writes could not be trusted. The device's
         // cache is not flushed at each fsync, because the disk is discarded if this machine stops. The cache is flushed
-        // when the root is closed. Inode tables are not zeroed in the background, because that would run concurrently
-        // with the discard of free space. An instance of the image zeroes them later.
+        // when the root is closed. The kernel must not zero inode tables in the background while oven discards free
+        // space. So this zeroing is disabled. An instance of the image zeroes the tables later.
         ("ext4" | "ext3" | "ext2", false) => {
             &[("errors", "remount-ro"), ("nobarrier", ""), ("noinit_itable", "")]
         }
@@ -149,7 +148,7 @@ fn enter(tmpfs: &OwnedFd) -> rustix::io::Result<()> {
     rustix::process::chroot(c".")
 }
 
-/// Returns the id of the mount to which a descriptor belongs, as in mount tables.
+/// Returns the id of the mount to which a descriptor belongs. Mount tables use the same id.
 pub fn mount_id(fd: impl AsFd) -> Result<u64> {
     let found = rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)
         .context("reading a mount's id")?;
@@ -182,7 +181,8 @@ pub fn ensure_private(dir: &OwnedFd) -> Result<()> {
 }
 
 /// Unmounts by id, which works even if the mount was moved. Never unmounts lazily. Succeeds if the mount no longer
-/// exists. If `patient` is true, retries for about 2 s while the mount is busy. After that, the error is EBUSY.
+/// exists. If `patient` is true, retries for about 2 s while the mount is busy. If the mount is busy after the last
+/// attempt, fails with EBUSY.
 pub fn unmount(id: u64, patient: bool) -> Result<()> {
     let mut pauses = PAUSES[..if patient { PAUSES.len() } else { 0 }].iter();
     loop {

@@ -24,15 +24,14 @@ use std::os::unix::fs::FileExt;
 use std::process::Stdio;
 use std::time::Duration;
 
-/// If less unused space than this follows the file system, the file system is not extended, because alignment leaves
-/// some unused space at the end of every disk.
+/// The file system is extended only if at least this many unused bytes follow it. Alignment leaves a few unused bytes
+/// at the end of every disk.
 const SLACK: u64 = 1 << 20;
-/// The number of attempts to lock the disk. udev holds the lock only for moments. If it is held for longer, another
-/// program is changing the disk.
+/// The number of attempts to lock the disk. udev holds the lock only for moments. If the lock is held for longer,
+/// another program is changing the disk.
 const LOCK_TRIES: u32 = 100;
 
-/// How often e2fsck is retried while the device is busy. In total, the pauses take about 2 s, as for every other busy
-/// device.
+/// How often e2fsck is retried while the device is busy. The pauses between the attempts take about 2 s in total.
 const CHECK_TRIES: u32 = 20;
 
 /// Locks the whole disk against udev and other programs that respect this lock.
@@ -48,9 +47,9 @@ async fn lock(device: &Device) -> Result<FileLock<&OwnedFd>> {
     Err(failure.hint("`lslocks` shows which one.").into())
 }
 
-/// Extends the root partition to the end of the disk, in the table and in the kernel, if the disk is larger than the
-/// table says. Returns true if the partition was extended, or if there is no table. In both cases, the file system may
-/// be smaller than its device.
+/// If the disk is larger than the partition table says, extends the root partition to the end of the disk. Both the
+/// table and the kernel get the new size. Returns true if the partition was extended, or if there is no table. In both
+/// cases, the file system may be smaller than its device.
 pub async fn grow_partition(device: &Device, nodes: &mut DiskNodes, root: usize) -> Result<bool> {
     let Some(old) = nodes.parts[root].partition.clone() else { return Ok(true) };
     let number = old.number;
@@ -134,9 +133,9 @@ fn growable(part: &DiskPart) -> Option<&FileSystem> {
     part.fs.as_ref().filter(|fs| fs.block_size > 0 && fs.size() + SLACK <= part.size)
 }
 
-/// Extends an ext4 file system with e2fsprogs before it is mounted. This is done only if this process lacks
-/// CAP_SYS_RESOURCE, as in containers and on hardened machines, because without this capability the kernel refuses to
-/// extend a mounted ext4. Returns the sizes before and after, or `None` if nothing was done.
+/// Extends an ext4 file system with e2fsprogs before it is mounted. Without CAP_SYS_RESOURCE, the kernel refuses to
+/// extend a mounted ext4. Processes in containers and on hardened machines often lack this capability. If this process
+/// has it, this function does nothing. Returns the sizes before and after in bytes, or `None` if nothing was done.
 pub async fn grow_unmounted(part: &mut DiskPart) -> Result<Option<(u64, u64)>> {
     let Some(fs) = growable(part).filter(|fs| fs.kind == FileSystemType::Ext4) else { return Ok(None) };
     let effective =
@@ -148,8 +147,8 @@ pub async fn grow_unmounted(part: &mut DiskPart) -> Result<Option<(u64, u64)>> {
     // The tools inherit the descriptor of the verified device. This path leads to that descriptor.
     let path = format!("/proc/self/fd/{}", part.node.as_raw_fd());
     // resize2fs accepts only a file system that was checked. Exit code 1 of e2fsck means that it repaired a small
-    // error. A child that is being started may have a copy of a descriptor that was just closed, so the device may be
-    // busy for a moment.
+    // error. Between fork and exec, another child process may have a copy of a descriptor that oven has just closed.
+    // This copy may keep the device busy for a moment.
     let arguments = ["-f", "-p", &path];
     let check = || run_tool("e2fsck", &arguments, &part.node, &[0, 1]);
     let mut checked = check().await;
@@ -173,14 +172,14 @@ pub async fn grow_unmounted(part: &mut DiskPart) -> Result<Option<(u64, u64)>> {
     }
 }
 
-/// Runs a program of this machine on a device, with an empty environment. The program parses the image's content, so it
-/// is isolated like a step: it has no capabilities and no network, and can write only to the device.
+/// Runs a program of this machine on a device, with an empty environment. The program parses the image's content, so
+/// oven isolates the program. It has no capabilities and no network, and can write only to the device.
 #[allow(unsafe_code)]
 async fn run_tool(name: &str, arguments: &[&str], device: &OwnedFd, good: &[i32]) -> Result<()> {
     let mut command = tokio::process::Command::new(name);
     let (device, mut filter) = (device.as_raw_fd(), SyscallFilter::new(true));
     let contain = move || -> std::io::Result<()> {
-        // SAFETY: the child has a copy of the descriptor, which its parent keeps open until the child has ended.
+        // SAFETY: the child inherits the descriptor, because the parent keeps it open until the child has ended.
         let device = unsafe { BorrowedFd::borrow_raw(device) };
         rustix::io::fcntl_setfd(device, rustix::io::FdFlags::empty())?;
         namespaces::unshare(UnshareFlags::NEWNET | UnshareFlags::NEWIPC)?;
@@ -191,8 +190,7 @@ async fn run_tool(name: &str, arguments: &[&str], device: &OwnedFd, good: &[i32]
         filter.install().map_err(failed)
     };
     // SAFETY: between fork and exec the child makes only system calls. It allocates memory only for the text of an
-    // error. Another thread may hold the allocator's lock at the fork. That is safe, too, because glibc lets a forked
-    // child allocate.
+    // error. glibc permits this even if another thread held the allocator's lock at the fork.
     unsafe { command.pre_exec(contain) };
     command
         .args(arguments)
@@ -220,7 +218,7 @@ async fn run_tool(name: &str, arguments: &[&str], device: &OwnedFd, good: &[i32]
 mod tests {
     use super::*;
 
-    /// Runs commands that an image could run if it took control of the tool.
+    /// Runs a shell as the tool, because a malicious image could make the tool execute any command.
     #[tokio::test]
     async fn a_tool_can_write_only_to_the_device() {
         if !rustix::process::geteuid().is_root() {

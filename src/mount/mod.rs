@@ -39,8 +39,8 @@ pub struct MountOptions {
 }
 
 /// An image's file systems, mounted in the private mount namespace of this process. The value borrows the disk, so a
-/// mounted disk cannot be committed. [`Root::close`] proves that the disk is released; dropping the value only
-/// unmounts.
+/// mounted disk cannot be committed. [`Root::close`] proves that the disk is released. If the value is only dropped,
+/// the file systems are unmounted without this proof.
 ///
 /// ```no_run
 /// # use oven::{disk::Disk, report::Report, mount::{MountOptions, Root}, undo::Undo};
@@ -73,8 +73,7 @@ pub struct Root<'d> {
 
 impl<'d> Root<'d> {
     /// Finds the root partition, extends it if requested, and mounts it. Then mounts the other file systems of this
-    /// disk that the image's fstab lists. `scratch` is an existing directory of this run. The mount point is created in
-    /// it.
+    /// disk that the image's fstab lists. `scratch` is an existing directory. The mount point is created in it.
     ///
     /// Errors: `Definition` if the disk has no root that oven can identify and mount; `Machine` if this machine lacks a
     /// feature, or if another process uses the disk.
@@ -183,8 +182,8 @@ impl<'d> Root<'d> {
         self.mounts.attach(mount, &point, target, None)
     }
 
-    /// Returns the directory to mount on, resolved inside the image. Creates it if it is missing, as systemd does at
-    /// boot.
+    /// Opens the directory to mount on. The path is resolved inside the image. If the directory is missing, creates it,
+    /// as systemd does at boot.
     fn mount_point(&self, target: &str) -> Result<OwnedFd> {
         self.inside.create_dir_all(target, 0o755)?;
         let point = self.inside.open(target, OFlags::PATH | OFlags::DIRECTORY);
@@ -223,15 +222,15 @@ impl<'d> Root<'d> {
         &self.step_nodes
     }
 
-    /// Returns the mount points, as in fstab, of file systems that this kernel cannot mount. No step may change these
-    /// directories; [`Root::close`] checks that.
+    /// Returns the mount points of the file systems that this kernel cannot mount, spelled as in fstab. No step may
+    /// change these directories. [`Root::close`] fails if a step did.
     pub fn unmounted(&self) -> &[PathBuf] {
         &self.unmountable_targets
     }
 
-    /// Unmounts everything. Then proves that the disk is released, by opening the whole disk and each mounted partition
-    /// exclusively (`O_EXCL`), and syncs them. Fails if a file system was damaged, or if a step wrote to the mount
-    /// point of a file system that could not be mounted.
+    /// Unmounts everything. Then uses `O_EXCL` to open the whole disk and each partition that was mounted, and syncs
+    /// them. If this succeeds, nothing else uses the disk. Fails if a file system was damaged, or if a step wrote to
+    /// the mount point of a file system that could not be mounted.
     pub async fn close(self) -> Result<()> {
         let Self { inside, mounts, disk, unmountable, report, device, .. } = self;
         let empty_mount_points = unmountable.iter().try_for_each(|dir| dir.check(&inside));
@@ -274,7 +273,7 @@ async fn create_mount(disk: &DiskNodes, part: &DiskPart, read_only: bool) -> Res
     let wanted = MountRequest { tmpfs, name: part.name.clone(), rdev: part.rdev, kind, read_only };
     run_to_end(move || create::create_mount(&wanted)).await.map_err(|error| {
         match (error.is::<UnknownFileSystem>(), kind) {
-            // Every kernel must have ext4 and xfs; only vfat may be missing.
+            // oven requires a kernel with ext4 and xfs. Only vfat is optional.
             (true, "ext4" | "xfs") => {
                 let failure = Kind::Machine.failure(format!("this kernel has no driver for {kind}"));
                 failure.hint(format!("Load its module: `modprobe {kind}`.")).into()
@@ -284,7 +283,7 @@ async fn create_mount(disk: &DiskNodes, part: &DiskPart, read_only: bool) -> Res
     })
 }
 
-/// Reports facts that the user should know about a file system before it is mounted.
+/// Reports if a file system was not unmounted cleanly, or if its superblock records errors.
 fn report_state(part: &DiskPart, report: &Report) {
     let Some(fs) = &part.fs else { return };
     if fs.dirty {

@@ -31,9 +31,9 @@ const MOUNTS_MAX: usize = 256;
 /// One mount of a root.
 pub struct ImageMount {
     id: u64,
-    /// A descriptor of the mount. It is closed before the unmount, because it would keep the mount busy.
+    /// A descriptor of the mount. It is closed before the unmount, because an open descriptor keeps the mount busy.
     fd: Option<OwnedFd>,
-    /// The directory in the image on which it is mounted.
+    /// The directory of the image on which the mount is attached.
     target: String,
     /// The name and number of the device. It is `None` for a bind mount, and for a second mount of a device.
     pub(crate) device: Option<(String, u64)>,
@@ -85,8 +85,8 @@ impl ImageMounts {
         });
         let errors = part.filter(|_| is_ext).and_then(|part| errors_of(&part.name));
         self.list.push(ImageMount { id, fd: Some(mount), target: target.to_owned(), device, errors });
-        // A recursive bind also creates mounts below this mount, and they keep it busy. So they are recorded, and
-        // unmounted before it.
+        // A recursive bind also creates mounts below this mount. They would keep this mount busy, so they are recorded
+        // and unmounted first.
         let table = table::of_this_thread()?;
         for line in below(&table, id) {
             let target = format!("{target} ({})", line.path.display());
@@ -152,7 +152,7 @@ impl ImageMounts {
     }
 
     fn remove_point(&self) -> std::io::Result<()> {
-        // The removal is never recursive, because the directory may still have a disk mounted on it.
+        // The removal is never recursive, because a disk may still be mounted on the directory.
         std::fs::remove_dir(&self.point)
     }
 }

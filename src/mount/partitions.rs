@@ -1,9 +1,9 @@
 //! Finds a disk's partitions in the kernel, and creates private device nodes for them.
 //!
-//! oven reads the partition table itself, because not every kernel does. It uses BLKPG
+//! oven reads the partition table itself, because some kernels are built without support for it. oven uses BLKPG
 //! ([`crate::sys::block_ioctls::update_partition`]) to add partitions that the kernel lacks, and takes device numbers
-//! from sysfs. It does not use udev, because udev may be absent or late, and its links may lead to another disk. The
-//! nodes are in a tmpfs that is not attached anywhere and disappears when its last descriptor is closed.
+//! from sysfs. oven does not use udev's links, because udev may be absent or late, and a link may lead to another disk.
+//! The nodes are in a tmpfs that is not attached anywhere and disappears when its last descriptor is closed.
 
 use crate::device::Device;
 use crate::device::link_name;
@@ -67,7 +67,8 @@ pub struct DiskPart {
     pub rdev: u64,
     /// The size in bytes.
     pub size: u64,
-    /// The device node, open for reading. While it is open, the kernel gives its device number to no other device.
+    /// The device node, open for reading. While the node is open, the kernel does not give its device number to another
+    /// device.
     pub node: OwnedFd,
 }
 
@@ -173,7 +174,8 @@ fn ensure_in_kernel(device: &Device, partition: &Partition) -> Result<(String, u
         partition.size,
     );
     match added {
-        // Another program, such as udev, added a partition first. The code below checks that it is the same partition.
+        // EBUSY means that another program, such as udev, added a partition first. The code below checks that this is
+        // the same partition.
         Ok(()) | Err(Errno::BUSY) => {}
         Err(error) => return Err(error).with_context(doing),
     }

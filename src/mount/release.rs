@@ -17,8 +17,8 @@ use rustix::io::Errno;
 use std::fs::File;
 use std::os::fd::AsFd;
 
-/// Closes a root. `empty_mount_points` is an error if this machine cannot mount a file system of the image, and a step
-/// wrote to its mount point.
+/// Closes a root. `empty_mount_points` is an error if a step wrote to the mount point of a file system that this
+/// machine cannot mount.
 pub async fn close(
     mut mounts: ImageMounts,
     disk: &DiskNodes,
@@ -42,9 +42,9 @@ pub async fn close(
     Ok(())
 }
 
-/// Opens the whole disk and each device that was mounted exclusively, and syncs them. An open fails if any namespace
-/// still has a mount of the device, or if a loop device or swap uses it. A successful `umount` is not enough, because
-/// it shows nothing about other namespaces.
+/// Uses `O_EXCL` to open the whole disk and each device that was mounted, and syncs them. An open fails if the device
+/// is still mounted in any namespace, or if a loop device or swap uses it. A successful `umount` does not prove this,
+/// because the device may still be mounted in another namespace.
 async fn prove_released(disk: &DiskNodes, used: &[(String, u64)]) -> Result<()> {
     let mut devices = used.to_vec();
     let whole = (disk.name.clone(), disk.rdev);
@@ -74,8 +74,8 @@ async fn prove_released(disk: &DiskNodes, used: &[(String, u64)]) -> Result<()> 
     .await
 }
 
-/// Checks the partition table. Steps can write to the disk's nodes, because boot loaders are installed through them.
-/// But the table must still have the partitions that were mounted.
+/// Fails if a step damaged the partition table, or changed a partition that was mounted. Steps can write to the disk's
+/// nodes, because they may have to install a boot loader.
 fn check_partition_table(disk: &DiskNodes, device: &Device, used: &[(String, u64)]) -> Result<()> {
     let now = partition::read(&DeviceBytes { fd: device.node.as_fd(), size: disk.size }, disk.sector)?;
     let changed = |what: String| {

@@ -1,5 +1,5 @@
-//! The mount point of a file system that this kernel cannot mount. At boot, the file system hides everything that a
-//! step wrote to this directory. So no step may change anything in the directory.
+//! The mount point of a file system that this kernel cannot mount. At boot, the file system is mounted on this
+//! directory and hides everything that a step wrote to the directory. So oven fails if a step changes anything in it.
 
 use crate::error::Kind;
 use crate::image::tree::ImageTree;
@@ -57,7 +57,7 @@ fn read_states(inside: &ImageTree, target: &str) -> Result<BTreeMap<String, Stat
         let mut state =
             (stat.st_mode, stat.st_uid, stat.st_gid, stat.st_size, stat.st_mtime, stat.st_mtime_nsec as i64);
         // A file that a step creates and removes again does not count as a change. But it changes the size and time of
-        // its directory, so these are ignored.
+        // its directory, so the size and time of a directory are ignored.
         if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
             (state.3, state.4, state.5) = (0, 0, 0);
         }

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use rustix::mount::MountAttrFlags;
 use std::path::{Component, Path};
 
-/// The name, major and minor number of each node. They are the same in every kernel.
+/// The name, major number and minor number of each node. The numbers are the same in every kernel.
 const NODES: [(&str, u32, u32); 6] =
     [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
 const LINKS: [(&str, &str); 5] = [
@@ -24,8 +24,8 @@ const LINKS: [(&str, &str); 5] = [
 ];
 /// The id of the group `disk` in every distribution.
 const DISK: u32 = 6;
-/// The size limit of `/dev`. Nodes and links need little space. Without the limit, a command such as `dd of=/dev/sdx`
-/// would create a file and fill the memory if the node does not exist.
+/// The size limit of `/dev`. Nodes and links need little space. If the node `/dev/sdx` does not exist, `dd of=/dev/sdx`
+/// creates a file in `/dev`. Without the limit, this file could fill the memory.
 const SIZE: &str = "4m";
 
 /// Mounts the step's `/dev`, and returns the mount.
@@ -73,9 +73,9 @@ fn disk_node(dev: BorrowedFd<'_>, node: &DeviceNode) -> Result<()> {
     Ok(())
 }
 
-/// Splits a path below `/dev`, and creates its directory if the directory is missing. Returns the directory, the path's
-/// last name, and the number of names before it. The path may contain a label from the image, so a path with `..` is an
-/// error.
+/// Splits a path below `/dev` into its directory and its last name. Creates the directory if it is missing. Returns the
+/// directory, the last name, and the number of names before the last one. A path with `..` is an error, because the
+/// path may contain a label from the image.
 fn parent(dev: BorrowedFd<'_>, path: &str) -> Result<(OwnedFd, String, usize)> {
     let names = Path::new(path).components().map(|part| match part {
         Component::Normal(name) => Ok(name.to_string_lossy().into_owned()),

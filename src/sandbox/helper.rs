@@ -1,9 +1,9 @@
 //! `oven __step`, the first process of a step. It creates the step's namespaces, starts the step's program, and reaps
 //! the step's processes.
 //!
-//! The helper is process 1 of a new PID namespace from its first instruction. So when the helper ends, for any reason,
-//! the kernel kills all processes of the step. The helper is a direct child of oven. When oven has reaped it, no
-//! process of the step exists any more.
+//! The helper starts as process 1 of a new PID namespace. When it ends for any reason, the kernel kills all processes
+//! of the step. The helper is a direct child of oven. When oven has reaped the helper, all processes of the step have
+//! ended.
 
 use super::protocol::HelperMessage;
 use super::spec::StepSpec;
@@ -28,14 +28,14 @@ use std::process::ExitCode;
 pub const SPEC: i32 = 3;
 pub const CONTROL: i32 = 4;
 
-/// The host name in a step. Every `/etc/hosts` has this name. If a package writes the host name into a configuration
-/// file, it writes this name and not the builder's.
+/// The host name in a step. Every `/etc/hosts` has this name. Some packages write the host name into a configuration
+/// file. They write this name instead of the builder's.
 const HOST_NAME: &str = "localhost";
 /// The maximum number of processes and threads of a step. Because of this limit, a fork bomb fails before the builder
 /// runs out of processes.
 const MAX_PROCESSES: &str = "4096";
-/// Since this version of Linux, each PID namespace has its own `pid_max`. In earlier versions there is only one for the
-/// whole machine, so oven must not set it.
+/// Since this version of Linux, each PID namespace has its own `pid_max`. In earlier versions, the whole machine has
+/// only one `pid_max`, so oven must not set it.
 const PID_MAX_IS_NAMESPACED: (u32, u32) = (6, 14);
 
 mod raw {
@@ -68,8 +68,8 @@ fn take_descriptors() -> Option<(File, OwnedFd)> {
         let fd = unsafe { BorrowedFd::borrow_raw(number) };
         rustix::io::fcntl_setfd(fd, FdFlags::CLOEXEC).ok()?;
     }
-    // SAFETY: both descriptors are open, which is checked above, and nothing else owns them, because the process has
-    // just started.
+    // SAFETY: the loop above has checked that both descriptors are open. Nothing else owns them, because the process
+    // has just started.
     let (spec, control) = unsafe { (File::from_raw_fd(SPEC), OwnedFd::from_raw_fd(CONTROL)) };
     rustix::net::sockopt::socket_type(&control).ok()?;
     Some((spec, control))
@@ -79,8 +79,8 @@ fn serve(mut spec: File, control: &OwnedFd) -> Result<HelperMessage> {
     close_from(CONTROL + 1)?;
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .context("setting the parent-death signal")?;
-    // If oven died before that call, the kernel does not kill this process. But then oven's end of the socket is
-    // closed. This is checked here, and again while the step runs.
+    // If oven ended before that call, the kernel does not kill this process. But in this case, oven's end of the socket
+    // is closed. So the socket is checked here, and again while the step runs.
     let mut hung_up = [PollFd::new(control, PollFlags::empty())];
     poll(&mut hung_up, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).context("checking that oven is running")?;
     anyhow::ensure!(!hung_up[0].revents().contains(PollFlags::HUP), "oven has ended");
@@ -112,7 +112,7 @@ fn serve(mut spec: File, control: &OwnedFd) -> Result<HelperMessage> {
     if spec.network {
         landlock::hide_abstract_sockets();
     }
-    // After this, even root in the step cannot access this process's memory, descriptors or program.
+    // After this call, even root in the step cannot access this process's memory, descriptors or program.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .context("protecting the step's helper")?;
     let mut filter = SyscallFilter::new(spec.interactive);
@@ -131,8 +131,8 @@ fn create_namespaces(spec: &StepSpec) -> Result<()> {
             .failure(format!("the kernel refuses to create namespaces ({error})"))
             .hint("oven needs root with all its capabilities; `oven doctor` shows what is missing.")
     })?;
-    // The cgroup namespace hides only the path of the cgroup, and not every kernel supports this namespace. So a
-    // failure is ignored.
+    // A failure is ignored, because not every kernel supports cgroup namespaces. The namespace only hides the path of
+    // the cgroup.
     let _ = namespaces::unshare(UnshareFlags::NEWCGROUP);
     rustix::system::sethostname(HOST_NAME.as_bytes()).context("setting the step's host name")?;
     if !spec.network {
@@ -157,8 +157,9 @@ fn raise_loopback() -> Result<()> {
     Ok(())
 }
 
-/// Limits the number of processes in this PID namespace, if the kernel has a separate limit for each namespace. The
-/// host's `/proc` is still mounted, but a write to it changes only the limit of the writer's own namespace.
+/// Limits the number of processes in this PID namespace, if the kernel has a separate limit for each namespace. At this
+/// time, the host's `/proc` is still mounted. Nevertheless, the write changes only the limit of the writer's own
+/// namespace.
 fn limit_processes() -> Result<()> {
     let release = rustix::system::uname();
     let release = release.release().to_string_lossy();

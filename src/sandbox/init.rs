@@ -1,5 +1,5 @@
-//! Process 1 of a step. It starts the step's program, reaps all processes of the step, and reports the names of those
-//! that outlive the program.
+//! Process 1 of a step. It starts the step's program and reaps all processes of the step. It returns the names of the
+//! processes that are still running when the program has ended.
 
 use super::protocol::TERMINATE;
 use super::spec::{ExitStatus, StepSpec};
@@ -20,8 +20,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// A process that ends within this time after the program's end is not reported. It may be the rest of a pipeline, for
-/// example, and not a daemon.
+/// A process that ends within this time after the program's end is not reported, because it is probably not a daemon.
+/// For example, it may be the last command of a pipeline.
 const GRACE: Duration = Duration::from_millis(100);
 /// The maximum number of reported names.
 const MAX_NAMES: usize = 32;
@@ -31,7 +31,8 @@ const OOM_SCORE: &str = "800";
 const NOT_FOUND: i32 = 127;
 const NOT_EXECUTABLE: i32 = 126;
 
-/// Runs the step's program until it ends. Returns its status, and the names of the processes that outlive it.
+/// Runs the step's program until it ends. Returns the program's status, and the names of the processes that are still
+/// running after the program's end.
 pub fn run(
     spec: &StepSpec,
     filter: &mut SyscallFilter,
@@ -106,8 +107,8 @@ fn remaining(children: &SignalFd) -> Result<Vec<String>> {
         if left.is_empty() || now >= deadline {
             return Ok(left.into_values().take(MAX_NAMES).collect());
         }
-        // If a child of this process ends, a signal ends the wait. Orphans are children of this process, too. If a
-        // child of another process ends, this process may get no signal, so each wait is short.
+        // If a child of this process ends, a signal ends the wait. Orphans count as children of this process. If
+        // another process ends, this process does not always get a signal, so each wait is short.
         let pause = (deadline - now).min(Duration::from_millis(10));
         let pause = Timespec { tv_sec: 0, tv_nsec: pause.as_nanos() as i64 };
         match poll(&mut [PollFd::new(children, PollFlags::IN)], Some(&pause)) {
@@ -139,7 +140,7 @@ fn list_processes() -> Result<BTreeMap<u32, String>> {
 /// Forks and executes the step's program.
 #[allow(unsafe_code)]
 fn start(spec: &StepSpec, filter: &mut SyscallFilter) -> Result<Pid> {
-    // SAFETY: this process has one thread, so the child may do everything that the parent may do.
+    // SAFETY: this process has one thread, so the child is not restricted to async-signal-safe functions.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error().into()),
         0 => {
@@ -150,8 +151,8 @@ fn start(spec: &StepSpec, filter: &mut SyscallFilter) -> Result<Pid> {
                     failure.1
                 }
             };
-            // SAFETY: this ends only this process. The process is a copy of its parent, and nothing in it has to be
-            // unwound.
+            // SAFETY: this ends only the child. The child is a copy of its parent, so none of its values has to be
+            // dropped.
             unsafe { libc::_exit(code) }
         }
         child => Pid::from_raw(child).context("the process has no number"),
@@ -172,8 +173,8 @@ fn execute(spec: &StepSpec, filter: &mut SyscallFilter) -> Result<Infallible, No
         rustix::process::setpgid(None, None).context("making a process group")?;
         let standard_input = rustix::stdio::stdin();
         if standard_input.is_terminal() {
-            // SIGTTOU is still blocked in this process. Otherwise this signal would stop the process, because it is in
-            // the background.
+            // This process is in the background, so the kernel would stop it with SIGTTOU. But this signal is still
+            // blocked here.
             rustix::termios::tcsetpgrp(standard_input, rustix::process::getpid())
                 .context("giving the terminal to the step")?;
         }
@@ -183,7 +184,7 @@ fn execute(spec: &StepSpec, filter: &mut SyscallFilter) -> Result<Infallible, No
             .context("opening /dev/null")?;
         rustix::stdio::dup2_stdin(&null).context("setting standard input")?;
     }
-    // A failure is ignored, because some kernels do not permit this.
+    // A failure is ignored, because the score is not essential and some kernels do not permit the change.
     let _ = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE);
     rustix::process::umask(Mode::from_raw_mode(0o022));
     let environment = spec.environment();
@@ -220,7 +221,7 @@ fn candidates(argv: &[String], path: &str) -> Result<Vec<CString>> {
 #[allow(unsafe_code)]
 fn default_signals() {
     for signal in 1..=libc::SIGRTMAX() {
-        // SAFETY: SIG_DFL is valid for every signal; if setting it fails, nothing happens.
+        // SAFETY: SIG_DFL is valid for every signal. If the call fails, it changes nothing.
         unsafe { libc::signal(signal, libc::SIG_DFL) };
     }
     _ = SigSet::empty().thread_set_mask();
@@ -234,7 +235,7 @@ fn exec(name: &str, programs: &[CString], arguments: &[CString], environment: &[
     let (arguments, environment) = (pointers(arguments), pointers(environment));
     let mut denied = None;
     for program in programs {
-        // SAFETY: both arrays end with a null, and the strings they point to outlive the call.
+        // SAFETY: both arrays end with a null pointer, and the strings to which they point outlive the call.
         unsafe { libc::execve(program.as_ptr(), arguments.as_ptr(), environment.as_ptr()) };
         let error = io::Error::last_os_error();
         let missing = matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR));

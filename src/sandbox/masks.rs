@@ -1,5 +1,5 @@
-//! Mounts `/proc` and `/sys` for a step, and covers every entry through which a step could change the host or read its
-//! secrets.
+//! Mounts `/proc` and `/sys` for a step. Covers every entry through which the step could change the host or read the
+//! host's secrets. An entry is covered by another mount on it.
 
 use super::paths::api_directory;
 use crate::sys::mount::api::{PLAIN, READ_ONLY, attach, clone_mount, new_file_system, open_plain, restrict};
@@ -10,8 +10,7 @@ use rustix::io::Errno;
 use rustix::mount::MountAttrFlags;
 use std::io;
 
-/// The masked entries of `/proc`, which a step cannot even read. They show the host's memory, keys, hardware and kernel
-/// log.
+/// The entries of `/proc` that a step cannot even read. They show the host's memory, keys, hardware and kernel log.
 const MASKED_IN_PROC: [&str; 13] = [
     "acpi",
     "kcore",
@@ -27,12 +26,13 @@ const MASKED_IN_PROC: [&str; 13] = [
     "timer_stats",
     "vmcore",
 ];
-/// The masked entries of `/sys`. `firmware` is masked, so that a boot loader's scripts do not see how the builder was
-/// booted.
+/// The entries of `/sys` that a step cannot even read. Without `firmware`, a boot loader's scripts do not see how the
+/// builder was booted.
 const MASKED_IN_SYS: [&str; 3] = ["firmware", "devices/virtual/powercap", "kernel/debug"];
 
-/// Mounts a `/proc` that shows the step's processes. All other entries belong to the host. So every directory and every
-/// writable file among these entries is masked or made read-only, even if oven does not know its name.
+/// Mounts a `/proc` that shows only the step's processes. The entries that are not processes belong to the host. So
+/// each of them that is a directory or a writable file is hidden or made read-only, even if oven does not know its
+/// name.
 pub fn mount_proc(root: BorrowedFd<'_>, dev: BorrowedFd<'_>) -> Result<()> {
     let proc = new_file_system("proc", &[], PLAIN | MountAttrFlags::MOUNT_ATTR_NOEXEC)?;
     attach(&proc, api_directory(root, "proc")?).context("mounting /proc")?;
@@ -65,8 +65,8 @@ pub fn mount_proc(root: BorrowedFd<'_>, dev: BorrowedFd<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Mounts a read-only `/sys` for the step's network namespace. The mount is new, so it has none of the mounts below the
-/// host's `/sys` (control groups, EFI variables, tracing).
+/// Mounts a read-only `/sys` for the step's network namespace. The host's mounts below its `/sys` (control groups, EFI
+/// variables, tracing) are not part of this new mount.
 pub fn mount_sys(root: BorrowedFd<'_>, dev: BorrowedFd<'_>) -> Result<()> {
     let sys = new_file_system("sysfs", &[], READ_ONLY | MountAttrFlags::MOUNT_ATTR_NOEXEC)?;
     attach(&sys, api_directory(root, "sys")?).context("mounting /sys")?;

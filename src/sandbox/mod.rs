@@ -1,4 +1,4 @@
-//! Runs a step, which is one command that is isolated in a mounted root.
+//! Runs a step. A step is one command that runs isolated in a mounted image.
 //!
 //! oven starts its own program again with the verb `__step` ([`helper_main`]). The new process is the step's helper and
 //! process 1 of a new PID namespace. It creates the other namespaces and the step's mount tree, enters the tree, drops
@@ -47,8 +47,8 @@ const GRACE: Duration = Duration::from_secs(10);
 const CHUNK: usize = 64 << 10;
 
 impl StepSpec {
-    /// Returns the command's complete environment. It has no variables of oven's own environment, because they may
-    /// contain credentials.
+    /// Returns the command's complete environment. Variables of oven's own environment are not passed on, because they
+    /// may contain credentials.
     fn environment(&self) -> BTreeMap<String, String> {
         let defaults = [
             ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
@@ -98,8 +98,9 @@ pub async fn run_with(
     timeout: Duration,
     on_line: &mut dyn FnMut(&str),
 ) -> Result<StepExit> {
-    // `fence`, `placeholders` and `terminal` outlive the processes of the step. If this future is dropped, first the
-    // processes are killed, then the terminal is restored, and then the files in the image and the cgroup are removed.
+    // `fence`, `placeholders` and `terminal` must live longer than the step's processes. If this future is dropped, the
+    // processes are killed first. Then the terminal is restored, and then the files in the image and the cgroup are
+    // removed.
     let fence = if spec.network && spec.fenced { Some(EgressFence::make()?) } else { None };
     let placeholders = placeholders(spec).context("preparing the image for a step")?;
     let terminal = if spec.interactive { TerminalState::note() } else { None };
@@ -111,8 +112,8 @@ pub async fn run_with(
     drop(fence);
     let removed = placeholders.map_or(Ok(()), Placeholders::remove);
     let exit = exit?;
-    // If the step failed, an error of the removal is ignored, because the disk does not become an image. The step's own
-    // failure (such as a full disk) also explains more.
+    // If the step failed, an error of the removal is ignored, because no image is made from the disk. The step's own
+    // failure, such as a full disk, is more useful to the user.
     if exit.status.success() {
         removed.context("removing the step's temporary files from the image")?;
     }
@@ -173,8 +174,8 @@ async fn supervise(
                 () = sleep_until(deadline) => {
                     if timed_out {
                         running.kill();
-                        // The kernel is ending the processes. Until then nothing more can be done, so the next deadline
-                        // is far away.
+                        // The kernel is ending the processes. oven can only wait for this, so the next deadline is far
+                        // away.
                         deadline += Duration::from_secs(3600);
                     } else {
                         timed_out = true;
@@ -226,7 +227,7 @@ async fn read(output: Option<&AsyncFd<OwnedFd>>, buffer: &mut [u8]) -> Result<us
 
 #[allow(unsafe_code)]
 fn watch(fd: OwnedFd) -> Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an `OwnedFd` keeps the same descriptor open as long as it lives, and the `AsyncFd` never replaces its
-    // `OwnedFd`.
+    // SAFETY: the `OwnedFd` keeps its descriptor open until it is dropped, and the `AsyncFd` keeps the same `OwnedFd`
+    // until then.
     unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.context("watching a step")
 }

@@ -1,4 +1,4 @@
-//! The mount tree of a step, and how a process enters it.
+//! Mounts the file tree of a step, and makes it the root of the step's helper. The helper is process 1 of the step.
 
 use super::mountpoints::Placeholders;
 use super::paths::{api_directory, resolve};
@@ -18,8 +18,8 @@ use std::path::Path;
 
 pub(crate) const RESOLV_CONF: &str = "/etc/resolv.conf";
 
-/// The directories for discarded writes are numbered. Caches use this number and higher numbers. The image's mounts use
-/// lower numbers.
+/// Each mount whose writes are discarded has a numbered directory for these writes. Caches use this number and higher
+/// ones. The image's mounts use lower numbers.
 const FIRST_CACHE_INDEX: usize = 1000;
 
 /// Mounts the step's complete file tree, and makes the tree the root of this process, which has a private mount
@@ -52,16 +52,16 @@ pub fn enter_mount_tree(spec: &StepSpec) -> Result<()> {
     if let Some(content) = resolv_conf {
         shims.put(RESOLV_CONF, &content, 0o644).with_context(|| format!("binding {RESOLV_CONF}"))?;
     }
-    // `/proc` and `/sys` are mounted after the shims. Otherwise a shim's path could lead through a link into one of
-    // them.
+    // `/proc` and `/sys` are mounted after the shims. If they were mounted earlier, a shim's path could lead into one
+    // of them through a link.
     masks::mount_proc(root.as_fd(), dev.as_fd())?;
     masks::mount_sys(root.as_fd(), dev.as_fd())?;
     namespaces::pivot_to(&root)
 }
 
 /// Mounts a cache over the image's directory. If `throwaway` is given, the step can write to the cache, but its writes
-/// are discarded when the step ends. Package managers need to write, because they create lock files even if they only
-/// read packages.
+/// are discarded when the step ends. Package managers must be able to write, because they create lock files even if
+/// they only read packages.
 fn mount_cache(
     cache: &CacheMount,
     root: BorrowedFd<'_>,
@@ -84,7 +84,7 @@ fn mount_cache(
     Ok(())
 }
 
-/// Returns the content of `/etc/resolv.conf` in a step with the network.
+/// Returns the content of `/etc/resolv.conf` for a step with the network, or `None` if nothing is to be mounted.
 fn resolv_conf(spec: &StepSpec) -> Result<Option<Vec<u8>>> {
     if !spec.network {
         return Ok(None);
@@ -99,8 +99,8 @@ fn resolv_conf(spec: &StepSpec) -> Result<Option<Vec<u8>>> {
     }
 }
 
-/// Mounts the image's root, with the mounts below it, inside a new temporary file system. This file system is for files
-/// of the step, and programs of the image cannot access it. Returns the root and this file system.
+/// Mounts the image's root, with the mounts below it, inside a new tmpfs. oven puts files for the step into the tmpfs,
+/// and programs of the image cannot access it. Returns the root and the tmpfs.
 fn root(spec: &StepSpec) -> Result<(OwnedFd, OwnedFd)> {
     let place = open(&spec.root)?;
     let lower = if spec.throwaway { lower(&spec.root)? } else { Vec::new() };
@@ -133,7 +133,7 @@ fn open(path: &Path) -> Result<OwnedFd> {
     Ok(rustix::fs::openat(CWD, path, flags, Mode::empty())?)
 }
 
-/// Returns the mounts below the image's root, from the top down, each with its relative path.
+/// Returns the mounts below the image's root with their relative paths, parents first.
 fn lower(root: &Path) -> Result<Vec<(String, OwnedFd)>> {
     let root = root.canonicalize()?;
     let mut found: Vec<(String, OwnedFd)> = Vec::new();
@@ -146,8 +146,8 @@ fn lower(root: &Path) -> Result<Vec<(String, OwnedFd)>> {
     Ok(found)
 }
 
-/// Creates an overlay over `lower`, so that the step's changes are discarded when the step ends. If `lower` cannot be
-/// part of an overlay (such as vfat), returns a read-only mount of `lower` instead.
+/// Creates an overlay over `lower`, so that the step's changes are discarded when the step ends. If the file system of
+/// `lower` (such as vfat) does not support overlays, returns a read-only mount of `lower` instead.
 fn throwaway(scratch: BorrowedFd<'_>, index: usize, lower: BorrowedFd<'_>) -> Result<OwnedFd> {
     if let Ok(overlay) = overlay(scratch, index, lower) {
         return Ok(overlay);
@@ -166,8 +166,8 @@ fn overlay(scratch: BorrowedFd<'_>, index: usize, lower: BorrowedFd<'_>) -> Resu
     api::overlay(lower, open_plain(scratch, &upper)?.as_fd(), open_plain(scratch, &work)?.as_fd())
 }
 
-/// Mounts an empty `/run`. So the step sees no socket of this machine, and packages detect that the image is not a
-/// running system.
+/// Mounts an almost empty `/run`. So the step does not see this machine's sockets, and packages detect that the image
+/// is not a running system.
 fn mount_run(root: BorrowedFd<'_>) -> Result<()> {
     let run = new_file_system("tmpfs", &[("mode", "0755")], PLAIN)?;
     rustix::fs::mkdirat(&run, "lock", Mode::from_raw_mode(0o1777)).context("making /run/lock")?;
@@ -175,7 +175,7 @@ fn mount_run(root: BorrowedFd<'_>) -> Result<()> {
 }
 
 impl CacheMount {
-    /// Creates a mount that is not attached anywhere yet. The helper calls this function for its step.
+    /// Creates the cache's mount, which is not attached anywhere yet.
     pub(crate) fn make(&self) -> Result<OwnedFd> {
         let upper = open_directory(&self.upper)?;
         let mount = match &self.lower {

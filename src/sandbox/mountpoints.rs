@@ -1,11 +1,12 @@
 //! Before a step, creates the files and directories that the step needs and the image lacks. After the step, removes
-//! them. If oven or the machine fails in between, they remain, but then the disk is discarded.
+//! them. If oven is killed or the machine fails during the step, the files remain. In this case, the disk is discarded.
 //!
-//! A shim that the image lacks becomes two objects: a file with a hidden name, which has the content, and a symlink to
-//! it at the shim's path. So a step can replace the symlink with its own file, which remains after the step. For
-//! example, a package may ship a `/usr/sbin/policy-rc.d`, a script may write and remove this file, and
-//! `update-alternatives` replaces only symlinks. With a bind mount instead of a symlink, the step could neither replace
-//! nor remove the file.
+//! A shim is a file that exists only while steps run. If the image has no file at the shim's path, two objects are
+//! created. The shim's content is in a file with a hidden name, and the shim's path is a symlink to this file. So a
+//! step can replace the symlink with its own file, and this file remains after the step. For example, a package may
+//! contain `/usr/sbin/policy-rc.d`, or a script may write this file and remove it. `update-alternatives` replaces a
+//! file only if it is a symlink. With a bind mount instead of a symlink, the step could neither replace nor remove the
+//! file.
 
 use super::paths::{ResolvedPath, has_content, keep_directory_times, resolve, write_new};
 use crate::sandbox::RESOLV_CONF;
@@ -22,8 +23,8 @@ use std::path::Path;
 /// The directories directly below the root over which a step mounts new file systems.
 const API_DIRECTORIES: [&str; 4] = ["dev", "proc", "run", "sys"];
 
-/// The objects that were created in an image for a step. Dropping this value removes the objects and prints failures on
-/// standard error. [`Placeholders::remove`] returns the failures instead.
+/// The objects that were created in an image for a step. Dropping this value removes the objects, and prints errors on
+/// standard error. [`Placeholders::remove`] also removes them, but returns the first error.
 pub(crate) struct Placeholders(Vec<Placeholder>);
 
 struct Placeholder {
@@ -39,8 +40,8 @@ enum PlaceholderKind {
     Directory,
     /// An empty file, for a bind mount.
     Empty,
-    /// A symlink at a shim's path. The fields are the name of the file in the same directory to which it leads, and the
-    /// shim's content.
+    /// A symlink at a shim's path. The first field is the name of the symlink's target, a file in the same directory.
+    /// The second field is the shim's content.
     Shim(OsString, Vec<u8>),
 }
 
@@ -64,8 +65,8 @@ impl Placeholders {
         Ok(made)
     }
 
-    /// Drops the value without removing the objects. This is used if the step's root is an overlay, which is discarded
-    /// as a whole.
+    /// Drops the value without removing the objects. Use this if the step's root is an overlay, because the whole
+    /// overlay is discarded after the step.
     pub fn forget(mut self) {
         self.0.clear();
     }
@@ -104,7 +105,8 @@ impl Placeholders {
         Ok(())
     }
 
-    /// Records an object that was created, so that it is removed after the step. Returns its directory.
+    /// Records an object that was created, so that the object is removed after the step. Returns the object's
+    /// directory.
     fn record(&mut self, dir: OwnedFd, name: &OsStr, what: PlaceholderKind) -> Result<&OwnedFd> {
         let stat = rustix::fs::statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
         let (name, device, inode) = (name.to_owned(), stat.st_dev, stat.st_ino);
@@ -125,7 +127,7 @@ impl Placeholders {
 }
 
 impl Placeholder {
-    /// Removes the object if it is unchanged. If the step replaced it or put files into it, it remains.
+    /// Removes the object if it is unchanged. If the step replaced the object or put files into it, the object remains.
     fn remove(&self) -> Result<()> {
         match &self.what {
             PlaceholderKind::Directory if self.is_unchanged(&self.name)? => {
@@ -174,8 +176,8 @@ impl Placeholder {
         }
     }
 
-    /// Returns whether `name` is a symlink to `target`. The text of the symlink is compared and not its inode number,
-    /// because a new symlink may reuse the number of an old one.
+    /// Returns whether `name` is a symlink to `target`. The target is compared instead of the symlink's inode number,
+    /// because a new symlink may have the inode number of a removed one.
     fn links_to(&self, name: &OsStr, target: &OsStr) -> Result<bool> {
         match rustix::fs::readlinkat(&self.dir, name, Vec::new()) {
             Err(Errno::NOENT | Errno::INVAL) => Ok(false),

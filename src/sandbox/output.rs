@@ -4,7 +4,7 @@ use crate::secrets::Secrets;
 
 /// The maximum length of a line in bytes. A longer line is split.
 const LINE_MAX: usize = 16 << 10;
-/// The maximum output of a step in bytes. Further output is discarded, so that a faulty step cannot fill the log.
+/// The maximum output of a step in bytes. oven discards further output, so that a faulty step cannot fill the log.
 const OUTPUT_MAX: usize = 64 << 20;
 
 /// Splits bytes into lines. Removes control characters from the lines, and masks secrets in them.
@@ -30,7 +30,8 @@ impl OutputLines {
                 self.flush(on_line);
             } else {
                 self.rest.push(*byte);
-                // The buffer is longer than a line, so that it contains all of a secret that begins before the cut.
+                // The buffer is longer than a line. So if a secret begins before the cut, the buffer contains the whole
+                // secret.
                 if self.rest.len() >= LINE_MAX + self.secrets.longest_masked() {
                     self.flush_long(on_line);
                 }
@@ -44,7 +45,7 @@ impl OutputLines {
         }
     }
 
-    /// Passes the last line to `on_line` if the line does not end with a newline.
+    /// If the output does not end with a newline, passes its last line to `on_line`.
     pub fn finish(&mut self, on_line: &mut dyn FnMut(&str)) {
         if !self.rest.is_empty() {
             self.flush(on_line);

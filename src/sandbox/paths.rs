@@ -18,12 +18,12 @@ use std::time::SystemTime;
 /// The maximum number of links in a path. The kernel has the same limit.
 const MAX_LINKS: usize = 40;
 
-/// The name of `/run`, which is a new mount in each step. If a step needs a file or mount point below `/run`, it is
-/// created in that mount and not in the image.
+/// The name of `/run`, which is a new mount in each step. If a step needs a file or mount point below `/run`, oven
+/// creates it in that mount and not in the image.
 pub(crate) const RUN: &str = "run";
 
-/// Opens the directory `name` of `root`, so that a file system can be mounted on it. Returns an error if it is a file
-/// or a symlink. If a symlink were followed, the file system would be mounted elsewhere.
+/// Opens the directory `name` of `root`, so that a file system can be mounted on it. Fails if `name` is a file or a
+/// symlink. Through a symlink, the file system would be mounted on another directory.
 pub(crate) fn api_directory(root: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
     let open = || -> io::Result<OwnedFd> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -43,8 +43,8 @@ pub(crate) struct ResolvedPath {
     pub dir: OwnedFd,
     /// The names of the directories from the root to `dir`, without links.
     pub real: Vec<OsString>,
-    /// The names of the path after `dir`. The list is empty if the path leads to a directory. If all directories of the
-    /// path exist and the last name is not a directory, the list has only the last name.
+    /// The names of the path after `dir`. If the path leads to a directory, the list is empty. If only the last name
+    /// does not exist or is not a directory, the list has only this name.
     pub rest: Vec<OsString>,
     /// The metadata of the last name, if it exists and is not a directory.
     pub found: Option<Stat>,
@@ -62,8 +62,8 @@ impl ResolvedPath {
     }
 }
 
-/// Resolves a path inside `root`, one name at a time, as the kernel would if `root` were `/`. Symlinks are followed. If
-/// the last name is a symlink, it is only followed if `follow` is true.
+/// Resolves a path inside `root`, one name at a time, as the kernel would if `root` were `/`. Symlinks are followed.
+/// But a symlink at the end of the path is followed only if `follow` is true.
 pub(crate) fn resolve(root: BorrowedFd<'_>, path: &Path, follow: bool) -> Result<ResolvedPath> {
     let mut dirs: Vec<(OwnedFd, OsString)> = Vec::new();
     let mut queue = names(path);
@@ -149,7 +149,7 @@ pub(crate) fn keep_directory_times<T>(dir: &OwnedFd, act: impl FnOnce() -> Resul
     let time = |tv_sec, tv_nsec: u64| Timespec { tv_sec, tv_nsec: tv_nsec as _ };
     let last_access = time(stat.st_atime, stat.st_atime_nsec as u64);
     let last_modification = time(stat.st_mtime, stat.st_mtime_nsec as u64);
-    // `dir` may be an `O_PATH` descriptor, whose times cannot be set directly. So they are set through the path `.`.
+    // `dir` may be an `O_PATH` descriptor, through which times cannot be set directly. So the path `.` is used.
     rustix::fs::utimensat(dir, ".", &Timestamps { last_access, last_modification }, AtFlags::empty())?;
     Ok(result)
 }
@@ -163,8 +163,8 @@ pub(crate) fn write_new(dir: BorrowedFd<'_>, name: &OsStr, content: &[u8], mode:
     }
     written?;
     file.set_permissions(Permissions::from_mode(mode & 0o777))?;
-    // The file gets the same modification time in every step. If the time were new, package managers would consider
-    // data that they derived from this file in an earlier step outdated.
+    // The file gets the same modification time in every step. Package managers store data that they derive from such a
+    // file. If the time changed, they would compute the data again in each step.
     file.set_modified(SystemTime::UNIX_EPOCH)?;
     Ok(file.into())
 }

@@ -8,8 +8,8 @@ use rustix::fd::AsFd;
 use rustix::net::{RecvFlags, SendFlags};
 use serde::{Deserialize, Serialize};
 
-/// The maximum size of a datagram in bytes. A datagram has an error's text, or the names of processes that outlived the
-/// step's program.
+/// The maximum size of a datagram in bytes. A datagram contains the text of an error, or the names of the processes
+/// that were still running when the step's program ended.
 const MAX: usize = 64 << 10;
 /// The message with which oven asks the helper to send SIGTERM to the step's program.
 pub const TERMINATE: &[u8] = b"terminate";

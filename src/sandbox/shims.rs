@@ -1,7 +1,7 @@
 //! Places shims and bind mounts in a step's view of an image. A shim is a file that exists only while steps run.
 //!
-//! If the image has a file with the same path, the shim is bound over that file, so nothing is written into the image.
-//! Otherwise a placeholder is first created in the image. The module `mountpoints` does this.
+//! If the image has a file with the same path, the shim is mounted over that file, and nothing is written into the
+//! image. If the image has no such file, the module `mountpoints` first creates a placeholder in the image.
 
 use super::paths::{ResolvedPath, resolve, write_new};
 use super::spec::BindMount;
@@ -24,8 +24,8 @@ pub(crate) struct ShimMounter<'a> {
 
 impl ShimMounter<'_> {
     /// Places a file at `path`. If the path leads to the step's own `/run` (possibly through a link), the file is
-    /// created there. Otherwise it is bound over the last name of the path. If that name is a link, the link is covered
-    /// and its target does not change.
+    /// created there. Otherwise the file is mounted over the path's last name. If the last name is a link, the mount
+    /// covers the link, and the link's target does not change.
     pub fn put(&mut self, path: &str, content: &[u8], mode: u32) -> Result<()> {
         let place = resolve(self.root, Path::new(path), false)?;
         if place.in_run() {
@@ -43,8 +43,8 @@ impl ShimMounter<'_> {
                 Ok(target) if target.in_run() && !target.rest.is_empty() => {
                     return write_in_run(&target, content, mode);
                 }
-                // The link leads to a file with the shim's content and mode, so nothing has to be bound. This is
-                // usually the placeholder of this shim.
+                // The link leads to a file with the shim's content and mode, so nothing has to be bound. Usually, that
+                // file is the placeholder of this shim.
                 Ok(target) if target.is_file(content, mode)? => return Ok(()),
                 _ => {} // in all other cases, the link itself is covered
             }

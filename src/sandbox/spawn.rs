@@ -1,4 +1,4 @@
-//! Starts the process of a step's helper, and ends it. This code runs in oven, not in the helper.
+//! Starts and ends a step's helper, which is process 1 of the step. This code runs in oven, not in the helper.
 
 use super::egress::EgressFence;
 use super::helper::{CONTROL, SPEC};
@@ -21,8 +21,8 @@ use std::time::{Duration, Instant};
 /// How long to wait for a killed process to end. A process that takes longer probably hangs in the kernel, for example
 /// because a disk does not respond.
 const DEATH_TIMEOUT: Duration = Duration::from_secs(8);
-/// The lowest number for duplicates of descriptors. The helper's descriptors get lower numbers. When the child assigns
-/// these numbers, it must not overwrite a descriptor that it still has to duplicate.
+/// The lowest number for oven's duplicates of descriptors. The helper expects its descriptors at lower numbers. So
+/// while the child copies the duplicates to these lower numbers, it does not overwrite a duplicate.
 const OUT_OF_THE_WAY: RawFd = 16;
 /// The size in bytes of the stack that the child uses until it executes the helper. A small stack is sufficient,
 /// because the child makes only a few system calls.
@@ -41,10 +41,11 @@ pub struct StepProcess {
 }
 
 impl StepProcess {
-    /// Starts `helper` for `spec`, in the fence's cgroup. The helper is killed when the calling thread ends.
+    /// Starts `helper` for `spec`. If there is a `fence`, the helper starts in its cgroup. The kernel kills the helper
+    /// when the calling thread ends.
     pub fn start(helper: &Path, spec: &StepSpec, fence: Option<&EgressFence>) -> Result<Self> {
         let program = open_read_only(helper).with_context(|| format!("opening {}", helper.display()))?;
-        // The program's descriptor may have one of the numbers that the helper expects, so it is duplicated to a higher
+        // The helper expects its own descriptors at low numbers. So the program's descriptor is duplicated to a higher
         // number.
         let program = duplicate(&program)?;
         let spec_file = write_spec(spec).context("passing the spec to the step's helper")?;
@@ -71,7 +72,7 @@ impl StepProcess {
         Ok(Self { process, control, output, reaped: false })
     }
 
-    /// Requests the end of the step's program, which may have ended already.
+    /// Asks the helper to send SIGTERM to the step's program. Has no effect if the program has already ended.
     pub fn terminate(&self) {
         let _ = rustix::net::send(&self.control, TERMINATE, SendFlags::NOSIGNAL);
     }
@@ -160,14 +161,14 @@ struct Child {
     arguments: [*const libc::c_char; 3],
 }
 
-/// Executes the helper, with the inherited descriptors as 0, 1, … and an empty environment. Returns an exit code if
-/// that fails. This function runs in a new process, which may share the memory of its parent, so the function makes
-/// only system calls.
+/// Executes the helper, with the inherited descriptors as 0, 1, … and an empty environment. Returns an exit code if the
+/// helper cannot be executed. This function runs in a new process, which may share the memory of its parent, so the
+/// function makes only system calls.
 #[allow(unsafe_code)]
 extern "C" fn become_helper(child: *mut libc::c_void) -> libc::c_int {
     let environment = [std::ptr::null::<libc::c_char>()];
-    // SAFETY: only `spawn` calls this function. The argument is a `Child` with open descriptors and C strings, which
-    // lives until this process executes the helper or ends.
+    // SAFETY: only `spawn` calls this function. The argument is a `Child` with open descriptors and C strings, and the
+    // `Child` lives until this process executes the helper or ends.
     unsafe {
         let child = &*child.cast::<Child>();
         for (to, from) in child.inherited.iter().enumerate() {
@@ -186,7 +187,7 @@ extern "C" fn become_helper(child: *mut libc::c_void) -> libc::c_int {
 }
 
 /// Starts `program` as process 1 of a new PID namespace, with `inherited` as descriptors 0, 1, … and an empty
-/// environment. Returns the pidfd. If there is a `cgroup`, the process is in it from its start.
+/// environment. Returns the pidfd. If there is a `cgroup`, the process starts in this cgroup.
 #[allow(unsafe_code)]
 fn spawn(program: &OwnedFd, inherited: &[OwnedFd; 5], cgroup: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
     const _: () = assert!(SPEC == 3 && CONTROL == 4);
@@ -208,8 +209,8 @@ fn spawn(program: &OwnedFd, inherited: &[OwnedFd; 5], cgroup: Option<BorrowedFd<
     unsafe {
         let flags = libc::CLONE_NEWPID | libc::CLONE_PIDFD;
         let pid = match cgroup {
-            // `clone` is the older call, which every container permits. The child shares the memory of its parent. oven
-            // may use much memory and start many steps, so a copy for each step would be slow.
+            // `clone` is used here, because every container permits it. The child shares the memory of its parent. A
+            // copy of the memory for each step would be slow, because oven may use much memory.
             None => {
                 let flags = flags | libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
                 let mut stack = vec![0_u128; STACK / size_of::<u128>()];
@@ -232,7 +233,7 @@ fn spawn(program: &OwnedFd, inherited: &[OwnedFd; 5], cgroup: Option<BorrowedFd<
             }
         };
         let error = io::Error::last_os_error();
-        // This cannot fail, because the mask is one that the kernel returned.
+        // This cannot fail, because the kernel returned this mask before.
         _ = before.thread_set_mask();
         if pid < 0 { Err(error) } else { Ok(OwnedFd::from_raw_fd(pidfd)) }
     }
@@ -256,8 +257,8 @@ impl TerminalState {
 impl Drop for TerminalState {
     fn drop(&mut self) {
         let stdin = rustix::stdio::stdin();
-        // This process is in the background now. SIGTTOU is blocked, because otherwise this signal would stop the
-        // process when the process takes the terminal back.
+        // This process is in the background now. When it takes the terminal back, the kernel sends SIGTTOU, which would
+        // stop the process. So this signal is blocked.
         let mut background = SigSet::empty();
         background.add(nix::sys::signal::Signal::SIGTTOU);
         let before = background.thread_swap_mask(SigmaskHow::SIG_BLOCK);

@@ -17,9 +17,9 @@ pub struct StepSpec {
     pub env: BTreeMap<String, String>,
     /// The working directory, a path in the image.
     pub cwd: String,
-    /// Whether the step has the builder's network. Otherwise the step has a private network namespace with only `lo`.
+    /// Whether the step has the builder's network. If false, the step has a private network namespace with only `lo`.
     pub network: bool,
-    /// Whether oven blocks the step's access to the builder's credentials ([`super::egress`]). If this is not possible,
+    /// Whether oven blocks the step's access to the builder's credentials ([`super::egress`]). If oven cannot block it,
     /// the step fails. The field has no meaning for a step without the network.
     #[serde(default)]
     pub fenced: bool,
@@ -37,7 +37,7 @@ pub struct StepSpec {
     pub nodes: Vec<DeviceNode>,
     /// Whether the step's writes are discarded.
     pub throwaway: bool,
-    /// Whether the step has the terminal, for a person (`oven shell`). Otherwise standard input is `/dev/null`.
+    /// Whether the step uses oven's terminal, as in `oven shell`. If false, standard input is `/dev/null`.
     pub interactive: bool,
 }
 
@@ -48,9 +48,9 @@ pub struct BindMount {
     /// An absolute path in the image. If the path is below `/run`, it is created. Otherwise it must exist, and links
     /// are followed inside the image.
     pub target: String,
-    /// The canonical path of a directory that must contain the source, or `None` if there is no such limit. The source
-    /// is checked when it is bound. Otherwise the owner of a definition could replace a directory with a symlink before
-    /// that, and oven, which runs as root, would follow the symlink.
+    /// The canonical path of a directory that must contain the source, or `None` if there is no such limit. oven checks
+    /// the source when it binds the source, not earlier. After an earlier check, the owner of a definition could
+    /// replace a directory with a symlink, and oven would follow the symlink as root.
     #[serde(default)]
     pub within: Option<PathBuf>,
 }
@@ -99,12 +99,12 @@ impl fmt::Display for ExitStatus {
 pub struct CacheMount {
     /// The directory in the image over which the cache is mounted.
     pub target: String,
-    /// The lower directory of an overlay, which all bakes share. If it is `None`, `upper` is mounted without an
-    /// overlay.
+    /// The lower directory of an overlay. All bakes share this directory. If it is `None`, `upper` is mounted without
+    /// an overlay.
     pub lower: Option<PathBuf>,
     /// The overlay's upper directory, which is private to this bake.
     pub upper: PathBuf,
     pub work: PathBuf,
-    /// Whether writes go to `upper`. Otherwise they are discarded with the step.
+    /// Whether writes go to `upper`. If false, they are discarded when the step ends.
     pub writable: bool,
 }

@@ -62,8 +62,8 @@ pub fn device_size(device: BorrowedFd<'_>) -> Result<u64, Errno> {
     Ok(bytes)
 }
 
-/// Adds a partition to the kernel's table, or resizes it there. `start` and `length` are in bytes. Nothing is written
-/// to the disk.
+/// Adds a partition to the kernel's table, or resizes a partition in this table. `start` and `length` are in bytes.
+/// Nothing is written to the disk.
 #[allow(unsafe_code)]
 pub fn update_partition(
     disk: BorrowedFd<'_>,

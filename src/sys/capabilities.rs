@@ -5,9 +5,8 @@ use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, CapabilitySets, remove_capability_from_bounding_set};
 
 /// The capabilities that package managers and their scripts need: to set owners and modes, become another user, chroot,
-/// and use low ports. Others are excluded on purpose. With `SYS_ADMIN`, a step could unmount the covers that hide parts
-/// of `/proc`. With `MKNOD`, it could access the host's disks. `NET_ADMIN`, `NET_RAW`, `SYS_PTRACE` and
-/// `DAC_READ_SEARCH` are excluded, too.
+/// and use low ports. All others are excluded. With `SYS_ADMIN`, a step could unmount the covers that hide parts of
+/// `/proc`. With `MKNOD`, a step could access the host's disks.
 pub const ALLOWED: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::DAC_OVERRIDE)
     .union(CapabilitySet::FOWNER)

@@ -9,7 +9,7 @@ use std::path::Path;
 /// Closes all descriptors from `first` on.
 #[allow(unsafe_code)]
 pub(crate) fn close_from(first: i32) -> Result<()> {
-    // SAFETY: nothing that uses this thread's descriptors owns a descriptor from `first` on.
+    // SAFETY: after this call, this process neither uses nor drops a value that owns a descriptor from `first` on.
     let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
     if result < 0 {
         return Err(std::io::Error::last_os_error()).context("closing inherited descriptors");
@@ -17,8 +17,8 @@ pub(crate) fn close_from(first: i32) -> Result<()> {
     Ok(())
 }
 
-/// Opens a file or directory of this machine. `within` is the canonical path of a directory. If it is given, the opened
-/// file must be in that directory. The check is made on the open file and not on the path, so nobody can exchange the
+/// Opens a file or directory of this machine. If `within` is given, it is the canonical path of a directory, and the
+/// opened file must be in that directory. oven checks the open file instead of the path, so nobody can exchange the
 /// file after the check.
 pub(crate) fn open_within(path: &Path, within: Option<&Path>, flags: OFlags) -> Result<OwnedFd> {
     let opening = || format!("opening {}", path.display());
@@ -36,7 +36,7 @@ pub(crate) fn open_within(path: &Path, within: Option<&Path>, flags: OFlags) -> 
     Ok(fd)
 }
 
-/// Opens a directory, to mount on it or below it. Fails if the path is a link.
+/// Opens a directory that is used for mounts. Fails if the path is a symbolic link.
 pub fn open_directory(path: &Path) -> Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let opened = rustix::fs::openat(CWD, path, flags, Mode::empty());

@@ -1,10 +1,10 @@
-//! Restricts a process with Landlock. There are two uses. It hides this machine's abstract sockets from a step with
-//! network access. Mounts cannot hide these sockets, because the sockets belong to the network namespace. The other use
-//! is that a program that oven runs on this machine can write only to one file.
+//! Restricts a process with Landlock, for two purposes. First, a step with network access must not reach this machine's
+//! abstract sockets. Mounts cannot hide these sockets, because the sockets belong to the network namespace. Second,
+//! e2fsck and resize2fs, which oven runs outside the image, must not write to any file except the disk.
 
 use rustix::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-/// The kernel's `struct landlock_ruleset_attr`, as it is in versions of Landlock that have scopes.
+/// The kernel's `struct landlock_ruleset_attr`. The field `scoped` exists since version 6 of Landlock.
 #[repr(C)]
 struct Ruleset {
     files: u64,
@@ -50,7 +50,8 @@ pub fn restrict_writes_to(file: BorrowedFd<'_>) {
     unsafe {
         let files = WRITE_FILE | CHANGE | if version() >= 3 { TRUNCATE } else { 0 };
         let ruleset = Ruleset { files, network: 0, scoped: 0 };
-        // The first version of Landlock knows only the first field, so only the size of this field is passed.
+        // The first version of Landlock knows only the first field. So the size that is passed is the size of this
+        // field.
         let fd = libc::syscall(CREATE_RULESET, &raw const ruleset, size_of::<u64>(), 0);
         let Ok(fd @ 0..) = i32::try_from(fd) else { return };
         let fd = OwnedFd::from_raw_fd(fd);
@@ -60,9 +61,9 @@ pub fn restrict_writes_to(file: BorrowedFd<'_>) {
     }
 }
 
-/// Hides abstract sockets from this process and its children, permanently. Needs no_new_privs. Has no effect on kernels
-/// before 6.12 or without Landlock. On such a kernel, a step with network access can reach these sockets. (It can
-/// always reach this machine's ports.)
+/// Permanently prevents this process and its children from reaching abstract sockets of other processes. Needs
+/// no_new_privs. Has no effect on kernels before 6.12 or without Landlock. On such a kernel, a step with network access
+/// can reach these sockets. (It can always reach this machine's ports.)
 #[allow(unsafe_code)]
 pub fn hide_abstract_sockets() {
     let ruleset = Ruleset { files: 0, network: 0, scoped: ABSTRACT_UNIX_SOCKET };

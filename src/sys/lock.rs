@@ -1,8 +1,9 @@
 //! Locks on open files (flock(2)), and on values in this process.
 //!
 //! A lock on a file belongs to the open file. It ends when the last descriptor of the open file is closed, or when the
-//! file is unlocked through one of its descriptors. A child that is being started has copies of all descriptors for a
-//! moment. So closing the file is not enough to unlock it. A [`FileLock`] therefore unlocks it explicitly.
+//! file is unlocked through one of its descriptors. Between fork and exec, a child process has copies of all
+//! descriptors. So the file may stay locked for a moment after oven has closed it. Therefore a [`FileLock`] unlocks the
+//! file explicitly.
 
 use super::poll::{PollAnswer, PollPolicy, poll_until};
 use super::signals;
@@ -51,8 +52,8 @@ pub struct FileLock<F: AsFd = File>(Option<Flock<Lockable<F>>>);
 impl<F: AsFd> FileLock<F> {
     /// Locks an open file, or returns `None` if somebody else has locked it.
     ///
-    /// Any other error is returned, so that a caller does not wait for ever, for example on a file system without
-    /// locks.
+    /// Other errors are returned. For example, a file system may not support locks, and a caller that retries would
+    /// never get one.
     pub fn try_acquire(file: F, mode: LockMode) -> io::Result<Option<Self>> {
         match attempt(file, mode) {
             Ok(lock) => Ok(Some(lock)),
@@ -62,7 +63,7 @@ impl<F: AsFd> FileLock<F> {
     }
 
     /// Locks an open file. Blocks this thread while somebody else has locked the file. Use this only for locks that are
-    /// held for moments.
+    /// held only for a short time.
     ///
     /// # Errors
     /// [`Kind::Interrupted`] if this process is asked to end meanwhile.
@@ -81,8 +82,8 @@ impl<F: AsFd> FileLock<F> {
         }
     }
 
-    /// Locks an open file, and polls while somebody else has locked it. Dropping the future ends the wait. `what` names
-    /// the lock in the error after the policy's deadline; `locking` is the context of other errors.
+    /// Locks an open file, and polls while somebody else has locked it. Dropping the future ends the wait. If the
+    /// policy's deadline passes, the error names the lock as `what`. `locking` is the context of all other errors.
     pub async fn poll(
         file: F,
         mode: LockMode,
@@ -116,15 +117,15 @@ impl<F: AsFd> Deref for FileLock<F> {
 
 impl<F: AsFd> Drop for FileLock<F> {
     fn drop(&mut self) {
-        // nix's guard would panic if unlocking fails, for example on a network file system. Then the lock lasts until
-        // this process ends.
+        // nix's guard panics if it cannot unlock the file, for example on a network file system. To prevent that, the
+        // guard is leaked in this case, and the file stays locked until this process ends.
         if let Some(Err((lock, _))) = self.0.take().map(Flock::unlock) {
             std::mem::forget(lock);
         }
     }
 }
 
-/// Makes one attempt to lock an open file. On failure returns the file.
+/// Makes one attempt to lock an open file. On failure, returns the file with the error.
 fn attempt<F: AsFd>(file: F, mode: LockMode) -> Result<FileLock<F>, (F, Errno)> {
     let how = match mode {
         LockMode::Shared => FlockArg::LockSharedNonblock,
@@ -133,8 +134,8 @@ fn attempt<F: AsFd>(file: F, mode: LockMode) -> Result<FileLock<F>, (F, Errno)> 
     Flock::lock(Lockable(file), how).map(|lock| FileLock(Some(lock))).map_err(|(file, errno)| (file.0, errno))
 }
 
-/// Locks an open file exclusively until its last descriptor is closed. This may be a descriptor in another process or
-/// in a loop device. Returns false if somebody else has locked it.
+/// Locks an open file exclusively until its last descriptor is closed. The last descriptor may be in another process or
+/// in a loop device. Returns false if somebody else has locked the file.
 pub fn try_lock_until_closed(file: impl AsFd) -> io::Result<bool> {
     let lock = FileLock::try_acquire(file.as_fd(), LockMode::Exclusive)?;
     // The descriptor is borrowed, so only the lock is leaked.
@@ -142,8 +143,9 @@ pub fn try_lock_until_closed(file: impl AsFd) -> io::Result<bool> {
 }
 
 /// Waits until no other open file has locked a byte of this range, and locks the range until the last descriptor of
-/// `file` is closed. This lock is independent of the other locks of this module. It belongs to the open file and not to
-/// the process (an OFD lock), so it also excludes other threads of this process.
+/// `file` is closed. This lock is independent of the other locks of this module. It is an OFD lock, which belongs to
+/// the open file and not to the process. So it also excludes other threads of this process that open the file
+/// themselves.
 pub fn lock_range_until_closed(file: &File, range: Range<u32>) -> io::Result<()> {
     let lock = libc::flock {
         l_type: libc::F_WRLCK as _,

@@ -25,23 +25,23 @@ mod raw {
 /// With this flag, the kernel unbinds the device when its last descriptor is closed. So a killed process leaves no
 /// bound device.
 const AUTOCLEAR: u32 = 4;
-/// Without this flag, partitions that were added by hand would remain after the device is unbound.
+/// With this flag, the kernel removes the device's partitions when the device is unbound, even those that oven added.
 const PARTSCAN: u32 = 8;
-/// With this flag, the device bypasses the page cache of the file, so the disk's content is not in memory twice. It is
-/// also faster. This was measured with a file on ext4 and an ext4 on the loop device: writing 200 MiB with one fsync
-/// takes 0.11 s instead of 0.28 s, and unmounting takes 0.03 s instead of 0.09 s. Writing 200 small files, each with an
-/// fsync, takes 0.40 s in both cases.
+/// With this flag, the device bypasses the page cache of the file, so the disk's content is not in memory twice. The
+/// device is also faster. This was measured with a file on ext4 and an ext4 on the loop device: writing 200 MiB with
+/// one fsync takes 0.11 s instead of 0.28 s, and unmounting takes 0.03 s instead of 0.09 s. Writing 200 small files,
+/// each with an fsync, takes 0.40 s in both cases.
 const DIRECT_IO: u32 = 16;
 /// The sector size of EBS volumes. It is the unit of the partition tables of images.
 const BLOCK_SIZE: u32 = 512;
 /// The major and minor number of `/dev/loop-control`, a character device, from the kernel's list of devices.
 const LOOP_CONTROL: (u32, u32) = (10, 237);
-/// The major number of loop devices, which are block devices, from the same list.
+/// The major number of loop devices, from the same list. Loop devices are block devices.
 const LOOP_MAJOR: u32 = 7;
-/// The maximum number of attempts. An attempt fails if another process takes the free device first.
+/// The maximum number of attempts to attach a file. An attempt fails if another process takes the free device first.
 const MAX_TRIES: u32 = 256;
-/// How long to wait for the kernel to unbind a device that oven has closed. Another program that probes the device may
-/// delay this.
+/// How long to wait for the kernel to unbind a device that oven has closed. A program that probes the device may delay
+/// this.
 const RELEASE: PollPolicy = PollPolicy::local(Duration::from_secs(5));
 
 #[repr(C)]
@@ -129,9 +129,9 @@ pub fn attach(file: &File, serial: &str) -> Result<Device> {
             Err(e) if e.raw_os_error() == Some(libc::ENXIO) => continue,
             Err(e) => return Err(loop_error(&format!("cannot open {}", path.display()), &e)),
         };
-        // udev ignores a locked disk. So no probe holds it open, and this machine activates no LVM or RAID of the
-        // image. The lock fails if a probe is running at the moment. This is ignored, because the bake works without
-        // the lock.
+        // udev ignores a locked disk. So udev does not keep the device open, and this machine does not activate LVM or
+        // RAID devices of the image. If udev is probing the device at the moment, the lock fails. This failure is
+        // ignored, because the bake works without the lock.
         _ = try_lock_until_closed(&node);
         let info = LoopInfo64 { flags: AUTOCLEAR | PARTSCAN | DIRECT_IO, ..LoopInfo64::EMPTY };
         let mut config =
@@ -188,7 +188,7 @@ pub(crate) fn open_node(name: &str, kind: FileType, (major, minor): (u32, u32)) 
 }
 
 /// Creates and opens a node of a device, and removes the node's name immediately. This is needed in a container,
-/// because its `/dev` has only the nodes with which it was created.
+/// because its `/dev` does not get nodes for new devices.
 pub fn nameless_node(kind: FileType, number: u64) -> std::io::Result<OwnedFd> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     // Some of these directories may be mounted `nodev`. The first directory that permits device nodes is used.
@@ -218,8 +218,8 @@ fn loop_error(what: &str, error: &Error) -> anyhow::Error {
     Kind::Machine.failure(format!("{what}: {error}")).hint(hint).into()
 }
 
-/// Returns the name of the file to which a loop device is bound, and the disk's sequence number. At least one of them
-/// changes if the device is bound again.
+/// Returns the name of the file to which a loop device is bound, and the disk's sequence number. If the device is bound
+/// again, at least one of the two changes.
 fn binding_of(rdev: u64) -> Option<(String, String)> {
     let dir = format!("/sys/dev/block/{}:{}", rustix::fs::major(rdev), rustix::fs::minor(rdev));
     let file = std::fs::read_to_string(format!("{dir}/loop/backing_file")).ok()?;
@@ -242,7 +242,7 @@ pub async fn release(device: Device) -> Result<()> {
     .await
 }
 
-/// Returns the name of the loop device to which a file is attached, for messages.
+/// Returns the name of the loop device to which a file is attached. Only messages use it.
 pub fn device_of(file: &Path) -> Option<String> {
     let wanted = file.as_os_str().as_encoded_bytes();
     std::fs::read_dir("/sys/block").ok()?.flatten().find_map(|entry| {

@@ -12,9 +12,8 @@ use std::os::fd::AsFd;
 
 /// Moves this thread into new namespaces.
 ///
-/// # Errors
-/// EINVAL for [`UnshareFlags::FILES`], because two values could then own the same descriptor number in different
-/// threads.
+/// # Errors EINVAL for [`UnshareFlags::FILES`]. With separate descriptor tables, a descriptor number could mean
+/// different files in different threads.
 #[allow(unsafe_code)]
 pub fn unshare(flags: UnshareFlags) -> rustix::io::Result<()> {
     if flags.contains(UnshareFlags::FILES) {
@@ -25,7 +24,8 @@ pub fn unshare(flags: UnshareFlags) -> rustix::io::Result<()> {
 }
 
 /// Moves this process into a private mount namespace. Its later mounts are invisible to other processes, and the kernel
-/// removes them when the process ends. Call this before a second thread exists, since namespaces belong to threads.
+/// removes them when the process ends. Call this before a second thread exists, because it changes only the namespace
+/// of the calling thread.
 pub fn private_mounts() -> Result<()> {
     unshare(UnshareFlags::NEWNS).map_err(|error| {
         Kind::Machine

@@ -10,16 +10,17 @@ use tokio::time::Instant;
 /// The pauses between polls, and the time limit.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PollPolicy {
-    /// The first pause. A pause is the time from the start of one poll to the start of the next. After a slow poll, the
-    /// wait until the next poll is still at least half a pause.
+    /// The first pause. A pause is the time from the start of one poll to the start of the next. If a poll takes long,
+    /// oven still waits for at least half a pause after its end.
     pub first: Duration,
-    /// Each later pause is this fraction of the time waited so far, but at least `first`.
+    /// Each later pause is this fraction of the time since the first poll began, but at least `first`.
     pub share: f64,
     /// The longest pause.
     pub longest: Duration,
     /// The time limit. The last poll is made at the deadline. If it is not successful, waiting fails.
     pub deadline: Duration,
-    /// The kind of the failure at the deadline. It says whether this machine or the cloud was not ready in time.
+    /// The kind of the failure at the deadline. It tells the user which of the two was too slow: this machine or the
+    /// cloud.
     pub failure: Kind,
 }
 
@@ -41,12 +42,12 @@ impl PollPolicy {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PollAnswer<T> {
     Ready(T),
-    /// Not ready. The text is the current state, such as `pending`, and can follow "it is".
+    /// Not ready yet. The text is the current state, such as `pending`. Messages put it after "it is".
     NotYet(String),
 }
 
 /// Polls until `probe` returns [`PollAnswer::Ready`]. The first poll is made immediately, and an error of `probe` is
-/// returned immediately. After the deadline, returns an error with `what` (after "waiting for") and the last state.
+/// returned immediately. After the deadline, returns the error "waiting for `what`" with the last state.
 pub async fn poll_until<T>(
     what: &str,
     policy: &PollPolicy,
@@ -56,8 +57,7 @@ pub async fn poll_until<T>(
     let end = start + policy.deadline;
     let _span = Track::here().span(Lane::Waits, what);
     loop {
-        // The clock is read before the poll. So a poll counts as the last one only if it began at or after the
-        // deadline.
+        // Only a poll that began at or after the deadline is the last one. So the clock is read before the poll.
         let begun = Instant::now();
         let last = begun >= end;
         match probe().await? {
@@ -76,7 +76,7 @@ pub async fn poll_until<T>(
     }
 }
 
-/// Waits for `awaited`, and runs `other` meanwhile. If `awaited` is ready first, `other` is dropped unfinished.
+/// Waits for `awaited`, and runs `other` meanwhile. If `awaited` is ready before `other`, drops `other` unfinished.
 pub async fn wait_with_background<T>(awaited: impl Future<Output = T>, other: impl Future<Output = ()>) -> T {
     let (mut awaited, other) = (std::pin::pin!(awaited), std::pin::pin!(other));
     tokio::select! {

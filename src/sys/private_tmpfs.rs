@@ -5,11 +5,11 @@ use anyhow::{Context, Result};
 use std::os::unix::fs::DirBuilderExt;
 use sys_mount::{Mount, MountFlags};
 
-/// An empty directory on the host. This process mounts a tmpfs over it in its private mount namespace, so the host's
-/// directory remains empty even if the process is killed.
+/// An empty directory on the host. This process mounts a tmpfs on the directory, in its private mount namespace. So the
+/// host's directory remains empty, even if the process is killed.
 pub const DIR: &str = "/run/oven";
 
-/// Mounts the file system. Call this once, after the mount namespace was made private. Errors: [`Kind::Machine`].
+/// Mounts the file system. Call this once, in a private mount namespace. Errors: [`Kind::Machine`].
 pub fn mount() -> Result<()> {
     std::fs::DirBuilder::new()
         .recursive(true)

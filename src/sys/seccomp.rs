@@ -1,10 +1,10 @@
-//! The filter of a step's system calls. It is a deny-list in addition to the capabilities, and it turns syncs into
-//! no-ops.
+//! The filter of a step's system calls. It refuses dangerous calls, in addition to the limits of the step's
+//! capabilities. It also turns syncs into no-ops. A step is one command that oven runs in the image.
 //!
 //! Calls that are useful only to escape from a container fail with EPERM. Calls for which programs have an alternative
 //! fail with ENOSYS, so that programs use the alternative. For programs of another architecture (i386 on x86_64, x32),
-//! all calls fail with ENOSYS, because the same numbers mean other calls there. So a package that contains an i386
-//! program can be installed, unless its script *runs* the program.
+//! all calls fail with ENOSYS, because the same numbers mean other calls there. So a package with an i386 program can
+//! be installed, unless a script of the package *runs* the program.
 
 use anyhow::{Context, Result};
 use libc::{EAFNOSUPPORT, ENOSYS, EPERM, c_long, sock_filter};
@@ -17,16 +17,16 @@ const ARCH: u32 = 0xc000_00b7; // AUDIT_ARCH_AARCH64
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 compile_error!("oven knows the system calls of x86_64 and aarch64 only");
 
-/// The highest call number that was reviewed for this filter. It belongs to a call for extended attributes of Linux
-/// 6.13. Calls with higher numbers fail as on an older kernel.
+/// The highest call number that was reviewed for this filter. It belongs to the newest call of Linux 6.13. Calls with
+/// higher numbers fail with ENOSYS, as on a kernel that does not have them.
 const LAST_KNOWN: u32 = 466;
 /// The first call number of x32. This second ABI has the same architecture value as x86_64, so its calls are recognized
 /// only by their numbers.
 #[cfg(target_arch = "x86_64")]
 const X32: u32 = 0x4000_0000;
 
-/// `clone` and `unshare` with any of these flags are refused, because a process has all capabilities in a new user
-/// namespace.
+/// `clone` and `unshare` with any of these flags are refused. For example, a process would have all capabilities in a
+/// new user namespace.
 const NAMESPACES: i32 = libc::CLONE_NEWUSER
     | libc::CLONE_NEWNS
     | libc::CLONE_NEWPID
@@ -79,14 +79,14 @@ const REFUSED: &[c_long] = &[
     libc::SYS_iopl,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_ioperm,
-    // files by handle, which leads out of the step's root
+    // file handles, with which a step could open files outside its root
     libc::SYS_open_by_handle_at,
     libc::SYS_fanotify_init,
     // key rings, which no namespace separates
     libc::SYS_keyctl,
     libc::SYS_add_key,
     libc::SYS_request_key,
-    // access to other processes' memory, which installations do not need, but exploits do
+    // access to the memory of other processes, which exploits need and installations do not
     libc::SYS_ptrace,
     libc::SYS_process_vm_readv,
     libc::SYS_process_vm_writev,
@@ -99,7 +99,7 @@ const REFUSED: &[c_long] = &[
     libc::SYS_lookup_dcookie,
 ];
 
-/// Calls that fail as if this kernel did not have them. Programs have an alternative for each.
+/// Calls that fail as if this kernel did not have them. For each of these calls, programs have an alternative.
 const ABSENT: &[c_long] = &[
     libc::SYS_clone3, // its flags lie in memory, which a filter cannot read; libc falls back to clone
     libc::SYS_io_uring_setup,
@@ -108,23 +108,23 @@ const ABSENT: &[c_long] = &[
 ];
 
 /// Calls that succeed immediately and do nothing. One real sync is made when the root is closed. `msync` is not in this
-/// list, because few programs use it, and because it makes a mapping's changes visible to other readers.
+/// list, because it also makes a mapping's changes visible to other readers. Few programs use it.
 const SYNCS: &[c_long] =
     &[libc::SYS_fsync, libc::SYS_fdatasync, libc::SYS_sync, libc::SYS_syncfs, libc::SYS_sync_file_range];
 
 /// The request that puts characters into the terminal's input, as if the user had typed them.
 const TIOCSTI: u32 = 0x5412;
-/// A request that can do the same through the virtual console's selection.
+/// A request that can put characters into the input of a virtual console by pasting its selection.
 const TIOCLINUX: u32 = 0x541c;
-/// The request that sets another line discipline of a terminal. Such a request could make the kernel load a module that
-/// no step needs.
+/// The request that sets another line discipline of a terminal. It could make the kernel load a module that no step
+/// needs.
 const TIOCSETD: u32 = 0x5423;
-/// All requests to loop devices are `0x4C..` (linux/loop.h), and they are refused. If the image's disk is a loop
-/// device, a step that may write to the device could otherwise change the device's offset in the file. The step could
-/// also keep the device bound after all users have closed it.
+/// All requests to loop devices are `0x4C..` (linux/loop.h). They are refused, because the image's disk may be a loop
+/// device to which the step can write. With such a request, the step could change the device's offset in its file, or
+/// keep the device bound after all users have closed it.
 const LOOP: u32 = 0x4c00;
-/// The allowed socket families. For a socket of another family, the kernel would load a module even for a process
-/// without rights. An AF_VSOCK socket would reach the hypervisor from every network namespace.
+/// The allowed socket families. If a process without any rights creates a socket of another family, the kernel may load
+/// a module. An AF_VSOCK socket would reach the hypervisor from every network namespace.
 const FAMILIES: [i32; 4] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
 
 const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
@@ -196,7 +196,8 @@ impl SyscallFilter {
     pub fn install(&mut self) -> Result<()> {
         let len = u16::try_from(self.0.len()).context("the filter is too long")?;
         let program = libc::sock_fprog { len, filter: self.0.as_mut_ptr() };
-        // SAFETY: `program` points to `len` instructions. Both live until the call returns, and the call copies them.
+        // SAFETY: `program` points to `len` instructions. `program` and the instructions live until the call returns,
+        // and the kernel copies them.
         let result =
             unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) };
         if result < 0 {
@@ -229,7 +230,8 @@ impl SyscallFilter {
         self.push(jump, 1, 0, value);
         self.answer(libc::SECCOMP_RET_ERRNO | errno as u32);
     }
-    /// Filters a call by one argument. `judge` adds the checks. If no check refuses the call, it is allowed.
+    /// Filters a call by one argument. `judge` adds the instructions that check the argument. If no check refuses the
+    /// call, the call is allowed.
     fn argument(&mut self, number: c_long, index: u32, judge: impl FnOnce(&mut Self)) {
         let mut block = Self(Vec::new());
         block.load(ARGUMENTS_AT + 8 * index);

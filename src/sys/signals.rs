@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-/// Whether a signal asked this process to end. This is for threads that cannot wait for the runtime, because the
-/// runtime may be waiting for them.
+/// Whether a signal asked this process to end. Threads that block the async runtime read this flag, because the runtime
+/// cannot notify them while it is blocked.
 static STOP_REQUESTED: AtomicBool = AtomicBool::new(false);
 
 /// Returns whether a signal asked this process to end.
@@ -29,9 +29,9 @@ pub enum Signal {
 /// The stack size of the second thread in bytes. The first thread of a process usually has a stack of this size.
 const STACK: usize = 8 << 20;
 
-/// Runs `work` in a second thread, while the first thread only waits for it. The kernel sends a process's signal to the
-/// first thread, even if this thread is waiting in the kernel for a disk. If `work` ran in the first thread, the signal
-/// would not be handled.
+/// Runs `work` in a second thread, while the first thread only waits for it. The kernel prefers the first thread when
+/// it delivers a signal to a process, even if this thread is blocked by a slow disk. If `work` ran in the first thread,
+/// such a signal would be handled late.
 pub fn run_in_second_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     let thread = std::thread::Builder::new().name("oven".to_owned()).stack_size(STACK);
     let thread = thread.spawn(work).expect("a process can have two threads");
@@ -39,8 +39,8 @@ pub fn run_in_second_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send +
 }
 
 /// Listens for signals in a separate thread, so that they are handled while the runtime's thread is busy. At the first
-/// signal, the value in the receiver becomes true. At the second signal, the process ends immediately. Then the kernel
-/// removes the local resources.
+/// signal, the value in the receiver becomes true. At the second signal, the process ends immediately. The kernel then
+/// removes this process's mounts and loop devices.
 pub fn listen(on_signal: impl Fn(Signal) + Send + 'static) -> Result<watch::Receiver<bool>> {
     let (sender, receiver) = watch::channel(false);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;

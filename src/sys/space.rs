@@ -9,8 +9,8 @@ pub fn free_space(dir: &Path) -> Option<u64> {
     rustix::fs::statvfs(dir).ok().map(|s| s.f_bavail.saturating_mul(s.f_frsize))
 }
 
-/// Returns the error for a failed write of `needed` bytes in `dir`. If the disk is full, the error has the needed and
-/// the free space.
+/// Returns the error for a failed write of `needed` bytes in `dir`. If the disk is full, the error names the needed
+/// space and the free space.
 pub fn write_error(error: anyhow::Error, dir: &Path, needed: u64) -> anyhow::Error {
     match errno_of(&error) {
         Some(Errno::NOSPC | Errno::DQUOT) => no_space(dir, needed),

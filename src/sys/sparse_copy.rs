@@ -15,11 +15,11 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::Path;
 
 /// The size of a block. Blocks of zeros become holes, and digests are computed over blocks. EBS uses blocks of 512 KiB.
-/// Smaller blocks are used here, because then more of a trimmed file system becomes holes, and comparing them costs
-/// little time.
+/// The blocks here are smaller, so that a larger part of a trimmed file system becomes holes. It takes little time to
+/// compare blocks with zeros.
 const BLOCK: usize = 64 << 10;
-/// The size of reads and writes. It is large enough for the disk's full speed with O_DIRECT, and small enough to cancel
-/// quickly.
+/// The size of reads and writes. It is large enough to reach the disk's full speed with O_DIRECT. It is small enough
+/// for a quick cancellation, which is possible only between two chunks.
 const CHUNK: usize = 4 << 20;
 /// The alignment that O_DIRECT needs for addresses, lengths and offsets on every common disk.
 const ALIGN: usize = 4096;
@@ -32,8 +32,8 @@ pub fn length(mut file: &File) -> Result<u64> {
 }
 
 /// Copies `source` into a nameless file of `size` bytes in `dir`. `size` is at least the source's length, and the bytes
-/// after the source's end are zeros. Blocks of zeros become holes. The data may not be on the disk yet, so the caller
-/// must call `fdatasync`.
+/// after the source's end are zeros. Blocks of zeros become holes. The caller must call `fdatasync`, because the data
+/// are not necessarily on the disk yet.
 pub fn copy(source: &File, size: u64, dir: &Path, cancelled: &CancelFlag) -> Result<TempFile> {
     let target = TempFile::new(dir)?;
     let full = |error| write_error(error, dir, allocated_bytes(source));
@@ -61,8 +61,8 @@ fn ensure_room(source: &File, dir: &Path) -> Result<()> {
 }
 
 /// Copies without the page cache. When this function returns, the written data are on the disk, so the first flush of a
-/// loop device on the copy is fast. For 265 MiB on ext4, this function took 0.11 s. With copy_file_range, the copy took
-/// 0.08 s and the first flush 0.07 s, and twice the memory was used. If memory had to be freed first, copy_file_range
+/// loop device on the copy is fast. For 265 MiB on ext4, this function took 0.11 s. copy_file_range took 0.08 s and the
+/// first flush after it 0.07 s, and it used twice the memory. If the kernel had to free memory first, copy_file_range
 /// took 0.8 s.
 fn copy_data(source: &File, target: &File, cancelled: &CancelFlag) -> Result<()> {
     let mut writer = Writer { target, direct: set_direct_io(target, true) };
@@ -106,8 +106,8 @@ fn set_direct_io(file: &File, on: bool) -> bool {
     rustix::fs::fcntl_setfl(file, wanted).is_ok() && on
 }
 
-/// Returns a SHA-256 digest of a disk's content in lower-case hex. It is computed over each non-zero block and its
-/// offset. So it depends neither on the positions of holes nor on zeros at the end.
+/// Returns a SHA-256 digest of a disk's content in lower-case hex. The digest is computed over each non-zero block and
+/// its offset. So the digest depends neither on the positions of holes nor on zeros at the end.
 pub fn digest(source: &File, cancelled: &CancelFlag) -> Result<String> {
     let mut hash = Sha256::new();
     nonzero_blocks(source, cancelled, &mut |offset, data| {
@@ -123,8 +123,8 @@ pub fn digest(source: &File, cancelled: &CancelFlag) -> Result<String> {
 }
 
 /// Calls `take` for runs of non-zero blocks, in order, with the offset (a multiple of the block size) and the data. The
-/// data are aligned to 4096 bytes, and their length is a multiple of 4096. At the source's end, they are padded with
-/// zeros.
+/// data are aligned to 4096 bytes, and their length is a multiple of 4096. At the source's end, the data are padded
+/// with zeros.
 pub fn nonzero_blocks(
     source: &File,
     cancelled: &CancelFlag,
@@ -138,7 +138,7 @@ pub fn nonzero_blocks(
     while at < end {
         cancelled.check()?;
         let Some((from, to)) = data_after(source.as_fd(), at, end)? else { break };
-        // The start is rounded down to a whole block, but not below the data that were already read.
+        // The start is rounded down to the start of a block, but data that were already read are not read again.
         at = at.max(from - from % BLOCK as u64);
         let to = to.next_multiple_of(BLOCK as u64).min(end);
         while at < to {
@@ -175,12 +175,12 @@ pub(crate) fn nonzero_runs(data: &[u8], take: &mut dyn FnMut(usize, &[u8]) -> Re
     if run.is_empty() { Ok(()) } else { take(run.start, &data[run.clone()]) }
 }
 
-/// Returns the next range from `at` on that the file system does not report as a hole.
+/// Returns the first range at or after `at` that the file system does not report as a hole.
 pub(crate) fn data_after(source: BorrowedFd<'_>, at: u64, end: u64) -> Result<Option<(u64, u64)>> {
     let from = match rustix::fs::seek(source, SeekFrom::Data(at)) {
         Ok(from) => from,
         Err(Errno::NXIO) => return Ok(None),
-        // The source is a block device, or on a file system without holes. So everything counts as data.
+        // The source is a block device, or its file system does not support holes. So everything counts as data.
         Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(Some((at, end))),
         Err(e) => return Err(e).context("looking for data"),
     };
@@ -188,7 +188,7 @@ pub(crate) fn data_after(source: BorrowedFd<'_>, at: u64, end: u64) -> Result<Op
     Ok(Some((from, to.clamp(from + 1, end.max(from + 1)))))
 }
 
-/// Returns the minimum space that a full copy takes, or 0 if this is unknown.
+/// Returns the space in bytes that a copy without reflinks takes at least, or 0 if this is unknown.
 fn space_needed(source: &File) -> Result<u64> {
     let metadata = source.metadata()?;
     // A device may consist mostly of zeros. This is known only after reading the device, so the minimum is unknown.

@@ -1,4 +1,4 @@
-//! Runs blocking work on a separate thread, because all other work shares one thread.
+//! Runs blocking work on separate threads, because the async runtime has only one thread.
 
 use crate::error::Kind;
 use anyhow::Result;
@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use tokio::sync::oneshot;
 
-/// Joins its thread when it is dropped, so that cancelled work has ended before the clean-up begins.
+/// Waits for its thread when the value is dropped. So the thread has ended before the clean-up after a cancelled
+/// operation begins.
 struct JoinOnDrop(Option<JoinHandle<()>>);
 
 impl JoinOnDrop {
@@ -36,8 +37,8 @@ pub async fn run_to_end<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'st
     }
 }
 
-/// A flag that is set when nobody waits for the result of the work any more. The work must check it often, and end if
-/// it is set.
+/// A flag that is set when nobody waits for the result of the work any more. The work must check the flag often, and
+/// end when it is set.
 #[derive(Debug, Clone, Default)]
 pub struct CancelFlag(Arc<AtomicBool>);
 
@@ -47,7 +48,7 @@ impl CancelFlag {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// Fails once the work is cancelled.
+    /// Fails if the work was cancelled.
     pub fn check(&self) -> Result<()> {
         if self.0.load(Ordering::Relaxed) { Err(Kind::Interrupted.error("stopped")) } else { Ok(()) }
     }

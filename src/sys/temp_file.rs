@@ -20,8 +20,8 @@ pub const TEMP_PREFIX: &str = ".copy-";
 #[derive(Debug)]
 pub struct TempFile {
     file: File,
-    /// The temporary name, which the file has only on a file system without O_TMPFILE. A lock on the file shows that it
-    /// is still being written.
+    /// The temporary name, which the file has only on a file system without O_TMPFILE. A lock on the file shows that
+    /// oven is still writing it.
     name: Option<PathBuf>,
 }
 
@@ -47,15 +47,15 @@ impl TempFile {
             .mode(0o600)
             .open(&name)
             .with_context(context)?;
-        // A process that removes orphans may have locked the file just before.
+        // Another process that removes orphaned temporary files may have locked the new file already.
         if !try_lock_until_closed(&file).with_context(context)? {
             return Err(Errno::WOULDBLOCK).with_context(context);
         }
         Ok(Self { file, name: Some(name) })
     }
 
-    /// Creates a temporary second name in `dir` for the file at `path`. The caller has opened and locked this file as
-    /// `file`.
+    /// Creates a temporary second name in `dir` for the file at `path`. `file` is this file, which the caller has
+    /// opened and locked.
     pub fn linked(file: File, path: &Path, dir: &Path) -> std::io::Result<Self> {
         let name = dir.join(format!("{TEMP_PREFIX}{}", RunId::new()));
         std::fs::hard_link(path, &name)?;
@@ -71,8 +71,8 @@ impl TempFile {
         let context = || format!("naming {}", path.display());
         if let Some(name) = self.name.take() {
             let renamed = match rustix::fs::renameat_with(CWD, &name, CWD, path, RenameFlags::NOREPLACE) {
-                // This file system does not support NOREPLACE. Another process could create the path after this check.
-                // But the paths contain random ids, so this does not happen in practice.
+                // This file system does not support NOREPLACE. Another process could create a file at `path` between
+                // the check and the rename. But paths contain random ids, so this does not happen in practice.
                 Err(Errno::INVAL) if !path.exists() => std::fs::rename(&name, path),
                 result => result.map_err(std::io::Error::from),
             };
@@ -87,7 +87,7 @@ impl TempFile {
         let (dir, name) = (path.parent().unwrap_or(Path::new(".")), RunId::new());
         let temporary = dir.join(format!("{TEMP_PREFIX}{name}"));
         self.link(&temporary)?;
-        // If the rename fails, the file would remain under its temporary name, so it is removed.
+        // If the rename fails, the temporary name is removed, because it would remain otherwise.
         let replaced =
             std::fs::rename(&temporary, path).inspect_err(|_| _ = std::fs::remove_file(&temporary));
         replaced.with_context(|| format!("replacing {}", path.display()))

@@ -1,15 +1,15 @@
 //! Prevents steps with the network from reading the builder's credentials.
 //!
 //! A step with the network uses the builder's network. In this network, the metadata service returns the credentials of
-//! the builder's role to every process. So such a step runs in a private cgroup. The kernel runs a filter
-//! (`program.rs`) for the sockets of the cgroup, and the filter blocks the addresses of the service. The step's first
-//! process is created in the cgroup. A socket belongs permanently to the cgroup in which it was created. A step cannot
-//! leave its cgroup, because it sees no cgroup file system.
+//! the builder's role to every process. So such a step runs in a private cgroup. For the sockets of the cgroup, the
+//! kernel runs a filter that blocks the addresses of the service. The module `program` builds the filter. The step's
+//! first process is created in the cgroup. A socket always belongs to the cgroup in which it was created. A step cannot
+//! leave its cgroup, because it cannot access a cgroup file system.
 //!
 //! A cgroup is a directory. If oven is killed with SIGKILL, the directory is the only part of the step that remains,
 //! and the cgroup has no processes. The process that creates a cgroup locks the directory. The next step of any oven on
-//! this machine, or `oven sweep`, removes the directories that are not locked. The filter's programs belong to the
-//! directory, not to a descriptor, so they are effective as long as the step runs.
+//! this machine, or `oven sweep`, removes the directories that are not locked. The kernel keeps the filter until the
+//! directory is removed, so it is effective as long as the step runs.
 
 mod program;
 
@@ -36,11 +36,12 @@ const PREFIX: &str = "oven-step-";
 /// locked it.
 const ATTEMPTS: u32 = 16;
 /// The number of attempts to remove a cgroup. An attempt may fail, because the kernel still counts a process for a
-/// short time after its end. The pauses begin with 1 ms and double, so their sum is about 1 s.
+/// short time after its end. The first pause is 1 ms, and each later pause is twice as long. So the sum of all pauses
+/// is about 1 s.
 const REMOVALS: u32 = 10;
 
-/// A cgroup from which no credentials can be reached. Dropping the value removes the cgroup, so all processes in the
-/// cgroup must have ended before.
+/// A cgroup whose processes cannot reach the builder's credentials. Dropping the value removes the cgroup. All its
+/// processes must have ended before.
 pub struct EgressFence {
     parent: OwnedFd,
     name: String,
@@ -51,8 +52,7 @@ pub struct EgressFence {
 impl EgressFence {
     /// Creates a fence below the cgroup of this process, so that the limits of oven's cgroup also apply to its steps.
     ///
-    /// # Errors
-    /// [`Kind::Machine`] if there is no writable cgroup v2 or no BPF.
+    /// # Errors [`Kind::Machine`] if this machine lacks a writable cgroup v2 file system or BPF.
     pub fn make() -> Result<Self> {
         let make = || -> Result<Self> {
             let parent = open(CWD, &own_cgroup()?).context("opening the cgroup of this process")?;
@@ -119,7 +119,7 @@ fn remove_unlocked(parent: BorrowedFd<'_>) {
         }
         let Ok(dir) = open(parent, Path::new(OsStr::from_bytes(name.to_bytes()))) else { continue };
         if lock(&dir) {
-            // This fails while a process is in the cgroup, as intended.
+            // If the cgroup still has a process, this fails, and the cgroup must remain.
             _ = rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR);
         }
     }
@@ -138,7 +138,7 @@ pub fn verify_filter() -> Result<()> {
             Err(Errno::AFNOSUPPORT) => continue, // a kernel without IPv6
             socket => socket.context("making a socket")?,
         };
-        // Port 9 is the discard port. The packet is refused before a route is looked up.
+        // Port 9 is the discard port. The filter refuses the packet before the kernel looks up a route.
         let sent = rustix::net::sendto(&socket, &[], SendFlags::DONTWAIT, &SocketAddr::new(address, 9));
         if sent != Err(Errno::PERM) {
             return Err(unprotected(&format!("the filter does not block {address}")).into());
@@ -228,7 +228,7 @@ struct Attach {
 }
 
 /// Loads a program and attaches it to a cgroup for the cgroup's lifetime. The attachment is not exclusive, so the
-/// filters of the parent cgroups apply, too.
+/// filters of the parent cgroups also apply.
 #[allow(unsafe_code)]
 fn attach(program: &BpfProgram, cgroup: BorrowedFd<'_>) -> Result<()> {
     const PROG_LOAD: libc::c_int = 5;
@@ -242,8 +242,8 @@ fn attach(program: &BpfProgram, cgroup: BorrowedFd<'_>) -> Result<()> {
         expected_attach: program.attach,
         ..Load::default()
     };
-    // Signals are blocked, because a signal while the kernel verifies the program would make the call fail (EAGAIN,
-    // from `bpf_check`).
+    // Signals are blocked, because the call fails with EAGAIN if a signal arrives while the kernel verifies the
+    // program.
     let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK).context("blocking signals")?;
     // SAFETY: `load` has the size that is passed, and points to `count` instructions and a terminated text. All of them
     // live until the call returns, and the call copies them. A returned descriptor is new and has no other owner.

@@ -1,11 +1,11 @@
 //! The BPF programs of the filter, instruction by instruction. The kernel runs the packet filter for each packet that a
 //! socket of the cgroup sends. It runs the address filters for each address to which such a socket connects or sends.
 //!
-//! The packet filter gives the main protection, because every packet has the destination address in its header, for all
-//! protocols and types of sockets. The address filters have two other purposes. First, they see an address before the
-//! host's firewall can rewrite it. For example, the ECS agent redirects 169.254.170.2 to a port of the loopback.
-//! Second, they make `connect` fail with EPERM immediately. If only the packets were dropped, `connect` would wait for
-//! minutes.
+//! The packet filter gives the main protection. It works for all protocols and types of sockets, because the header of
+//! every packet has the destination address. The address filters have two other purposes. First, they see an address
+//! before the host's firewall can rewrite it. For example, the ECS agent redirects 169.254.170.2 to a port of the
+//! loopback. Second, they make `connect` fail with EPERM immediately. If only the packets were dropped, `connect` would
+//! wait for minutes.
 
 /// The refused IPv4 addresses.
 pub const V4: [[u8; 4]; 3] = [
@@ -14,8 +14,7 @@ pub const V4: [[u8; 4]; 3] = [
     [169, 254, 170, 23],  // the credentials of an EKS pod
 ];
 /// A refused IPv6 address consists of this prefix, eight zero bytes, and one of `V6_ENDS`. An address that ends with
-/// one of [`V4`] is also refused. Such an address may be an IPv4-mapped address or a NAT64 address, or contain the IPv4
-/// address in another way.
+/// one of [`V4`] is also refused. For example, this refuses IPv4-mapped addresses and NAT64 addresses.
 const V6_PREFIX: [u8; 4] = [0xfd, 0x00, 0x0e, 0xc2];
 const V6_ENDS: [[u8; 4]; 2] = [
     [0, 0, 0x02, 0x54], // fd00:ec2::254, metadata
@@ -23,7 +22,7 @@ const V6_ENDS: [[u8; 4]; 2] = [
 ];
 
 /// The kernel's `struct bpf_insn`. On x86-64 and arm64, the low four bits of `registers` are the number of the target
-/// register, and the high four bits that of the source.
+/// register, and the high four bits are the number of the source register.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub struct BpfInstruction {
@@ -64,7 +63,8 @@ pub fn all() -> [BpfProgram; 5] {
 }
 
 // The registers. `R0` has the result. `ARGUMENT` has the program's argument, and r1 to r4 have the arguments of a call.
-// `CONTEXT` has the program's argument during calls, which preserve it. `FRAME` is the frame pointer.
+// `CONTEXT` also has the program's argument, because a call changes r1 to r5 but not this register. `FRAME` is the
+// frame pointer.
 const R0: u8 = 0;
 const ARGUMENT: u8 = 1;
 const CONTEXT: u8 = 6;
@@ -76,8 +76,8 @@ const MOVE: u8 = 0xbf; // BPF_ALU64 | BPF_MOV | BPF_X
 const SET: u8 = 0xb7; // BPF_ALU64 | BPF_MOV | BPF_K
 const ADD: u8 = 0x07; // BPF_ALU64 | BPF_ADD | BPF_K
 const AND: u8 = 0x54; // BPF_ALU | BPF_AND | BPF_K
-// These jumps compare 32 bits. A 64-bit comparison would sign-extend the immediate, and an address whose first byte is
-// above 127 would be negative.
+// These jumps compare 32 bits. A 64-bit comparison would sign-extend the immediate. Then it would fail for every
+// address whose highest bit is set in the register.
 const IF_EQUAL: u8 = 0x16; // BPF_JMP32 | BPF_JEQ | BPF_K
 const UNLESS_EQUAL: u8 = 0x56; // BPF_JMP32 | BPF_JNE | BPF_K
 const CALL: u8 = 0x85; // BPF_JMP | BPF_CALL
@@ -97,8 +97,8 @@ const V4_LENGTH: i32 = 20;
 const V6_LENGTH: i32 = 40;
 /// The position of a header's copy, relative to the frame pointer.
 const HEADER: i16 = -40;
-/// The first byte of an IPv4 header without options. A packet with options is refused, because it may be routed to
-/// another address than the one in its header.
+/// The first byte of an IPv4 header without options. A packet with options is refused, because it may be routed to an
+/// address that differs from the one in its header.
 const V4_PLAIN: i32 = 0x45;
 const VERSION: i32 = 0xf0;
 const VERSION_6: i32 = 0x60;
@@ -165,8 +165,7 @@ impl Code {
         self.refusals.push(jump);
     }
 
-    /// Copies the first `length` bytes of the packet to the frame. Refuses a packet with fewer bytes, because no step
-    /// needs such a packet.
+    /// Copies the first `length` bytes of the packet to the frame. Refuses shorter packets, because no step needs them.
     fn load_header(&mut self, length: i32) {
         self.push(MOVE, 1, CONTEXT, 0, 0);
         self.push(SET, 2, 0, 0, 0);

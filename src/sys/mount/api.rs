@@ -1,5 +1,5 @@
-//! The kernel's mount API, used with descriptors. Somebody could exchange the object at a path between its check and
-//! its use. This is impossible with a descriptor.
+//! The kernel's mount API, used with descriptors. If oven used paths, somebody could exchange the object at a path
+//! after oven has checked it. The object of a descriptor cannot be exchanged.
 
 use anyhow::{Context, Result};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -33,8 +33,8 @@ pub fn new_file_system(kind: &str, options: &[(&str, &str)], attributes: MountAt
     mount().with_context(|| format!("making a {kind} file system"))
 }
 
-/// Creates an overlay of `upper` over `lower`. It is not attached anywhere yet. Writes go to `upper`. The kernel uses
-/// `work`, which must be on the file system of `upper`.
+/// Creates an overlay of `upper` over `lower`. The overlay is not attached anywhere yet. Writes go to `upper`. `work`
+/// is a directory for the kernel, and must be on the file system of `upper`.
 pub fn overlay(lower: BorrowedFd<'_>, upper: BorrowedFd<'_>, work: BorrowedFd<'_>) -> Result<OwnedFd> {
     // Descriptors are passed instead of the directories' names, because a name may contain a `:` or a comma.
     let [lower, upper, work] = [lower, upper, work].map(|fd| format!("/proc/self/fd/{}", fd.as_raw_fd()));
@@ -56,8 +56,8 @@ pub fn clone_mount(at: impl AsFd, path: impl AsRef<Path>, recursive: bool) -> io
     Ok(open_tree(at, path.as_ref(), flags)?)
 }
 
-/// Adds attributes to a mount, or to all mounts of a tree. Also makes these mounts private, so that mounts are
-/// propagated neither to them nor from them.
+/// Adds attributes to a mount. If `recursive` is true, adds them to all mounts below it too. Also makes these mounts
+/// private, so that mounts are propagated neither to them nor from them.
 #[allow(unsafe_code)]
 pub fn restrict(mount: impl AsFd, attributes: MountAttrFlags, recursive: bool) -> io::Result<()> {
     #[repr(C)]
@@ -84,7 +84,7 @@ pub fn restrict(mount: impl AsFd, attributes: MountAttrFlags, recursive: bool) -
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Attaches `mount` on top of `on`, which is a directory, a file, or a symbolic link itself.
+/// Attaches `mount` on top of `on`, which is a directory, a file or a symbolic link. A link is not followed.
 pub fn attach(mount: impl AsFd, on: impl AsFd) -> io::Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     Ok(move_mount(mount, "", on, "", flags)?)

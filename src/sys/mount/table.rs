@@ -12,7 +12,7 @@ pub struct MountEntry {
     /// The mount point, relative to this process's root directory.
     pub path: PathBuf,
     pub shared: bool,
-    /// The root of the mount, as a path within the file system.
+    /// The path, within the file system, of the directory or file that is mounted.
     pub root: PathBuf,
     /// The type of the file system, such as `ext4`.
     pub kind: String,
