@@ -144,9 +144,9 @@ impl Ec2 {
         }
     }
 
-    /// Determines which run registered `holder`, the image that has the name. A run is one execution of oven. If the
-    /// image's root is this run's snapshot, this run registered the image, because no other run uses that snapshot.
-    /// Then the response to an earlier request was lost.
+    /// Determines which run registered `holder`, the image that has the name. A run is a single bake. If the image's
+    /// root is this run's snapshot, this run registered the image, because no other run uses that snapshot. In this
+    /// case, the response to an earlier request was lost.
     fn classify_holder(&self, holder: types::Image, snapshot: &SnapshotId) -> Registration {
         let id = ImageId(holder.image_id.clone().unwrap_or_default());
         if convert::root_mapping(&holder).and_then(|root| root.snapshot_id.as_deref())

@@ -1,5 +1,5 @@
-//! Removes the volumes and snapshots that a run created. If the answer to a call was lost, oven first finds out whether
-//! that call created a volume or snapshot.
+//! Removes the volumes and snapshots that a run, which is a single bake, created. If the answer to a call was lost,
+//! oven first finds out whether that call created a volume or snapshot.
 
 use crate::cloud::aws::ec2::Ec2;
 use crate::cloud::aws::ec2::client::errors::{CREATE_VOLUME, DELETE_VOLUME, ErrorClass};
