@@ -130,8 +130,8 @@ impl Ec2 {
         .await
     }
 
-    /// Returns the images that oven made in this account, oldest first. If `family` is given, returns only the images of
-    /// definitions with this `name`.
+    /// Returns the images that oven made in this account, oldest first. If `family` is given, returns only the images
+    /// of definitions with this `name`.
     pub(crate) async fn find_own_images(&self, family: Option<&str>) -> Result<Vec<Image>> {
         let wanted = match family {
             Some(family) => tag_filter(tag::NAME, family),
