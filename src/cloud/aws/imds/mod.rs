@@ -34,18 +34,18 @@ pub struct InstanceOverrides {
 }
 
 const FLAGS: &str = "--instance-id and --zone";
-/// The time limit for connecting to the metadata service. Outside EC2, many routers drop packets to its address.
-/// Connecting is not retried, so that oven reports this soon. The kernel sends the first packet again after one second,
-/// so one lost packet does not exceed the limit.
+/// The time limit for connecting to the metadata service. Outside EC2, many routers drop packets to the service's
+/// address. oven does not try to connect again, so that it reports the failure soon. If a packet is lost, the kernel
+/// sends it again after one second, which is within the limit.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// The time limit of one response. An idle builder gets a response within milliseconds.
+/// The time limit for one response. An idle builder gets a response within milliseconds.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
-/// The number of attempts without a response after which oven gives up. The metadata service of a busy builder may
-/// respond late. If the hop limit (the TTL of the responses) is too low, no response ever arrives. oven then fails
-/// after half a minute, which is `LOST_ANSWERS * READ_TIMEOUT`.
+/// oven gives up after this many attempts without a response. More than one attempt is made, because the metadata
+/// service of a busy builder can respond late. If the hop limit (the TTL of the responses) is too low, no response ever
+/// arrives. oven then fails after half a minute, which is `LOST_ANSWERS * READ_TIMEOUT`.
 const LOST_ANSWERS: u32 = 6;
-/// The time limit of one request, including the request for its token. The service sometimes returns an HTTP status of
-/// 500 or more. Such a request is retried within this time.
+/// The time limit for one request, including the request for its token and all retries. A request is retried if the
+/// service returns an HTTP status of 500 or more.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Returns the instance on which this process runs.
@@ -109,7 +109,7 @@ async fn query(imds: &Client, path: &str, is_valid: fn(&str) -> bool, what: &str
             Err(error) => return Err(explain(&error, path)),
         }
     };
-    // Another server may respond at the service's address, such as a proxy with an error page.
+    // A different server may respond at the service's address, for example a proxy that returns an error page.
     if is_valid(&text) {
         return Ok(text);
     }
@@ -119,8 +119,8 @@ async fn query(imds: &Client, path: &str, is_valid: fn(&str) -> bool, what: &str
     Err(Kind::Machine.failure(text).hint(hint).into())
 }
 
-/// Returns whether the service accepted the request, but its response did not arrive in time. oven retries only such
-/// requests.
+/// Returns whether the service accepted the request, but its response did not arrive in time. `query` retries only in
+/// this case.
 fn is_silence(error: &ImdsError) -> bool {
     let silent = |cause: &String| cause.contains("read timeout") || cause.contains("request has timed out");
     causes(error).iter().any(silent)
@@ -194,7 +194,8 @@ fn is_instance(id: &str) -> bool {
     })
 }
 
-/// Returns whether this may be the name of an availability zone, a Local Zone or a Wavelength Zone.
+/// Returns whether the text has only the characters of a zone's name. The zone can be an availability zone, a Local
+/// Zone or a Wavelength Zone.
 fn is_zone_name(zone: &str) -> bool {
     zone.contains('-') && zone.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'z' | b'-'))
 }

@@ -10,14 +10,14 @@ const ID: &str = "i-0123456789abcdef0";
 /// How the metadata service handles requests.
 #[derive(Clone, Copy)]
 enum Manner {
-    /// Answers as EC2 does: 401 without a token.
+    /// Answers as EC2 does. A request without a token gets the status 401.
     Good { id: &'static str, zone: &'static str },
     /// Answers every request with this status.
     Status(u16),
     /// Accepts the request for a token and never answers.
     Silent,
-    /// Behaves like [`GOOD`], but does not answer the first requests of the given HTTP method. The number says how
-    /// many.
+    /// Behaves like [`GOOD`], but does not answer the first requests. The fields are the number of these requests, and
+    /// their HTTP method.
     Late(u32, &'static str),
 }
 

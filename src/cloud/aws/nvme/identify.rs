@@ -54,8 +54,8 @@ pub fn identify_controller(node: BorrowedFd<'_>) -> Result<Box<IdentifyPage>> {
         ..Command::default()
     };
     // SAFETY: the ioctl reads and writes one `struct nvme_passthru_cmd`, which is `command`. It also writes at most
-    // `length` bytes to `address`. This is the address of `page`, which has that length, is not referenced elsewhere,
-    // and outlives the call.
+    // `length` bytes to `address`. `address` is the address of `page`. `page` has that length, is not referenced
+    // elsewhere, and outlives the call.
     match unsafe { raw::admin_command(node.as_raw_fd(), &raw mut command) }? {
         0 => Ok(page),
         status => Err(Error::other(format!("NVMe status {status:#x}"))),

@@ -1,9 +1,9 @@
 //! Finds the NVMe disk of an EBS volume by its serial, opens it, and verifies the opened disk.
 //!
-//! Device names do not identify a volume. A name such as `nvme1n1` shows only in which order disks appeared, and links
-//! of udev have pointed to wrong volumes. So oven searches the kernel's list for the disk with the volume's serial.
-//! After opening that disk, oven queries the serial from the disk itself. Later, oven uses only the descriptor that was
-//! verified. These checks cannot be turned off.
+//! Device names do not identify a volume. A name such as `nvme1n1` shows only in which order disks appeared. The links
+//! that udev creates can point to a wrong volume. So oven searches the kernel's list for the disk with the volume's
+//! serial. After opening that disk, oven queries the serial from the disk itself. Later, oven uses only the descriptor
+//! that was verified. These checks cannot be turned off.
 
 mod identify;
 mod sysfs;
@@ -27,8 +27,8 @@ const AMAZON: u32 = 0x1d0f;
 /// The model of every EBS volume. The model of an instance store is "Amazon EC2 NVMe Instance Storage".
 const EBS: &[u8] = b"Amazon Elastic Block Store";
 
-/// Returns the device of a volume, verified and open; `None` if the disk does not exist yet or is not ready. `sys` and
-/// `dev` are `/sys` and `/dev`.
+/// Finds, opens and verifies the disk of a volume. Returns `None` if the disk does not exist yet or is not ready. `sys`
+/// and `dev` are `/sys` and `/dev`, except in tests.
 ///
 /// Fails in these cases:
 /// - Two disks have the volume's serial.
@@ -142,8 +142,8 @@ fn serial_of(volume: &VolumeId) -> Result<String> {
 /// removed.
 fn open(kernel: &impl Kernel, path: &Path, disk: &Namespace) -> Result<Option<OwnedFd>> {
     let context = || format!("opening {}", path.display());
-    // O_PATH permits inspecting the file at this path without opening its device. So if the file is not the disk's
-    // node, its device is never opened.
+    // O_PATH permits inspecting the file at this path without opening its device. So if the file is the node of a
+    // different device, that device is never opened.
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let found = match rustix::fs::open(path, flags, Mode::empty()).map_err(io::Error::from) {
         Ok(found) => found,
@@ -189,12 +189,12 @@ fn open_nameless_node(kernel: &impl Kernel, path: &Path, disk: &Namespace) -> Re
     }
 }
 
-/// Compares the disk's identity with the expected one; the error says what differs.
+/// Checks the identity that the opened disk reported. The error says what is wrong.
 fn verify(identity: &Identity<'_>, disk: &Namespace, serial: &str) -> Result<(), String> {
     if identity.serial != serial.as_bytes() {
         return Err(format!("its serial is {:?}", text(identity.serial)));
     }
-    // If the vendor is unknown, the disk is checked as strictly as one of Amazon.
+    // A disk of an unknown vendor is checked like a disk of Amazon.
     let may_be_amazon = |vendor: Option<u32>| vendor.is_none_or(|vendor| vendor == AMAZON);
     if disk.controllers.iter().any(|c| may_be_amazon(c.vendor)) || u32::from(identity.vendor) == AMAZON {
         if identity.model != EBS {

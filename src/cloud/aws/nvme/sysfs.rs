@@ -16,7 +16,8 @@ pub struct Namespace {
     /// The serial without padding.
     pub serial: Vec<u8>,
     model: Vec<u8>,
-    /// The controllers of the disk. There are several only with multipath, that is, if several paths lead to the disk.
+    /// The controllers of the disk. A disk has several controllers only if several paths lead to it, which is called
+    /// multipath.
     pub controllers: Vec<Controller>,
 }
 
@@ -81,8 +82,7 @@ fn parse_name(name: &str) -> Option<(u32, u32)> {
 }
 
 fn namespace(dir: &Path, name: &str) -> Result<Option<Namespace>> {
-    // A hidden entry is one of several paths to a disk. The disk itself has another entry, which is not hidden. Kernels
-    // before 4.15 have no hidden entries.
+    // A hidden entry is one of several paths to a disk. The disk itself has another entry, which is not hidden.
     if attribute(&dir.join("hidden"))?.is_some_and(|hidden| hidden != b"0") {
         return Ok(None);
     }
@@ -102,8 +102,8 @@ fn namespace(dir: &Path, name: &str) -> Result<Option<Namespace>> {
     }))
 }
 
-/// Returns the controllers of a disk. `device` is the directory of its controller. With multipath, `device` is the
-/// directory of a subsystem, which lists the controllers.
+/// Returns the controllers of a disk. `device` is the directory of the disk's only controller. With multipath, `device`
+/// is the directory of a subsystem, which contains one entry for each controller.
 fn controllers(device: &Path) -> Result<Vec<Controller>> {
     if let Some(one) = controller(device)? {
         return Ok(vec![one]);

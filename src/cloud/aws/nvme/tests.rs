@@ -49,7 +49,7 @@ fn page(vendor: u16, serial: &[u8], model: &str) -> IdentifyPage {
     page
 }
 
-/// A machine, which is a directory with `sys` and `dev`.
+/// A simulated machine. It is a directory that contains `sys` and `dev`.
 struct Machine {
     dir: tempfile::TempDir,
 }
@@ -86,7 +86,7 @@ impl Machine {
         symlink(self.sys(&controller), self.sys(&format!("block/{name}/device"))).unwrap();
         name
     }
-    /// Creates a disk's node in `/dev`, with the disk's answer to Identify Controller.
+    /// Creates a disk's node in `/dev`. The file contains the disk's answer to Identify Controller.
     fn node(&self, name: &str, number: &str, answer: &[u8]) {
         fs::write(self.dev(name), [number.as_bytes(), b"\n", answer].concat()).unwrap();
     }
@@ -225,7 +225,7 @@ fn only_live_controllers_count() {
         machine.disk(1, VENDOR_AMAZON, SERIAL, EBS);
         machine.set("class/nvme/nvme1/state", state);
         assert_eq!(machine.found(), "-", "{state}");
-        // A new disk with the same serial is found, because the old one does not count.
+        // A new disk with the same serial is found, because a disk that is not live is ignored.
         machine.disk(2, VENDOR_AMAZON, SERIAL, EBS);
         assert_eq!(machine.found(), "nvme2n1", "{state}");
     }
@@ -269,7 +269,7 @@ fn hidden_paths_of_a_multipath_disk_are_skipped() {
         machine.node("nvme1n1", "259:1", &page(VENDOR_AMAZON, SERIAL.as_bytes(), EBS));
         assert_eq!(machine.found(), expected, "{states:?}");
     }
-    // A hidden entry is skipped even if its name looks like a disk's.
+    // A hidden entry is skipped even if its name has the form of a disk's name.
     let machine = Machine::new();
     machine.disk(1, VENDOR_AMAZON, SERIAL, EBS);
     machine.set("block/nvme1n1/hidden", "1\n");
@@ -420,7 +420,7 @@ fn an_unreadable_disk_is_an_error_and_not_absent() {
     assert!(machine.find(VOLUME).is_err());
 }
 
-/// Returns whether the field is the serial followed only by padding. This does not use the tested code.
+/// Returns whether the field is the serial followed only by padding. This function does not call the tested code.
 fn fits(field: &[u8; 20], serial: &[u8]) -> bool {
     field.starts_with(serial) && field[serial.len()..].iter().all(|b| *b == b' ' || *b == 0)
 }
@@ -454,7 +454,8 @@ fn property_a_field_matches_only_the_padded_serial() {
                 matched += u32::from(check(&field, serial));
             }
         }
-        // Random fields that match or almost match. The serial is shifted or cut off, and single bytes are replaced.
+        // Tests random fields that are equal or similar to the padded serial. In some, the serial is shifted or cut
+        // off, or single bytes are replaced.
         for _ in 0..200_000 {
             let mut field = [0; 20];
             let (shift, keep) = (random(3) as usize, random(21) as usize);

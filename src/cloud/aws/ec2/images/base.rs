@@ -104,8 +104,9 @@ impl Ec2 {
         self.describe_images(&DESCRIBE_IMAGES, what, build).await
     }
 
-    /// Returns the newest image that matches. An image of this machine's architecture is preferred, even if it is
-    /// older. Among images of the same architecture, an available one is preferred to a pending one.
+    /// Returns the best image that matches. Images of this machine's architecture are better than others. If the
+    /// architecture does not decide, available images are better than pending ones. If the state does not decide
+    /// either, the newest image is the best.
     async fn find_newest(
         &self,
         from: &BaseRef,
@@ -176,7 +177,7 @@ impl Ec2 {
         Err(not_found(from, &format!("the parameter's value is {shown:?}, not an image id")).into())
     }
 
-    /// If the base image is pending, waits until it is no longer pending.
+    /// Waits while the base image is pending.
     async fn wait_for_base(&self, from: &BaseRef, image: types::Image) -> Result<types::Image> {
         if convert::state(&image) != ImageState::Pending {
             return Ok(image);
@@ -313,8 +314,8 @@ fn attributes(image: &types::Image, root: &types::EbsBlockDevice, root_device: &
     }
 }
 
-/// Converts the mapping of a device that is not the root device. Returns `None` if the mapping says that there is no
-/// such device.
+/// Converts the mapping of a device that is not the root device. Returns `None` if the mapping has neither an EBS
+/// volume nor a virtual name. Such a mapping says that the instance has no such device.
 fn mapping(mapping: &types::BlockDeviceMapping) -> Option<Mapping> {
     let device = mapping.device_name.clone()?;
     if let Some(ebs) = &mapping.ebs {

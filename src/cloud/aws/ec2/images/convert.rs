@@ -67,7 +67,7 @@ pub fn state(image: &types::Image) -> ImageState {
     }
 }
 
-/// Returns an image's state in EC2's words, and the reason for it if EC2 gives one.
+/// Returns EC2's name for the image's state. If EC2 gives a reason for the state, the reason follows in brackets.
 pub fn state_text(image: &types::Image) -> String {
     let state = image.state.as_ref().map_or("in no state", types::ImageState::as_str);
     match image.state_reason.as_ref().and_then(|reason| reason.message.as_deref()) {
@@ -106,7 +106,8 @@ pub fn image(image: &types::Image) -> Option<Image> {
 
 pub fn volume_kind(ebs: &types::EbsBlockDevice) -> VolumeKind {
     let volume_type = ebs.volume_type.as_ref().map(|kind| kind.as_str().to_owned());
-    // EC2 reports the baseline IOPS of a gp2 volume, but does not accept them as a parameter. So they are left out.
+    // EC2 reports IOPS for a gp2 volume, but does not accept them as a parameter. So a value is left out if the volume
+    // type does not accept it.
     let (iops, throughput) = image_attributes::accepted_performance(volume_type.as_deref());
     VolumeKind {
         iops: ebs.iops.filter(|_| iops).and_then(|iops| u32::try_from(iops).ok()),

@@ -11,16 +11,16 @@ use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
-/// The documents of an image that has no id yet. They are in a temporary file, which is deleted when the draft is
-/// dropped.
+/// The documents of an image that is not registered yet. They are in a temporary file. [`Self::keep`] makes the file
+/// permanent. If the draft is dropped before, the file is deleted.
 pub struct DocumentDraft {
     file: NamedTempFile,
     dir: PathBuf,
 }
 
 impl DocumentDraft {
-    /// Writes the documents. This is done before the image is registered. So if the disk is full, no image has to be
-    /// deregistered.
+    /// Writes the documents to the temporary file. This is done before the image is registered. If the disk is full,
+    /// this fails, and no image has to be deregistered.
     pub fn write(dir: &Path, run: &RunId, documents: &BTreeMap<String, String>) -> Result<Option<Self>> {
         if documents.is_empty() {
             return Ok(None);

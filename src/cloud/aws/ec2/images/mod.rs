@@ -21,15 +21,15 @@ use aws_sdk_ec2::types;
 use convert::{filter, tag_filter};
 use std::time::Duration;
 
-/// The number of results in a page, which is EC2's maximum. EC2 throttles calls without pages sooner.
+/// The number of results per page, which is EC2's maximum. EC2 throttles a call sooner if the call sets no page size.
 pub(crate) const PAGE: i32 = 1000;
-/// How long EC2 may still regard a snapshot as used after its image was deregistered.
+/// The maximum time for which EC2 still regards a snapshot as used after its image was deregistered.
 const RELEASE_WINDOW: Duration = Duration::from_secs(30);
 
 pub(crate) use convert::image as of;
 
 impl Ec2 {
-    /// Returns the images of all pages of DescribeImages.
+    /// Calls DescribeImages for one page after the other, and returns all images.
     pub(crate) async fn describe_images(
         &self,
         action: &'static Action,
@@ -79,7 +79,7 @@ impl Ec2 {
         filters.extend(key.fingerprint.as_ref().map(|print| tag_filter(tag::FINGERPRINT, print)));
         let found = self.own_images("", &filters).await.map_err(anyhow::Error::from);
         let found = found.context("looking for an image of this definition")?;
-        // Each image is compared with the key, in case EC2 ignored a filter.
+        // Each image is compared with the key, because EC2 might have ignored a filter.
         let matches_key = |image: &Image| {
             let has = |key: &str, value: &String| image.tags.get(key) == Some(value);
             image.architecture == key.architecture
@@ -91,8 +91,8 @@ impl Ec2 {
         if let Some(newest) = found.iter().rfind(|image| image.state == ImageState::Available) {
             return Ok(Some(newest.clone()));
         }
-        // No image is available, but other bakes are registering images. Returns the newest of these that becomes
-        // available.
+        // No image is available. A pending image is one that another bake is registering. Waits for the newest pending
+        // image. If it does not become available, waits for the next older one.
         while let Some(pending) = found.pop() {
             if pending.state != ImageState::Pending {
                 continue;
@@ -112,7 +112,8 @@ impl Ec2 {
         let mut absent = 0;
         poll_until(&format!("the image {id}"), &self.timeouts().until(self.timeouts().image), async || {
             let Some(image) = self.describe_image(id).await? else {
-                // An answer without the image may be stale, so three such answers in a row are needed.
+                // An answer without the image may be stale. The image counts as deregistered only after three such
+                // answers in a row.
                 absent += 1;
                 return Ok(if absent < 3 {
                     PollAnswer::NotYet("not visible".to_owned())
@@ -129,6 +130,8 @@ impl Ec2 {
         .await
     }
 
+    /// Returns the images that oven made in this account, oldest first. If `family` is given, returns only the images
+    /// of definitions with this `name`.
     pub(crate) async fn find_own_images(&self, family: Option<&str>) -> Result<Vec<Image>> {
         let wanted = match family {
             Some(family) => tag_filter(tag::NAME, family),
@@ -204,8 +207,8 @@ impl Ec2 {
                 self.call(&DELETE_SNAPSHOT, id, |client| client.delete_snapshot().snapshot_id(id).send())
                     .await,
             ) {
-                // EC2 returns this error for a short time after the image was deregistered, and always if another image
-                // uses the snapshot.
+                // EC2 returns this error for a short time after the image was deregistered. It also returns this error
+                // if another image uses the snapshot. Then the snapshot is not deleted.
                 Err(refused) if refused.is("InvalidSnapshot.InUse") => {
                     if tokio::time::Instant::now() >= end {
                         return Ok(());

@@ -1,5 +1,6 @@
-//! Registers images. The name of an image is unique in a region of an account, so the same image cannot be registered
-//! twice. If the response to a request is lost, oven searches for the name before it sends the request again.
+//! Registers images. In a region of an account, the name of an image is unique. So if a request is sent twice, EC2
+//! registers only one image. If the response to a request is lost, oven searches for an image with the name before it
+//! sends the request again.
 
 use super::convert;
 use super::convert::{filter, to_tags};
@@ -20,18 +21,21 @@ use anyhow::{Context, Error, Result};
 use aws_sdk_ec2::types::{self, ResourceType};
 use tokio::time::Instant;
 
-/// The number of polls that have to find an image available before oven uses it. Each poll opens a new connection,
-/// which may lead to another server of EC2. So if all polls find the image, probably all servers know it.
+/// oven waits until this number of polls have reported a new image as available. Each of these polls opens a new
+/// connection, which can reach a different server of EC2. If all of them report the image, probably every server knows
+/// it.
 const POLLS: usize = 3;
-/// How many times oven sets missing tags again.
+/// The maximum number of times that oven sets the missing tags of a new image.
 const MAX_TAG_REPAIRS: u32 = 3;
-/// The maximum number of attempts. Another attempt is needed if another builder took the name and freed it again, or if
-/// a request whose response was lost had no effect.
+/// The maximum number of attempts to register an image. Another attempt is needed if another builder took the name and
+/// freed it again. It is also needed if a response was lost and no image has the name.
 const MAX_ATTEMPTS: u32 = 5;
 
 /// The outcome of an attempt to register.
 enum Registration {
+    /// This run registered the image.
     New(ImageId),
+    /// Another run's image, or an image that oven did not make, has the name.
     Taken(ImageId),
     /// The response was lost, and no image has the name.
     Unknown(ApiError),
@@ -94,7 +98,8 @@ impl Ec2 {
                 .register_image()
                 .name(&spec.name)
                 .set_description(Some(spec.description.clone()).filter(|text| !text.is_empty()))
-                // These are set explicitly, because EC2's defaults are i386 and paravirtual.
+                // The architecture and the virtualization type are set explicitly, because EC2's defaults are i386 and
+                // paravirtual.
                 .architecture(types::ArchitectureValues::from(spec.architecture.as_str()))
                 .virtualization_type("hvm")
                 .root_device_name(&spec.root_device)
@@ -121,8 +126,9 @@ impl Ec2 {
                 }
             }
             Err(refused) if refused.class == ErrorClass::Ambiguous => {
-                // Searches for the name. If no image has the name, the request is sent again. This is safe. If the
-                // first request takes effect late, EC2 refuses the second one, because the name is in use.
+                // The response was lost, so the image may exist. Searches for an image with the name. If there is none,
+                // the caller sends the request again. This is safe, because EC2 never registers two images with the
+                // same name.
                 let end = Instant::now() + self.timeouts().first_poll * 8;
                 loop {
                     self.wait_before_first_poll().await;
@@ -138,9 +144,9 @@ impl Ec2 {
         }
     }
 
-    /// Determines whether this run registered `holder`, the image that has the name. This may have happened in a
-    /// request whose response was lost. It is so if the image's root is this run's snapshot, because no other run uses
-    /// that snapshot.
+    /// Determines which run registered `holder`, the image that has the name. A run is a single bake. If the image's
+    /// root is this run's snapshot, this run registered the image, because no other run uses that snapshot. In this
+    /// case, the response to an earlier request was lost.
     fn classify_holder(&self, holder: types::Image, snapshot: &SnapshotId) -> Registration {
         let id = ImageId(holder.image_id.clone().unwrap_or_default());
         if convert::root_mapping(&holder).and_then(|root| root.snapshot_id.as_deref())
@@ -152,8 +158,8 @@ impl Ec2 {
         Registration::Taken(id)
     }
 
-    /// Finds the image that has the name, by the id in EC2's message. If the message has no id, searches for the name.
-    /// Waits until the image is visible, because it may be new.
+    /// Finds the image that has the name. Uses the image's id if EC2's error message contains it, and the name
+    /// otherwise. EC2 does not show a new image immediately, so this function waits until the image is visible.
     async fn holder(&self, refused: &ApiError, spec: &ImageSpec) -> Result<Option<types::Image>> {
         let id = refused
             .message
@@ -173,12 +179,12 @@ impl Ec2 {
         }
     }
 
-    /// Returns the existing image that has the wanted name, or an error if it cannot be used. Returns `None` if the
-    /// image disappeared while oven waited for it.
+    /// Returns the existing image that has the wanted name. Fails if that image cannot be used as the result of this
+    /// bake. Returns `None` if the image no longer exists.
     async fn adopt(&self, id: &ImageId, spec: &ImageSpec) -> Result<Option<Image>> {
         let mut holder = self.describe_image(id).await?;
-        // EC2 has just reported this id. A single response without the image may be stale, so it does not prove that
-        // the image no longer exists.
+        // EC2 has just reported this id, so a response without the image may be stale. `settled` polls several times
+        // before it reports that the image does not exist.
         if holder.is_none() {
             holder = self.settled(id).await?;
         }
@@ -194,8 +200,8 @@ impl Ec2 {
             };
             match resolve_conflict(&image, spec) {
                 ConflictResolution::Adopt => return Ok(Some(image)),
-                // Tries again, because another builder may have just registered the image, and its tags may not be
-                // visible yet.
+                // Perhaps another builder has just registered the image, and its tags are not visible yet. So the image
+                // is described again.
                 ConflictResolution::Refuse(_) if refusals < POLLS => {
                     refusals += 1;
                     holder = self.settled(id).await?;
@@ -235,7 +241,7 @@ impl Ec2 {
         let Err(error) = self.deregister(id).await else {
             return Err(Kind::Cloud.error(format!("{id} was deregistered again, because {problem}")));
         };
-        // The image still exists. Changes its tags, so that no bake accepts it as its result.
+        // The image still exists. Its tags are changed, so that no later bake uses this image as its result.
         let mut invalid = Tags::new();
         for key in
             [tag::FINGERPRINT, tag::CHECKSUM, tag::SOURCE].iter().filter(|key| tags.contains_key(**key))
@@ -252,19 +258,20 @@ impl Ec2 {
         Err(Kind::Cloud.failure(text).hint(hint).into())
     }
 
-    /// Waits until the image is available and has all its tags. The inner error is the reason why the image is
-    /// unusable.
+    /// Waits until the image is available and has all its tags. `Ok(Err(…))` says why the image is unusable.
     async fn wait_until_available(&self, id: &ImageId, tags: &Tags) -> Result<Result<types::Image, String>> {
         let (mut is_first, mut repairs, mut seen) = (true, 0, Instant::now());
-        // The first poll is made immediately. The image may be available already, because registering copies no data.
+        // There is no pause before the first polls. EC2 copies no data to register an image, so the image can be
+        // available immediately.
         poll_until(
             &format!("the image {id}"),
             &self.timeouts().frequent_polls(self.timeouts().image),
             async || {
                 let mut confirmed = Vec::new();
                 loop {
-                    // At first, all polls are made concurrently. If the image was not available, a single poll is made
-                    // next, and the others only after it found the image available.
+                    // At first, all polls are made concurrently. If one of them does not report the image as available,
+                    // oven pauses and then makes a single poll. When a single poll reports the image as available, the
+                    // other polls are made concurrently.
                     let polls = if confirmed.is_empty() && !is_first { 1 } else { POLLS - confirmed.len() };
                     is_first = false;
                     for polled in self.poll_concurrently(id, polls).await? {
@@ -317,7 +324,7 @@ impl Ec2 {
         .await
     }
 
-    /// Polls the image `times` times concurrently.
+    /// Makes `times` concurrent polls of the image.
     async fn poll_concurrently(&self, id: &ImageId, times: usize) -> Result<Vec<Option<types::Image>>> {
         if times == 0 {
             return Ok(Vec::new());
@@ -331,7 +338,7 @@ impl Ec2 {
     /// Polls the image with a new client, which opens a new connection.
     async fn poll_with_new_client(&self, id: &ImageId) -> Result<Option<types::Image>> {
         let wanted = filter("image-id", [id.0.as_str()]);
-        // Uses a new client for each attempt, because the credentials may have been renewed.
+        // Each attempt makes its own client, so that it uses the current credentials.
         let sent = self.call(&DESCRIBE_IMAGES, &id.0, |_| {
             self.new_client().describe_images().owners("self").filters(wanted.clone()).send()
         });

@@ -6,8 +6,8 @@ use crate::cloud::{Attributes, ImageSpec, Mapping, Tags};
 use crate::ids::SnapshotId;
 use aws_sdk_ec2::types;
 
-/// Returns the IOPS if the volume type accepts them, and likewise the throughput. The mapping of a base image may have
-/// them even if its type does not accept them.
+/// Returns the IOPS and the throughput to request. A value is `None` if the volume type does not accept it. A base
+/// image's mapping can contain such a value, because EC2 reports it.
 fn performance(kind: &crate::cloud::VolumeKind) -> (Option<i32>, Option<i32>) {
     let of = |types: &[&str]| kind.volume_type.as_deref().is_some_and(|kind| types.contains(&kind));
     let iops = kind.iops.filter(|_| of(&["gp3", "io1", "io2"])).map(convert::to_i32);
@@ -41,15 +41,15 @@ fn other_mapping(mapping: &Mapping) -> types::BlockDeviceMapping {
         .set_snapshot_id(mapping.snapshot.as_ref().map(|snapshot| snapshot.0.clone()))
         .set_volume_size(mapping.size_gib.map(convert::to_i32))
         .set_delete_on_termination(mapping.delete_on_termination);
-    // If the mapping has a snapshot, the snapshot determines the encryption, and EC2 rejects these parameters.
+    // If the mapping has a snapshot, the snapshot determines the encryption, and EC2 rejects parameters for it.
     if mapping.snapshot.is_none() {
         ebs = ebs.set_encrypted(mapping.kind.encrypted).set_kms_key_id(mapping.kind.kms_key.clone());
     }
     device.ebs(ebs.build()).build()
 }
 
-/// Returns the differences between an image and its specification as text. Tags are not compared here, because missing
-/// tags can be set again.
+/// Returns one text for each difference between an image and its specification. Tags are not compared here, because
+/// missing tags can be set again.
 pub fn differences(image: &types::Image, spec: &ImageSpec, snapshot: &SnapshotId) -> Vec<String> {
     let mut all = Vec::new();
     let mut same = |what: &str, wanted: Option<&str>, found: Option<&str>| {
@@ -80,7 +80,7 @@ pub fn differences(image: &types::Image, spec: &ImageSpec, snapshot: &SnapshotId
         let found =
             image.block_device_mappings().iter().find(|found| found.device_name.as_deref() == Some(device));
         let Some(found) = found else {
-            // EC2 may leave out a mapping of an instance store, so such a mapping is not required.
+            // EC2 can leave out the mapping of an instance store. So only EBS mappings are required.
             if wanted.ebs.is_some() {
                 all.push(format!("{device} is not mapped"));
             }
@@ -110,13 +110,13 @@ pub fn differences(image: &types::Image, spec: &ImageSpec, snapshot: &SnapshotId
     all
 }
 
-/// Returns a text if instances of the image are billed differently from those of the base. This means that a licence
-/// was lost or added.
+/// Returns a text if EC2 bills the image differently from its base. A different billing means that a licence was lost
+/// or added.
 pub fn billing_difference(image: &types::Image, spec: &ImageSpec) -> Option<String> {
     let (details, usage) = spec.attributes.billing.as_ref()?;
     let found = (image.platform_details.as_deref(), image.usage_operation.as_deref());
     let same = found == (Some(details), Some(usage));
-    // EC2 should report the billing of every available image. If it reports none, the image counts as plain Linux.
+    // If EC2 does not report how the image is billed, the image counts as plain Linux.
     let plain = found == (None, None) && usage == "RunInstances";
     let (other_details, other_usage) = (found.0.unwrap_or("nothing"), found.1.unwrap_or("nothing"));
     (!same && !plain).then(|| {
@@ -126,7 +126,7 @@ pub fn billing_difference(image: &types::Image, spec: &ImageSpec) -> Option<Stri
     })
 }
 
-/// Returns the wanted tags that the image lacks or has with another value.
+/// Returns each wanted tag that the image lacks, or that has another value on the image.
 pub fn missing_tags(image: &types::Image, wanted: &Tags) -> Tags {
     let found = from_tags(image.tags());
     wanted

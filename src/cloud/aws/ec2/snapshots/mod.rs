@@ -1,5 +1,5 @@
-//! Takes and deletes snapshots. CreateSnapshot has no client token. So if its answer is lost, oven searches for the
-//! snapshot before it sends the call again.
+//! Takes and deletes snapshots. CreateSnapshot accepts no client token, by which EC2 would recognize a repeated call.
+//! So if the answer to a call is lost, oven searches for the snapshot before it sends the call again.
 
 pub mod release;
 pub mod snapshot_copy;
@@ -20,7 +20,8 @@ use anyhow::Result;
 use aws_sdk_ec2::types::{self, ResourceType, SnapshotState};
 use tokio::time::{Instant, sleep};
 
-/// At least this many polls have to find nothing before oven assumes that a call with a lost answer created nothing.
+/// The minimum number of polls after the answer to a call was lost. If none of them finds a new snapshot, oven assumes
+/// that the call created nothing.
 const MIN_POLLS: u32 = 3;
 
 impl Ec2 {
@@ -53,12 +54,12 @@ impl Ec2 {
     ) -> Result<SnapshotId> {
         let tags = self.owned(tags, run)?;
         let mut failed = None;
-        // If the snapshot fails, one more is taken. This is possible because the volume still exists.
+        // If the snapshot fails, a second one is taken of the same volume.
         for _ in 0..2 {
             let (id, may_have_twin) = self.start_snapshot(volume, run, &tags).await?;
-            // EC2 has fixed the snapshot's content when it answers the request. So the volume is detached while the
-            // snapshot is pending. The volume is not deleted, because it is needed if the snapshot fails. A failure to
-            // detach it is ignored, because the clean-up tries this again.
+            // When EC2 answers the request, the snapshot's content can no longer change. So the volume is detached
+            // while the snapshot is pending. The volume is not deleted, because a second snapshot of it is taken if the
+            // first one fails. An error from `detach` is ignored, because the clean-up detaches the volume again.
             let detached = async { _ = self.detach(volume).await };
             let result = wait_with_background(self.completed(&id), detached).await?;
             if may_have_twin {
@@ -67,7 +68,7 @@ impl Ec2 {
             match result {
                 Ok(()) => return Ok(id),
                 Err(error) => {
-                    // If the deletion fails, the first error is still reported. The clean-up tries the deletion again.
+                    // If the deletion fails, both errors are reported. The clean-up tries to delete the snapshot again.
                     if let Err(refused) = self.delete_snapshot(&id, run).await {
                         return Err(
                             error.context(format!("{id} failed, and deleting it failed, too ({refused})"))
@@ -136,8 +137,8 @@ impl Ec2 {
         }
     }
 
-    /// Returns the snapshot that a call with a lost answer created. It is the volume's oldest snapshot that has the
-    /// run's tag and is not recorded yet.
+    /// Searches for the snapshot that a call with a lost answer created. Such a snapshot has the run's tag, and this
+    /// process has not recorded it yet. If the volume has several such snapshots, returns the oldest one.
     pub(crate) async fn find_lost_snapshot(&self, volume: &VolumeId, run: &RunId) -> Result<Option<String>> {
         let filters = [filter("volume-id", [volume.0.as_str()]), tag_filter(tag::RUN, &run.0)];
         let known = self.0.made.with_run(run, |run| &run.snapshots | &run.deleted);
@@ -159,8 +160,8 @@ impl Ec2 {
         }
     }
 
-    /// Deletes all snapshots of the volume that belong to the run, except `keep`. There are others if a call whose
-    /// answer was lost created a snapshot.
+    /// Deletes the run's snapshots of the volume, except `keep`. There are several snapshots if the answer to a call
+    /// was lost, and both this call and the repeated one created a snapshot.
     async fn delete_twins(&self, volume: &VolumeId, run: &RunId, keep: &SnapshotId) -> Result<()> {
         let filters = [filter("volume-id", [volume.0.as_str()]), tag_filter(tag::RUN, &run.0)];
         for twin in self.snapshots(&format!("of {volume}"), &filters).await? {
@@ -189,13 +190,13 @@ impl Ec2 {
         Ok(())
     }
 
-    /// Waits until a snapshot is complete. `Ok(Err(…))` means that the snapshot failed, and that another one may
-    /// succeed.
+    /// Waits until a snapshot is complete. `Ok(Err(…))` means that the snapshot failed, and that another snapshot of
+    /// the volume may succeed.
     pub(crate) async fn completed(&self, id: &SnapshotId) -> Result<Result<()>> {
         self.wait_before_first_poll().await;
         let begun = Instant::now();
         let mut last_seen = begun;
-        // The deadline depends on the volume's size, which the first poll shows.
+        // The deadline depends on the volume's size. It is set when a poll shows the size.
         let mut deadline = self.timeouts().snapshot;
         poll_until(
             &format!("the snapshot {id}"),

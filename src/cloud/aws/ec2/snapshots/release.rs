@@ -1,5 +1,5 @@
-//! Removes the volumes and snapshots that a run created, including those that a call with a lost answer may have
-//! created.
+//! Removes the volumes and snapshots that a run, which is a single bake, created. If the answer to a call was lost,
+//! oven first finds out whether that call created a volume or snapshot.
 
 use crate::cloud::aws::ec2::Ec2;
 use crate::cloud::aws::ec2::client::errors::{CREATE_VOLUME, DELETE_VOLUME, ErrorClass};
@@ -18,8 +18,9 @@ use std::collections::BTreeMap;
 const DETACH_EVERY: u32 = 4;
 /// The number of polls after which DeleteVolume is tried again, if the volume is still being created.
 const DELETE_EVERY: u32 = 4;
-/// If EC2 does not show a volume and refuses its client token, the volume counts as removed. This is so only if the
-/// volume has at least this age, in units of [`Timeouts::first_poll`](crate::cloud::aws::ec2::Timeouts).
+/// The minimum age of a volume before oven tests its client token, in units of
+/// [`Timeouts::first_poll`](crate::cloud::aws::ec2::Timeouts). EC2 recognizes a repeated CreateVolume by this token. If
+/// EC2 does not show the volume and refuses its token, the volume counts as removed.
 const GONE_POLLS: u32 = 8;
 
 impl Ec2 {
@@ -45,9 +46,9 @@ impl Ec2 {
         result
     }
 
-    /// If a call may have created a volume, sends it again with the same client token. If the first call did create a
-    /// volume, EC2 returns that volume's id. Otherwise, this call creates a volume. In both cases, the id of the volume
-    /// to delete is then known.
+    /// If the answer to CreateVolume was lost, sends the call again with the same client token. If the first call did
+    /// create a volume, EC2 returns that volume's id. Otherwise, the second call creates a volume. In both cases, EC2's
+    /// answer contains the id of the volume to delete.
     async fn resolve_volume(&self, run: &RunId) -> Result<()> {
         let Some(request) = self.0.made.with_run(run, |run| run.doubtful_volume.clone()) else {
             return Ok(());
@@ -67,14 +68,14 @@ impl Ec2 {
                 Ok(())
             }
             Err(refused) if refused.class == ErrorClass::Ambiguous => Err(refused.into()),
-            // The outcome of the first call is still unknown.
+            // The outcome of the first call is still unknown, so `doubtful_volume` remains set.
             Err(refused)
                 if matches!(refused.class, ErrorClass::Throttled | ErrorClass::CredentialsExpired) =>
             {
                 Err(refused.into())
             }
-            // EC2 refused this call. So the first call was refused as well, or its volume no longer exists, or its
-            // volume will be found by its tag.
+            // EC2 refused the second call. Either the first call was also refused, or its volume no longer exists, or
+            // the caller finds the volume by the run's tag.
             Err(_) => {
                 self.0.made.with_run(run, |run| run.doubtful_volume = None);
                 Ok(())
@@ -90,7 +91,7 @@ impl Ec2 {
     ) -> Result<()> {
         let is_ours = self.0.made.with_run(run, |run| run.volumes.contains(&id.0));
         if is_ours {
-            // If the bake was cancelled, it may not have recorded the volume as new.
+            // A bake that was cancelled may not have recorded that the volume is new. So this is done here.
             self.born(&id.0);
         }
         let mut known = described.is_some();
@@ -105,13 +106,14 @@ impl Ec2 {
                     None => self.volume(id).await?,
                 };
                 let Some(volume) = found else {
-                    // The volume does not exist, or it is not visible yet, or the answer is stale. DeleteVolume shows
-                    // which of these is true.
+                    // EC2 does not show the volume. Either the volume does not exist, or it is not visible yet, or
+                    // EC2's answer is stale. In all three cases, DeleteVolume is sent.
                     let tried = self.try_delete(id, &mut known).await?;
                     absent += 1;
-                    // If EC2 may not use a volume's KMS key, it removes the volume, and refuses the volume's client
-                    // token from then on. But EC2 also refuses the token of a failed volume that is not visible yet. So
-                    // the token is tested only if the volume has a minimum age.
+                    // If EC2 lacks the permission for a volume's KMS key, EC2 removes the volume. After that, EC2
+                    // refuses the volume's client token. EC2 also refuses the token of a failed volume that exists but
+                    // is not visible yet. An old volume would be visible. So the token is tested only if the volume has
+                    // a minimum age.
                     let old =
                         self.age(&id.0).is_none_or(|age| age >= self.timeouts().first_poll * GONE_POLLS);
                     let asked = matches!(tried, PollAnswer::NotYet(_)) && absent % ABSENT_POLLS == 0 && old;
@@ -123,7 +125,7 @@ impl Ec2 {
                     return Ok(tried);
                 };
                 known = true;
-                // A volume that this process created is ours, even if its tags are not visible yet.
+                // A volume that this process created for the run is deleted even if its tags are not visible yet.
                 if !is_ours && from_tags(volume.tags()).get(tag::RUN) != Some(&run.0) {
                     return Err(Kind::Cloud
                         .error(format!("oven does not delete {id}, because it lacks the tag of run {run}")));
@@ -131,8 +133,8 @@ impl Ec2 {
                 match (&volume.state, current_attachment(&volume)) {
                     (Some(VolumeState::Deleting | VolumeState::Deleted), _) => Ok(PollAnswer::Ready(())),
                     (_, Some(a)) => {
-                        // DetachVolume is sent again from time to time, because an earlier call may have been answered
-                        // from a stale state.
+                        // DetachVolume is sent again every few polls. If EC2 used a stale state for an earlier call,
+                        // that call had no effect.
                         let under_way =
                             matches!(a.state, VolumeAttachmentState::Detaching | VolumeAttachmentState::Busy);
                         if !under_way && polls % DETACH_EVERY == 0 {
@@ -199,7 +201,7 @@ impl Ec2 {
         for snapshot in self.snapshots(&run.0, &[tag_filter(tag::RUN, &run.0)]).await? {
             ids.insert(convert::id("snap", snapshot.snapshot_id.as_deref())?);
         }
-        // EC2 may still show deleted snapshots for a while.
+        // EC2 still shows deleted snapshots for a while. These are not deleted again.
         let deleted = self.0.made.with_run(run, |run| run.deleted.clone());
         ids.retain(|id| !deleted.contains(id));
         let mut result = Ok(());
@@ -214,8 +216,8 @@ impl Ec2 {
         result
     }
 
-    /// Deletes a snapshot. If an image uses it, this succeeds without deleting it, because the snapshot of an image is
-    /// the result of a bake.
+    /// Deletes a snapshot, unless an image uses it. The snapshot of an image is the result of a bake, so this function
+    /// then returns `Ok` without deleting the snapshot.
     async fn remove_snapshot(&self, id: &SnapshotId) -> Result<()> {
         let policy = self.timeouts().until(self.timeouts().released);
         poll_until(&format!("the release of {id}"), &policy, async || {
@@ -231,7 +233,8 @@ impl Ec2 {
                     Ok(if images.iter().any(is_registered) {
                         PollAnswer::Ready(())
                     } else {
-                        // The image that uses the snapshot is not visible yet, or was deregistered just now.
+                        // The image that uses the snapshot is not visible yet, or was deregistered just now. In both
+                        // cases, the next poll shows more.
                         PollAnswer::NotYet("in use".to_owned())
                     })
                 }

@@ -1,5 +1,5 @@
-//! Copies snapshots into this account. Later bakes use the same copy. It is found by a tag that names the source,
-//! because CopySnapshot has no client token.
+//! Copies snapshots into this account. Each copy has a tag that names its source. Later bakes find the copy by this tag
+//! and use it. oven also uses the tag to find a copy if the answer to CopySnapshot was lost.
 
 use crate::cloud::aws::ec2::Ec2;
 use crate::cloud::aws::ec2::client::call::{ApiError, ok_if_already_done};
@@ -13,11 +13,12 @@ use anyhow::Result;
 use aws_sdk_ec2::types::{ResourceType, Snapshot, SnapshotState};
 use tokio::time::{Instant, sleep};
 
-/// At least this many polls have to find nothing before oven assumes that a call with a lost answer created nothing.
+/// The minimum number of polls after the answer to a call was lost. If none of them finds a copy, oven assumes that the
+/// call created nothing.
 const MIN_POLLS: u32 = 3;
 
-/// Returns the value of the copy's tag. It consists of the source's id and, if encryption is requested, the key or the
-/// word `encrypted`.
+/// Returns the value of the copy's tag. It is the source's id. If encryption is requested, the KMS key or the word
+/// `encrypted` follows.
 fn copy_name(of: &SnapshotId, kind: &VolumeKind) -> String {
     match (&kind.kms_key, kind.encrypted) {
         (Some(key), _) => format!("{of} {key}"),
@@ -27,8 +28,8 @@ fn copy_name(of: &SnapshotId, kind: &VolumeKind) -> String {
 }
 
 impl Ec2 {
-    /// Returns a complete copy of a snapshot, and creates one if none exists. If oven has to create or await a copy, it
-    /// calls `tell` once before that.
+    /// Returns a complete copy of a snapshot, and creates one if none exists. Calls `tell` once before it creates a
+    /// copy or waits for one.
     pub(crate) async fn ensure_copy(
         &self,
         of: &SnapshotId,
@@ -36,7 +37,7 @@ impl Ec2 {
         tell: &dyn Fn(),
     ) -> Result<SnapshotId> {
         let name = copy_name(of, kind);
-        // In this process, only one bake at a time runs this function, so that the next bake finds its copy.
+        // Only one bake of this process can create a copy at a time. The next bake then finds this copy.
         let guard = self.0.copying.lock().await;
         let (mut failed, mut announced) = (None, false);
         // If the copy fails, another one is created, but only once.
@@ -52,8 +53,8 @@ impl Ec2 {
                 None => {
                     let created = self.create_copy(of, kind, &name).await?;
                     self.born(&created.0);
-                    // Another builder may have created a copy at the same time. All builders use the oldest copy, and
-                    // delete their own if it is newer.
+                    // Another builder may have created a copy at the same time. All builders use the oldest copy. If
+                    // this builder's copy is newer, this builder deletes it.
                     let id = self.wait_for_oldest(&name, &created).await?;
                     if id != created {
                         ok_if_already_done(self.send_delete(&created).await)?;
@@ -146,7 +147,8 @@ impl Ec2 {
             let copies = self.copies(name).await?;
             if !copies.iter().any(|copy| copy.snapshot_id.as_deref() == Some(&created.0)) {
                 let state = self.snapshot_state(created).await?;
-                // The copy failed immediately. The caller waits for the copy and reports the failure.
+                // If the copy failed immediately, returns its id. The caller checks the copy's state and reports the
+                // failure.
                 return Ok(match state {
                     Some(SnapshotState::Error) => PollAnswer::Ready(created.clone()),
                     _ => PollAnswer::NotYet("not visible".to_owned()),

@@ -1,5 +1,5 @@
-//! Decides whether a snapshot can be the parent of a snapshot that oven writes through EBS direct. If it can, only the
-//! blocks that differ from the parent have to be sent.
+//! Decides whether a snapshot can be the parent of a new snapshot that oven writes through the EBS direct APIs. A new
+//! snapshot with a parent needs only the blocks that differ from the parent.
 
 use crate::cloud::VolumeKind;
 use crate::cloud::aws::ec2::Ec2;
@@ -24,7 +24,7 @@ impl Ec2 {
         Ok(found.into_iter().next().and_then(|snapshot| snapshot.state))
     }
 
-    /// Returns a snapshot of another account, if it is shared with `with`.
+    /// Returns a snapshot of another account, if it is shared. `with` is [`SHARED_WITH_ALL`] or [`SHARED_WITH_US`].
     async fn shared_snapshot(
         &self,
         id: &SnapshotId,
@@ -38,8 +38,8 @@ impl Ec2 {
     }
 
     pub(crate) async fn parent_of(&self, id: &SnapshotId, kind: &VolumeKind) -> Result<ParentUse> {
-        // Two calls are made concurrently to save time. The answer to GetEbsEncryptionByDefault is needed only if the
-        // snapshot belongs to this account and is not encrypted, which is the usual case.
+        // DescribeSnapshots and GetEbsEncryptionByDefault are called concurrently to save time. The second answer is
+        // needed only if the snapshot belongs to this account and is not encrypted. This is the usual case.
         let wanted = [filter("snapshot-id", [id.0.as_str()])];
         let default = async {
             match kind {
@@ -82,8 +82,8 @@ impl Ec2 {
         })
     }
 
-    /// Decides how to use a snapshot of another account. The snapshot has to be copied even if this account may read
-    /// it, because a snapshot must be in the same account as its parent.
+    /// Decides how to use a snapshot of another account. It always has to be copied, because a snapshot and its parent
+    /// must belong to the same account.
     async fn shared_parent(&self, id: &SnapshotId) -> Result<ParentUse> {
         if let Some(public) = self.shared_snapshot(id, SHARED_WITH_ALL).await? {
             let owner = public.owner_id.unwrap_or_else(|| "another account".to_owned());
@@ -103,8 +103,8 @@ impl Ec2 {
         Err(Kind::NotFound.failure("it is not in this account, and not shared with it").hint(hint).into())
     }
 
-    /// Returns whether this account encrypts every new volume and snapshot. Returns false if the role may not query
-    /// this. If the account does encrypt by default, a later call then fails.
+    /// Returns whether this account encrypts every new volume and snapshot. Also returns false if the role lacks the
+    /// permission for this query. If the account does encrypt by default in that case, a later call fails.
     async fn encrypts_by_default(&self) -> Result<bool, ApiError> {
         let sent =
             self.call(&GET_EBS_ENCRYPTION_BY_DEFAULT, "", |c| c.get_ebs_encryption_by_default().send()).await;
@@ -116,8 +116,8 @@ impl Ec2 {
     }
 }
 
-/// Returns whether `arn` is the ARN of the requested key, which is given by its ARN or id. Returns false for an alias,
-/// because only KMS knows which key it names.
+/// Returns whether `arn` is the ARN of the key `wanted`. `wanted` is an ARN, an id or an alias. Returns false for an
+/// alias, because only KMS knows which key the alias names.
 fn same_key(arn: &str, wanted: &str) -> bool {
     arn == wanted || arn.rsplit_once("key/").is_some_and(|(_, id)| id == wanted)
 }

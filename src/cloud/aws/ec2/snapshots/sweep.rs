@@ -1,4 +1,5 @@
-//! Finds the resources of killed runs by the resources' tags.
+//! Finds volumes and snapshots that remained when a run of oven was killed. The tags of a resource name its run and the
+//! run's owner, which is the process that created the resource.
 
 use super::release::is_registered;
 use crate::cloud::aws::ec2::Ec2;
@@ -44,8 +45,8 @@ impl RunResources {
     }
 }
 
-/// Returns the instance on which an owner (a process of oven) runs. If the owner's host also names a PID namespace, the
-/// namespace is ignored.
+/// Returns the id of the instance on which an owner runs or ran; `None` if the owner's host is not an instance. The
+/// text after a `+` names a PID namespace, and is ignored.
 fn instance_of(owner: &Owner) -> Option<&str> {
     let host = owner.host.split('+').next()?;
     host.starts_with("i-").then_some(host)
@@ -82,8 +83,9 @@ impl Ec2 {
             }
         }
         let terminated = self.terminated(&runs).await?;
-        // An owner on this host may have used either of two names for the host. A bake without attached volumes may not
-        // have known its instance's id.
+        // A host on EC2 has two names: the instance id, and the name that oven uses if it does not know the instance
+        // id. A bake that attaches no volumes may not know the id. So the owner is compared with both names of this
+        // host.
         let here = [self.owner(), Owner::this()];
         let stale = runs.into_iter().filter(|(_, found)| {
             let owner = found.owner.parse::<Owner>().ok();
@@ -111,7 +113,7 @@ impl Ec2 {
         Ok(stale.map(to_stale_run).collect())
     }
 
-    /// Returns the snapshots that an image uses. They are results of bakes, not leftovers.
+    /// Returns the snapshots that an image uses. These snapshots are results of bakes, so they are not removed.
     async fn used_by_images(&self, snapshots: Vec<String>) -> Result<BTreeSet<String>> {
         let mut used_by_images = BTreeSet::new();
         for chunk in snapshots.chunks(MAX_FILTER_VALUES) {
@@ -125,8 +127,8 @@ impl Ec2 {
         Ok(used_by_images)
     }
 
-    /// Returns the instances on which the runs' owners ran, if EC2 reports them as terminated or does not know them.
-    /// This instance is left out.
+    /// Returns the instances of the runs' owners that EC2 reports as terminated or does not know. The instance on which
+    /// this process runs is left out.
     async fn terminated(&self, runs: &BTreeMap<String, RunResources>) -> Result<BTreeSet<String>> {
         let owners = runs.values().filter_map(|found| found.owner.parse::<Owner>().ok());
         let here = self.0.options.instance_id.as_deref();

@@ -76,8 +76,8 @@ impl Ec2 {
         Ok(Ok(device))
     }
 
-    /// Returns the device name if the volume is already attached to this instance. This is possible for the volume of a
-    /// preserved disk.
+    /// Returns the device name if the volume is already attached to this instance. Only a volume that
+    /// `--keep-on-failure` preserved can be attached already.
     async fn attached_to(&self, volume: &VolumeId, instance: &str) -> Result<Option<String>> {
         if self.is_new(&volume.0) {
             return Ok(None);
@@ -158,9 +158,8 @@ impl Ec2 {
                         let text = format!("{volume} is attached to {to} as {device}");
                         return Err(anyhow::Error::from(refused).context(text));
                     }
-                    // Several polls showed no attachment, so the call probably had no effect. It is safe to send it
-                    // again. If the volume is attached after all, EC2 refuses the second call, and the attachment is
-                    // looked up again.
+                    // Several polls showed no attachment, so the call probably had no effect. It is sent again. If the
+                    // volume is attached after all, EC2 refuses the second call, and the attachment is looked up again.
                     None if refused.class == ErrorClass::Ambiguous && lost < 3 => lost += 1,
                     None if refused.class != ErrorClass::Ambiguous && !retried_in_use => {
                         retried_in_use = true
@@ -224,7 +223,7 @@ impl Ec2 {
         .await
     }
 
-    /// Lets AWS delete the volume when the instance is terminated.
+    /// Requests that EC2 deletes the volume when the instance is terminated.
     async fn delete_on_termination(&self, volume: &VolumeId, instance: &str, name: &str) -> Result<()> {
         let ebs = types::EbsInstanceBlockDeviceSpecification::builder().delete_on_termination(true);
         let ebs = ebs.volume_id(&volume.0).build();

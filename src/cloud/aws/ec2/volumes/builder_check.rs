@@ -1,4 +1,5 @@
-//! Checks that the given instance can be the builder. This is done before anything is created.
+//! Checks that the given instance can be the builder, which is the machine that runs oven. The check is made before
+//! oven creates any resource.
 
 use crate::cloud::aws::ec2::Ec2;
 use crate::cloud::aws::ec2::client::errors::{DESCRIBE_INSTANCES, ErrorClass};
@@ -8,8 +9,8 @@ use anyhow::Result;
 use aws_sdk_ec2::types::{Instance, InstanceStateName};
 
 impl Ec2 {
-    /// Fails if the given instance is not a running instance in the given zone. Both may come from the command line,
-    /// and may be wrong. If the zone is wrong, volumes cannot be attached to the instance.
+    /// Fails if the given instance is not a running instance in the given zone. The instance id and the zone may come
+    /// from the command line, so they may be wrong. If the zone is wrong, volumes cannot be attached to the instance.
     pub(crate) async fn ensure_builder(&self) -> Result<()> {
         let (id, zone) = (self.instance()?, self.zone()?);
         let what = format!("the builder {id}");
@@ -19,8 +20,8 @@ impl Ec2 {
         });
         let found = match sent.await {
             Ok(found) => found,
-            // If the role lacks this permission, the check is skipped. If the instance is wrong, a later call then
-            // fails.
+            // If the role lacks the permission for DescribeInstances, the check is skipped. A wrong instance then makes
+            // a later call fail.
             Err(refused) if refused.class == ErrorClass::Fatal && refused.is("UnauthorizedOperation") => {
                 return Ok(());
             }

@@ -10,8 +10,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 pub struct DeviceNames {
     /// Names that EC2 refused because they are in use. They are not tried again until [`Self::forget_taken`].
     taken: BTreeSet<String>,
-    /// Names that this process has used, oldest first. They are tried last, because a volume may remain `attaching`
-    /// forever if its name was freed just before.
+    /// Names that this process has used, oldest first. They are tried last, because a volume can remain in the state
+    /// `attaching` forever if another volume had the same name just before.
     used: Vec<String>,
     /// A volume that is to be attached, and the names that were in use on the instance while the volume was being
     /// created.
@@ -52,7 +52,8 @@ impl DeviceNames {
         self.used.push(name.to_owned());
     }
 
-    /// Forgets which names EC2 refused. This is called if no name remains, because some may be free again.
+    /// Forgets which names EC2 refused. This is called after all names were tried, because some of them may be free at
+    /// the next attachment.
     pub fn forget_taken(&mut self) {
         self.taken.clear();
     }

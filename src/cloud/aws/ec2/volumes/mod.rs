@@ -27,19 +27,19 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// After this many polls in a row that do not show a new volume, CreateVolume is sent again with the same client token.
-/// EC2's answer shows whether the volume still exists.
+/// If this many polls in a row do not show a new volume, CreateVolume is sent again with the same client token. EC2's
+/// answer shows whether the volume still exists.
 pub const ABSENT_POLLS: u32 = 3;
 
-/// Makes a client token, by which EC2 recognizes a repeated call. It is derived from the run and not from the
-/// fingerprint, because otherwise two builders of the same definition would get the same volume. EC2 allows 64
-/// characters.
+/// Makes a client token, by which EC2 recognizes a repeated call. The token is derived from the run's id. If it were
+/// derived from the definition's fingerprint, two builders of the same definition would get the same volume. EC2
+/// accepts at most 64 characters.
 pub fn client_token(run: &RunId, step: &str, attempt: u32) -> String {
     let digest = Sha256::digest(format!("{run}/{step}/{attempt}"));
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Sends a CreateVolume request. The caller stores such requests to send them again.
+/// Sends a CreateVolume request. The caller keeps a copy of the request, so that it can send the request again.
 pub async fn send_create_volume(
     request: CreateVolumeInputBuilder,
     client: Client,
@@ -47,7 +47,7 @@ pub async fn send_create_volume(
     request.send_with(&client).await
 }
 
-/// How a volume is attached according to DescribeVolumes.
+/// An attachment of a volume, as DescribeVolumes reports it.
 pub struct Attachment<'a> {
     pub instance: &'a str,
     pub device: &'a str,
@@ -92,8 +92,8 @@ impl Ec2 {
         }
     }
 
-    /// Returns one volume; `None` if EC2 does not show it. The id is passed as a filter, because EC2 would report an
-    /// unknown id as an error.
+    /// Returns one volume; `None` if EC2 does not show it. The id is passed as a filter. If it were passed as an id,
+    /// EC2 would report an unknown id as an error.
     pub(crate) async fn volume(&self, id: &VolumeId) -> Result<Option<types::Volume>, ApiError> {
         Ok(self.volumes(&id.0, &[filter("volume-id", [id.0.as_str()])]).await?.into_iter().next())
     }
@@ -146,7 +146,8 @@ impl Ec2 {
             });
             match sent.await {
                 Ok(volume) => break (convert::id("vol", volume.volume_id.as_deref())?, request),
-                // EC2 refuses a token if its volume failed or had other parameters. A new token is tried once.
+                // EC2 refuses a client token if the volume that it created failed, or if the first request had other
+                // parameters. One more attempt is made, with a new token.
                 Err(refused) if refused.is("IdempotentParameterMismatch") && attempt == 1 => attempt += 1,
                 // Perhaps an earlier call created a volume, but its answer was lost. That volume then counts towards
                 // the limit. So oven searches for that volume.
@@ -213,12 +214,12 @@ impl Ec2 {
                 async || {
                     let Some(volume) = self.volume(id).await? else {
                         absent += 1;
-                        // If EC2 may not use a volume's KMS key, it removes the new volume, and refuses the volume's
-                        // client token from then on. So the token shows whether the volume vanished or is not visible
-                        // yet.
+                        // If EC2 lacks the permission for a new volume's KMS key, EC2 removes the volume. After that,
+                        // EC2 refuses the volume's client token. So the token shows whether the volume vanished or is
+                        // not visible yet.
                         if absent % ABSENT_POLLS == 0 && self.is_token_used_up(&spec.run, &request).await? {
-                            // The clean-up action for the volume remains registered, because the volume may exist. EC2
-                            // also refuses the token of a failed volume that is not visible yet.
+                            // EC2 also refuses the token of a failed volume that exists but is not visible yet. So the
+                            // clean-up action for the volume remains registered.
                             let text = format!("the volume {id} vanished while it was being created");
                             return Err(Kind::Cloud.failure(text).hint(hint()).into());
                         }
