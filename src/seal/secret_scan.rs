@@ -1,4 +1,4 @@
-//! Searches the bake's changes in the image for the bake's secrets.
+//! Searches the files that a bake changed for the bake's secrets.
 //!
 //! All files that were written, linked or changed after the bake began are searched, including their names and the
 //! targets of symlinks. A secret is found in plain form, and in the encoded forms that [`crate::secrets`] lists. A
@@ -23,7 +23,8 @@ const CHUNK: usize = 1 << 20;
 /// The maximum number of paths that an error message names.
 const NAMED_MAX: usize = 20;
 
-/// Files that changed at this time or later are searched. It is `MARGIN` before the bake, in seconds since 1970.
+/// Files that changed at this time or later are searched. The time is `MARGIN` before the bake's start, in seconds
+/// since 1970.
 #[derive(Debug, Clone, Copy)]
 pub struct BakeStart(i64);
 

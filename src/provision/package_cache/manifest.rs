@@ -61,8 +61,8 @@ fn is_within(path: &str, dir: &str) -> bool {
 }
 
 impl CacheChanges {
-    /// Reads the changes from an overlay's upper directory. For any other directory, `tree` then has all of its
-    /// objects.
+    /// Reads the changes from an overlay's upper directory. For any other directory, `tree` has all objects of that
+    /// directory.
     pub fn read(dir: &Path) -> Result<Self> {
         let mut changes = Self::default();
         let mut files = Vec::new();
