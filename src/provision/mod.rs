@@ -72,7 +72,7 @@ pub async fn files_and_scripts(runner: &CommandRunner<'_>) -> Result<()> {
     scripts::test(runner).await
 }
 
-/// Queries the plan's facts in the finished image. `installed` is the result of [`packages`]. If the definition has
+/// Queries the plan's facts in the finished image. `installed` is the result of [`packages()`]. If the definition has
 /// scripts, the packages are listed again, because the scripts may have changed them.
 pub async fn facts(
     runner: &CommandRunner<'_>,

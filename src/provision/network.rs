@@ -21,7 +21,8 @@ const CA_FILE_MAX: u64 = 16 << 20;
 const BUNDLES: [&str; 3] =
     ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
 
-/// The variables that name the certificates' file. Different programs read different variables.
+/// The environment variables that contain the path of the certificates' file. Different programs read different
+/// variables.
 const CA_VARIABLES: [&str; 2] = [
     "SSL_CERT_FILE",  // OpenSSL
     "CURL_CA_BUNDLE", // curl

@@ -1,4 +1,4 @@
-//! Finds programs of the image that the definition's provisioners need.
+//! Searches the image for programs that the definition's scripts and playbooks need.
 
 use crate::image::tree::ImageTree;
 use anyhow::Result;

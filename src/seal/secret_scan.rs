@@ -15,8 +15,8 @@ use rustix::fs::FileType;
 use std::io::Read;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Files that changed up to this long before the bake are also searched. A file's time may be too early if the clock is
-/// set back during the bake.
+/// Files that changed within this time before the bake are also searched. If the clock is set back during the bake, a
+/// file that the bake wrote can have a time before the bake's start.
 const MARGIN: Duration = Duration::from_secs(10 * 60);
 /// The number of bytes of a file that are read at a time.
 const CHUNK: usize = 1 << 20;

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// The version of the format. It is increased when the meaning of the key or of the cached data changes.
+/// The version of the key's format. It is increased when the meaning of the key or of the cached data changes.
 const FORMAT: &str = "1";
 /// The number of hexadecimal digits of a key. 40 digits are 160 bits, so different inputs practically never have the
 /// same key.

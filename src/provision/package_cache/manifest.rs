@@ -205,7 +205,7 @@ fn digest(path: &Path, buffer: &mut [u8]) -> Result<String> {
     }
 }
 
-/// Opens a regular file. Does not follow a symlink, and does not wait for a FIFO.
+/// Opens a regular file. Does not follow a symlink, and does not block on a FIFO.
 pub fn open(path: &Path) -> Result<File> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = File::from(rustix::fs::openat(CWD, path, flags, Mode::empty())?);

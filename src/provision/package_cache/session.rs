@@ -252,8 +252,9 @@ impl CacheSession {
         Ok(after.saturating_sub(before))
     }
 
-    /// Returns the steps that later bakes can skip. `trees` is the content that is being published. The steps of a bake
-    /// are included if `trees` has the bake's indexes and all of its packages.
+    /// Returns the steps that later bakes can skip. `trees` is the content that is being published. The steps of this
+    /// bake are included if `trees` has this bake's indexes and all of its packages. The same holds for the steps that
+    /// `newest` records.
     fn steps_done<'a>(
         &self,
         trees: &[CacheTree],
@@ -262,7 +263,7 @@ impl CacheSession {
     ) -> BTreeSet<String> {
         let contains = |cache: usize, of: &CacheTree| match self.kinds[cache] {
             Holds::Indexes => trees[cache] == *of,
-            // Only names are compared, because another bake's file with the same name is just as good.
+            // Only paths are compared, because another bake's file at the same path is an equivalent download.
             Holds::Packages => of.keys().all(|path| trees[cache].contains_key(path)),
         };
         let mut done = BTreeSet::new();

@@ -87,7 +87,7 @@ impl LintBaseline {
         })
     }
 
-    /// Checks whether a package copied this machine's name servers to `/etc/resolv.conf`. Other changes are permitted.
+    /// Records whether a package copied this machine's name servers to `/etc/resolv.conf`. Other changes are permitted.
     /// For example, systemd-resolved replaces the file. Call this after the packages are installed.
     pub fn record_resolv_conf(&mut self, inside: &ImageTree) -> Result<()> {
         self.compare(inside, &std::fs::read_to_string(RESOLV_CONF).unwrap_or_default())
