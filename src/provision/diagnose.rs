@@ -1,5 +1,5 @@
 //! Reads the output of a step, stores the last lines, and explains known errors. A distribution's plugin lists the
-//! known errors. Such an entry is called a trouble. It has a pattern for output lines, and an explanation.
+//! known errors. An entry of this list is called a trouble. It has a pattern for output lines, and an explanation.
 
 use crate::text::match_wildcards;
 use oven_distro::{Step, Trouble};
@@ -85,8 +85,8 @@ impl<'a> Diagnoser<'a> {
     }
 
     /// Returns the explanation of the trouble that matched the output. If several troubles matched, the first of them
-    /// in the plugin's list is used. If its pattern matched several lines, the explanation covers up to `MATCHES_MAX`
-    /// of these lines.
+    /// in the plugin's list is used. If the pattern of this trouble matched several lines, the explanation covers up to
+    /// `MATCHES_MAX` of these lines.
     pub fn meaning(&self) -> Option<Diagnosis> {
         let index = self.matched.iter().map(|(index, _)| *index).min()?;
         let trouble = &self.troubles[index];

@@ -86,8 +86,9 @@ pub fn replace_host_keys(inside: &ImageTree, keep: &[String]) -> Result<Option<S
     Ok(note)
 }
 
-/// Removes the key that Debian's package ssl-cert generated when it was installed, and adds a unit that generates a new
-/// key. Mail and database servers use this key. Returns a note about the added unit.
+/// Removes the snakeoil key, and adds a unit that generates a new one. Debian's package ssl-cert generates this key
+/// during its installation. Mail and database servers use it. If the unit cannot be added, the key remains. Returns a
+/// note about the added unit.
 pub fn replace_snakeoil_key(inside: &ImageTree, keep: &[String]) -> Result<Option<String>> {
     let is_kept = |path: &str| is_excluded(keep, path);
     if inside.kind_of(rules::SNAKEOIL)?.is_none() || is_kept(rules::SNAKEOIL) {

@@ -63,7 +63,7 @@ fn is_module(file: &[u8], name: &[u8]) -> bool {
     end.is_some_and(|end| matches!(end, b".ko" | b".ko.xz" | b".ko.zst" | b".ko.gz"))
 }
 
-/// Returns `None` if there is no regular file at the path. Links are followed inside the image.
+/// Returns `None` if there is no regular file at the path. Symlinks are followed inside the image.
 pub fn file_stamp(inside: &ImageTree, path: &str) -> Result<Option<Stamp>> {
     let doing = || format!("reading the metadata of {path} in the image");
     let found = match inside.open(path, OFlags::PATH) {

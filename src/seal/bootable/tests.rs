@@ -9,7 +9,8 @@ const GRUB: &str = "/boot/grub/grub.cfg";
 const GOOD: &str = "menuentry 'x' {\n\tlinux /boot/vmlinuz-2 root=UUID=root-id ro\n}\n";
 const MODULES: [&str; 2] = ["lib/modules/2/kernel/nvme.ko", "lib/modules/2/kernel/ena.ko"];
 
-/// A base with one kernel. The check would reject its texts and initramfs if a bake had created them.
+/// Creates a base with one kernel. The check would reject the boot texts and the initramfs of this base if a bake had
+/// created them.
 fn base() -> Tree {
     let tree = Tree::new();
     tree.file("boot/vmlinuz-1", "kernel");
