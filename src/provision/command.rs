@@ -40,8 +40,8 @@ pub struct ImageCommand<'a> {
     /// Whether the command downloads packages without running their code. Only such commands get the settings of
     /// `[network]`.
     pub fetches: bool,
-    /// Whether the command runs no code of packages and no script of the definition. When the first command starts for
-    /// which this is false, the downloads so far are published for later bakes. Later downloads are not published.
+    /// True if the command runs neither code of packages nor a script of the definition. When the first command with
+    /// the value false starts, the downloads so far are published for later bakes. Later downloads are not published.
     pub trusted: bool,
     pub caches: CacheAccess,
     pub shims: Vec<Shim>,
@@ -67,7 +67,7 @@ pub struct ImageCommand<'a> {
 pub struct DefinitionTable {
     /// `run`, `ansible` or `test`.
     pub table: &'static str,
-    /// The script, program or playbook that it runs, as the user named it.
+    /// The script, program or playbook, as image.toml names it.
     pub name: String,
     pub line: usize,
 }
@@ -77,7 +77,7 @@ pub struct CommandRunner<'a> {
     pub work: ProvisionContext<'a>,
     packages: Vec<BindMount>,
     /// Whether steps with the network are prevented from reaching the builder's credentials. This is determined when
-    /// the first such step starts.
+    /// the first step with the network starts.
     fenced: OnceCell<bool>,
     /// The environment of commands that download packages.
     network_env: BTreeMap<String, String>,
@@ -88,8 +88,8 @@ pub struct CommandRunner<'a> {
 /// Returns the path at which steps see a package file of the definition. `index` is the file's position in `packages`.
 pub fn package_path(index: usize, source: &Path) -> String {
     let name = source.file_name().unwrap_or_default().to_string_lossy();
-    // apt treats the path as a file and not as a package's name, because the path contains a `/`. Characters of the
-    // name that may be special for apt are replaced.
+    // Because the path contains a `/`, apt treats it as a file and not as the name of a package. Characters that could
+    // have a special meaning for apt are replaced.
     let name: String = name
         .chars()
         .map(|c| if c.is_ascii_alphanumeric() || "._+~-".contains(c) { c } else { '_' })
@@ -173,14 +173,15 @@ impl<'a> CommandRunner<'a> {
         self.place.root
     }
 
-    /// Returns the shims that the definition's scripts see. Shims in `/etc` are omitted, because a script may have to
-    /// change the image's own file.
+    /// Returns the shims that the definition's scripts see. A shim is a file that replaces a file of the image while a
+    /// step runs. Shims in `/etc` are omitted, because a script may have to change the image's own file.
     pub fn script_shims(&self) -> Vec<Shim> {
         let shims = self.work.plan.shims.iter();
         shims.filter(|shim| !Path::new(&shim.path).starts_with("/etc")).cloned().collect()
     }
 
-    /// Runs a command until it succeeds or has no retries left. Shows a progress line.
+    /// Runs a command. If it fails, runs it again up to `retries` times, unless a retry cannot help. Shows a progress
+    /// line.
     pub async fn run(&self, call: &ImageCommand<'_>) -> Result<()> {
         let report = self.work.report;
         let step = report.step(&call.phase, call.why.clone());

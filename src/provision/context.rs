@@ -22,11 +22,11 @@ pub struct MountedImage<'a> {
     pub inside: &'a ImageTree,
     /// The nodes of the image's disk.
     pub nodes: &'a [DeviceNode],
-    /// The mount points of the image's file systems that this kernel cannot mount.
+    /// The mount points whose file systems this kernel cannot mount.
     pub unmounted: &'a [PathBuf],
 }
 
-/// The work to do in an image, and the means for it.
+/// The work to do in an image, and the settings that it needs.
 #[derive(Clone, Copy)]
 pub struct ProvisionContext<'a> {
     pub image: &'a Definition,
@@ -55,11 +55,11 @@ impl ProvisionContext<'_> {
 /// Whether steps with the network are prevented from reaching the builder's credentials ([`crate::sandbox::egress`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EgressGuard {
-    /// Steps are fenced if this machine supports it. This is used for bakes that need no cloud credentials, because the
-    /// builder may then have no credentials to protect.
+    /// Steps are fenced only if this machine supports it. This value is for bakes that need no cloud credentials. The
+    /// builder of such a bake may have no credentials, so a missing fence is acceptable.
     Wanted,
-    /// A step with the network fails if it cannot be fenced. This is used on a builder in the cloud, because its role
-    /// has at least the permissions that the bake needs.
+    /// A step with the network fails if it cannot be fenced. This value is for builders in the cloud, because the
+    /// builder's role has at least the permissions that the bake needs.
     Required,
 }
 

@@ -9,7 +9,7 @@ use crate::sys::fds::open_within;
 use anyhow::{Context, Result};
 use rustix::fs::{FileType, OFlags};
 
-/// Places every `[[file]]`. `unmounted` are the mount points of the image's file systems that this kernel cannot mount.
+/// Places every `[[file]]`. `unmounted` lists the mount points whose file systems this kernel cannot mount.
 pub fn place_files(
     inside: &ImageTree,
     image: &Definition,
@@ -41,7 +41,7 @@ fn place_one(
         );
         return Err(invalid("target", target, why).into());
     }
-    // If the target is a symlink, it is replaced and not followed. So the file gets exactly the path in image.toml.
+    // If the target itself is a symlink, the file replaces the symlink. The symlink is not followed.
     if kind(inside, target)? == Some(FileType::Directory) {
         let why = format!("{target} is a directory in the image");
         let hint = "Add the file's name to `target`, which is the path of the file and not of its directory.";
@@ -99,7 +99,7 @@ mod tests {
         })
     }
 
-    /// Returns the id of this process's user. Without root, the tests can only create files with this owner.
+    /// Returns the id of this process's user. Without root, a test can create files only for this user.
     fn me() -> String {
         rustix::process::getuid().as_raw().to_string()
     }

@@ -1,5 +1,5 @@
-//! Reads the output of a step, stores the last lines, and explains known errors. A distribution's plugin lists these
-//! errors as troubles: patterns of output lines with explanations.
+//! Reads the output of a step, stores the last lines, and explains known errors. A distribution's plugin lists the
+//! known errors. An entry of this list is called a trouble. It has a pattern for output lines, and an explanation.
 
 use crate::text::match_wildcards;
 use oven_distro::{Step, Trouble};
@@ -12,9 +12,9 @@ const LINE_MAX: usize = 400;
 /// The maximum number of matches of one trouble that an error message explains.
 const MATCHES_MAX: usize = 5;
 
-/// The messages of programs when the disk is full (strerror of ENOSPC and EDQUOT).
+/// Parts of messages that programs print when the disk is full. They are the texts of the errors ENOSPC and EDQUOT.
 const NO_SPACE: [&str; 2] = ["no space left on device", "disk quota exceeded"];
-/// The messages of programs when there is no network, from libc, curl, apt, git and node.
+/// Parts of messages that libc, curl, apt, git and node print when there is no network.
 const NO_NETWORK: [&str; 8] = [
     "temporary failure in name resolution",
     "temporary failure resolving",
@@ -32,8 +32,8 @@ const METADATA: [&str; 4] = ["169.254.169.254", "169.254.170.2", "fd00:ec2::254"
 pub struct Diagnoser<'a> {
     troubles: &'a [Trouble],
     tail: VecDeque<String>,
-    /// The matches so far. Each has the index of the trouble in `troubles`, and the texts that the `*` of its pattern
-    /// matched.
+    /// The matches so far. Each match has the index of its trouble in `troubles`, and the text that each `*` of the
+    /// pattern matched.
     matched: Vec<(usize, Vec<String>)>,
     pub no_space: bool,
     pub no_network: bool,
@@ -48,8 +48,8 @@ pub struct Diagnoser<'a> {
 pub struct Diagnosis {
     pub means: String,
     pub hint: Option<String>,
-    /// `Some` if the mistake is in image.toml. The value is the package that image.toml should not list, or empty if
-    /// the mistake is not a single package.
+    /// `Some` if image.toml must be changed. The value is the package that image.toml should not list. It is empty if
+    /// no single package is the cause.
     pub package: Option<String>,
 }
 
@@ -84,8 +84,9 @@ impl<'a> Diagnoser<'a> {
         self.tail.push_back(line.to_owned());
     }
 
-    /// Returns the explanation of the trouble that matched. If several troubles matched, uses the one that is first in
-    /// the plugin's list. Explains up to `MATCHES_MAX` matches of this trouble.
+    /// Returns the explanation of the trouble that matched the output. If several troubles matched, the first of them
+    /// in the plugin's list is used. If the pattern of this trouble matched several lines, the explanation covers up to
+    /// `MATCHES_MAX` of these lines.
     pub fn meaning(&self) -> Option<Diagnosis> {
         let index = self.matched.iter().map(|(index, _)| *index).min()?;
         let trouble = &self.troubles[index];

@@ -31,7 +31,8 @@ use std::collections::BTreeMap;
 const BASE: &str = "packages of the base image are not installed correctly";
 
 /// Runs the plan's steps, except those that clean. Returns the packages that are installed afterwards. Returns `None`
-/// if the plan changes nothing, or if none of its facts lists the packages (see `plan_steps`).
+/// if the plan changes nothing, or if it has no fact that lists the packages. A fact is a command whose output
+/// describes the image.
 ///
 /// Errors: `Step` if a step fails or the image's packages are not in the expected state; `Definition` if the definition
 /// requests something impossible, such as a package that does not exist.
@@ -71,8 +72,8 @@ pub async fn files_and_scripts(runner: &CommandRunner<'_>) -> Result<()> {
     scripts::test(runner).await
 }
 
-/// Queries the plan's facts in the finished image. `installed` are the packages after the plan's steps. If the
-/// definition has scripts, the packages are listed again, because the scripts may have changed them.
+/// Queries the plan's facts in the finished image. `installed` is the result of [`packages()`]. If the definition has
+/// scripts, the packages are listed again, because the scripts may have changed them.
 pub async fn facts(
     runner: &CommandRunner<'_>,
     mut installed: Option<Vec<InstalledPackage>>,

@@ -1,5 +1,6 @@
-//! Prepares the settings of `[network]` in oven.toml for steps. Only fetch steps, which download packages, see the
-//! settings. These steps run no code of packages, so no such code can write a setting into the image.
+//! Prepares the settings of `[network]` in oven.toml for fetch steps. Fetch steps are the steps that download packages.
+//! Other steps do not see the settings. Fetch steps run no code of packages. So code of packages cannot copy a setting
+//! to the image.
 
 use crate::config::project::NetworkSettings;
 use crate::error::Kind;
@@ -20,7 +21,8 @@ const CA_FILE_MAX: u64 = 16 << 20;
 const BUNDLES: [&str; 3] =
     ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
 
-/// The variables that name the certificates' file. Different programs read different variables.
+/// The environment variables that contain the path of the certificates' file. Different programs read different
+/// variables.
 const CA_VARIABLES: [&str; 2] = [
     "SSL_CERT_FILE",  // OpenSSL
     "CURL_CA_BUNDLE", // curl
@@ -45,8 +47,9 @@ pub fn environment(settings: &NetworkSettings, certificates: bool) -> BTreeMap<S
     environment
 }
 
-/// Returns the certificates in a text. Private keys and all other content are removed, because programs of the image
-/// see the result. oven reads the file as root, so oven.toml could name any secret file by mistake.
+/// Returns the certificates in a text. All other content, such as private keys, is removed, because programs of the
+/// image see the result. oven.toml may name a secret file by mistake, and oven can read every file because it runs as
+/// root.
 fn certificate_blocks(text: &str) -> String {
     let mut found = String::new();
     let mut in_certificate = false;
@@ -61,7 +64,8 @@ fn certificate_blocks(text: &str) -> String {
     found
 }
 
-/// Returns a file with all certificates that fetch steps trust, or `None` if oven.toml has no `ca_file`.
+/// Returns a shim with all certificates that fetch steps trust. A shim is a file that only steps see. Returns `None` if
+/// oven.toml has no `ca_file`.
 ///
 /// Errors: `ca_file` cannot be read, or has no certificate.
 pub fn certificates(settings: &NetworkSettings, inside: &ImageTree) -> Result<Option<Shim>> {

@@ -7,9 +7,10 @@ use anyhow::Result;
 use oven_distro::{Expect, Wanted};
 use std::collections::BTreeMap;
 
-/// The fact that lists the installed packages.
+/// The name of the fact that lists the installed packages. A fact is a command of the plan whose output describes the
+/// image.
 pub const FACT: &str = "packages";
-/// The fact that lists the held packages, which no upgrade changes.
+/// The name of the fact that lists the held packages. Upgrades do not change held packages.
 pub const HELD: &str = "held";
 /// The maximum number of packages. Debian has fewer packages in total. Without this limit, a faulty image could fill
 /// this machine's memory.
@@ -82,7 +83,7 @@ pub fn ensure_not_held(
     ));
     for wanted in &work.plan.expect.packages {
         let Some(version) = &wanted.version else { continue };
-        // dpkg adds the architecture to some names.
+        // dpkg adds the architecture to some names, as in `libc6:amd64`.
         let is_held = held.iter().any(|held| held.split(':').next() == Some(&wanted.name));
         let Some(has) = packages.iter().find(|package| package.name == wanted.name).filter(|_| is_held)
         else {

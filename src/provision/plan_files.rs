@@ -55,8 +55,8 @@ fn write_file(inside: &ImageTree, file: &Shim, work: &ProvisionContext<'_>) -> R
     }
     work.report.detail(format!("{} ({:04o})", file.path, file.mode));
     let write = || inside.write(&file.path, file.content.as_bytes(), file.mode, 0, 0);
-    // The directory's times are preserved. Otherwise package managers would consider the cached data of an earlier bake
-    // outdated, even if the same file is written again.
+    // The directory's times are preserved. With a newer time, package managers would treat data that an earlier bake
+    // cached as outdated, even if the file's content has not changed.
     let parent = Path::new(&file.path).parent().and_then(Path::to_str).unwrap_or_default();
     match inside.open(parent, OFlags::PATH | OFlags::DIRECTORY) {
         Ok(dir) => keep_directory_times(&dir, write),

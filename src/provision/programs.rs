@@ -1,4 +1,4 @@
-//! Finds programs of the image that the definition's provisioners need.
+//! Searches the image for programs that the definition's scripts and playbooks need.
 
 use crate::image::tree::ImageTree;
 use anyhow::Result;
@@ -9,7 +9,7 @@ pub const ANSIBLE: &str = "ansible-playbook";
 /// The directories in which a step searches for programs ([`crate::sandbox::spec::StepSpec`]).
 const PATH: [&str; 6] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 
-/// Returns whether a step that searches for `program` may find it at `path`.
+/// Returns whether `path` is one of the paths at which a step searches for `program`.
 pub fn is_program_path(path: &str, program: &str) -> bool {
     path.rsplit_once('/').is_some_and(|(dir, name)| PATH.contains(&dir) && name == program)
 }

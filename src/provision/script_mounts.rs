@@ -13,11 +13,11 @@ use std::path::{Component, Path, PathBuf};
 /// The path at which scripts see the definition's directory. It is their working directory.
 pub const DEFINITION_DIR: &str = "/run/oven/definition";
 const OVEN: &str = "/run/oven";
-/// The directory for inputs that cannot be mounted at their path relative to the definition.
+/// The directory for inputs whose path relative to the definition is taken or not below `/run/oven`.
 const INPUTS: &str = "/run/oven/inputs";
-/// The directory for files of the definition that are links to files outside of it.
+/// The directory for scripts that are symlinks to files outside of the definition and its inputs.
 const LINKED: &str = "/run/oven/linked";
-/// The number of bytes of a program that the kernel reads to find its interpreter.
+/// The number of bytes at the start of a script in which the kernel looks for the interpreter.
 const HEAD: u64 = 256;
 
 /// The directories of a definition, as scripts see them.
@@ -27,9 +27,9 @@ pub struct ScriptBinds {
     pub binds: Vec<BindMount>,
 }
 
-/// Returns the read-only mounts of the definition's directories for scripts. An input has the same path relative to the
-/// definition as on this machine, so that `../common/x` leads to it. If that path is taken or not below `/run/oven`,
-/// the input is mounted below `INPUTS`.
+/// Returns the read-only mounts through which scripts see the definition's directories. The path of an input relative
+/// to the definition is the same as on this machine. So scripts can use paths such as `../common/x`. If the path is
+/// taken or not below `/run/oven`, the input is mounted below `INPUTS` instead.
 pub fn script_mounts(image: &Definition, shims: &[Shim]) -> Result<ScriptBinds> {
     let within = || Some(image.project.clone());
     let mut binds = vec![BindMount {
@@ -53,7 +53,7 @@ pub fn script_mounts(image: &Definition, shims: &[Shim]) -> Result<ScriptBinds> 
 }
 
 /// Returns the command line of a script. It begins with the interpreter that the script's first line names. The kernel
-/// does not execute the script itself. So the script may lack the executable bit, and may be on a file system that is
+/// executes only the interpreter. So the script does not need the executable bit, and can be on a file system that is
 /// mounted with `noexec`.
 pub fn script_command(image: &Definition, script: &Path, seen: &mut ScriptBinds) -> Result<Vec<String>> {
     let path = canonical(&image.dir.join(script))?;

@@ -20,8 +20,8 @@ const VARIABLES: &str = "/run/oven/ansible.json";
 /// The directory to which Ansible writes. It also disappears after the step.
 const ANSIBLE_HOME: &str = "/run/ansible";
 
-/// Returns the programs that the definition's provisioners need. oven asks the plugin to install those programs that
-/// the image lacks.
+/// Returns the programs that the definition's playbooks need. oven asks the plugin to install those programs that the
+/// image lacks.
 pub fn tools(image: &Definition) -> Vec<String> {
     let playbooks = image.runs.iter().any(|script| script.playbook().is_some());
     playbooks.then(|| ANSIBLE.to_owned()).into_iter().collect()

@@ -69,8 +69,8 @@ pub fn explain_full_disk(error: Error) -> Error {
         Some(Errno::NOSPC | Errno::DQUOT) => {
             Kind::Step.failure(format!("the image's disk is full: {error:#}")).hint(LARGER_DISK_HINT).into()
         }
-        // The kernel returns this error after it found damage. Either a script wrote to the disk device itself, or the
-        // disk is broken.
+        // This error means that the kernel found damage and made the file system read-only. Either a script wrote to
+        // the disk device itself, or the disk is broken.
         Some(Errno::ROFS) => Kind::Step
             .failure(format!("the image's file system became read-only: {error:#}"))
             .hint("The file system is damaged. The kernel's log (dmesg) says where.")

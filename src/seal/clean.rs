@@ -1,6 +1,6 @@
 //! Removes machine-specific data from an image. All changes are made through descriptors of the image's own
-//! directories, and no symlink is followed. If an image has a symlink from `/var/log` to `/`, for example, nothing is
-//! cleaned through it, and the lint reports the symlink.
+//! directories, and no symlink is followed. For example, if `/var/log` is a symlink to `/`, nothing is removed from
+//! `/`, and the lint reports the symlink.
 
 use super::first_boot;
 use super::rules;
@@ -46,8 +46,8 @@ fn clean_logs(inside: &ImageTree, keep: &[String]) -> Result<()> {
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Ok(Walk::On);
         }
-        // A log with several hard links may also be a file outside of `/var/log`. Emptying the log would destroy that
-        // file. So only the name in `/var/log` is removed.
+        // If a log has several hard links, the same file may have another name outside of `/var/log`. Emptying the file
+        // would destroy the content under both names. So only the name in `/var/log` is removed.
         if rules::is_rotated(name) || stat.st_nlink > 1 {
             remove.push(path.to_owned());
         } else if stat.st_size > 0 {
@@ -65,7 +65,8 @@ fn clean_logs(inside: &ImageTree, keep: &[String]) -> Result<()> {
 }
 
 /// Makes `/etc/machine-id` an empty file, so that each instance generates its own id. If the file were missing or
-/// contained `uninitialized`, systemd would also apply presets. These could enable units that the definition disabled.
+/// contained `uninitialized`, systemd would apply its presets at the first boot. Presets could enable units that the
+/// definition disabled.
 fn empty_machine_id(inside: &ImageTree, keep: &[String]) -> Result<()> {
     let path = rules::MACHINE_ID;
     let exists = match inside.kind_of(path)? {

@@ -12,9 +12,9 @@ use rustix::io::Errno;
 const UNITS: [&str; 3] = ["/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"];
 
 const SSH_UNIT: &str = "oven-ssh-keys.service";
-/// The unit runs before the sockets, because systemd may start sshd when a connection arrives at a socket. Sockets
-/// start before basic.target. With default dependencies, the unit would start after basic.target, and this would be a
-/// cycle. So the unit has no default dependencies.
+/// The unit must run before sshd's socket units, because systemd may start sshd at the first connection. Socket units
+/// start before basic.target. With default dependencies, this unit would start after basic.target. That would be a
+/// dependency cycle, so the unit has no default dependencies.
 const SSH_CONTENT: &str = "\
 # Added by oven: SSH host keys are not cloned, each instance makes its own.
 [Unit]
@@ -65,7 +65,7 @@ pub fn has_systemd(inside: &ImageTree) -> Result<bool> {
 }
 
 /// Removes the SSH host keys. If sshd is installed and nothing in the image generates new keys, this function first
-/// adds a unit that generates them. If that is impossible, the keys remain. Returns a note about the added unit.
+/// adds a unit that generates them. If the unit cannot be added, the keys remain. Returns a note about the added unit.
 pub fn replace_host_keys(inside: &ImageTree, keep: &[String]) -> Result<Option<String>> {
     let is_kept = |path: &str| is_excluded(keep, path);
     let keys = inside.expand(rules::HOST_KEYS)?;
@@ -75,7 +75,7 @@ pub fn replace_host_keys(inside: &ImageTree, keep: &[String]) -> Result<Option<S
     let mut note = None;
     if inside.exists("/usr/sbin/sshd")? && !makes_host_keys(inside)? {
         if !has_systemd(inside)? || !inside.exists("/usr/bin/ssh-keygen")? {
-            // Without keys sshd would not start. So the keys remain, and the lint reports them.
+            // Without keys, sshd would not start. So the keys remain, and the lint reports them.
             return Ok(None);
         }
         add_unit(inside, SSH_UNIT, SSH_CONTENT, "multi-user.target")?;
@@ -86,8 +86,9 @@ pub fn replace_host_keys(inside: &ImageTree, keep: &[String]) -> Result<Option<S
     Ok(note)
 }
 
-/// Removes the key that Debian's package ssl-cert generated when it was installed, and adds a unit that generates a new
-/// key. Mail and database servers use this key. Returns a note about the added unit.
+/// Removes the snakeoil key, and adds a unit that generates a new one. Debian's package ssl-cert generates this key
+/// during its installation. Mail and database servers use it. If the unit cannot be added, the key remains. Returns a
+/// note about the added unit.
 pub fn replace_snakeoil_key(inside: &ImageTree, keep: &[String]) -> Result<Option<String>> {
     let is_kept = |path: &str| is_excluded(keep, path);
     if inside.kind_of(rules::SNAKEOIL)?.is_none() || is_kept(rules::SNAKEOIL) {

@@ -1,6 +1,6 @@
 //! The clean-up rules: the paths of machine-specific data, each with a description. [`super::clean`] removes the data,
-//! and [`super::lint`] checks that they are gone. The caches of package managers are not listed here. A distribution's
-//! plan lists them, and the plan's clean-up steps empty them.
+//! and [`super::lint`] checks that no such data remains. The caches of package managers are not listed here. A
+//! distribution's plan lists them, and the plan's clean-up steps empty them.
 
 use crate::image::accounts::Accounts;
 use crate::image::tree::ImageTree;
@@ -86,7 +86,8 @@ pub fn histories(inside: &ImageTree) -> Result<Vec<String>> {
     Ok(all)
 }
 
-/// Returns whether a log was rotated. A rotated log is removed, while a current one is emptied.
+/// Returns whether a log's name is that of a rotated log, such as `syslog.1`. Rotated logs are removed. Current logs
+/// are emptied.
 pub fn is_rotated(name: &str) -> bool {
     let compressed = [".gz", ".xz", ".bz2", ".zst", ".old"].iter().any(|end| name.ends_with(end));
     let number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());

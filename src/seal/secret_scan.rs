@@ -1,4 +1,4 @@
-//! Searches the bake's changes in the image for the bake's secrets.
+//! Searches the files that a bake changed for the bake's secrets.
 //!
 //! All files that were written, linked or changed after the bake began are searched, including their names and the
 //! targets of symlinks. A secret is found in plain form, and in the encoded forms that [`crate::secrets`] lists. A
@@ -15,15 +15,16 @@ use rustix::fs::FileType;
 use std::io::Read;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Files that changed up to this long before the bake are also searched. A file's time may be too early if the clock is
-/// set back during the bake.
+/// Files that changed within this time before the bake are also searched. If the clock is set back during the bake, a
+/// file that the bake wrote can have a time before the bake's start.
 const MARGIN: Duration = Duration::from_secs(10 * 60);
 /// The number of bytes of a file that are read at a time.
 const CHUNK: usize = 1 << 20;
 /// The maximum number of paths that an error message names.
 const NAMED_MAX: usize = 20;
 
-/// Files that changed at this time or later are searched. It is `MARGIN` before the bake, in seconds since 1970.
+/// Files that changed at this time or later are searched. The time is `MARGIN` before the bake's start, in seconds
+/// since 1970.
 #[derive(Debug, Clone, Copy)]
 pub struct BakeStart(i64);
 

@@ -1,9 +1,9 @@
-//! Sets the SELinux labels of files that a bake created, by the image's own policy.
+//! Sets the SELinux labels of files that a bake created, according to the image's own policy.
 //!
-//! A step cannot set labels, because setting them needs `CAP_SYS_ADMIN`. Besides, restorecon, the usual tool, does
-//! nothing if the kernel has no SELinux. So a step in the sandbox only runs the image's own `setfiles`, which prints
-//! the label that each file should have. Then oven itself writes the labels to the files' extended attributes, through
-//! descriptors inside the image, and checks a sample.
+//! Steps cannot set labels, because they do not have the capability `CAP_SYS_ADMIN`. The usual tool is restorecon, but
+//! it does nothing if the builder's kernel has no SELinux. So a step in the sandbox only runs the image's own
+//! `setfiles`, which prints the label that each file should have. Then oven itself writes the labels to the files'
+//! extended attributes, and checks a sample of them.
 
 use crate::definition::Selinux;
 use crate::error::Kind;
@@ -42,7 +42,7 @@ struct Relabel<'a> {
 /// The policy of an image with SELinux enabled.
 struct Policy {
     contexts: String,
-    /// The path of the compiled policy, by which setfiles checks labels.
+    /// The path of the compiled policy. setfiles uses it to check that labels are valid.
     binary: Option<String>,
 }
 
@@ -117,7 +117,7 @@ async fn verify(
         }
     }
     let output = runner.ask(&setfiles_command(runner, setfiles, policy, &sample)).await?;
-    // A wrong label counts only on a file that this bake labelled. The base's owner may have labelled other files
+    // A wrong label is an error only if this bake labelled the file. The base's owner may have labelled other files
     // differently on purpose.
     let relabels = output.lines().filter_map(parse);
     match relabels.into_iter().find(|relabel| labelled.iter().any(|path| path == relabel.path)) {
@@ -156,8 +156,8 @@ fn settings(config: &str) -> (String, String) {
     (mode, value("SELINUXTYPE").unwrap_or_else(|| "targeted".to_owned()))
 }
 
-/// Returns `/`, and each path in the image at which another file system that stores labels is mounted. setfiles gets
-/// all these paths, because it does not cross file systems.
+/// Returns the mount points of the image's file systems that store labels. The first is `/`. setfiles gets all of these
+/// paths, because it does not enter mounted file systems by itself.
 fn file_systems(root: &Path) -> Result<Vec<String>> {
     let mut found = vec!["/".to_owned()];
     let root = root.canonicalize().context("resolving the image's mount point")?;
@@ -204,7 +204,8 @@ fn setfiles_command<'a>(
         name: "setfiles".to_owned(),
         argv,
         timeout: TIMEOUT,
-        // Shims (files that replace a program during the bake) and bind mounts would hide the image's own files.
+        // Shims and bind mounts would hide the image's own files. A shim is a file that replaces a file of the image
+        // while a step runs.
         shims: Vec::new(),
         binds: Vec::new(),
         ..ImageCommand::plan_defaults(runner)

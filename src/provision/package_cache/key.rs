@@ -12,17 +12,18 @@ use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// The version of the format. It is increased when the meaning of the key or of the cached data changes.
+/// The version of the key's format. It is increased when the meaning of the key or of the cached data changes.
 const FORMAT: &str = "1";
-/// The number of hexadecimal digits of a key: 160 bits, with which a collision is practically impossible.
+/// The number of hexadecimal digits of a key. 40 digits are 160 bits, so different inputs practically never have the
+/// same key.
 const DIGITS: usize = 40;
 
 /// The paths of package sources (repositories, keys, credentials), each with the digest of its content.
 type Sources = BTreeMap<String, String>;
 
-/// Returns the key of the caches, which consists of letters and digits. It depends on the package sources as fetch
-/// steps see them. For a file of the plan, the plan's content is used and not the image's, because the file may not be
-/// placed yet.
+/// Returns the key of the caches. The key consists of letters and digits. It depends on the base, and on the package
+/// sources that fetch steps see. Fetch steps are the steps that download packages. If a source is a file of the plan,
+/// the key depends on the content in the plan, because the file may not be in the image yet.
 pub fn cache_key(
     base: &str,
     caches: &[Cache],
@@ -44,9 +45,9 @@ pub fn cache_key(
     Ok(digest(text.as_bytes())[..DIGITS].to_owned())
 }
 
-/// Returns the key of a step, by which a later bake recognizes that the step was already done. The key depends on the
-/// step, the package files of the definition, and the plan with only its `prepare` steps. It does not depend on other
-/// steps or on the requested packages. So a bake with other packages can skip a step that names no package.
+/// Returns the key of a step. If the cache records this key, the step was already done. The key depends on the step
+/// itself, the definition's package files, and the plan. Of the plan's other steps, only the `prepare` steps count. The
+/// requested packages do not count. So a bake with other packages can skip a step that names no package.
 pub fn step_key(work: &ProvisionContext<'_>, step: &Step) -> Result<String> {
     let digest_of = |ask: &PackageRequest| match ask {
         PackageRequest::File { package, .. } => Some(package.sha256.clone()),
@@ -62,8 +63,8 @@ pub fn step_key(work: &ProvisionContext<'_>, step: &Step) -> Result<String> {
     Ok(digest(text.as_bytes())[..DIGITS].to_owned())
 }
 
-/// Adds a file, or everything below a directory. For a symlink below a directory, adds its target's path and, if the
-/// target is a file, the digest of its content.
+/// Adds a file, or everything below a directory. The entry of a symlink below a directory contains the path of its
+/// target. If the target is a file, the entry also contains the digest of that file.
 fn add_source(path: &str, inside: &ImageTree, contents: &mut Sources) -> Result<()> {
     if inside.directory(path)?.is_none() {
         if let Some(content) = file_digest(path, inside)? {

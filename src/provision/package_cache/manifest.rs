@@ -17,10 +17,10 @@ const DEPTH_MAX: usize = 32;
 /// The maximum number of threads that compute digests. More threads are not faster, because the disk is the limit.
 const MAX_THREADS: usize = 4;
 /// The attribute that marks an opaque directory in an overlay's upper layer. Such a directory hides the content of the
-/// lower layer's directory.
+/// lower layer's directory with the same path.
 const OPAQUE: &str = "trusted.overlay.opaque";
 
-/// An object in a cache. Objects of other types, and those with names that are not UTF-8, are not cached.
+/// An object in a cache. An object of another type, or with a name that is not UTF-8, is not cached.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CacheEntry {
     Directory {
@@ -47,7 +47,7 @@ pub type CacheTree = BTreeMap<String, CacheEntry>;
 /// The changes to an older tree. They are read from an overlay's upper directory.
 #[derive(Debug, Default)]
 pub struct CacheChanges {
-    /// Removed paths. The older tree's objects at and below these paths are hidden. `tree` may have new objects at the
+    /// Removed paths. The older tree's objects at and below these paths are hidden. `tree` can have new objects at the
     /// same paths.
     pub gone: Vec<String>,
     /// Opaque directories. The older tree's objects below them are hidden.
@@ -61,7 +61,8 @@ fn is_within(path: &str, dir: &str) -> bool {
 }
 
 impl CacheChanges {
-    /// Reads an overlay's upper directory, or any other directory.
+    /// Reads the changes from an overlay's upper directory. For any other directory, `tree` has all objects of that
+    /// directory.
     pub fn read(dir: &Path) -> Result<Self> {
         let mut changes = Self::default();
         let mut files = Vec::new();
@@ -141,7 +142,8 @@ fn read_entry(path: &Path, metadata: &Metadata) -> Result<Option<CacheEntry>> {
         target.into_os_string().into_string().ok().map(CacheEntry::Link)
     } else if metadata.is_file() {
         let size = metadata.size();
-        // Package managers touch empty lock files in every run. So the time of an empty file is ignored.
+        // Whenever package managers run, they change the times of their empty lock files. So the time of an empty file
+        // is ignored.
         let modified = if size == 0 { (0, 0) } else { (metadata.mtime(), metadata.mtime_nsec()) };
         Some(CacheEntry::File { mode, uid, gid, size, modified, digest: String::new() })
     } else {
@@ -203,7 +205,7 @@ fn digest(path: &Path, buffer: &mut [u8]) -> Result<String> {
     }
 }
 
-/// Opens a regular file. Does not follow a symlink, and does not wait for a FIFO.
+/// Opens a regular file. Does not follow a symlink, and does not block on a FIFO.
 pub fn open(path: &Path) -> Result<File> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = File::from(rustix::fs::openat(CWD, path, flags, Mode::empty())?);
@@ -211,8 +213,8 @@ pub fn open(path: &Path) -> Result<File> {
     Ok(file)
 }
 
-/// Creates `to` with all objects of a tree. `put` is called to create each file, with the file's path below `to` and
-/// its full path.
+/// Creates `to` with all objects of a tree. `put` creates each file. Its arguments are the file's path below `to`, and
+/// the full path.
 pub fn create_tree(to: &Path, tree: &CacheTree, put: &dyn Fn(&str, &Path) -> Result<()>) -> Result<()> {
     for (path, entry) in tree {
         let at = if path.is_empty() { PathBuf::from(to) } else { to.join(path) };

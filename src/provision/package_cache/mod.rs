@@ -1,13 +1,13 @@
 //! The package cache: downloads of package managers are stored on this machine for later bakes.
 //!
-//! A plan names its caches, which are directories to which a package manager downloads. Fetch steps download packages,
-//! and run no package code. They see the downloads of earlier bakes that had the same base and the same package
-//! sources. Each cached file is first compared with its recorded digest.
+//! A plan lists its caches. A cache is a directory to which a package manager downloads. The steps that download
+//! packages are called fetch steps. They run no code of packages. Fetch steps see the downloads of earlier bakes with
+//! the same base and the same package sources. Before a bake uses the caches, oven compares each cached file with its
+//! recorded digest.
 //!
-//! The caches are published for later bakes before package code can run, so published caches contain only downloads of
-//! fetch steps. Later steps cannot change published files. Scripts of the definition may also write to the caches.
-//! Later steps of the same bake see what the scripts wrote and what was downloaded after that. All of this is discarded
-//! when the bake ends.
+//! oven publishes the downloads for later bakes before package code can run. So published caches contain only downloads
+//! of fetch steps. Later steps cannot change published files. The definition's scripts can write to the caches, but
+//! only later steps of the same bake see what they wrote. These files are discarded when the bake ends.
 
 pub(crate) mod key;
 pub(crate) mod manifest;
@@ -37,14 +37,14 @@ use tokio::task::JoinHandle;
 
 /// The package cache's directory, below a site's state directory.
 pub const DIR: &str = "packages";
-/// The size limit of the package cache in bytes. The cache has room for four base images with about 1 GiB each. This is
-/// enough for forty packages of a server with their dependencies, the indexes, and decompressed files. A larger cache
-/// would delay bakes, because each bake verifies all cached files of its base image. It verifies a few gigabytes per
+/// The size limit of the package cache in bytes. This is enough for four base images with about 1 GiB each. 1 GiB is
+/// enough for forty server packages with their dependencies, the indexes, and decompressed files. A larger cache would
+/// delay bakes, because each bake verifies all cached files of its base image. A bake verifies a few gigabytes per
 /// second.
 pub const LIMIT: u64 = 4 << 30;
 
-/// The number of bytes that downloads leave free on this machine's disk. So the builder continues to work even if an
-/// image's package manager downloads too much.
+/// The number of bytes that must stay free on this machine's disk. If fewer bytes are free, a step that downloads
+/// fails. So the builder continues to work even if an image's package manager downloads too much.
 const MIN_FREE: u64 = 1 << 30;
 /// The interval between checks of the free space.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
@@ -56,8 +56,9 @@ pub enum CacheAccess {
     None,
     /// The step sees the caches, but its writes are discarded when it ends.
     Read,
-    /// The step sees the caches, and later steps of this bake see its writes. Downloads that are made before untrusted
-    /// code runs are published for later bakes. All other writes are discarded when the bake ends.
+    /// The step sees the caches, and later steps of this bake see its writes. When the first command that may run
+    /// package code or a script starts, the downloads so far are published for later bakes. All other writes are
+    /// discarded when the bake ends.
     Write,
 }
 
@@ -85,18 +86,18 @@ pub struct CacheUse {
 pub struct DownloadCaches<'a> {
     request: CacheRequest<'a>,
     caches: RefCell<Option<OpenCaches>>,
-    /// The caches that a thread opens in the background while earlier steps run. `None` if no thread was started, or if
-    /// a step already took its result.
+    /// The caches that a thread opens in the background while the first steps run. `None` if no thread was started, or
+    /// if a step already took the thread's result.
     opening: RefCell<Option<Result<Option<Opening>>>>,
     /// Whether opening the caches was tried, successfully or not.
     tried_to_open: Cell<bool>,
-    /// True after package code or a script may have run. Later downloads are not published.
+    /// Set before the first command that may run package code or a script. Later downloads are not published.
     distrusted: Cell<bool>,
 }
 
 impl<'a> DownloadCaches<'a> {
-    /// Starts to open the caches in the background if a step of the plan will need them. Meanwhile steps may run, and
-    /// files of the plan may be placed.
+    /// Starts to open the caches in the background if a step of the plan will need them. Meanwhile, steps can run, and
+    /// files of the plan can be placed.
     pub fn new(request: CacheRequest<'a>) -> Self {
         let fetches = request.plan.steps.iter().any(|step| step.phase == Phase::Fetch);
         let opening = request.cache.filter(|_| fetches).map(|cache| Opening::begin(cache, &request));
@@ -135,8 +136,8 @@ impl<'a> DownloadCaches<'a> {
         self.caches.borrow().as_ref().map(|caches| caches.dir.clone())
     }
 
-    /// Waits until this machine's disk is almost full, and returns the failure of the step that is downloading. Never
-    /// returns if the caches are not open, or if `writes` is false because the step does not write to them.
+    /// Waits until this machine's disk is almost full, and then returns the failure of the step. `writes` is false if
+    /// the step does not write to the caches. Never returns if `writes` is false or if the caches are not open.
     pub async fn full(&self, writes: bool) -> anyhow::Error {
         let Some(dir) = self.dir().filter(|_| writes) else { return std::future::pending().await };
         while crate::sys::space::free_space(&dir).is_none_or(|free| free >= MIN_FREE) {
@@ -159,7 +160,8 @@ impl<'a> DownloadCaches<'a> {
         }
     }
 
-    /// Publishes the downloads of fetch steps, unless untrusted code may have written to the caches.
+    /// Publishes the downloads of fetch steps at the first call. Later calls do nothing, because package code or a
+    /// script may have run after the first call.
     pub async fn settle(&self, report: &Report) {
         if self.distrusted.replace(true) {
             return;
@@ -186,8 +188,8 @@ struct Opening {
 }
 
 impl Opening {
-    /// Begins to open the caches that have sources. Returns `None` if no cache of the plan has sources, the image has
-    /// none of the directories, or the disk is almost full.
+    /// Begins to open the plan's caches that list package sources. Returns `None` if the plan has no such cache, if the
+    /// image has none of their directories, or if the disk is almost full.
     fn begin(cache: &PackageCache, request: &CacheRequest<'_>) -> Result<Option<Self>> {
         let (report, plan, inside) = (request.report, request.plan, request.image);
         let (mut caches, mut seeds) = (Vec::new(), Vec::new());
@@ -252,8 +254,8 @@ impl OpenCaches {
         }
     }
 
-    /// Publishes the downloads. Returns `None` if the publishing thread panicked, because the caches are then lost.
-    /// Later steps see the image's own directories instead.
+    /// Publishes the downloads. If the publishing thread panics, the caches are lost, and this function returns `None`.
+    /// Then later steps see the image's own directories.
     async fn publish(self, report: &Report) -> Option<Self> {
         let step = report.step("cache", "caching packages");
         let Self { dir, caches, mut working } = self;
@@ -300,8 +302,8 @@ fn read_seed(inside: &ImageTree, path: &str) -> Result<Option<CacheTree>> {
     Ok(Some(tree))
 }
 
-/// Returns whether directories of the store can be the layers of an overlay. In a container, the store's file system
-/// may not support this.
+/// Returns whether directories of the store can be the layers of an overlay. In a container, the store may be on a file
+/// system that does not support this.
 fn supports_overlays(store: &CacheStore) -> bool {
     let try_overlay = || -> Result<()> {
         let lock = store.lock()?;

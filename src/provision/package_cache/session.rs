@@ -1,4 +1,4 @@
-//! The caches of one bake: the downloads of earlier bakes, and the bake's own changes over them.
+//! The caches of one bake. They consist of the downloads of earlier bakes, and the changes that this bake makes.
 
 use super::manifest;
 use super::manifest::{CacheChanges, CacheEntry, CacheTree};
@@ -15,8 +15,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// If a generation has this many recorded steps, they are not copied to the next generation. This is rare. Each
-/// definition has two or three such steps, so hundreds of definitions would have to use the same cache.
+/// A generation is a published state of the caches. If it records at least this many steps, they are not copied to the
+/// next generation. This is rare, because each definition adds only two or three steps.
 const DONE_MAX: usize = 1000;
 
 /// The overlay's directories for one cache. If `lower` is `None`, there is no overlay, and steps see `upper` itself.
@@ -35,10 +35,9 @@ pub struct CacheSession {
     kinds: Vec<Holds>,
     seeds: Vec<CacheTree>,
     overlays: bool,
-    /// The published state of the caches (a generation) with which this bake began. It is the lower layer of the
-    /// overlay.
+    /// The generation with which this bake began. Its directories are the lower layers of the overlays.
     generation: Option<CacheGeneration>,
-    /// The valid part of the generation, for each cache.
+    /// The undamaged content of the generation, for each cache.
     trees: Vec<CacheTree>,
     layers: Vec<CacheLayers>,
     /// The number of calls of `lay_out`. Each call creates directories with new names.
@@ -54,9 +53,9 @@ pub struct CacheSession {
 }
 
 impl CacheSession {
-    /// Opens the caches of a bake, with the downloads of earlier bakes that had the same `key` (letters and digits). A
-    /// new cache begins with the directories of `seeds`. `overlays` is false if this machine cannot mount overlays.
-    /// Then all cached files are copied.
+    /// Opens the caches of a bake. They contain the downloads of earlier bakes with the same `key`, which consists of
+    /// letters and digits. A new cache contains only the directories in `seeds`. If `overlays` is false, this machine
+    /// cannot mount overlays, and all cached files are copied.
     pub fn open(
         store: &CacheStore,
         key: &str,
@@ -114,7 +113,7 @@ impl CacheSession {
         &self.layers
     }
 
-    /// Creates new directories for steps. `damaged` has the paths of damaged files for each cache. Steps do not see
+    /// Creates new layers for the steps that follow. `damaged` lists the damaged files of each cache. Steps do not see
     /// these files.
     fn lay_out(&mut self, damaged: &[Vec<String>]) -> Result<()> {
         self.layouts += 1;
@@ -143,14 +142,16 @@ impl CacheSession {
             if damaged.iter().try_for_each(|path| hide_file(&upper, path, tree)).is_ok() {
                 return Ok(CacheLayers { lower: Some(lower), upper, work });
             }
-            // Hiding a file needs a device node. If the node cannot be created, all files are copied instead.
+            // A file could not be hidden, for example because this machine does not permit device nodes. So all valid
+            // files are copied instead.
             remove(&upper)?;
         }
         manifest::create_tree(&upper, tree, &|path, to| copy(&lower.join(path), to, &tree[path]))?;
         Ok(CacheLayers { lower: None, upper, work })
     }
 
-    /// Returns whether a step can be skipped, because it was done before and the caches have not changed since.
+    /// Returns whether a step can be skipped. It can be skipped if an earlier bake did it and the caches have not
+    /// changed since then.
     pub fn is_done(&self, step: &str) -> Result<bool> {
         let done_in = |generation: &&CacheGeneration| generation.index.done.contains(step);
         let Some(generation) = self.generation.as_ref().filter(done_in) else {
@@ -169,13 +170,14 @@ impl CacheSession {
         Ok(true)
     }
 
-    /// Records that a step was done. Later bakes can skip it while the caches do not change.
+    /// Records that a step was done. Later bakes can skip the step until the caches change.
     pub fn note_done(&mut self, step: String) {
         self.done.insert(step);
     }
 
-    /// Publishes this bake's caches, merged with those that other bakes published meanwhile. After that, steps see the
-    /// merged content, and their later writes are private to this bake. Returns the number of added bytes.
+    /// Publishes this bake's caches. If another bake has published its caches since this bake began, both are merged.
+    /// After the call, steps see the published content, and what they write is visible only to this bake. Returns the
+    /// number of added bytes.
     pub fn publish(&mut self) -> Result<u64> {
         let mut mine = Vec::new();
         for (cache, layers) in self.layers.iter().enumerate() {
@@ -203,8 +205,8 @@ impl CacheSession {
         }
         let download_times = self.remove_oldest(&mut trees, newest.as_ref());
         let has_indexes = |cache: usize| self.kinds[cache] == Holds::Indexes;
-        // If another bake published a different index meanwhile, the steps of each bake were done with its own index
-        // only. So no step counts as done with the published index.
+        // If another bake published a different index meanwhile, each bake did its steps with its own index. So no step
+        // is recorded as done for the merged caches.
         let index_differs = !ours_is_newest
             && (0..mine.len()).any(|cache| has_indexes(cache) && theirs(cache) != Some(&mine[cache].1));
         let done = match index_differs {
@@ -213,8 +215,8 @@ impl CacheSession {
         };
         let differs = |cache: usize, tree: &CacheTree| theirs(cache) != Some(tree);
         let steps_unchanged = newest.as_ref().is_some_and(|newest| newest.index.done == done);
-        // A new download of a damaged file has the same entry as before. So a comparison of the trees does not show
-        // that the file was replaced.
+        // If a damaged file was downloaded again, its entry in the tree is the same as before. So a comparison of the
+        // trees does not show that the file was replaced.
         let replaces_damaged = ours_is_newest && self.damaged > 0;
         if !replaces_damaged
             && steps_unchanged
@@ -250,8 +252,9 @@ impl CacheSession {
         Ok(after.saturating_sub(before))
     }
 
-    /// Returns the steps that later bakes can skip. `trees` is the content that is being published. The steps of a bake
-    /// are included if `trees` has the bake's indexes and all of its packages.
+    /// Returns the steps that later bakes can skip. `trees` is the content that is being published. The steps of this
+    /// bake are included if `trees` has this bake's indexes and all of its packages. The same holds for the steps that
+    /// `newest` records.
     fn steps_done<'a>(
         &self,
         trees: &[CacheTree],
@@ -260,7 +263,7 @@ impl CacheSession {
     ) -> BTreeSet<String> {
         let contains = |cache: usize, of: &CacheTree| match self.kinds[cache] {
             Holds::Indexes => trees[cache] == *of,
-            // Only names are compared, because another bake's file with the same name is just as good.
+            // Only paths are compared, because another bake's file at the same path is an equivalent download.
             Holds::Packages => of.keys().all(|path| trees[cache].contains_key(path)),
         };
         let mut done = BTreeSet::new();
@@ -276,8 +279,8 @@ impl CacheSession {
         done
     }
 
-    /// Removes the oldest packages from `trees` while they exceed the store's limit. Returns the download time of each
-    /// remaining file.
+    /// Removes the oldest packages from `trees` until the total size is within the store's limit. Returns the download
+    /// time of each remaining file.
     fn remove_oldest(
         &self,
         trees: &mut [CacheTree],
@@ -327,8 +330,8 @@ impl Drop for CacheSession {
     }
 }
 
-/// Returns the valid part of a cached tree, and the damaged paths. If a directory or an index is damaged, no part is
-/// valid.
+/// Returns the valid part of a cached tree, and the damaged paths. If a directory or an index is damaged, the whole
+/// tree counts as damaged.
 fn verify_tree(dir: &Path, tree: &CacheTree, kind: Holds) -> Result<(CacheTree, Vec<String>)> {
     let Ok((damaged, directory_differs)) = manifest::differences(dir, tree) else {
         return Ok((CacheTree::new(), vec![String::new()])); // the directory cannot be read
@@ -366,8 +369,9 @@ fn copy(from: &Path, to: &Path, entry: &CacheEntry) -> Result<()> {
     Ok(())
 }
 
-/// Merges the trees of two bakes that began with the tree `start`. Packages are taken from both bakes. An index is
-/// taken from one bake: from this bake if it changed the index, otherwise from the other bake.
+/// Merges the tree of this bake (`mine`) with the tree of another bake (`theirs`). `start` is the tree with which this
+/// bake began. Packages are taken from both bakes. If this bake changed its indexes, its indexes are used. Otherwise,
+/// the indexes of the other bake are used.
 fn merge(start: &CacheTree, mine: &CacheTree, theirs: &CacheTree, kind: Holds) -> CacheTree {
     if mine == start {
         return theirs.clone();

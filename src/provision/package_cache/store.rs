@@ -1,10 +1,10 @@
 //! The store of the package cache.
 //!
-//! The store's directory has a subdirectory for each key, with the generations of that key. A generation is a published
-//! state of a bake's caches. `N/index` has the digest of each file of generation N. `N/0`, `N/1` and so on are the
-//! directories of the plan's caches. A generation never changes. A bake works in a private directory (`session`), and
-//! its downloads are published as the next generation. If a bake is killed before that, the last generation is
-//! unchanged.
+//! The store's directory has a subdirectory for each key, with the generations of that key. A generation is a state of
+//! the caches that a bake published. Generation N has a file `N/index` with the digest of each cached file, and the
+//! directories `N/0`, `N/1` and so on, one for each of the plan's caches. A generation never changes. A bake downloads
+//! to a private directory, and then publishes its downloads as the next generation (see `session`). If a bake is killed
+//! before it publishes, the store has no new generation.
 
 use super::manifest;
 use super::manifest::{CacheEntry, CacheTree};
@@ -21,12 +21,13 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use tempfile::TempDir;
 
-/// The package cache, and the base image whose part of the cache a bake uses.
+/// The package cache, and the base image of a bake. A bake uses only the part of the cache that belongs to its base
+/// image.
 #[derive(Debug, Clone)]
 pub struct PackageCache {
     pub store: CacheStore,
-    /// The id of the base image's snapshot. Fetch steps run the base image's own programs, so bakes of other bases do
-    /// not use their downloads.
+    /// The id of the base image's snapshot. The steps that download packages run programs of the base image. So their
+    /// downloads are not used for other base images.
     pub base: String,
 }
 
@@ -43,7 +44,7 @@ const FORMAT: u32 = 1;
 #[derive(Debug, Clone)]
 pub struct CacheStore {
     dir: PathBuf,
-    /// The limit in bytes. Generations in use are never removed, so the store may be larger than the limit.
+    /// The limit in bytes. Generations in use are never removed, so the store can temporarily be larger than the limit.
     limit: u64,
 }
 
@@ -56,7 +57,7 @@ pub struct Index {
     /// The download times of the files of each tree, in milliseconds since 1970. The order is that of `trees`.
     #[serde(rename = "since")]
     pub download_times: Vec<BTreeMap<String, u64>>,
-    /// The steps that can be skipped as long as the trees do not change.
+    /// The keys of the steps that can be skipped as long as the trees do not change.
     pub done: BTreeSet<String>,
 }
 
@@ -89,7 +90,7 @@ impl CacheStore {
         dir.with_context(|| format!("making a directory in {}", self.dir.display()))
     }
 
-    /// Locks the store. The lock is held only for moments, to read the store and to publish.
+    /// Locks the store. Callers hold the lock only for a moment, while they read the store or publish.
     pub fn lock(&self) -> Result<FileLock> {
         fs::create_dir_all(&self.dir).with_context(|| format!("making {}", self.dir.display()))?;
         fs::set_permissions(&self.dir, Permissions::from_mode(0o700))
@@ -97,9 +98,9 @@ impl CacheStore {
         lock_file(&self.dir.join(LOCK), LockMode::Exclusive)
     }
 
-    /// Removes the working directories of killed bakes. A directory that cannot be removed remains until the next
-    /// sweep. The store must be locked. A bake creates and locks its directory while it holds the lock of the store. So
-    /// a directory that is not locked belongs to a killed bake.
+    /// Removes the working directories of killed bakes. A bake creates and locks its directory while it holds the
+    /// store's lock. So if the caller holds the store's lock, a directory that is not locked belongs to a killed bake.
+    /// If a directory cannot be removed, the next call tries again.
     pub fn sweep(&self) {
         for (_, path) in children(&self.dir).filter(|(name, _)| name.starts_with(WORK)) {
             let lock = path.join(LOCK);
@@ -110,8 +111,8 @@ impl CacheStore {
         }
     }
 
-    /// Removes old generations, and then the least recently used keys until the store is below its limit. The store
-    /// must be locked.
+    /// Removes all generations except the newest of each key. Then removes the least recently used keys until the store
+    /// is within its limit. Generations in use are not removed. The store must be locked.
     pub fn trim(&self) {
         let (mut keys, mut total) = (Vec::new(), 0);
         for (name, key) in children(&self.dir) {
@@ -181,8 +182,8 @@ impl CacheGeneration {
         self.dir == other.dir
     }
 
-    /// Publishes a new generation. `put` is called to create each file, with the number of the cache, the file's path
-    /// in the cache, and its full path. The store must be locked.
+    /// Publishes a new generation. `put` creates each file. Its arguments are the number of the cache, the file's path
+    /// in the cache, and the full path of the new file. The store must be locked.
     pub fn publish(key: &Path, index: Index, put: &dyn Fn(usize, &str, &Path) -> Result<()>) -> Result<Self> {
         let number = generation_numbers(key).pop().unwrap_or(0) + 1;
         // If a later call fails, the next trim removes this directory.
@@ -233,7 +234,7 @@ fn children(dir: &Path) -> impl Iterator<Item = (String, PathBuf)> {
     entries.filter_map(|entry| Some((entry.file_name().into_string().ok()?, entry.path())))
 }
 
-/// Creates a file if it is missing, and waits until it is locked.
+/// Opens a file, or creates it if it is missing, and waits for its lock.
 pub fn lock_file(path: &Path, mode: LockMode) -> Result<FileLock> {
     let locking = || format!("locking {}", path.display());
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;

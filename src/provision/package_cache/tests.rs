@@ -210,7 +210,7 @@ fn concurrent_bakes_are_merged_and_do_not_see_each_other() {
 #[test]
 fn steps_are_done_where_all_packages_came_with_one_index() {
     for lab in Lab::all() {
-        // In the first case both bakes find the same index; in the second case the other bake finds a new one.
+        // In the first case, both bakes have the same index. In the second case, the other bake downloads a new index.
         for (key, theirs, done) in [("same", "1", true), ("new", "2", false)] {
             let mut first = lab.open(key);
             write(&first, LISTS, "InRelease", "1");

@@ -9,7 +9,8 @@ use crate::formats::fstab;
 use crate::formats::fstab::FstabSource;
 use std::collections::BTreeSet;
 
-/// The prefixes of the kernel's device names of disks. The rest of a name, such as a number, depends on the machine.
+/// The prefixes of the names that the kernel gives to disks. The rest of a name, such as a number, depends on the
+/// machine.
 const KERNEL_NAMES: [&str; 9] = ["dm-", "hd", "loop", "md", "mmcblk", "nbd", "nvme", "sd", "vd"];
 /// Links of udev that identify a piece of hardware.
 const HARDWARE: [&str; 4] = ["disk/by-diskseq/", "disk/by-id/", "disk/by-path/", "disk/by-loop-"];
@@ -41,7 +42,7 @@ impl DiskNames {
     }
 
     fn has(&self, by: &str, id: &str) -> bool {
-        // A kernel's command line encodes blanks as udev does.
+        // In a kernel's command line, blanks are encoded in the same way as in udev's links.
         self.links.contains(&fold_case(&format!("disk/by-{by}/{}", link_name(&fstab::unhex(id)))))
     }
 
@@ -94,7 +95,8 @@ fn check_fstab_line(line: &str, own: &DiskNames) -> Option<String> {
     let mut fields = line.split_ascii_whitespace();
     let (spec, _, _) = (fields.next()?, fields.next()?, fields.next()?);
     let options: Vec<_> = fields.next().unwrap_or("").split(',').collect();
-    // A file system that may be absent may be on another disk of the instance. So its UUID or label is not checked.
+    // A file system with one of these options can be on another disk of the instance. So its UUID or label is not
+    // checked.
     let may_be_absent = ["nofail", "noauto"].iter().any(|option| options.contains(option));
     match FstabSource::parse(&fstab::unescape(spec)) {
         FstabSource::Device(path) => check_device(&path, own, may_be_absent),

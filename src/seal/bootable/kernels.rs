@@ -24,7 +24,7 @@ const INITRAMFS: [&str; 8] = [
 /// The directories of kernel-install. Each has subdirectories that are named after a machine id or a distribution.
 const ENTRIES: [&str; 3] = ["/boot", "/boot/efi", "/efi"];
 
-/// Identifies a file's content. The stamp changes if the file is replaced or written again.
+/// A file's inode, size and time. Two different stamps of a path mean that the file was replaced or written again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stamp {
     inode: u64,
@@ -47,7 +47,8 @@ pub struct DriverSet {
 }
 
 impl DriverSet {
-    /// Records the driver if the file name is a driver's. Returns `Break` when both drivers were found.
+    /// Records a driver if `name` is the path of the driver's module. Returns `Break` when both drivers have been
+    /// found.
     pub fn see(&mut self, name: &[u8]) -> ControlFlow<()> {
         let file = name.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
         self.nvme |= is_module(file, b"nvme");
@@ -56,13 +57,13 @@ impl DriverSet {
     }
 }
 
-/// Returns whether a file is this module: `nvme.ko`, possibly compressed.
+/// Returns whether `file` is the file name of the module `name`, such as `nvme.ko` or `nvme.ko.xz`.
 fn is_module(file: &[u8], name: &[u8]) -> bool {
     let end = file.strip_prefix(name);
     end.is_some_and(|end| matches!(end, b".ko" | b".ko.xz" | b".ko.zst" | b".ko.gz"))
 }
 
-/// Returns `None` if there is no regular file at the path. Links are followed inside the image.
+/// Returns `None` if there is no regular file at the path. Symlinks are followed inside the image.
 pub fn file_stamp(inside: &ImageTree, path: &str) -> Result<Option<Stamp>> {
     let doing = || format!("reading the metadata of {path} in the image");
     let found = match inside.open(path, OFlags::PATH) {
@@ -135,7 +136,8 @@ pub fn built_in_drivers(inside: &ImageTree, version: &str) -> Result<DriverSet> 
     Ok(drivers)
 }
 
-/// Returns whether the root file system has a module in a directory that modprobe searches.
+/// Returns whether the root file system's `modules.dep` lists a module. modprobe can load only the modules in this
+/// list.
 pub fn has_module(inside: &ImageTree, version: &str, name: &str) -> Result<bool> {
     let is_entry = |line: &String| {
         let path = line.split(':').next().unwrap_or_default();

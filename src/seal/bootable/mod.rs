@@ -1,10 +1,10 @@
 //! Checks that an instance can boot after a bake changed kernels or boot loader files.
 //!
-//! Only files that the bake changed are checked, so that an unusual base that boots is not rejected. A changed file is
-//! checked completely. Configuration that is read at boot must name the image's own disk (`device_names.rs`). A
-//! kernel's drivers are checked if the kernel or its initramfs is new. The nvme driver must be built in or in the
-//! initramfs, because the kernel needs it to mount the root. The ena driver is needed only after the root is mounted,
-//! so it may also be a module of the root file system.
+//! Only files that the bake changed are checked. Otherwise, an unusual base image could be rejected although it boots.
+//! If a file changed, its whole content is checked. Configuration that is read at boot must name the image's own disk
+//! (`device_names.rs`). A kernel's drivers are checked if the kernel or its initramfs is new. The nvme driver must be
+//! built into the kernel or be in the initramfs, because the kernel needs it to mount the root. The ena driver is
+//! needed only after the root is mounted, so it may also be a module of the root file system.
 
 mod device_names;
 mod kernels;
@@ -136,8 +136,8 @@ async fn check_kernel(
     Ok(found)
 }
 
-/// Returns the drivers that are built into a kernel or are in its initramfs. The inner error means that the initramfs
-/// cannot be read.
+/// Returns the drivers that are built into a kernel or are in its initramfs. The outer error means that the initramfs
+/// cannot be opened. The inner error means that its content cannot be read.
 async fn read_drivers(inside: &ImageTree, path: &str, built_in: DriverSet) -> Result<Result<DriverSet>> {
     let file = inside.open_file(path)?.with_context(|| format!("opening {path} in the image"))?;
     let read = move || {

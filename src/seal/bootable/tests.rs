@@ -9,7 +9,8 @@ const GRUB: &str = "/boot/grub/grub.cfg";
 const GOOD: &str = "menuentry 'x' {\n\tlinux /boot/vmlinuz-2 root=UUID=root-id ro\n}\n";
 const MODULES: [&str; 2] = ["lib/modules/2/kernel/nvme.ko", "lib/modules/2/kernel/ena.ko"];
 
-/// A base with one kernel. The check would reject its texts and initramfs if a bake had created them.
+/// Creates a base with one kernel. The check would reject the boot texts and the initramfs of this base if a bake had
+/// created them.
 fn base() -> Tree {
     let tree = Tree::new();
     tree.file("boot/vmlinuz-1", "kernel");
@@ -25,7 +26,7 @@ fn archive(files: &[&str]) -> Vec<u8> {
     gzip(&cpio(&files))
 }
 
-/// Adds a kernel with its initramfs. `modules` is the content of its `modules.dep` on the root file system.
+/// Adds a kernel with its initramfs. `modules` is the content of the kernel's `modules.dep` on the root file system.
 fn install(inside: &ImageTree, version: &str, initramfs: Option<&[u8]>, modules: &str) {
     inside.write(&format!("/boot/vmlinuz-{version}"), b"a kernel", 0o644, 0, 0).unwrap();
     inside.write(&format!("/lib/modules/{version}/modules.dep"), modules.as_bytes(), 0o644, 0, 0).unwrap();
@@ -114,7 +115,7 @@ async fn a_kernel_needs_its_drivers() {
             .await;
     assert!(found.contains("/boot/initrd.img-2: it has no nvme driver"), "{found}");
     assert!(!found.contains("ena driver"), "{found}");
-    // The driver is built in.
+    // Both drivers are built into the kernel.
     let tree = base();
     tree.file("lib/modules/2/modules.builtin", "kernel/drivers/nvme/host/nvme.ko\n");
     tree.file("boot/config-2", "CONFIG_ENA_ETHERNET=y\n");

@@ -1,5 +1,5 @@
 //! Checks that an image has no machine-specific data and no leftovers of the bake. [`super::clean`] should have removed
-//! both, but these checks do not rely on it. They report only findings that are certain, because any finding fails the
+//! both, and these checks find what it missed. They report only what is certainly wrong, because each finding fails the
 //! bake.
 
 #[cfg(test)]
@@ -36,14 +36,14 @@ const SETTINGS: [&str; 8] = [
     "/etc/yum.repos.d/*",
 ];
 
-/// The state of the image before the bake. Findings that the base image already has are not reported.
+/// The state of the image before the bake. Leftovers that the base image already had are not reported.
 pub struct LintBaseline {
     resolv_conf: Resolv,
     /// Whether a package copied this machine's name servers to `/etc/resolv.conf`. This is determined before the
     /// definition's scripts run, because changes by scripts are intended.
     has_builders_resolv_conf: bool,
-    /// The paths of shims that the base image itself has with the same content. A shim is a file that replaces a
-    /// program during the bake.
+    /// A shim is a file that replaces a file of the image while a step runs. This set has the paths of the shims that
+    /// have the same content as the base image's own file at that path.
     own_shims: BTreeSet<String>,
     /// Files of the base image that already name the proxy or the mirror.
     settings: BTreeSet<String>,
@@ -87,7 +87,7 @@ impl LintBaseline {
         })
     }
 
-    /// Checks whether a package copied this machine's name servers to `/etc/resolv.conf`. Other changes are permitted.
+    /// Records whether a package copied this machine's name servers to `/etc/resolv.conf`. Other changes are permitted.
     /// For example, systemd-resolved replaces the file. Call this after the packages are installed.
     pub fn record_resolv_conf(&mut self, inside: &ImageTree) -> Result<()> {
         self.compare(inside, &std::fs::read_to_string(RESOLV_CONF).unwrap_or_default())
@@ -143,7 +143,7 @@ pub fn lint(inside: &ImageTree, work: &ProvisionContext<'_>, before: &LintBaseli
         .into())
 }
 
-/// Finds data that is specific to one machine, and downloads in the package manager's caches.
+/// Finds data that is specific to one machine, and files that remain in the package manager's caches.
 fn machine_data(inside: &ImageTree, caches: &[Cache]) -> Result<Vec<Finding>> {
     let mut found = Vec::new();
     let mut add =
@@ -236,7 +236,7 @@ fn bake_leftovers(
     if !before.had_run && inside.exists(RUN)? {
         add(RUN, "a directory that should exist only during the bake");
     }
-    // Files that the definition places are intended.
+    // A file that the definition places is not a leftover.
     let placed = |path: &str| {
         let targets = work.image.files.iter().map(|file| file.target.as_str());
         targets.into_iter().any(|target| Path::new(path).starts_with(target.trim_end_matches('/')))
