@@ -1,4 +1,4 @@
-//! Creates the disk of a bake, and makes a snapshot of it.
+//! Creates a bake's disk, and makes a snapshot of that disk.
 
 pub mod attached_disk;
 pub mod direct;
@@ -18,14 +18,14 @@ use async_trait::async_trait;
 pub struct DiskSpec {
     /// `None` means the size of the base.
     pub size_gib: Option<u64>,
-    /// The volume's type, and the encryption of the volume or the snapshot.
+    /// The type of the volume, and how the volume or the snapshot is encrypted.
     pub kind: VolumeKind,
     /// The tags of the volume and the snapshot.
     pub tags: Tags,
     /// Whether the snapshot is read back and compared with the uploaded blocks. This applies only to snapshots that
     /// oven uploads.
     pub verify: bool,
-    /// Whether the disk will be committed. If true, the checkout can already start the snapshot.
+    /// Whether `commit` will be called. If true, `checkout` can start the snapshot early.
     pub will_commit: bool,
 }
 
@@ -53,7 +53,8 @@ pub fn with_owner_tags(tags: &Tags, run: &RunId) -> Tags {
 /// A strategy to create a writable copy of a base image's disk.
 #[async_trait(?Send)]
 pub trait DiskStrategy {
-    /// Queries the facts from the cloud that `checkout` needs for this run. Creates nothing and reports nothing.
+    /// Asks the cloud in advance for information that `checkout` needs for this run. Creates nothing and reports
+    /// nothing.
     async fn query_facts(&self, _base: &Base, _spec: &DiskSpec, _run: &RunId) -> Result<()> {
         Ok(())
     }

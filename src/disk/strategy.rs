@@ -1,4 +1,5 @@
-//! Uses the selected strategy for new disks. Looks for preserved disks and the leftovers of a run with both strategies.
+//! Uses the selected strategy for new disks. Uses both strategies to find preserved disks and to remove a run's
+//! leftovers.
 
 use super::direct::preserved_disk;
 use super::{Disk, DiskSpec, DiskStrategy};
