@@ -8,9 +8,9 @@ use crate::ids::BLOCK;
 use std::io;
 use std::sync::Arc;
 
-/// Queues blocks for prefetching. The first ones are the blocks in `used`, which the last bake of a definition with the
-/// same `name` used. The next ones are the blocks with the file system's metadata, which every bake needs. A separate
-/// thread finds the metadata, because the search has to read blocks, which takes time.
+/// Queues blocks for prefetching. The first ones are the blocks in `used`. The last bake of a definition with the same
+/// `name` used these blocks, in this order. The next ones are the blocks with the file system's metadata, which every
+/// bake needs. A separate thread finds the metadata, because the search has to read blocks, which takes time.
 pub fn start_prefetching(lower: &Arc<BackingStore>, used: Vec<u32>) {
     lower.queue_prefetch(used);
     let lower = lower.clone();

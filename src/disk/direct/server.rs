@@ -350,7 +350,7 @@ fn child() -> Result<()> {
 /// Gives this thread a separate descriptor table and a separate mount namespace, without oven's files and mounts. If
 /// oven is killed, the last thread that shares oven's table and namespace closes the files and unmounts the mounts.
 /// That thread may have to wait for the disk, that is, for the server. It must not be this thread, because the server
-/// ends only when this thread ends. Otherwise both would wait for each other for ever.
+/// ends only when this thread ends. Otherwise this thread and the server would wait for each other for ever.
 #[allow(unsafe_code)]
 fn detach_thread() -> Result<()> {
     // SAFETY: after this call, this thread has its own copies of all descriptors, and no value owns such a copy. Each

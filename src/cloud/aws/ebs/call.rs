@@ -32,8 +32,8 @@ pub const MAX_READS: usize = 96;
 /// MiB, on two cores that oven shared with a server that simulates EBS. With 64 concurrent reads from the start, it
 /// took the same time and up to 98 MiB.
 const INITIAL_READS: usize = 24;
-/// If a read takes longer, the reason is EBS and not this machine. Each such read raises the number of concurrent
-/// reads, see [`EbsState::took`].
+/// If a read takes longer, the reason is EBS and not this machine. Such reads raise the number of concurrent reads (see
+/// [`EbsState::took`]).
 const SLOW_READ: Duration = Duration::from_millis(50);
 /// EBS accepts 1000 calls of one kind for one snapshot in a second. EBS may also count calls that were under way when
 /// the second began, so the sum of both must not exceed 1000.
@@ -59,8 +59,8 @@ pub struct KnownSnapshot {
     pub tokens: BlockTokens,
     pub gets: RateLimiter,
     pub puts: RateLimiter,
-    /// When this process created the snapshot; `None` if it did not create it. It takes some time until all servers of
-    /// EBS know a new snapshot.
+    /// The time at which this process created the snapshot. `None` if this process did not create it. It takes some
+    /// time until all servers of EBS know a new snapshot.
     born: Option<Instant>,
 }
 

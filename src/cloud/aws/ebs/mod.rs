@@ -1,5 +1,5 @@
-//! EBS direct: block-level access to snapshots, with AWS's SDK. No type of the SDK leaves this module. Some calls for
-//! snapshots exist only in EC2's API. [`Ec2`] sends these calls.
+//! Implements [`BlockApi`] with EBS direct, AWS's API for the blocks of snapshots. Requests are sent with AWS's SDK. No
+//! type of the SDK leaves this module. Some calls for snapshots exist only in EC2's API. [`Ec2`] sends these calls.
 //!
 //! The module `workers` sends the requests from separate threads, because a thread that reads a block is blocked until
 //! the block arrives. Only the module `call` retries calls. It classifies errors by the same table as EC2's errors. All

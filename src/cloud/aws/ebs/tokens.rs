@@ -1,5 +1,5 @@
-//! Caches the tokens that are needed to read blocks by EBS direct. The cache consists of windows, each with the tokens
-//! of a range of blocks.
+//! EBS direct requires a token for each block that is read. This module caches the tokens of a snapshot. The cache
+//! consists of windows, each with the tokens of a range of blocks.
 
 use std::time::{Duration, SystemTime};
 use tokio::sync::Mutex;

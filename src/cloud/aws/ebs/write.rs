@@ -42,8 +42,8 @@ const SECONDS_PER_GIB: u64 = 54;
 pub struct SnapshotStarts {
     /// The number of attempts for each run. Each attempt has a different client token.
     attempts: RefCell<HashMap<RunId, u32>>,
-    /// Requests without an answer, by client token. Each of them may have started a snapshot. If it did and is sent
-    /// again, EBS answers with that snapshot.
+    /// Requests whose outcome is unknown, by client token. Each of them may have started a snapshot. If such a request
+    /// is sent again, EBS recognizes its token and answers with that snapshot.
     unresolved: Arc<Mutex<HashMap<String, (RunId, StartSnapshotInputBuilder)>>>,
     /// Has an entry for each snapshot for which EBS refused a block. The value says whether EBS has discarded the
     /// snapshot. This is queried once for each snapshot, not for each block.

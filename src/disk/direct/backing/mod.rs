@@ -211,8 +211,9 @@ impl BackingStore {
         lock_mutex(&self.used).0.clone()
     }
 
-    /// Starts threads for requests and threads for prefetching. The former end when the socket is closed, and the
-    /// latter after [`Self::stop_prefetching`]. `place` is the directory of the files with the disk's changes.
+    /// Starts threads for requests and threads for prefetching. The threads for requests end when the socket is closed.
+    /// The threads for prefetching end after [`Self::stop_prefetching`]. `place` is the directory of the files with the
+    /// disk's changes.
     pub fn start_threads(self: &Arc<Self>, socket: &Arc<OwnedFd>, place: &Path) -> std::io::Result<()> {
         _ = self.place.set(place.to_owned());
         lock_mutex(&self.requests).socket = Some(socket.clone());

@@ -48,7 +48,7 @@ pub const RESERVED_SPACE: u64 = 1 << 30;
 /// The hint for a cache that is unusable.
 const REMOVE_HINT: &str = "The cache only saves downloads. You can remove it while no bake runs.";
 
-/// The number of locks for blocks. Each lock is shared by many blocks. Threads seldom wait for this reason, because two
+/// The number of locks for blocks. Each lock is shared by many blocks. This seldom makes a thread wait, because two
 /// blocks with the same lock are seldom read from the cloud concurrently.
 const LOCKS: usize = 64;
 
@@ -79,8 +79,9 @@ pub struct BlockCache {
 /// The cached blocks of one snapshot. They are not evicted while this value exists.
 #[derive(Debug)]
 pub struct CachedSnapshot {
-    // Fields are dropped in this order. Dropping `digests` releases the lock, and then another process can evict the
-    // data. `shared_state` is dropped before, so that no later bake finds this state.
+    // The fields are dropped in the order of their declaration. When `digests` is dropped, the lock is released, and
+    // another process can evict the data. `shared_state` must be dropped before that, so that no later bake relies on
+    // blocks that were evicted.
     shared_state: Arc<SharedState>,
     dir: PathBuf,
     data: File,

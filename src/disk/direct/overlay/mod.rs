@@ -18,7 +18,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, MutexGuard};
 
-/// The number of locks for blocks. Each lock is shared by many blocks. Threads seldom wait for this reason, because two
+/// The number of locks for blocks. Each lock is shared by many blocks. This seldom makes a thread wait, because two
 /// blocks with the same lock are seldom written concurrently.
 const LOCKS: usize = 64;
 

@@ -195,7 +195,7 @@ async fn dir_and(reply: impl Fn(&str) -> Reply + Send + 'static) -> (Ebs, Fake) 
     ebs(dir.path(), move |request, _| reply(&request.action)).await
 }
 
-/// Reads have to work while the readers' threads are blocked and the main thread waits in the kernel.
+/// Reads have to work although the threads that read are blocked, and the main thread waits in the kernel.
 #[test]
 fn reads_need_no_other_thread() {
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

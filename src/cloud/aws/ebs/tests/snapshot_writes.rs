@@ -236,8 +236,8 @@ async fn a_lost_completion_is_looked_up_and_fails_no_complete_snapshot() {
         assert_eq!(fake.left(), [id.0]);
         assert_eq!(fake.count("CompleteSnapshot"), sent);
     }
-    // The first call takes effect, but the snapshot is still pending when it is polled. So EBS refuses the second call.
-    // oven must not report this refusal.
+    // The replies simulate that the first call takes effect, but its answer is lost. The snapshot is still pending when
+    // it is polled, and EBS refuses the second call. oven must not report this refusal as an error.
     let dir = dir();
     let (ebs, fake) = ebs(dir.path(), |request, nth| match (request.action.as_str(), nth) {
         ("CompleteSnapshot", 0) => Reply::Drop,
