@@ -16,7 +16,7 @@ use async_trait::async_trait;
 /// The disk that a definition requests.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DiskSpec {
-    /// `None` means the size of the base.
+    /// `None` means the size of the base's disk.
     pub size_gib: Option<u64>,
     /// The type of the volume, and how the volume or the snapshot is encrypted.
     pub kind: VolumeKind,
@@ -30,7 +30,8 @@ pub struct DiskSpec {
 }
 
 impl DiskSpec {
-    /// Returns the size in GiB of a disk with this base. Fails if this size is smaller than the base's size.
+    /// Returns the size in GiB of a new disk that is a copy of the base's disk. Fails if the requested size is smaller
+    /// than the base's disk.
     pub fn size_gib_on(&self, base: &Base) -> Result<u64> {
         let size_gib = self.size_gib.unwrap_or(base.size_gib);
         if size_gib < base.size_gib {
@@ -42,7 +43,8 @@ impl DiskSpec {
     }
 }
 
-/// Adds the tags that name a resource's run and owner. `oven sweep` uses these tags to find leftovers.
+/// Adds the tags that name a resource's run and its owner, that is, the process that created it. `oven sweep` uses
+/// these tags to find leftovers.
 pub fn with_owner_tags(tags: &Tags, run: &RunId) -> Tags {
     let mut tags = tags.clone();
     tags.entry(tag::RUN.to_owned()).or_insert_with(|| run.0.clone());

@@ -353,7 +353,7 @@ impl<B: BlockApi + 'static> DirectDisks<B> {
 }
 
 /// If the disk had a fault, returns the first fault as the error, because it is the cause of later errors. Otherwise
-/// returns the result.
+/// returns `result`.
 fn explain<T>(result: Result<T>, trouble: &FirstFault) -> Result<T> {
     match (trouble.take(), result) {
         (None, result) => result,

@@ -184,7 +184,7 @@ impl Server {
         Ok((server, control))
     }
 
-    /// After this call, the end of the server is not reported as an error.
+    /// After this call, the end of the server is not reported as an error, unless SIGKILL ended it.
     fn expect_end(&self) {
         self.ending.store(true, Ordering::SeqCst);
     }
@@ -210,7 +210,7 @@ impl Drop for Server {
     }
 }
 
-/// Waits for the server to end. If oven was asked to stop, its main thread may be waiting for a block that never
+/// Waits for the server to end. If oven was asked to stop, oven's main thread may be waiting for a block that never
 /// arrives. To release that thread, this function kills the server `GRACE` after the stop was requested, and returns
 /// `None`.
 fn wait_or_kill(child: &mut Child, ending: &AtomicBool) -> io::Result<Option<ExitStatus>> {

@@ -26,17 +26,18 @@ use tokio::time::{Instant, sleep};
 const MAX_PUTS: usize = 64;
 /// The maximum number of concurrent reads. It is reached only if EBS is slow. If a read takes 100 ms, which is the time
 /// in AWS's guide, this number permits about as many reads a second as EBS accepts. In a measurement, 950 reads of 60
-/// to 140 ms each took 1.47 s and 86 MiB in total. With at most 64 concurrent reads, they took 1.90 s and 64 MiB.
+/// to 140 ms each took 1.47 s, and oven needed 86 MiB of memory. With at most 64 concurrent reads, they took 1.90 s,
+/// and oven needed 64 MiB.
 pub const MAX_READS: usize = 96;
-/// The number of concurrent reads as long as EBS answers fast. With this number, reading 950 blocks took 0.6 s and 66
-/// MiB, on two cores that oven shared with a server that simulates EBS. With 64 concurrent reads from the start, it
-/// took the same time and up to 98 MiB.
+/// The number of concurrent reads as long as EBS answers fast. With this number, reading 950 blocks took 0.6 s and
+/// needed 66 MiB of memory, on two cores that oven shared with a server that simulates EBS. With 64 concurrent reads
+/// from the start, it took the same time and needed up to 98 MiB.
 const INITIAL_READS: usize = 24;
 /// If a read takes longer, the reason is EBS and not this machine. Such reads raise the number of concurrent reads (see
 /// [`EbsState::took`]).
 const SLOW_READ: Duration = Duration::from_millis(50);
 /// EBS accepts 1000 calls of one kind for one snapshot in a second. EBS may also count calls that were under way when
-/// the second began, so the sum of both must not exceed 1000.
+/// the second began, so the sum of the permitted calls and the calls under way must not exceed 1000.
 const _: () = assert!(MAX_PER_SECOND + MAX_PUTS <= 1000 && MAX_PER_SECOND + MAX_READS <= 1000);
 
 /// State that all threads share.

@@ -1,4 +1,4 @@
-//! Lists which blocks a snapshot has, and the tokens that are needed to read them.
+//! Lists the blocks of a snapshot, and the tokens that are needed to read these blocks.
 
 use super::call::{EbsState, KnownSnapshot};
 use super::tokens::{WINDOW, Window, remember};
@@ -16,7 +16,7 @@ use std::time::SystemTime;
 const PAGE_SIZE: i32 = 10_000;
 /// A listing fails if more than this many pages in a row have no new block.
 const MAX_EMPTY_PAGES: u32 = 1000;
-/// How many times in a row a listing is resumed after an expired page token.
+/// How many times a listing is resumed after an expired page token without getting a new block.
 const MAX_RELISTS: u32 = 5;
 
 struct Page {

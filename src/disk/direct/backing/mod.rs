@@ -1,9 +1,9 @@
 //! Provides the blocks of a base snapshot. A block is read from the cloud when it is first requested, or earlier if it
 //! is prefetched.
 //!
-//! A block is ready when the `data` file of the block cache has it and its digest was verified. A separate process, the
-//! disk's server, serves the disk (see the module `server`). It requests blocks over a socket. When a block is ready,
-//! the server itself reads the block from the `data` file.
+//! A block is ready when the `data` file of the block cache has it and this process has verified its digest. A separate
+//! process, the disk's server, serves the disk (see the module `server`). It requests blocks over a socket. When a
+//! block is ready, the server itself reads the block from the `data` file.
 
 #[cfg(test)]
 mod tests;
@@ -144,8 +144,8 @@ impl BackingStore {
         &self.trouble
     }
 
-    /// Makes a block of the base ready, and returns its digest. Takes the block from the cache if the cached block is
-    /// valid, and from the cloud otherwise.
+    /// Makes a block of the base ready, and returns its digest. Takes the block from the cache if the cached block
+    /// matches its digest, and from the cloud otherwise.
     pub fn fetch(&self, index: u32) -> Result<Digest> {
         let context = || format!("reading block {index} of {}", self.snapshot);
         if !self.blocks.contains(index) {

@@ -3,7 +3,7 @@
 //! Each snapshot has a directory with these files:
 //!
 //! - `data`: a sparse file with each cached block at its offset.
-//! - `digests`: the digest of each block, in 32 bytes. If a block is not cached, its bytes are zeros.
+//! - `digests`: the digest of each block, in 32 bytes. If a block is not cached, these bytes are zeros.
 //! - `indexes`: the list of the blocks that the snapshot has.
 //! - `used-…`: one file for each family, that is, for all definitions with the same `name`. It lists the
 //!   blocks that the last bake of the family used, in the order of their first use.
@@ -85,8 +85,8 @@ pub struct CachedSnapshot {
     shared_state: Arc<SharedState>,
     dir: PathBuf,
     data: File,
-    /// The file with the lock. The lock is released when this field is dropped, even if a copy of the descriptor
-    /// exists. (A child process that is being started has a copy for a moment.)
+    /// The file with the lock. The lock is released when this field is dropped, even if a copy of the descriptor still
+    /// exists in a child process that is being started.
     digests: FileLock,
 }
 
