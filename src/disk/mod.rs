@@ -1,4 +1,4 @@
-//! Creates the disk of a bake, and makes a snapshot of it.
+//! Creates a bake's disk, and makes a snapshot of that disk.
 
 pub mod attached_disk;
 pub mod direct;
@@ -16,21 +16,22 @@ use async_trait::async_trait;
 /// The disk that a definition requests.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DiskSpec {
-    /// `None` means the size of the base.
+    /// `None` means the size of the base's disk.
     pub size_gib: Option<u64>,
-    /// The volume's type, and the encryption of the volume or the snapshot.
+    /// The type of the volume, and how the volume or the snapshot is encrypted.
     pub kind: VolumeKind,
     /// The tags of the volume and the snapshot.
     pub tags: Tags,
     /// Whether the snapshot is read back and compared with the uploaded blocks. This applies only to snapshots that
     /// oven uploads.
     pub verify: bool,
-    /// Whether the disk will be committed. If true, the checkout can already start the snapshot.
+    /// Whether `commit` will be called. If true, `checkout` can start the snapshot early.
     pub will_commit: bool,
 }
 
 impl DiskSpec {
-    /// Returns the size in GiB of a disk with this base. Fails if this size is smaller than the base's size.
+    /// Returns the size in GiB of a new disk that is a copy of the base's disk. Fails if the requested size is smaller
+    /// than the base's disk.
     pub fn size_gib_on(&self, base: &Base) -> Result<u64> {
         let size_gib = self.size_gib.unwrap_or(base.size_gib);
         if size_gib < base.size_gib {
@@ -42,7 +43,8 @@ impl DiskSpec {
     }
 }
 
-/// Adds the tags that name a resource's run and owner. `oven sweep` uses these tags to find leftovers.
+/// Adds the tags that name a resource's run and its owner, that is, the process that created it. `oven sweep` uses
+/// these tags to find leftovers.
 pub fn with_owner_tags(tags: &Tags, run: &RunId) -> Tags {
     let mut tags = tags.clone();
     tags.entry(tag::RUN.to_owned()).or_insert_with(|| run.0.clone());
@@ -53,7 +55,8 @@ pub fn with_owner_tags(tags: &Tags, run: &RunId) -> Tags {
 /// A strategy to create a writable copy of a base image's disk.
 #[async_trait(?Send)]
 pub trait DiskStrategy {
-    /// Queries the facts from the cloud that `checkout` needs for this run. Creates nothing and reports nothing.
+    /// Asks the cloud in advance for information that `checkout` needs for this run. Creates nothing and reports
+    /// nothing.
     async fn query_facts(&self, _base: &Base, _spec: &DiskSpec, _run: &RunId) -> Result<()> {
         Ok(())
     }

@@ -1,4 +1,5 @@
-//! Uses the selected strategy for new disks. Looks for preserved disks and the leftovers of a run with both strategies.
+//! Uses the selected strategy for new disks. Uses both strategies to find preserved disks and to remove a run's
+//! leftovers.
 
 use super::direct::preserved_disk;
 use super::{Disk, DiskSpec, DiskStrategy};
@@ -62,7 +63,7 @@ impl DiskStrategy for SelectedDisks {
         }
     }
 
-    /// Looks for the disk with both strategies.
+    /// Opens the disk with the strategy that preserved it, even if the other strategy is selected.
     async fn reopen(&self, run: &RunId) -> Result<Box<dyn Disk>> {
         let is_direct = preserved_disk::open(&self.state, run)?.is_some();
         if is_direct { self.direct.reopen(run).await } else { self.attached.reopen(run).await }

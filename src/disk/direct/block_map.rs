@@ -1,5 +1,6 @@
-//! The block map is a file with one byte, the mark, for each block of a disk. The disk's server writes the map, and the
-//! uploader reads it. The map is preserved together with the written blocks.
+//! The block map is a file with one byte, the mark, for each block of a disk. The process that serves the disk (see the
+//! module `server`) writes the map. oven reads the map when it uploads the disk. The map is preserved together with the
+//! written blocks.
 
 use crate::cloud::block_api::SnapshotContents;
 use crate::device::Trimming;
@@ -26,8 +27,8 @@ pub struct BlockMap {
     bytes: Box<[AtomicU8]>,
 }
 
-/// Creates the map of a disk with `blocks` blocks. No block is marked as written. One more byte follows the marks, the
-/// [`TrimmingByte`].
+/// Creates the map of a disk with `blocks` blocks. No block is marked as written. The [`TrimmingByte`] follows the
+/// marks.
 pub fn create(file: &File, blocks: u32, base: &SnapshotContents) -> Result<()> {
     let mut bytes = vec![ZEROS; blocks as usize + 1];
     for index in &base.blocks {
@@ -75,8 +76,8 @@ impl BlockMap {
         self.get(index) >= WRITTEN_NEW
     }
 
-    /// Sets a block's mark in the file, and then in memory. If the file cannot be written, neither mark changes, so the
-    /// server and the uploader see the same mark.
+    /// Sets a block's mark in the file, and then in memory. If the file cannot be written, neither mark changes, so
+    /// file and memory always agree.
     pub fn set(&self, index: u32, mark: u8) -> io::Result<()> {
         self.file.write_all_at(&[mark], index.into())?;
         self.bytes[index as usize].store(mark, Ordering::Release);
@@ -108,7 +109,7 @@ impl Trimming for TrimmingByte {
         set(&self.0, 1)
     }
 
-    /// The byte exists already, so writing it needs no additional space.
+    /// The byte exists already, so this succeeds even if the file system is full.
     fn end(&self) -> io::Result<()> {
         set(&self.0, 0)
     }

@@ -31,8 +31,8 @@ pub fn disk_error(error: io::Error, doing: &str) -> anyhow::Error {
     anyhow::Error::from(Kind::Machine.failure(&error).hint(hint)).context(doing.to_owned())
 }
 
-/// Fails if the kernel could not store data that were written to this open file. After such a failure, reads may return
-/// other data. Does not wait for writes in progress.
+/// Fails if the kernel could not store data that were written to this open file. After such a failure, a read may not
+/// return the data that were written. Does not wait for writes in progress.
 #[allow(unsafe_code)]
 pub fn ensure_written(file: &File) -> io::Result<()> {
     let end = file.metadata()?.len().try_into().unwrap_or(i64::MAX - 1);

@@ -1,8 +1,8 @@
 //! Serves a disk as the only file of a FUSE mount.
 //!
-//! The file is opened with direct I/O. Otherwise the page cache would have its content twice: for the file, and for the
-//! loop device that uses the file. apt is as fast on this file as on a local file: `apt-get install` of three packages
-//! took 3.7 s on both.
+//! The file is opened with direct I/O. Otherwise the page cache would have the file's content twice: for the file, and
+//! for the loop device that uses the file. apt is as fast on a disk in this file as on a disk in a local file: `apt-get
+//! install` of three packages took 3.7 s on both.
 
 use fuser::{
     Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
@@ -28,7 +28,7 @@ pub trait DiskContent: Send + Sync + 'static {
 }
 
 const FILE: INodeNo = INodeNo(2);
-/// How long the kernel may cache attributes. This is practically for ever, because the attributes never change.
+/// How long the kernel may cache attributes. The time is very long, because the attributes never change.
 const ATTRIBUTE_TTL: Duration = Duration::from_secs(1 << 30);
 /// The number of requests that are served concurrently. Several threads are needed, because a request that waits for
 /// the network must not delay requests that need only local files.
@@ -187,8 +187,8 @@ impl Filesystem for DiskFs {
 pub fn serve_mount(content: Arc<dyn DiskContent>, name: &str, fuse: OwnedFd) -> io::Result<()> {
     let mut config = Config::default();
     config.n_threads = Some(THREADS);
-    // The session permits every user, because the loop device's requests come from the kernel. Access to the mount was
-    // restricted when it was created.
+    // The session permits every user, because the loop device's requests come from the kernel. Other users cannot reach
+    // the file, because the mount is not attached to any directory.
     let session = Session::from_fd(DiskFs { content, name: name.into() }, fuse, SessionACL::All, config)?;
     session.run()
 }

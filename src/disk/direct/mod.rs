@@ -58,12 +58,12 @@ pub struct DirectDisks<B: BlockApi> {
     cache: BlockCache,
     helper: PathBuf,
     report: Report,
-    /// How the base can be the parent of the new snapshot, by run. `query_facts` adds an entry, and `checkout` removes
-    /// it.
+    /// For each run, whether and how the base's snapshot can be the parent of the new snapshot. `query_facts` adds an
+    /// entry, and `checkout` removes it.
     parent_uses: RefCell<HashMap<RunId, ParentUse>>,
 }
 
-/// The base snapshot of a disk. Blocks that the run did not overwrite are read from this snapshot.
+/// The base snapshot of a disk. Blocks that the bake did not write are read from this snapshot.
 struct BaseSnapshot {
     contents: SnapshotContents,
     lower: Arc<BackingStore>,
@@ -99,9 +99,9 @@ impl<B: BlockApi + 'static> DirectDisks<B> {
         parent.with_context(|| format!("checking whether {} can be a parent", base.snapshot))
     }
 
-    /// Returns the snapshot whose blocks are read, and whether it will be the parent of the new snapshot. If only a
-    /// copy of the base's snapshot can be a parent, makes and returns the copy. Reports the cost of a copy or a full
-    /// upload in advance.
+    /// Returns the snapshot from which unwritten blocks are read, and whether this snapshot will be the parent of the
+    /// new one. If only a copy of the base's snapshot can be a parent, makes and returns the copy. Before a copy or a
+    /// full upload, reports its cost.
     async fn parent(&self, base: &Base, spec: &DiskSpec, run: &RunId) -> Result<(SnapshotId, bool)> {
         let snapshot = &base.snapshot;
         let looked_up = self.parent_uses.borrow_mut().remove(run);
@@ -173,7 +173,7 @@ impl<B: BlockApi + 'static> DirectDisks<B> {
         })
     }
 
-    /// Returns the clean-up action for the written files, which deletes or preserves them.
+    /// Returns the clean-up action for the written files. The action deletes or preserves these files.
     fn disk_debt(&self, run: &RunId, record: &DiskRecord, slot: &WrittenSlot) -> Debt {
         let (kept_state, kept_run, pay_slot) = (self.state.clone(), run.clone(), slot.clone());
         let (keep_slot, record) = (slot.clone(), record.clone());
@@ -197,10 +197,11 @@ impl<B: BlockApi + 'static> DirectDisks<B> {
     }
 }
 
-/// The written files. The disk shares them with the clean-up action, which may preserve them after the disk is dropped.
+/// The written files. The disk shares them with the clean-up action, because that action may preserve them after the
+/// disk is dropped.
 type WrittenSlot = Rc<RefCell<Option<Rc<WrittenFiles>>>>;
 
-/// New written files, or the files that an earlier bake preserved.
+/// The written files of a new disk, or of a disk that an earlier bake preserved.
 enum Files {
     New(Rc<WrittenFiles>),
     Kept(PreservedDisk),
@@ -223,8 +224,8 @@ impl Files {
 }
 
 struct DirectDisk<B: BlockApi> {
-    // This field is dropped before `server`. When the device is closed, the kernel writes its cached data to the disk,
-    // and the server must still run for that.
+    // This field is dropped before `server`. When the device is closed, the kernel writes cached data to the disk. The
+    // server must still run at that time.
     device: Option<Device>,
     server: Option<DiskServer>,
     lower: Arc<BackingStore>,
@@ -252,7 +253,7 @@ fn new_snapshot(record: &DiskRecord, run: &RunId) -> NewSnapshot {
         description: format!("oven run {run}"),
         run: run.clone(),
         tags: tags.clone(),
-        // A child snapshot has the encryption of its parent, so none is requested for it.
+        // A child snapshot has the encryption of its parent, so no encryption is requested for the child.
         encrypted: *encrypted && !child,
         kms_key: kms_key.clone().filter(|_| *encrypted && !child),
     }
@@ -269,7 +270,7 @@ impl<B: BlockApi> Drop for DirectDisk<B> {
     fn drop(&mut self) {
         if let Some(device) = self.device.take() {
             // This makes the kernel write its cached data to the disk, because the disk may be preserved. An error is
-            // ignored, because the disk's server reports failed writes itself.
+            // ignored, because the process that serves the disk reports failed writes itself (see [`DiskServer`]).
             _ = File::from(device.node).sync_all();
         }
         self.server = None;
@@ -351,8 +352,8 @@ impl<B: BlockApi + 'static> DirectDisks<B> {
     }
 }
 
-/// If the disk had a fault, returns the first one as the error, because it is the real cause. Otherwise returns the
-/// result.
+/// If the disk had a fault, returns the first fault as the error, because it is the cause of later errors. Otherwise
+/// returns `result`.
 fn explain<T>(result: Result<T>, trouble: &FirstFault) -> Result<T> {
     match (trouble.take(), result) {
         (None, result) => result,

@@ -8,9 +8,9 @@ use crate::ids::BLOCK;
 use std::io;
 use std::sync::Arc;
 
-/// Queues blocks for prefetching. The first ones are `used`, the blocks that the last bake of the same family used, in
-/// the order of their first use. The next ones are the blocks with the file system's metadata, which every bake needs.
-/// A separate thread finds them, because it must read other blocks to do so.
+/// Queues blocks for prefetching. The first ones are the blocks in `used`. The last bake of a definition with the same
+/// `name` used these blocks, in this order. The next ones are the blocks with the file system's metadata, which every
+/// bake needs. A separate thread finds the metadata, because the search has to read blocks, which takes time.
 pub fn start_prefetching(lower: &Arc<BackingStore>, used: Vec<u32>) {
     lower.queue_prefetch(used);
     let lower = lower.clone();

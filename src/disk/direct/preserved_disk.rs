@@ -1,4 +1,5 @@
-//! Disks that `--keep-on-failure` preserved. Each run has a directory on this machine with its written blocks.
+//! Disks that `--keep-on-failure` preserved. Each run, that is, each bake, has a directory on this machine with the
+//! blocks that it wrote.
 //!
 //! ```text
 //! STATE/kept/RUN/upper        the written blocks, each at its offset

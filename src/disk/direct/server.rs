@@ -4,8 +4,9 @@
 //! The server is a separate process, because oven may be killed. If oven's own threads served the disk, a kill would
 //! end them. Then another thread of oven could wait in the kernel for the mounted disk, and would never end. The kernel
 //! kills the server when the thread that started the server ends. That thread never uses the disk, so it can always
-//! end. When the server ends, every waiting thread gets an I/O error, so oven can end, too. The server leaves oven's
-//! mounts. Otherwise its own end could unmount the disk, and wait for the server.
+//! end. When the server ends, every waiting thread gets an I/O error, so oven can end, too. The server also leaves
+//! oven's mount namespace. Otherwise the kernel could unmount the disk when the server ends, and the unmount would wait
+//! for the server.
 
 use super::backing;
 use super::backing::{BackingStore, WRITE_FAILED};
@@ -45,7 +46,7 @@ use std::time::{Duration, Instant};
 
 /// The hidden command that runs this program as the server of a disk.
 pub const SERVER_VERB: &str = "__disk";
-/// The major and minor number of `/dev/fuse`, a character device, from the kernel's list of devices.
+/// The major and minor numbers of the character device `/dev/fuse`. They are fixed in the kernel's list of devices.
 const FUSE: (u32, u32) = (10, 229);
 /// The maximum length of a disk's name.
 const NAME_MAX: usize = 255;
@@ -54,11 +55,11 @@ const NAME_MAX: usize = 255;
 const END_SIGNAL: Signal = Signal::TERM;
 /// How often to check whether oven was asked to stop.
 const STOP_POLL: Duration = Duration::from_millis(250);
-/// How long a disk is still served after a stop was requested. This is longer than it takes to unmount a disk that is
-/// discarded, and shorter than the ten seconds in which an interrupted bake runs its clean-up actions.
+/// How long a disk is still served after a stop was requested. This is long enough to unmount a disk that is discarded.
+/// It is shorter than the ten seconds that an interrupted bake has for its clean-up actions.
 const GRACE: Duration = Duration::from_secs(2);
-/// The number of files that the server gets: the FUSE descriptor, the file for writes, the block map, and the cache's
-/// blocks.
+/// The number of files that the server receives: the FUSE descriptor, the file for the written blocks, the block map,
+/// and the `data` file of the cache.
 const FILE_COUNT: usize = 4;
 
 /// A disk that is being served. Dropping it stops the server. After that, processes that have the file open get I/O
@@ -71,7 +72,8 @@ pub struct DiskServer {
 
 impl Drop for DiskServer {
     fn drop(&mut self) {
-        // This is done before the file is closed, because closing the file may end the mount, and with it the server.
+        // This is done before the file is closed, because closing the file may end the mount, and then the server
+        // exits.
         self.server.expect_end();
     }
 }
@@ -82,7 +84,7 @@ pub struct DiskServerSpec<'a> {
     pub helper: &'a Path,
     /// The name of the file. It is visible in the loop device's status.
     pub name: &'a str,
-    /// A sparse file of the disk's size.
+    /// The file for the written blocks. It is a sparse file of the disk's size.
     pub upper: &'a File,
     pub marks: &'a File,
     /// The directory of these files, for messages.
@@ -105,7 +107,8 @@ impl DiskServer {
         match rustix::fs::openat(&mount, spec.name, flags, Mode::empty()) {
             Ok(file) => Ok(Self { file: file.into(), server }),
             Err(error) => {
-                // The file is missing if the server has ended. In that case, the reason for its end is a better error.
+                // The file is missing if the server has ended. In that case, the reason why the server ended is
+                // returned instead of this error.
                 server.wait_for_end(Duration::from_secs(1));
                 drop(server);
                 Err(lower.trouble().take().unwrap_or_else(|| error.into())).with_context(context)
@@ -162,8 +165,8 @@ impl Server {
             let ended = wait_or_kill(&mut child, &is_ending);
             // The server exits successfully when the mount ends, that is, when nobody has the file open any more.
             let is_expected = |status: &ExitStatus| {
-                // `Server::drop` uses another signal, so SIGKILL is never expected. After it, a user of the disk may
-                // have got an I/O error.
+                // `Server::drop` uses another signal, so SIGKILL is never expected. After a SIGKILL, a process that
+                // uses the disk may have got an I/O error.
                 let killed = status.signal() == Some(Signal::KILL.as_raw());
                 status.success() || is_ending.load(Ordering::SeqCst) && !killed
             };
@@ -181,7 +184,7 @@ impl Server {
         Ok((server, control))
     }
 
-    /// After this call, the end of the server is not reported as an error.
+    /// After this call, the end of the server is not reported as an error, unless SIGKILL ended it.
     fn expect_end(&self) {
         self.ending.store(true, Ordering::SeqCst);
     }
@@ -207,14 +210,15 @@ impl Drop for Server {
     }
 }
 
-/// Waits for the server to end. If oven was asked to stop, its main thread may be waiting for a block that never
-/// arrives. So this function kills the server `GRACE` after the stop was requested, and returns `None`.
+/// Waits for the server to end. If oven was asked to stop, oven's main thread may be waiting for a block that never
+/// arrives. To release that thread, this function kills the server `GRACE` after the stop was requested, and returns
+/// `None`.
 fn wait_or_kill(child: &mut Child, ending: &AtomicBool) -> io::Result<Option<ExitStatus>> {
     let process = rustix::process::pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
     let interval = Timespec { tv_sec: 0, tv_nsec: STOP_POLL.as_nanos() as i64 };
     let mut stop_seen_at = None;
     loop {
-        // A signal may interrupt this call. The loop polls again then.
+        // If a signal interrupts this call, the loop polls again.
         _ = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&interval));
         if let Some(status) = child.try_wait()? {
             return Ok(Some(status));
@@ -321,13 +325,13 @@ fn child() -> Result<()> {
     rustix::process::setsid().context("starting a session")?;
     leave_mounts().context("unsharing the mounts")?;
     set_io_flusher();
-    // No capability is needed any more. The process has opened its files, or receives them through the socket.
+    // No capability is needed from here on. The process receives the files that it still needs through the socket.
     capabilities::reduce_to(capabilities::NONE)?;
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("disabling core dumps")?;
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })
         .context("disabling core dumps")?;
-    // If oven died before this call, the kernel does not kill this process. But then oven's end of the socket is
-    // closed, and `receive_files` fails.
+    // If oven died before this call, the kernel does not kill this process. In that case, oven's end of the socket is
+    // closed, so `receive_files` fails, and this process ends.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .context("setting the parent-death signal")?;
     let (name, [fuse, upper, marks, data]) = receive_files(&control).context("receiving the disk's files")?;
@@ -343,14 +347,15 @@ fn child() -> Result<()> {
     Ok(())
 }
 
-/// Gives this thread its own, empty set of files and mounts. If oven is killed, its last thread that has these files
-/// and mounts closes and unmounts them, and may wait for the disk meanwhile. That must not be this thread, because the
-/// server ends only when this thread ends. Otherwise this thread and the server would wait for each other for ever.
+/// Gives this thread a separate descriptor table and a separate mount namespace, without oven's files and mounts. If
+/// oven is killed, the last thread that shares oven's table and namespace closes the files and unmounts the mounts.
+/// That thread may have to wait for the disk, that is, for the server. It must not be this thread, because the server
+/// ends only when this thread ends. Otherwise this thread and the server would wait for each other for ever.
 #[allow(unsafe_code)]
 fn detach_thread() -> Result<()> {
-    // SAFETY: after this call, this thread has its own copies of all descriptors, and no value owns such a copy. All
-    // values that exist already own the descriptors that the other threads share. This thread opens other descriptors
-    // only after the copies are closed.
+    // SAFETY: after this call, this thread has its own copies of all descriptors, and no value owns such a copy. Each
+    // value that exists before this call owns a descriptor in the table of the other threads. This thread opens other
+    // descriptors only after the copies are closed.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FILES) }.context("unsharing the descriptors")?;
     leave_mounts().context("unsharing the mounts")?;
     crate::sys::fds::close_from(3)
@@ -375,7 +380,8 @@ fn set_io_flusher() {
     _ = rustix::process::configure_io_flusher_behavior(true);
 }
 
-/// The server's access to the base's blocks. It requests blocks from oven, which writes them to the cache's file.
+/// The server's access to the base's blocks. The server requests blocks from oven. oven writes them to the `data` file
+/// of the cache, and replies.
 struct RequestedBlocks {
     control: OwnedFd,
     data: File,
@@ -410,8 +416,8 @@ impl RequestedBlocks {
                 None => {
                     replies.insert(index, None);
                     drop(replies);
-                    // The lock is released before this call. If the socket is full, the call waits, and replies must be
-                    // received meanwhile.
+                    // The lock is released before this call. If the socket is full, the call waits, and meanwhile
+                    // `listen` needs the lock to store replies.
                     backing::send(&self.control, (index, 0))?;
                     replies = lock_mutex(&self.replies);
                 }

@@ -1,5 +1,5 @@
-//! Sends one call to EBS direct, classifies its error by the same table as EC2's errors, and retries the call if the
-//! error's class permits it. The SDK itself does not retry.
+//! Sends a call to EBS direct. If it fails, classifies the error by the same table as EC2's errors, and retries the
+//! call if the error's class permits a retry. The SDK itself does not retry.
 
 use super::rate_limit::{MAX_PER_SECOND, RateLimiter};
 use super::tokens::BlockTokens;
@@ -24,18 +24,20 @@ use tokio::time::{Instant, sleep};
 /// The maximum number of concurrent puts. With this number, 900 puts a second are possible if each takes 70 ms. The
 /// blocks of these puts take 32 MiB of memory.
 const MAX_PUTS: usize = 64;
-/// The maximum number of concurrent reads, which is used if EBS is slow. With this number, EBS's limit of reads a
-/// second is reached if each read takes 100 ms, as AWS's guide says. Reading 950 blocks at 60 to 140 ms each took 1.47
-/// s and 86 MiB. With 64 concurrent reads it took 1.90 s and 64 MiB.
+/// The maximum number of concurrent reads. It is reached only if EBS is slow. If a read takes 100 ms, which is the time
+/// in AWS's guide, this number permits about as many reads a second as EBS accepts. In a measurement, 950 reads of 60
+/// to 140 ms each took 1.47 s, and oven needed 86 MiB of memory. With at most 64 concurrent reads, they took 1.90 s,
+/// and oven needed 64 MiB.
 pub const MAX_READS: usize = 96;
-/// The number of concurrent reads as long as EBS answers fast. Reading 950 blocks took 0.6 s and 66 MiB, on two cores
-/// that oven shared with the server. With 64 concurrent reads from the start it took the same time and up to 98 MiB.
+/// The number of concurrent reads as long as EBS answers fast. With this number, reading 950 blocks took 0.6 s and
+/// needed 66 MiB of memory, on two cores that oven shared with a server that simulates EBS. With 64 concurrent reads
+/// from the start, it took the same time and needed up to 98 MiB.
 const INITIAL_READS: usize = 24;
-/// A read that takes longer is slowed down by EBS and not by this machine. Each such read raises the number of
-/// concurrent reads.
+/// If a read takes longer, the reason is EBS and not this machine. Such reads raise the number of concurrent reads (see
+/// [`EbsState::took`]).
 const SLOW_READ: Duration = Duration::from_millis(50);
-/// EBS accepts 1000 calls of one kind for one snapshot in a second. Calls that were under way when the second began may
-/// count as well, so both together must stay within 1000.
+/// EBS accepts 1000 calls of one kind for one snapshot in a second. EBS may also count calls that were under way when
+/// the second began, so the sum of the permitted calls and the calls under way must not exceed 1000.
 const _: () = assert!(MAX_PER_SECOND + MAX_PUTS <= 1000 && MAX_PER_SECOND + MAX_READS <= 1000);
 
 /// State that all threads share.
@@ -58,8 +60,8 @@ pub struct KnownSnapshot {
     pub tokens: BlockTokens,
     pub gets: RateLimiter,
     pub puts: RateLimiter,
-    /// When this process created the snapshot; `None` if it did not create it. A new snapshot may not be visible
-    /// everywhere for some time.
+    /// The time at which this process created the snapshot. `None` if this process did not create it. It takes some
+    /// time until all servers of EBS know a new snapshot.
     born: Option<Instant>,
 }
 
@@ -77,7 +79,7 @@ impl EbsState {
     }
 
     /// Records how long a read took. The first [`INITIAL_READS`] slow reads do not count, because their time includes
-    /// the connecting. Each later slow read permits one more concurrent read.
+    /// the time to connect. Each later slow read permits one more concurrent read.
     pub fn took(&self, time: Duration) {
         let increment = |slow_reads: usize| (slow_reads < MAX_READS).then_some(slow_reads + 1);
         if time > SLOW_READ
@@ -106,7 +108,7 @@ impl EbsState {
         self.entry(id, Some(Instant::now()));
     }
 
-    /// Sends a call, and retries it if the error's class permits it. `limiter` limits the rate of the calls.
+    /// Sends a call, and retries it if the error's class permits a retry. `limiter` limits the rate of the calls.
     pub async fn repeat<T, F>(
         &self,
         worker: &Worker,

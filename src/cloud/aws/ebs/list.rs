@@ -1,4 +1,4 @@
-//! Lists which blocks a snapshot has, and the tokens that are needed to read them.
+//! Lists the blocks of a snapshot, and the tokens that are needed to read these blocks.
 
 use super::call::{EbsState, KnownSnapshot};
 use super::tokens::{WINDOW, Window, remember};
@@ -11,11 +11,12 @@ use crate::ids::BLOCK;
 use anyhow::{Result, bail};
 use std::time::SystemTime;
 
-/// The number of blocks in a page. It is large, because listing a page takes as long as reading many blocks.
+/// The number of blocks in a page. It is large, so that few pages are listed. Listing a page takes as long as reading
+/// many blocks.
 const PAGE_SIZE: i32 = 10_000;
-/// The server counts as broken after this many pages in a row without a new block.
+/// A listing fails if more than this many pages in a row have no new block.
 const MAX_EMPTY_PAGES: u32 = 1000;
-/// How many times in a row a listing is resumed after an expired page token.
+/// How many times a listing is resumed after an expired page token without getting a new block.
 const MAX_RELISTS: u32 = 5;
 
 struct Page {
@@ -105,7 +106,7 @@ impl EbsState {
         }
     }
 
-    /// Lists all blocks of a snapshot. Pages with blocks may follow an empty page.
+    /// Lists all blocks of a snapshot. An empty page does not end the list, because pages with blocks may follow.
     pub async fn contents(&self, worker: &Worker, snapshot: &KnownSnapshot) -> Result<SnapshotContents> {
         let mut windows = snapshot.tokens.0.lock().await;
         let (mut blocks, mut window) = (BlockIndexes::new(), Window::new(0));
@@ -135,8 +136,8 @@ impl EbsState {
         refused_token: Option<&str>,
     ) -> Result<Box<str>> {
         let number = index / WINDOW;
-        // The lock is held during the listing. Concurrent reads usually need the same window of tokens, which is then
-        // listed only once.
+        // The lock is held during the listing. Concurrent reads usually need the same window of tokens. The first read
+        // lists the window, and the others wait and then find it in the cache.
         let mut windows = snapshot.tokens.0.lock().await;
         let known = windows.iter().find(|window| window.number == number && window.is_valid());
         if let Some(token) =

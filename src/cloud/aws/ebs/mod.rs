@@ -1,10 +1,11 @@
-//! EBS direct: block-level access to snapshots, with AWS's SDK. No type of the SDK leaves this module. Some
-//! calls for snapshots exist only in EC2's API. [`Ec2`] makes those.
+//! Implements [`BlockApi`] with EBS direct, AWS's API for the blocks of snapshots. Requests are sent with AWS's SDK. No
+//! type of the SDK leaves this module. Some calls for snapshots exist only in EC2's API. [`Ec2`] sends these calls.
 //!
-//! Requests are sent from separate threads (`workers`), because the thread that reads a block is blocked until the
-//! block arrives. Only the module `call` retries. It uses EC2's table of error classes. All calls except
-//! CompleteSnapshot are idempotent: StartSnapshot has a client token, and a second put of a block overwrites the first.
-//! The rate of the calls is limited, and the limit adapts to EBS's answers (`rate_limit`).
+//! The module `workers` sends the requests from separate threads, because a thread that reads a block is blocked until
+//! the block arrives. Only the module `call` retries calls. It classifies errors by the same table as EC2's errors. All
+//! calls except CompleteSnapshot are idempotent: StartSnapshot has a client token, and a second put of a block
+//! overwrites the first. The module `rate_limit` limits the rate of the calls, and lowers the limit if EBS refuses
+//! calls.
 
 mod call;
 #[cfg(test)]
@@ -41,7 +42,8 @@ use tokio::sync::OnceCell;
 pub struct Ebs {
     ec2: Ec2,
     load_config: LoadConfig,
-    /// The first call starts the threads, because bakes that attach volumes need none.
+    /// The worker threads are started by the first call and not by `new`, because bakes that attach volumes do not need
+    /// them.
     shared: Rc<OnceCell<Arc<EbsState>>>,
     starts: Rc<write::SnapshotStarts>,
 }
@@ -62,7 +64,7 @@ impl Ebs {
         })
     }
 
-    /// Uses a given configuration. Its timeouts and retries are replaced by oven's. For tests.
+    /// Uses this configuration, but with oven's timeouts and without the SDK's retries. This is for tests.
     pub fn with_config(ec2: Ec2, config: Config) -> Self {
         Self::with_loader(ec2, move || std::future::ready(config.clone()))
     }

@@ -6,30 +6,33 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
-/// The maximum number of calls of one kind for one snapshot in any period of one second. EBS accepts 1000, and this
-/// quota cannot be raised (EBS quotas). EBS counts calls when they arrive. So it may also count the calls that were
-/// under way when the second began, at most [`MAX_READS`](super::call::MAX_READS). Calls within the limit are sent
-/// without pauses. In a test that spaced the calls evenly, 700 blocks took 0.8 s, although EBS accepts so many calls
-/// without a delay.
+/// The maximum number of calls of one kind for one snapshot in any period of one second. EBS accepts 1000, and AWS's
+/// page of EBS quotas says that this quota cannot be raised. EBS counts calls when they arrive. So it may also count
+/// calls that were under way when the second began. There are at most [`MAX_READS`](super::call::MAX_READS) such calls.
+/// Calls within the limit are sent without pauses. In a test with evenly spaced calls, 700 blocks took 0.8 s, although
+/// EBS accepts so many calls without a delay.
 pub const MAX_PER_SECOND: usize = 900;
 const SECOND: Duration = Duration::from_secs(1);
-/// After a refusal, calls are spaced evenly. A second has this many parts, and each part has at most its share of the
-/// calls. More parts would be too short, because timers are accurate only to a millisecond.
+/// After a refusal, calls are spaced evenly. For this purpose, a second is divided into this many equal parts, and the
+/// same number of calls is permitted in each part. With more parts, each part would be too short for timers, which are
+/// accurate only to a millisecond.
 const PARTS: usize = 20;
-/// The rate does not fall below this, however often EBS refuses calls. This rate is 5 MiB/s.
+/// The minimum rate, in calls a second. The rate does not fall below it, however often EBS refuses calls. With blocks
+/// of 512 KiB, it is 5 MiB/s.
 const MIN_RATE: f64 = 10.0;
 /// Each second without a refusal raises the rate by this number. So the rate rises from half of the limit to the limit
 /// in 20 s.
 const RATE_STEP: f64 = 22.5;
-/// Refusals within this time count as one, because calls that are under way at the same time are refused at the same
-/// time.
+/// Refusals within this time lower the rate only once, because EBS often refuses many calls that are under way
+/// together.
 const REFUSAL_WINDOW: Duration = Duration::from_secs(1);
 
-/// A rate limiter with additive increase and multiplicative decrease. Such limiters converge to equal shares if several
-/// bakes share an account's limit.
+/// A rate limiter. A caller waits for a turn, that is, for the permission to send one call. The rate has additive
+/// increase and multiplicative decrease. Such limiters converge to equal shares if several bakes share an account's
+/// limit.
 #[derive(Debug)]
 pub struct RateLimiter {
-    /// The caller whose turn is next holds this while it waits.
+    /// The caller whose turn is next holds this lock while it waits.
     line: tokio::sync::Mutex<()>,
     state: Mutex<State>,
 }
@@ -38,8 +41,7 @@ pub struct RateLimiter {
 struct State {
     /// Calls a second.
     rate: f64,
-    /// True until a call is refused, if the limit is not known in advance. As long as it is true, calls are not
-    /// limited.
+    /// If true, calls are not limited. The first refusal sets this to false.
     unlimited: bool,
     /// The times of the last [`MAX_PER_SECOND`] turns, in ascending order.
     turns: VecDeque<Instant>,
@@ -53,7 +55,7 @@ impl Default for RateLimiter {
 }
 
 impl State {
-    /// Returns the time of the turn that is `turns` turns back. The last turn is one turn back.
+    /// Returns the time of an earlier turn. `turns` is 1 for the last turn, 2 for the turn before it, and so on.
     fn turn_back(&self, turns: usize) -> Option<Instant> {
         self.turns.len().checked_sub(turns).map(|at| self.turns[at])
     }
@@ -224,7 +226,7 @@ mod tests {
             sleep(pause * MS).await;
             limiter.refused();
             let after = take_turns(&limiter, 3 * half).await;
-            // Turns that were taken before the refusal count as well, because EBS has to process their calls.
+            // Turns that were taken before the refusal also count, because EBS has to process their calls.
             assert!(after[0] >= begun + SECOND, "after {pause} ms: {:?}", after[0] - begun);
             assert_at_most(half, SECOND, &after);
             // Calls are spaced evenly from the beginning.

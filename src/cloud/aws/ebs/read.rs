@@ -15,7 +15,7 @@ use std::sync::Arc;
 use tokio::time::{Instant, timeout};
 
 /// How many times a block is read again if it does not match its digest. If the block was damaged in transit, the next
-/// read succeeds.
+/// read probably succeeds.
 const REREADS: u32 = 3;
 /// How many times the tokens are listed again if EBS refuses a block's token.
 const MAX_TOKENS: u32 = 3;
@@ -56,8 +56,8 @@ impl EbsState {
             let got = self.repeat(worker, &GET_SNAPSHOT_BLOCK, snapshot, Some(&snapshot.gets), |client| {
                 let (what, token, timeouts) = (&what, &token, &self.timeouts);
                 async move {
-                    // The SDK's timeout covers the request only until the data begin to arrive. This timeout covers the
-                    // data as well.
+                    // The SDK's timeout covers the request only until the data begin to arrive. This timeout also
+                    // covers the data.
                     let begun = Instant::now();
                     match timeout(timeouts.attempt, fetch_block(&client, snapshot, index, token, what)).await
                     {

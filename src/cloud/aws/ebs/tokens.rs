@@ -1,5 +1,5 @@
-//! Caches the tokens that are needed to read blocks by EBS direct. The cache consists of windows, each with the tokens
-//! of a range of blocks.
+//! EBS direct requires a token for each block that is read. This module caches the tokens of a snapshot. The cache
+//! consists of windows, each with the tokens of a range of blocks.
 
 use std::time::{Duration, SystemTime};
 use tokio::sync::Mutex;
@@ -12,7 +12,8 @@ pub const WINDOW: u32 = 1 << 14;
 /// The maximum number of cached windows. They take at most 48 MiB, whatever the snapshot's size.
 const WINDOWS: usize = 24;
 
-/// A token that was listed within this time counts as valid, even if this machine's clock says that it has expired.
+/// A token that was listed within this time counts as valid, even if it has expired by this machine's clock, because
+/// that clock may be wrong.
 const FRESH: Duration = Duration::from_secs(60);
 
 /// The cached tokens of a snapshot: the windows that were listed last.

@@ -1,6 +1,6 @@
 //! Worker threads for EBS direct, each with its own runtime and client. No other thread could send the requests. A
-//! reader's thread is blocked until its block arrives. The main thread may be blocked in the kernel, because it reads a
-//! disk whose blocks only the worker threads can fetch.
+//! thread that reads a block is blocked until the block arrives. The main thread may be blocked in the kernel, because
+//! it reads a disk whose blocks only the worker threads can fetch.
 
 use crate::sys::lock::lock_mutex;
 use crate::trace::Track;
@@ -14,7 +14,8 @@ use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-/// The number of threads. One thread encrypts and copies about 400 MB a second, but 900 blocks a second are 470 MB.
+/// The number of threads. One thread is not enough: it encrypts and copies about 400 MB a second, but 900 blocks a
+/// second are 470 MB.
 const THREADS: usize = 2;
 
 pub struct Workers {
@@ -31,8 +32,8 @@ pub struct Worker {
 }
 
 impl Workers {
-    /// Starts the threads. On each thread, a future of `load` runs and loads the configuration that only this thread
-    /// uses.
+    /// Starts the threads. Each thread runs one future that `load` returned, and uses the configuration that this
+    /// future loads.
     pub async fn start<F>(load: impl Fn() -> F) -> Result<Self>
     where
         F: Future<Output = Config> + Send + 'static,
@@ -47,13 +48,13 @@ impl Workers {
         Ok(Self { all, next: AtomicUsize::new(0) })
     }
 
-    /// Returns the next worker, in turn.
+    /// Returns one of the workers. Successive calls return them in rotation.
     pub fn next(&self) -> Arc<Worker> {
         self.all[self.next.fetch_add(1, Ordering::Relaxed) % self.all.len()].clone()
     }
 
-    /// Runs the future of `work` on one of the threads. `work` gets the worker of that thread. If the returned future
-    /// is dropped, the future of `work` is aborted.
+    /// Runs the future that `work` returns on one of the threads. `work` gets the worker of that thread. If the future
+    /// of this function is dropped, the future of `work` is aborted.
     pub async fn run<T, F>(&self, work: impl FnOnce(Arc<Worker>) -> F) -> T
     where
         T: Send + 'static,

@@ -34,7 +34,7 @@ use tokio::time::{Instant, sleep};
 const MIN_TIMEOUT: u64 = 360;
 /// The upper bound of that timeout in minutes.
 const MAX_TIMEOUT: u64 = 4320;
-/// The time to write a GiB in seconds, at 20 MB/s, the rate of a slow connection to EBS.
+/// The time in seconds to write a GiB over a slow connection to EBS, at 20 MB/s.
 const SECONDS_PER_GIB: u64 = 54;
 
 /// Remembers the calls of StartSnapshot and their outcomes.
@@ -42,11 +42,11 @@ const SECONDS_PER_GIB: u64 = 54;
 pub struct SnapshotStarts {
     /// The number of attempts for each run. Each attempt has a different client token.
     attempts: RefCell<HashMap<RunId, u32>>,
-    /// Requests that may have started a snapshot, by client token. If such a request is sent again, EBS answers with
-    /// that snapshot.
+    /// Requests whose outcome is unknown, by client token. Each of them may have started a snapshot. If such a request
+    /// is sent again, EBS recognizes its token and answers with that snapshot.
     unresolved: Arc<Mutex<HashMap<String, (RunId, StartSnapshotInputBuilder)>>>,
-    /// For each snapshot for which EBS refused a block, whether EBS has discarded it. EBS is asked once for each
-    /// snapshot, not for each block.
+    /// Has an entry for each snapshot for which EBS refused a block. The value says whether EBS has discarded the
+    /// snapshot. This is queried once for each snapshot, not for each block.
     expired: RefCell<HashMap<SnapshotId, Rc<OnceCell<bool>>>>,
 }
 
@@ -66,13 +66,15 @@ impl SnapshotStarts {
     }
 }
 
-/// [`MIN_TIMEOUT`], plus twice the time to write the whole disk, in minutes.
+/// Returns the timeout of a pending snapshot in minutes: [`MIN_TIMEOUT`] plus twice the time to write the whole disk,
+/// but at most [`MAX_TIMEOUT`].
 fn timeout_minutes(size_gib: u64) -> i32 {
     let minutes = size_gib.saturating_mul(2 * SECONDS_PER_GIB) / 60;
     convert::to_i32(minutes.saturating_add(MIN_TIMEOUT).min(MAX_TIMEOUT))
 }
 
-/// Truncates a description to the 255 characters that EBS accepts. Returns `None` for an empty one, which EBS rejects.
+/// Truncates a description to the 255 characters that EBS accepts. Returns `None` for an empty description, because EBS
+/// rejects it.
 fn truncate_description(text: &str) -> Option<String> {
     Some(text.chars().take(255).collect::<String>()).filter(|text| !text.is_empty())
 }
@@ -188,8 +190,8 @@ impl Ebs {
                 {
                     return Err(refused.into());
                 }
-                // EBS refused this call. So either the first call was refused as well, or the clean-up finds its
-                // snapshot by the run's tag.
+                // EBS refused this call. Either EBS also refused the first call, or the first call started a snapshot.
+                // The clean-up finds such a snapshot by the run's tag.
                 Err(_) => {}
             }
             self.starts.with_unresolved(|unresolved| unresolved.remove(&token));
@@ -244,8 +246,8 @@ impl Ebs {
         }
     }
 
-    /// Returns whether a snapshot was discarded by EBS, or deleted, after EBS refused a request for it. A sweep may
-    /// have deleted the snapshot if the run began long ago.
+    /// Returns whether EBS has discarded a snapshot, or somebody has deleted it. For example, `oven sweep` may have
+    /// deleted the snapshot if the run began long ago. This is called after EBS refused a block of the snapshot.
     async fn has_expired(&self, id: &SnapshotId) -> Result<bool> {
         let cell = self.starts.expired.borrow_mut().entry(id.clone()).or_default().clone();
         cell.get_or_try_init(async || Ok(is_discarded(self.ec2.snapshot_state(id).await?))).await.copied()
@@ -273,7 +275,8 @@ impl Ebs {
             match self.ec2.snapshot_state(id).await? {
                 Some(SnapshotState::Completed) => return Ok(()),
                 Some(SnapshotState::Error) => return Err(self.discard(id, refused.into()).await),
-                // An earlier call, whose answer was lost, has sealed the snapshot. So EBS refuses this call.
+                // An earlier call took effect, but its answer was lost. So EBS refuses this call. The snapshot will be
+                // complete soon.
                 _ if refused.class != ErrorClass::Ambiguous => break,
                 _ if begun.elapsed() >= self.ec2.timeouts().outage => return Err(refused.into()),
                 _ => lost = true,

@@ -1,9 +1,9 @@
 //! Provides the blocks of a base snapshot. A block is read from the cloud when it is first requested, or earlier if it
 //! is prefetched.
 //!
-//! A block is ready when the `data` file of the block cache has it and its digest was verified. The process that serves
-//! the disk (the module `server`) requests blocks over a socket. When a block is ready, the server reads it from the
-//! `data` file itself.
+//! A block is ready when the `data` file of the block cache has it and this process has verified its digest. A separate
+//! process, the disk's server, serves the disk (see the module `server`). It requests blocks over a socket. When a
+//! block is ready, the server itself reads the block from the `data` file.
 
 #[cfg(test)]
 mod tests;
@@ -71,7 +71,8 @@ pub struct BackingStore {
     used: Mutex<(Vec<u32>, HashSet<u32>)>,
     prefetch_queue: Mutex<PrefetchQueue>,
     queue_changed: Condvar,
-    /// The first error of reading a block or storing a change. The file system on the disk only gets an I/O error.
+    /// The first error that occurred when a block was read or a change was stored. The file system on the disk only
+    /// gets an I/O error.
     trouble: FirstFault,
     /// The directory of the files with the disk's changes. Error messages name it.
     place: OnceLock<PathBuf>,
@@ -143,8 +144,8 @@ impl BackingStore {
         &self.trouble
     }
 
-    /// Makes a block of the base ready, and returns its digest. Takes the block from the cache if the cached block is
-    /// valid, and from the cloud otherwise.
+    /// Makes a block of the base ready, and returns its digest. Takes the block from the cache if the cached block
+    /// matches its digest, and from the cloud otherwise.
     pub fn fetch(&self, index: u32) -> Result<Digest> {
         let context = || format!("reading block {index} of {}", self.snapshot);
         if !self.blocks.contains(index) {
@@ -210,8 +211,9 @@ impl BackingStore {
         lock_mutex(&self.used).0.clone()
     }
 
-    /// Starts the threads that read requested blocks until the socket is closed, and the threads that prefetch blocks.
-    /// `place` is the directory of the files with the disk's changes.
+    /// Starts threads for requests and threads for prefetching. The threads for requests end when the socket is closed.
+    /// The threads for prefetching end after [`Self::stop_prefetching`]. `place` is the directory of the files with the
+    /// disk's changes.
     pub fn start_threads(self: &Arc<Self>, socket: &Arc<OwnedFd>, place: &Path) -> std::io::Result<()> {
         _ = self.place.set(place.to_owned());
         lock_mutex(&self.requests).socket = Some(socket.clone());

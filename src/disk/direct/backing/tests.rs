@@ -33,7 +33,7 @@ fn lower_of(cache: &BlockCache, base: &Arc<Base>) -> Arc<BackingStore> {
     Arc::new(BackingStore::new(&snapshot, &contents, base.clone(), cached))
 }
 
-/// Requests blocks as the disk's server does.
+/// Requests blocks as the process that serves a disk does.
 fn ask(lower: &Arc<BackingStore>, words: &[BlockMessage]) -> Vec<BlockMessage> {
     let (flags, kind) = (SocketFlags::CLOEXEC, SocketType::SEQPACKET);
     let (ours, theirs) = rustix::net::socketpair(AddressFamily::UNIX, kind, flags, None).unwrap();

@@ -1,16 +1,16 @@
-//! The block cache has the blocks of base snapshots that this machine has read.
+//! A cache on this machine for the blocks of base snapshots. Each block that is read from the cloud is added to it.
 //!
 //! Each snapshot has a directory with these files:
 //!
 //! - `data`: a sparse file with each cached block at its offset.
-//! - `digests`: 32 bytes for each block, which are zeros if the block is not cached.
+//! - `digests`: the digest of each block, in 32 bytes. If a block is not cached, these bytes are zeros.
 //! - `indexes`: the list of the blocks that the snapshot has.
 //! - `used-…`: one file for each family, that is, for all definitions with the same `name`. It lists the
 //!   blocks that the last bake of the family used, in the order of their first use.
 //!
 //! A block is used only after it was verified against its digest. A block that does not match its digest counts as
-//! absent. Concurrent bakes can share the files, because all of them write the same bytes. `indexes` and each `used-…`
-//! end with a digest of their content.
+//! absent. Concurrent bakes can share `data` and `digests`, because all of them write the same bytes. `indexes` and
+//! each `used-…` end with a digest of their content.
 
 #[cfg(test)]
 mod tests;
@@ -35,26 +35,28 @@ use std::time::SystemTime;
 
 const DATA: &str = "data";
 const DIGESTS: &str = "digests";
-/// The name is not `contents`, because earlier versions wrote another format to a file with that name.
+/// The file is not named `contents`, because earlier versions wrote another format to a file with that name.
 const CONTENTS: &str = "indexes";
 const USED_PREFIX: &str = "used-";
 const ABSENT: Digest = [0; 32];
-/// The maximum number of attempts to open a snapshot that other processes evict at the same moment.
+/// The maximum number of attempts to open a snapshot's directory. An attempt fails if another process evicts the
+/// snapshot at the same moment.
 const MAX_TRIES: u32 = 64;
-/// The free space in bytes that the cache reserves for bakes, because these write to the same file system. If less is
-/// free, blocks are not prefetched, and cached snapshots are evicted.
+/// The free space in bytes that the cache leaves for bakes, which write to the same file system. If less is free, no
+/// blocks are prefetched, and cached snapshots are evicted.
 pub const RESERVED_SPACE: u64 = 1 << 30;
 /// The hint for a cache that is unusable.
 const REMOVE_HINT: &str = "The cache only saves downloads. You can remove it while no bake runs.";
 
-/// The number of locks for blocks. Many blocks share each lock. But two blocks with the same lock are seldom read from
-/// the cloud concurrently.
+/// The number of locks for blocks. Each lock is shared by many blocks. This seldom makes a thread wait, because two
+/// blocks with the same lock are seldom read from the cloud concurrently.
 const LOCKS: usize = 64;
 
 /// The state of a snapshot's blocks in this process. The process's concurrent bakes share the state.
 #[derive(Debug)]
 struct SharedState {
-    /// The verified blocks, with their digests.
+    /// The digests of the blocks that are ready. A block is ready if this process has verified it, or has written it to
+    /// the cache.
     ready: Mutex<HashMap<u32, Digest>>,
     /// A block's lock is held while the block is being made ready.
     locks: [Mutex<()>; LOCKS],
@@ -77,18 +79,19 @@ pub struct BlockCache {
 /// The cached blocks of one snapshot. They are not evicted while this value exists.
 #[derive(Debug)]
 pub struct CachedSnapshot {
-    // This field must be dropped before `digests`, because that releases the lock, and then another process may evict
-    // the data. After that, no bake may use this state.
+    // The fields are dropped in the order of their declaration. When `digests` is dropped, the lock is released, and
+    // another process can evict the data. `shared_state` must be dropped before that, so that no later bake relies on
+    // blocks that were evicted.
     shared_state: Arc<SharedState>,
     dir: PathBuf,
     data: File,
-    /// The file with the lock. The lock is released when this field is dropped, even if a copy of the descriptor
-    /// exists. (A child process that is being started has a copy for a moment.)
+    /// The file with the lock. The lock is released when this field is dropped, even if a copy of the descriptor still
+    /// exists in a child process that is being started.
     digests: FileLock,
 }
 
-/// Returns the name of a family's `used-…` file. It has a digest of the family's name, because that name may have
-/// characters that are not allowed in file names.
+/// Returns the name of a family's `used-…` file. The file name contains a digest of the family's name, because the
+/// family's name may have characters that are not allowed in file names.
 fn used_file(family: &str) -> String {
     let digest = digest_of(family.as_bytes());
     let digits: String = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
@@ -119,7 +122,8 @@ impl BlockCache {
         }))
     }
 
-    /// Opens the cache of a snapshot. If the cache is too large, evicts the least recently used snapshots.
+    /// Opens a snapshot's directory in the cache, or creates it. Then, if the whole cache is too large, evicts the
+    /// least recently used snapshots.
     pub fn open_snapshot(&self, snapshot: &SnapshotId) -> Result<CachedSnapshot> {
         let dir = self.dir.join(&snapshot.0);
         let context = || format!("opening the cache of blocks in {}", dir.display());
@@ -176,7 +180,7 @@ impl BlockCache {
     }
 }
 
-/// Removes a snapshot's directory. `remove` removes one file of it. Returns false if the snapshot is in use or another
+/// Removes a snapshot's directory. Calls `remove` for each file. Returns false if the snapshot is in use or another
 /// process is evicting it.
 fn evict(dir: &Path, remove: &dyn Fn(&Path) -> io::Result<()>) -> io::Result<bool> {
     let lock = dir.join(DIGESTS);
@@ -185,8 +189,9 @@ fn evict(dir: &Path, remove: &dyn Fn(&Path) -> io::Result<()>) -> io::Result<boo
     if !has_name(&digests, &lock) {
         return Ok(false);
     }
-    // The file with the lock is removed last. While it exists, no other process can create a new one. If this process
-    // is killed before, `trim` still counts the remaining files, because it looks for this file.
+    // The file with the lock is removed last. As long as it exists, no other process can create a new one. If this
+    // process is killed before it has removed this file, a later `trim` still finds the directory, because it looks for
+    // this file.
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
         if path != lock {
@@ -194,7 +199,8 @@ fn evict(dir: &Path, remove: &dyn Fn(&Path) -> io::Result<()>) -> io::Result<boo
         }
     }
     remove(&lock)?;
-    // If another process has already created new files in the directory, this removal fails.
+    // This fails if another process has already created new files in the directory. In that case, the directory must
+    // stay.
     _ = fs::remove_dir(dir);
     Ok(true)
 }
@@ -247,7 +253,8 @@ impl CachedSnapshot {
         &self.dir
     }
 
-    /// Opens the `data` file read-only, for the disk's server, which reads only blocks that are ready.
+    /// Opens the `data` file read-only. The process that serves the disk (see the module `server`) gets this file, and
+    /// reads blocks from it after they have become ready.
     pub fn reading(&self) -> std::io::Result<File> {
         File::open(format!("/proc/self/fd/{}", self.data.as_raw_fd()))
     }
@@ -267,7 +274,8 @@ impl CachedSnapshot {
         self.write_with_digest(CONTENTS, bytes)
     }
 
-    /// Returns the blocks that the last bake of a family used, in order. The list is empty if there was no such bake.
+    /// Returns the blocks that the last bake of a family used, in the order of their first use. The list is empty if
+    /// there was no such bake.
     pub fn used(&self, family: &str) -> Vec<u32> {
         let bytes = self.read_with_digest(&used_file(family)).unwrap_or_default();
         bytes.as_chunks().0.iter().copied().map(u32::from_le_bytes).collect()
@@ -290,7 +298,8 @@ impl CachedSnapshot {
         })
     }
 
-    /// Returns the content of a file in the directory if the content matches the digest at its end.
+    /// Returns the content of a file in the directory, without the digest at the file's end. Returns `None` if the
+    /// content does not match this digest.
     fn read_with_digest(&self, name: &str) -> Option<Vec<u8>> {
         let mut bytes = fs::read(self.dir.join(name)).ok()?;
         let (content, digest) = bytes.split_last_chunk::<32>()?;
@@ -308,8 +317,8 @@ impl CachedSnapshot {
         (digest != ABSENT).then_some(digest)
     }
 
-    /// Returns the digest of a block if the block is ready, that is, if this process has verified the block or written
-    /// it to the cache since the process began to use the snapshot.
+    /// Returns the digest of a block if the block is ready, that is, if this process has verified it or has written it
+    /// to the cache.
     pub fn ready(&self, index: u32) -> Option<Digest> {
         lock_mutex(&self.shared_state.ready).get(&index).copied()
     }
@@ -319,9 +328,9 @@ impl CachedSnapshot {
         lock_mutex(&self.shared_state.ready).remove(&index);
     }
 
-    /// Makes a block ready if it is not ready yet. Takes the block from the cache if the cached block is valid, and
-    /// from `read` otherwise. Concurrent calls for the same block wait for each other. `to_cache_error` converts the
-    /// error if the block cannot be written to the cache.
+    /// Makes a block ready if it is not ready yet. If the cached block matches its digest, uses this block. Otherwise
+    /// calls `read`, and writes the result to the cache. If two calls for the same block are concurrent, one of them
+    /// waits for the other. `to_cache_error` converts the error if the block cannot be written to the cache.
     pub fn make_ready(
         &self,
         index: u32,
@@ -360,8 +369,8 @@ impl CachedSnapshot {
         let result = super::fault::ensure_written(&self.data);
         if result.is_err() {
             // All blocks become unready, so that each of them is verified again before it is used. A later
-            // `CachedSnapshot` could not detect this error, because the kernel reports it only to files that were open
-            // at that time.
+            // `CachedSnapshot` could not detect this error, because the kernel reports it only through descriptors that
+            // were open when it occurred.
             lock_mutex(&self.shared_state.ready).clear();
         }
         result.map_err(|error| cache_error(error, &format!("caching blocks in {}", self.dir.display())))

@@ -57,7 +57,7 @@ fn indexes_and_used_blocks_are_cached_and_damaged_files_ignored() {
 fn the_least_recently_used_is_evicted_and_snapshots_in_use_are_not() {
     let dir = tempfile::tempdir().unwrap();
     let data = vec![7; BLOCK];
-    // The cache has room for two and a half blocks.
+    // The cache's limit is two and a half blocks.
     let cache = BlockCache::new(dir.path(), BLOCK as u64 * 5 / 2);
     let there = || {
         let names = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
@@ -74,7 +74,7 @@ fn the_least_recently_used_is_evicted_and_snapshots_in_use_are_not() {
         cached
     };
     let first = used(1, 300);
-    let _copy = first.digests.try_clone().unwrap(); // a step that is being started has such a copy
+    let _copy = first.digests.try_clone().unwrap(); // a child process that is being started has a copy
     drop((first, used(2, 100)));
     let third = used(3, 200);
     let fourth = used(4, 50);

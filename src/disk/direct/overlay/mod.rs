@@ -1,4 +1,4 @@
-//! A disk that consists of a base's blocks and of blocks that were written over them. So it is known exactly which
+//! A disk that consists of a base's blocks and of blocks that were written over them. The block map records which
 //! blocks were written.
 //!
 //! A base's block is read from the cache or the cloud when it is first used. The first write to a block stores the
@@ -18,8 +18,8 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, MutexGuard};
 
-/// The number of locks for blocks. Many blocks share each lock. But two blocks with the same lock are seldom written
-/// concurrently.
+/// The number of locks for blocks. Each lock is shared by many blocks. This seldom makes a thread wait, because two
+/// blocks with the same lock are seldom written concurrently.
 const LOCKS: usize = 64;
 
 /// The blocks of a base.
@@ -93,9 +93,9 @@ impl<B: BaseBlocks> Overlay<B> {
     }
 
     /// Changes a block in the upper file by calling `change`, and then marks the block as written. If the base has the
-    /// block and it was not written before, it is first copied to the upper file. `whole` means that `change`
-    /// overwrites the complete block. In that case, nothing is copied. The block is marked last, so that nobody reads
-    /// an incomplete block from the upper file.
+    /// block, and the block was not written before, the base's content is first copied to the upper file. `whole` means
+    /// that `change` overwrites the complete block. In that case, nothing is copied. The block is marked last, so that
+    /// nobody reads an incomplete block from the upper file.
     fn change(&self, index: u32, whole: bool, change: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         if self.marks.is_written(index) {
             // This needs no lock. Only a trim can make the block unwritten again, and a file system does not write to
@@ -117,9 +117,9 @@ impl<B: BaseBlocks> Overlay<B> {
         self.set_mark(index, mark)
     }
 
-    /// Handles discarded space of a file system. Nothing is done for a block that was not written. A written block
-    /// becomes unwritten if it is discarded completely. This changes the block's content, but a file system writes to
-    /// discarded space before it reads the space again.
+    /// Handles space that the file system on the disk discards. Nothing is done for a block that was not written. A
+    /// written block becomes unwritten if it is discarded completely. This changes the block's content, but a file
+    /// system writes to discarded space before it reads the space again.
     fn discard(&self, index: u32, within: usize, length: usize) -> io::Result<()> {
         let _guard = self.lock_block(index);
         let unwritten_mark = match self.marks.get(index) {
@@ -173,8 +173,8 @@ impl<B: BaseBlocks> DiskContent for Overlay<B> {
     }
 
     fn sync(&self) -> io::Result<()> {
-        // The upper file need not survive a power failure, because that ends the bake. Data that must last are
-        // uploaded.
+        // The upper file need not survive a power failure, because a power failure ends the bake. Data that must
+        // survive are uploaded.
         Ok(())
     }
 }

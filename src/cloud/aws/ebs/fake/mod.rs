@@ -86,13 +86,13 @@ pub struct StoredSnapshot {
 pub struct World {
     pub snapshots: BTreeMap<String, StoredSnapshot>,
     pub calls: Vec<Request>,
-    /// The number of blocks in a page. `empty` is the number of empty pages after each page.
+    /// The number of blocks in a page of a listing. Each page with blocks is followed by `empty` pages without blocks.
     pub page: usize,
     pub empty: usize,
-    /// A part of each token. Tokens with another age are refused.
+    /// Each token contains this number. Tokens with another number are refused, as if they had expired.
     pub age: u32,
     pub encrypts: bool,
-    /// The final state of copies and sealed snapshots.
+    /// The state of a snapshot after CopySnapshot or CompleteSnapshot.
     pub ends: &'static str,
 }
 

@@ -1,4 +1,4 @@
-//! The answers of a server that behaves correctly.
+//! Implements the answers of a server that behaves correctly.
 
 use super::{Answer, Request, StoredSnapshot, World, answer, refusal};
 use crate::ids::BLOCK;

@@ -1,4 +1,5 @@
-//! Tests how a base becomes a parent, and that a copy is created only once.
+//! Tests when a base's snapshot can be the parent of a new snapshot, and that a copy is created only once. D1 is a row
+//! of `tests/FAULTS.md`.
 
 use super::*;
 
@@ -91,7 +92,7 @@ async fn a_snapshot_is_copied_once() {
     assert_eq!((requests.len(), requests[0].get("SourceRegion")), (1, "eu-test-1"));
     let tags = fake.with(|world| world.snapshots[&copy.0].tags.clone());
     assert_eq!(tags, [(tag::COPY.to_owned(), BASE.to_owned())].into());
-    // The copy is a result, so it is not removed.
+    // The copy is needed by later bakes, so the clean-up does not remove it.
     ebs.ensure_no_snapshots(&run()).await.unwrap();
     assert_eq!(fake.left(), [BASE.to_owned(), copy.0.clone()]);
     // With a KMS key, another copy is created.

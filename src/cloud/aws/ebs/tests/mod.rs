@@ -1,4 +1,4 @@
-//! How oven handles EBS direct's answers, above all the bad ones. D1 to D8 are rows of `tests/FAULTS.md`.
+//! Tests how oven handles EBS direct's answers, especially errors. D1 to D8 are rows of `tests/FAULTS.md`.
 
 mod copies;
 mod snapshot_writes;
@@ -29,7 +29,7 @@ fn digest(byte: u8) -> Digest {
     Sha256::digest(vec![byte; BLOCK]).into()
 }
 
-/// Reads on a separate thread, as readers do.
+/// Reads a block on a separate thread, as a disk does.
 async fn read(ebs: &Ebs, id: &SnapshotId, index: u32) -> Result<(Vec<u8>, Digest)> {
     let reader = ebs.reader(id).await.unwrap();
     tokio::task::spawn_blocking(move || reader.read(index)).await.unwrap()
@@ -72,7 +72,7 @@ async fn a_snapshot_without_blocks_has_no_contents() {
     assert_eq!(error, format!("reading block 3 of {BASE}: {BASE} has no block 3"));
 }
 
-/// D2, for pages. The listing continues after the last index that was listed.
+/// D2, for page tokens. The listing continues after the last index that was listed.
 #[tokio::test]
 async fn a_page_token_that_expires_loses_no_block() {
     let dir = dir();
@@ -110,7 +110,7 @@ async fn a_listing_without_progress_ends() {
     assert!(format!("{error:#}").ends_with("without a new block"), "{error:#}");
 }
 
-/// D2, for blocks.
+/// D2, for block tokens.
 #[tokio::test]
 async fn block_tokens_that_expire_are_listed_again() {
     let dir = dir();
@@ -189,13 +189,13 @@ async fn reads_are_retried_after_transient_errors_only() {
     assert_eq!(fake.count("ListSnapshotBlocks"), 2);
 }
 
-/// A server that gives all calls of an action the same answer.
+/// Starts a server whose answer depends only on the action of the call.
 async fn dir_and(reply: impl Fn(&str) -> Reply + Send + 'static) -> (Ebs, Fake) {
     let dir = dir();
     ebs(dir.path(), move |request, _| reply(&request.action)).await
 }
 
-/// Reads have to work while the readers' threads are blocked and the main thread waits in the kernel.
+/// Reads have to work although the threads that read are blocked, and the main thread waits in the kernel.
 #[test]
 fn reads_need_no_other_thread() {
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

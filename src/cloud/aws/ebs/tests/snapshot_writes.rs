@@ -1,4 +1,4 @@
-//! Tests that snapshots are written correctly even if an answer is lost.
+//! Tests that snapshots are written correctly even if an answer is lost. D4 to D8 are rows of `tests/FAULTS.md`.
 
 use super::*;
 use crate::cloud::aws::ec2::volumes::client_token;
@@ -16,7 +16,7 @@ fn spec(parent: Option<&str>) -> NewSnapshot {
     }
 }
 
-/// Writes and seals two blocks.
+/// Writes two blocks and completes the snapshot.
 async fn write(ebs: &Ebs, id: &SnapshotId) -> Result<()> {
     for (index, byte) in [(5, 6), (9, 7)] {
         ebs.put(id, index, vec![byte; BLOCK].into(), digest(byte)).await?;
@@ -69,7 +69,7 @@ async fn a_key_without_a_parent_is_given_by_its_arn() {
         ebs.start(&NewSnapshot { kms_key: Some("alias/web".into()), ..spec(None) }).await.unwrap_err();
     assert_eq!(Kind::of(&error), Kind::Definition);
     assert!(fake.left().is_empty());
-    // A child uses its parent's key in any case.
+    // A child always uses its parent's key, even if another key is requested.
     ebs.start(&NewSnapshot { kms_key: Some("alias/web".into()), ..spec(Some(BASE)) }).await.unwrap();
 }
 
@@ -236,8 +236,8 @@ async fn a_lost_completion_is_looked_up_and_fails_no_complete_snapshot() {
         assert_eq!(fake.left(), [id.0]);
         assert_eq!(fake.count("CompleteSnapshot"), sent);
     }
-    // The snapshot is sealed, but still pending when it is polled. So the second call is refused, which is not a
-    // failure.
+    // The replies simulate that the first call takes effect, but its answer is lost. The snapshot is still pending when
+    // it is polled, and EBS refuses the second call. oven must not report this refusal as an error.
     let dir = dir();
     let (ebs, fake) = ebs(dir.path(), |request, nth| match (request.action.as_str(), nth) {
         ("CompleteSnapshot", 0) => Reply::Drop,
@@ -270,7 +270,7 @@ async fn a_wrong_count_or_checksum_deletes_the_snapshot() {
     assert_eq!(fake.count("CompleteSnapshot"), 2);
 }
 
-/// D8: an expired snapshot is reported as expired by each call, so that it is written again.
+/// D8: each call for an expired snapshot reports that the snapshot has expired, so that a new one is written.
 #[tokio::test]
 async fn an_expired_snapshot_is_reported_and_deleted() {
     // The snapshot expires between two puts.
@@ -281,11 +281,11 @@ async fn an_expired_snapshot_is_reported_and_deleted() {
     fake.with(|world| world.snapshots.get_mut(&id.0).unwrap().state = "error");
     let again = write(&ebs, &id).await.unwrap_err();
     assert!(is_expired(&again), "{again:#}");
-    // The call that seals the snapshot reports it as well.
+    // CompleteSnapshot also reports that the snapshot has expired.
     let error = ebs.complete(&id, 1, digest(6)).await.unwrap_err();
     assert!(is_expired(&error), "{error:#}");
     assert!(fake.left().is_empty());
-    // Here the snapshot fails after it was sealed.
+    // This snapshot fails after CompleteSnapshot has succeeded.
     fake.with(|world| world.ends = "error");
     let error = whole(&ebs).await.unwrap_err();
     assert!(is_expired(&error) && format!("{error:#}").contains("in the state error"), "{error:#}");
@@ -296,7 +296,7 @@ async fn an_expired_snapshot_is_reported_and_deleted() {
     assert_eq!(fake.left(), [id.0]);
 }
 
-/// Somebody sweeps a run that began long ago.
+/// `oven sweep` deletes the snapshot of a run that began long ago and has not ended.
 #[tokio::test]
 async fn a_deleted_snapshot_counts_as_expired() {
     let dir = dir();
