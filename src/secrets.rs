@@ -207,8 +207,8 @@ fn percent_encode(text: &str, plain: &[u8]) -> String {
     text.bytes().map(one).collect()
 }
 
-/// Returns the base64 characters of `bytes` if `offset` other bytes precede them in their first group. A character at
-/// an edge that also contains bits of a neighbouring byte is left out.
+/// Returns the base64 characters of `bytes` if `offset` other bytes precede them in their first group. The first or the
+/// last character is left out if it also contains bits of a neighbouring byte.
 fn base64(bytes: &[u8], offset: usize) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let (first, last) = ((offset * 8).div_ceil(6), (offset + bytes.len()) * 8 / 6);

@@ -50,7 +50,7 @@ struct State {
     /// The position of the next event, where [`END`] is now.
     end: u64,
     events: u64,
-    /// The first write error. Nothing is written after it.
+    /// The first write error. After this error, nothing more is written.
     broken: Option<std::io::Error>,
     lanes: Lanes,
     tracks: u32,
@@ -65,9 +65,9 @@ pub struct Track(Option<(Trace, u32)>);
 /// A kind of lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Lane {
-    /// A bake, its steps, and their commands.
+    /// Spans of a bake, of its steps, and of the steps' commands.
     Steps,
-    /// Waits for a resource or for another process.
+    /// Spans in which a bake waits for a resource or for another process.
     Waits,
     Ec2,
     Ebs,
@@ -84,7 +84,7 @@ impl Lane {
     }
 }
 
-/// The id of a span. It is the parent's id for spans that begin inside of this span.
+/// The id of a span. Spans that begin inside of this span use it as the id of their parent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SpanId(u64);
 
