@@ -21,7 +21,8 @@ const MIN: usize = 4;
 /// environment variable is 128 KiB.
 const MAX: usize = 64 << 10;
 /// The minimal length, in bytes, of a line that is searched for on its own. A secret with several lines, such as a key,
-/// is also searched for line by line. But a file may contain a shorter line by chance.
+/// is also searched for line by line. A shorter line is not searched for on its own, because a file may contain it by
+/// chance.
 const LINE_MIN: usize = 16;
 
 /// Secret values by name, and the texts to search for. Cheap to clone. The `Debug` form shows only the names.

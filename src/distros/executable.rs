@@ -25,7 +25,7 @@ const TIMEOUT: Duration = Duration::from_secs(8);
 const HELPER_TIMEOUT: Duration = Duration::from_secs(3);
 /// The maximal size of an answer, in bytes. The plans of the built-in plugins have some 10 KiB.
 const ANSWER_MAX: usize = 4 << 20;
-/// oven keeps only the last bytes of standard error in memory. This is their maximal number.
+/// oven keeps only the last part of standard error in memory. This is the maximal size of that part in bytes.
 const STDERR_MAX: usize = 64 << 10;
 /// The number of lines of a plugin's standard error that an error message shows.
 const STDERR_LINES_SHOWN: usize = 10;

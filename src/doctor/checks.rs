@@ -169,8 +169,8 @@ pub fn checks(needs: Needs) -> Vec<Check> {
 }
 
 /// Checks whether oven can block access to the builder's credentials in steps that have the network. The check tries to
-/// block it, which needs root. Without root, the result is `None`. `required` is true if steps get the network only
-/// while the access is blocked.
+/// block the access, which needs root. Without root, the result is `None`. `required` is true if steps get the network
+/// only when the access is blocked.
 pub fn credential_blocking(required: bool) -> Option<Check> {
     const WHAT: &str = "cgroup v2 and BPF";
     if !rustix::process::geteuid().is_root() {

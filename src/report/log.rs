@@ -1,4 +1,5 @@
-//! The log file of a run. It is created when the first step begins. A run without steps has no log file.
+//! The log file of a run (the bake of one image). It is created when the first step begins. A run without steps has no
+//! log file.
 
 use std::fs::File;
 use std::io::{Result, Write};

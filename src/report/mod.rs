@@ -1,4 +1,5 @@
-//! The output of a run: lines for people or a stream of JSON events, and a log file with everything.
+//! The output of oven: lines for people or a stream of JSON events. Each run (the bake of one image) also has a log
+//! file with everything.
 
 pub mod events;
 mod log;

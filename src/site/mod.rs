@@ -208,7 +208,8 @@ impl Site {
         spelt(&self.settings, &self.state, command)
     }
 
-    /// The guard that keeps steps from the builder's credentials.
+    /// Returns the guard that keeps steps from the builder's credentials. The guard is required only if the cloud has
+    /// credentials on this machine.
     pub fn egress_guard(&self) -> EgressGuard {
         if self.cloud.has_credentials() { EgressGuard::Required } else { EgressGuard::Wanted }
     }

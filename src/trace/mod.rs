@@ -1,9 +1,9 @@
-//! Writes a trace of the run. It shows how long each part took, and which parts ran concurrently. The file has Chrome's
-//! Trace Event Format (JSON), which Perfetto and chrome://tracing can show.
+//! Writes a trace of one execution of oven. It shows how long each part took, and which parts ran concurrently. The
+//! file has Chrome's Trace Event Format (JSON), which Perfetto and chrome://tracing can show.
 //!
 //! Each image has a [`Track`], which consists of lanes. Two spans on one lane are nested or do not overlap. Concurrent
-//! spans of a track are on different lanes. The file is valid JSON after every write, so the trace of a killed run can
-//! be used. Without `--trace`, this module does nothing.
+//! spans of a track are on different lanes. The file is valid JSON after every write, so the trace can be used even if
+//! oven was killed. Without `--trace`, this module does nothing.
 
 mod lanes;
 #[cfg(test)]
@@ -58,7 +58,7 @@ struct State {
     ended: bool,
 }
 
-/// The track of one image, or of the run itself. The default track writes nothing.
+/// The track of one image, or of the whole execution of oven. The default track writes nothing.
 #[derive(Clone, Default)]
 pub struct Track(Option<(Trace, u32)>);
 

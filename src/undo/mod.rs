@@ -4,10 +4,10 @@
 //! - A *debt* is a clean-up action. It is *owed*, that is registered, before the call that creates the resource. It is
 //!   *paid*, that is executed, when the story ends. To *forgive* a debt is to cancel it.
 //!
-//! Each execution of oven has a run id, and every resource that it creates has this id as a tag. A clean-up action
-//! finds its resources by this tag, and ensures that none exists. So it can be registered before the resource exists,
-//! and it also succeeds if the resource was never created. Local resources (mounts, loop devices, child processes) need
-//! no debts, because dropping their values releases them.
+//! Each story has a run id, and every resource that it creates in the cloud has this id as a tag. A clean-up action
+//! finds its resources by this tag, and ensures that none exists. So the action can be registered before the resource
+//! exists. It also succeeds if the resource was never created. Local resources (mounts, loop devices, child processes)
+//! need no debts, because dropping their values releases them.
 
 mod background;
 

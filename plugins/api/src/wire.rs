@@ -164,8 +164,8 @@ fn parse_strictly<T: Serialize + DeserializeOwned>(text: &str) -> Result<T, Stri
 fn find_wrong_type(document: &Value, parsed: &Value, at: String) -> Option<String> {
     match (document, parsed) {
         (Value::Object(document), Value::Object(parsed)) => document.iter().find_map(|(key, value)| {
-            // A field is missing in `parsed` only if it has its default value. Such a field cannot be of the wrong
-            // type.
+            // A field is missing in `parsed` only if it has its default value. A field with its default value has the
+            // right type.
             find_wrong_type(value, parsed.get(key)?, format!("{at}.{key}"))
         }),
         (Value::Array(document), Value::Array(parsed)) => {

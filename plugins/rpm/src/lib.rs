@@ -29,7 +29,8 @@ pub const RETRIES: u32 = 2;
 const INSTALLED: &str = "installed";
 const KEY: &str = "key";
 
-/// The command of the fact `packages`. A missing epoch is left out and not printed as 0, as in the output of dpkg.
+/// The command of the fact `packages`, whose output is stored with the image. A missing epoch is left out and not
+/// printed as 0, as in the output of dpkg.
 pub fn list_packages_command() -> Vec<String> {
     let format = format!(
         "%{{NAME}}\\t%|EPOCH?{{%{{EPOCH}}:}}|%{{VERSION}}-%{{RELEASE}}\\t%{{ARCH}}\\t\
