@@ -208,8 +208,8 @@ impl Site {
         spelt(&self.settings, &self.state, command)
     }
 
-    /// Returns the guard that keeps steps from the builder's credentials. The guard is required only if the cloud has
-    /// credentials on this machine.
+    /// Returns the guard that keeps steps from the builder's credentials. The guard is required only if this machine
+    /// can have credentials for the cloud.
     pub fn egress_guard(&self) -> EgressGuard {
         if self.cloud.has_credentials() { EgressGuard::Required } else { EgressGuard::Wanted }
     }
