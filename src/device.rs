@@ -19,13 +19,15 @@ pub struct Device {
     pub rdev: u64,
     /// Identifies the volume: its serial number on NVMe, or its id in the local region.
     pub serial: String,
-    /// Set only if oven itself serves the disk. That server must know which discards are trims.
+    /// Set only if oven itself serves the disk. Then the process that serves the disk must know which discards are
+    /// trims.
     pub trimming: Option<Arc<dyn Trimming>>,
 }
 
 /// Marks a period in which all discards of a disk are trims. A trim discards only the free space of a file system. For
-/// a trim, the disk's server does not have to overwrite the base's blocks with zeros. The server cannot recognize a
-/// trim by itself, because the loop device punches a hole for a discard and also for a range that has to become zeros.
+/// a trim, the process that serves the disk (the server) does not have to overwrite the base snapshot's blocks with
+/// zeros. The server cannot recognize a trim by itself: the loop device punches a hole for a discard, but also for a
+/// range that has to become zeros.
 pub trait Trimming: fmt::Debug + Send + Sync {
     /// Begins the period. Before [`Self::end`] is called, nothing must write zeros to the disk: no step must run, and
     /// the kernel must not be zeroing inode tables.

@@ -16,7 +16,7 @@ pub enum Kind {
     Step = 5,
     /// The cloud refused a request, or the cloud failed. An error of unknown kind also has this exit code.
     Cloud = 6,
-    /// The work succeeded, but leftovers could not be removed.
+    /// The work succeeded, but some temporary resources could not be removed.
     LeftBehind = 7,
     /// This machine lacks something. `oven doctor` lists everything that it lacks.
     Machine = 8,

@@ -23,7 +23,8 @@ id!(/// `snap-` and 17 hexadecimal digits.
     SnapshotId);
 id!(/// `vol-` and 17 hexadecimal digits.
     VolumeId);
-id!(/// The id of a run of oven: 32 random hexadecimal digits. Everything that the run creates in the cloud has it as a tag.
+id!(/// The id of a run, which is usually the bake of one image: 32 random hexadecimal digits. Every resource that the
+    /// run creates in the cloud has this id as a tag.
     RunId);
 
 impl RunId {

@@ -54,7 +54,7 @@ pub mod cloud;
 // A definition: image.toml and the files next to it.
 pub mod definition;
 
-// Checksum and fingerprint.
+// Checksum and fingerprint, which decide whether two bakes would make the same image.
 pub mod identity;
 
 // Upload and download of snapshots, block by block.

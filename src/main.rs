@@ -1,5 +1,5 @@
 //! The program `oven`. It runs one verb of the command line, such as `bake`. oven also starts itself as a helper
-//! process of a step, of a plugin or of a disk. Such a process runs the helper instead of a verb.
+//! process that runs a step, runs a plugin, or serves a disk. A helper process does not run a verb.
 
 use oven::disk::direct::server;
 use oven::distros::sandboxed_plugin;

@@ -27,8 +27,8 @@ pub struct Owner {
 pub enum OwnerEnded {
     Yes,
     No,
-    /// The owner is on another host or in another PID namespace, or a part of its identity or of this process's own
-    /// identity is unknown.
+    /// This process cannot know whether the owner has ended. The owner is on another host or in another PID namespace,
+    /// or a part of the owner's or of this process's identity is unknown.
     Unknown,
 }
 
@@ -63,7 +63,7 @@ impl Owner {
         Self { host, boot: boot.to_owned(), pid, started }
     }
 
-    /// Returns whether this owner has ended, as far as `here` can determine it. `here` is a running process.
+    /// Returns whether this owner has ended, as far as the running process `here` can determine it.
     pub fn has_ended_seen_from(&self, here: &Owner, proc: &Path) -> OwnerEnded {
         let known = |owner: &Owner| owner.host != UNKNOWN && owner.boot != UNKNOWN && owner.started != 0;
         if self.host != here.host || !known(self) || !known(here) {

@@ -21,7 +21,8 @@ const MIN: usize = 4;
 /// environment variable is 128 KiB.
 const MAX: usize = 64 << 10;
 /// The minimal length, in bytes, of a line that is searched for on its own. A secret with several lines, such as a key,
-/// is also searched for line by line. But a file may contain a shorter line by chance.
+/// is also searched for line by line. A shorter line is not searched for on its own, because a file may contain it by
+/// chance.
 const LINE_MIN: usize = 16;
 
 /// Secret values by name, and the texts to search for. Cheap to clone. The `Debug` form shows only the names.
@@ -207,8 +208,8 @@ fn percent_encode(text: &str, plain: &[u8]) -> String {
     text.bytes().map(one).collect()
 }
 
-/// Returns the base64 characters of `bytes` if `offset` other bytes precede them in their first group. A character at
-/// an edge that also contains bits of a neighbouring byte is left out.
+/// Returns the base64 characters of `bytes` if `offset` other bytes precede them in their first group. The first or the
+/// last character is left out if it also contains bits of a neighbouring byte.
 fn base64(bytes: &[u8], offset: usize) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let (first, last) = ((offset * 8).div_ceil(6), (offset + bytes.len()) * 8 / 6);

@@ -15,7 +15,7 @@ pub fn list_first(items: &[String], max: usize, separator: &str) -> String {
     list
 }
 
-/// Removes all control characters except tabs and newlines. The removed ones could control a terminal.
+/// Removes all control characters that could control a terminal. Only tabs and newlines are not removed.
 pub fn without_control_characters(text: &str) -> String {
     text.chars().filter(|c| !c.is_control() || matches!(c, '\t' | '\n')).collect()
 }

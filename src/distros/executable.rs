@@ -25,7 +25,7 @@ const TIMEOUT: Duration = Duration::from_secs(8);
 const HELPER_TIMEOUT: Duration = Duration::from_secs(3);
 /// The maximal size of an answer, in bytes. The plans of the built-in plugins have some 10 KiB.
 const ANSWER_MAX: usize = 4 << 20;
-/// The maximal number of bytes of standard error that oven keeps in memory. These are the last bytes.
+/// oven keeps only the last part of standard error in memory. This is the maximal size of that part in bytes.
 const STDERR_MAX: usize = 64 << 10;
 /// The number of lines of a plugin's standard error that an error message shows.
 const STDERR_LINES_SHOWN: usize = 10;
@@ -78,7 +78,7 @@ impl ExecutablePlugin {
         }
     }
 
-    /// Asks the plugin for a plan. The inner error is a refusal.
+    /// Asks the plugin for a plan. The inner error means that the plugin refuses the job.
     pub fn plan(&self, job: &Job) -> Result<Result<Plan, Refused>> {
         let output = self.ask_plugin("plan", &text(&PlanRequest::new(job)))?;
         match PlanAnswer::read(&output.answer) {

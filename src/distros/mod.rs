@@ -66,7 +66,7 @@ impl KnownPlugin {
         plan.map_err(refused)
     }
 
-    /// The plugin as the conformance suite calls it.
+    /// The interface through which the conformance suite calls the plugin.
     pub fn speaker(&self) -> Box<dyn Speaker + '_> {
         match &self.plugin {
             Plugin::BuiltIn(distro) => Box::new(InProcess(&**distro)),
@@ -115,7 +115,7 @@ impl PluginRegistry {
     }
 
     /// Adds the plugins of the directories. If several have the same name, the first one is used and the others are
-    /// listed as refused. A file that is not trusted is also listed as refused, and never run.
+    /// listed as refused. A file that is not trusted is also listed as refused. Such a file is never run.
     pub fn add_installed(mut self, directories: &[PathBuf], helper: &Path) -> Self {
         for file in search_path::find_plugins(directories) {
             let id = search_path::plugin_name(&file.path);
@@ -171,7 +171,7 @@ impl PluginRegistry {
         &self.refused
     }
 
-    /// The plugin that a definition names. `place` is the file and the key that name it.
+    /// The plugin that a definition names. `place` says in which file, and under which key, the plugin is named.
     pub fn named(&self, id: &str, place: &str) -> Result<&KnownPlugin> {
         self.known.iter().find(|known| known.id == id).ok_or_else(|| {
             Kind::Definition

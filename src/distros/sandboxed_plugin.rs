@@ -32,13 +32,13 @@ pub const VERB: &str = "__plugin";
 const NOBODY: u32 = 65534;
 /// The directory of the plugin's file in the sandbox. It is on a tmpfs that is mounted over `/run`.
 const PLUGIN_DIR: &str = "/run/oven-plugin";
-/// When the plugin has ended, the processes that it started have this time to end, too. Those that still run after it
-/// are reported.
+/// When the plugin has ended, the processes that it started have this time to end, too. Processes that run longer are
+/// reported.
 const GRACE: Duration = Duration::from_millis(100);
 /// The maximal number of names of leftover processes in a message.
 const MAX_NAMES: usize = 8;
-/// Limits of the plugin: bytes of memory, and processes. With these limits, a faulty plugin fails before this machine
-/// runs out of memory or processes.
+/// The plugin's limits: the memory in bytes, and the number of processes. With these limits, a faulty plugin fails
+/// before this machine runs out of memory or processes.
 const MAX_MEMORY: u64 = 4 << 30;
 const MAX_PROCESSES: u64 = 512;
 /// The size of the plugin's `/tmp`.
@@ -125,7 +125,8 @@ fn serve() -> Result<ExitCode> {
     if let Err(error) = namespaces {
         return send_result(&control, &PluginExit::Uncontained(format!("{error:#}")));
     }
-    // A process that creates a PID namespace is not in it. Its first child is the first process of the namespace.
+    // A process that creates a PID namespace does not enter that namespace. The first child of the process becomes the
+    // first process of the namespace.
     match fork().context("starting the plugin's parent process")? {
         Some(reaper) => {
             drop(control);
@@ -155,8 +156,8 @@ fn die_with_parent() -> Result<()> {
 
 #[allow(unsafe_code)]
 fn fork() -> std::io::Result<Option<Pid>> {
-    // SAFETY: this process has only one thread. So no other thread can hold a lock or be in the middle of an
-    // allocation. Such a state would remain in the child.
+    // SAFETY: this process has only one thread. So the child cannot inherit a lock that another thread holds, or an
+    // allocation that another thread has not finished.
     let pid = unsafe { libc::fork() };
     match pid {
         0 => Ok(None),
@@ -179,7 +180,7 @@ fn enter_namespaces() -> Result<()> {
     if needs_user_namespace {
         flags |= UnshareFlags::NEWUSER;
     }
-    // SAFETY: this process has only one thread, and the flags do not concern its memory or its descriptors.
+    // SAFETY: this process has only one thread, and the flags do not affect its memory or its descriptors.
     namespaces::unshare(flags).context("the kernel does not allow namespaces")?;
     if needs_user_namespace {
         let map =
@@ -205,7 +206,7 @@ fn run_reaper(control: &UnixStream, call: &PluginCall, program: &[u8], request: 
         capabilities::reduce_to(if root { capabilities::BECOMING } else { capabilities::NONE })?;
         if root {
             become_nobody().context("changing to the user nobody")?;
-            // This is repeated, because the kernel resets the setting when a process changes its user.
+            // This function is called again, because the kernel resets the setting when a process changes its user.
             die_with_parent()?;
         }
     } else {
@@ -372,8 +373,8 @@ fn reap_children() -> bool {
 }
 
 /// Ends all processes of the plugin. In a sandbox, the kernel ends them when this process ends. Without a sandbox, this
-/// process kills its children. If a killed process has children, they become children of this process. So this is
-/// repeated until none is left, but for at most 2 s.
+/// process kills its children. If a killed process has children, they become children of this process. So the kill is
+/// repeated until no child is left, but for at most 2 s.
 fn end_all(contained: bool) {
     let deadline = Instant::now() + Duration::from_secs(2);
     while !contained && reap_children() && Instant::now() < deadline {

@@ -75,8 +75,8 @@ fn directory_fault(directory: &Path) -> Option<String> {
     };
     real.ancestors().find_map(|dir| match dir.symlink_metadata() {
         Ok(metadata) => {
-            // A parent directory may be writable by others if it is sticky, because then others cannot rename root's
-            // files in it.
+            // A parent directory that is writable by others is accepted if it is sticky, because then others cannot
+            // rename root's files in it.
             let sticky = dir != real && metadata.mode() & 0o1000 != 0;
             let why = ownership_fault(&metadata).filter(|why| !(sticky && why.starts_with("is writable")));
             why.map(|why| format!("is in the directory {}, which {why}", dir.display()))

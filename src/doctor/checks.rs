@@ -45,8 +45,8 @@ impl Check {
         matches!(self.verdict, Verdict::Lacks { .. })
     }
 
-    /// Returns the check for the result of a trial. `fix` says what the user can do. If the error has a hint, the hint
-    /// is used instead of `fix`.
+    /// Makes a check from the result of a trial. `fix` says what the user can do. If the error has a hint, the hint is
+    /// used instead of `fix`.
     pub fn from_result<T>(what: &str, tried: &Result<T>, fix: &str) -> Self {
         let (why, hint) = match tried {
             Ok(_) => return Self::new(what, true, "", ""),
@@ -94,12 +94,12 @@ pub fn ensure_ready(needs: Needs) -> Result<()> {
 pub struct Needs {
     /// Whether loop devices are needed.
     pub loops: bool,
-    /// Whether FUSE is needed, because this program serves the disks.
+    /// Whether FUSE is needed. It is needed if oven itself serves the disks.
     pub fuse: bool,
-    /// Whether NVMe is needed, because volumes are attached as NVMe disks.
+    /// Whether NVMe is needed. It is needed if volumes are attached as NVMe disks.
     pub nvme: bool,
-    /// Whether the builder has a role in the cloud. If so, oven needs its permissions, and steps must not reach its
-    /// credentials.
+    /// Whether the builder has a role in the cloud. If so, oven needs the role's permissions, and steps must not reach
+    /// the role's credentials.
     pub role: bool,
 }
 
@@ -168,9 +168,9 @@ pub fn checks(needs: Needs) -> Vec<Check> {
     checks
 }
 
-/// Checks whether oven can block access to the builder's credentials in steps that have the network. The check tries
-/// this, which needs root. Without root, the result is `None`. `required` is true if a step must not have the network
-/// unless the access is blocked.
+/// Checks whether oven can block access to the builder's credentials in steps that have the network. The check tries to
+/// block the access, which needs root. Without root, the result is `None`. `required` is true if steps get the network
+/// only when the access is blocked.
 pub fn credential_blocking(required: bool) -> Option<Check> {
     const WHAT: &str = "cgroup v2 and BPF";
     if !rustix::process::geteuid().is_root() {
@@ -188,7 +188,8 @@ pub fn credential_blocking(required: bool) -> Option<Check> {
     Some(Check::optional(WHAT, fence.is_ok(), &note))
 }
 
-/// Checks whether the kernel waits long enough for a slow EBS volume. `sys` is the path of `/sys`.
+/// Checks whether the kernel waits long enough for a slow EBS volume. `sys` is the path of `/sys`. Returns `None` if
+/// the kernel's timeout cannot be read.
 pub fn nvme_timeout(sys: &Path) -> Option<Check> {
     let text = std::fs::read_to_string(sys.join("module/nvme_core/parameters/io_timeout")).ok()?;
     let seconds: u64 = text.trim().parse().ok()?;
@@ -196,7 +197,7 @@ pub fn nvme_timeout(sys: &Path) -> Option<Check> {
         "it is {seconds} s, and a bake fails if a volume takes longer to respond. AWS recommends the kernel parameter \
          nvme_core.io_timeout=4294967295"
     );
-    // A day is long enough. The kernel accepts even higher values.
+    // A timeout of a day is long enough. The kernel accepts even higher values.
     Some(Check::optional("NVMe timeout", seconds >= 24 * 60 * 60, &note))
 }
 
@@ -223,9 +224,9 @@ pub fn region(dir: &Path) -> Check {
     Check::optional(&what, free >= MIN_SPACE, &format!("only {} MiB are free", free >> 20))
 }
 
-/// Checks whether disks can be served by FUSE (`disks = "direct"`). The check tries this, because a container may lack
-/// the device node. The trial needs root. Without root, the result is `None`. `required` is true if the settings
-/// request direct disks.
+/// Checks whether disks can be served by FUSE (`disks = "direct"`). The check tries to use FUSE, because a container
+/// may lack the device node. This trial needs root. Without root, the result is `None`. `required` is true if the
+/// settings request direct disks.
 fn fuse(required: bool) -> Option<Check> {
     const WHAT: &str = "FUSE";
     if !rustix::process::geteuid().is_root() {

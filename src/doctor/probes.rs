@@ -101,7 +101,7 @@ async fn serve_disk(probe: &Probe<'_>) -> Result<()> {
     loop_device::release(device).await
 }
 
-/// A base without blocks.
+/// A base snapshot without blocks.
 struct EmptyBase;
 impl SnapshotReader for EmptyBase {
     fn read(&self, index: u32) -> Result<(Vec<u8>, Digest)> {
@@ -140,7 +140,8 @@ async fn run_step(probe: &Probe<'_>, root: &Path, network: bool, throwaway: bool
     let mut output = Vec::new();
     let exit = sandbox::run(probe.helper, &spec, TIMEOUT, &mut |line| output.push(line.to_owned())).await?;
     match exit.status {
-        // 127 means that the program was not found. The step itself was set up, so the trial succeeded.
+        // 127 means that the program was not found. This is expected, and shows that the step was set up. So the trial
+        // succeeded.
         ExitStatus::Exited(127) => Ok(()),
         other => bail!("{other}: {}", output.join(" ")),
     }

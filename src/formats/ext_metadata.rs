@@ -25,7 +25,7 @@ pub fn blocks(disk: &(impl ReadAt + ?Sized)) -> BTreeSet<u32> {
     for start in starts {
         let mut ranges = ext(disk, start).unwrap_or_default();
         ranges.sort_by_key(|range| range.start);
-        // The ranges may overlap. Because of `next`, no block is added twice.
+        // The ranges may overlap. Blocks before `next` were already added and are skipped.
         let mut next = 0;
         for range in ranges {
             let first = next.max(range.start / BLOCK as u64);

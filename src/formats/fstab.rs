@@ -153,7 +153,7 @@ pub fn plan(
                 MountSource::Bind(from, has("rbind"))
             }
             FstabSource::Other(_) => continue,
-            // Discs and floppies belong to a machine, not to an image.
+            // An optical disc belongs to a machine and not to an image, so its line is skipped.
             FstabSource::Device(_) if matches!(entry.kind.as_str(), "iso9660" | "udf" | "udf,iso9660") => {
                 continue;
             }
@@ -187,13 +187,13 @@ pub fn plan(
         }
         planned.push(PlannedMount { target: entry.target.clone(), what });
     }
-    // Parents come first. If several lines have the same target, the last one is mounted on top, as at boot. Bind
-    // mounts come last, because their sources may be inside other mounts.
+    // Bind mounts come last, because their sources may be inside other mounts. Otherwise parents come first. Lines with
+    // the same target keep their order, so that the last one is mounted on top, as at boot.
     planned.sort_by_key(|p| (matches!(p.what, MountSource::Bind(..)), depth(&p.target)));
     Ok(planned)
 }
 
-/// Returns whether the fstab's own line for `/` names this partition. Returns `None` if there is no such line, or if
+/// Returns whether the line for `/` in the fstab names this partition. Returns `None` if there is no such line, or if
 /// its source is the name of a device.
 pub fn is_root_by_fstab(entries: &[FstabEntry], ids: &PartitionIds<'_>) -> Option<bool> {
     let root = entries.iter().find(|entry| entry.target == "/")?;

@@ -220,7 +220,7 @@ fn others(w: &Window<'_, impl ReadAt + ?Sized>) -> Option<FileSystem> {
         (1024, &[0xe2, 0xe1, 0xf5, 0xe0], "EROFS"),
         (1024, &[0x10, 0x20, 0xf5, 0xf2], "F2FS"),
         (0x8001, b"CD001", "ISO 9660"),
-        // This is the first uberblock of a ZFS label that was written on a little-endian machine.
+        // This is the magic number of the first uberblock in a ZFS label, as a little-endian machine writes it.
         (0x20000, &[0x0c, 0xb1, 0xba, 0], "ZFS"),
     ];
     let found = known.into_iter().find(|(at, magic, _)| w.has(*at, magic));
@@ -283,8 +283,8 @@ mod tests {
         ] {
             let disk = with(size, &pieces);
             assert_eq!(kind(&disk), Some(want));
-            // The content is also recognized after another partition. It is not recognized if it is cut off before the
-            // signature.
+            // The content is also recognized if it does not begin at the start of the disk. It is not recognized if it
+            // is cut off before the signature.
             let mut shifted = vec![0xff; 4096];
             shifted.extend_from_slice(&disk);
             assert_eq!(probe(&shifted[..], 4096, size as u64).map(|fs| fs.kind), Some(want));

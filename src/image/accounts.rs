@@ -29,7 +29,7 @@ impl Accounts {
         id(&self.group, name)
     }
 
-    /// Returns the home directories of all accounts, each once, up to a limit.
+    /// Returns the home directories of all accounts, without duplicates. Returns at most `HOMES_MAX` directories.
     pub fn homes(&self) -> Vec<String> {
         let fields = self.passwd.lines().filter_map(|line| line.split(':').nth(5));
         let mut homes: Vec<_> = fields.filter(|home| home.starts_with('/')).map(str::to_owned).collect();
@@ -52,5 +52,6 @@ fn id(table: &str, name: &str) -> Option<u32> {
     }
 }
 
-/// The maximum number of home directories. Examining one takes some 50 us, and oven cannot be stopped during that time.
+/// The maximum number of home directories. Examining a home directory takes about 50 us. oven reacts to a signal only
+/// after it has examined all of them, so their number must be limited.
 pub(crate) const HOMES_MAX: usize = 10_000;

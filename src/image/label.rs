@@ -45,8 +45,9 @@ impl ImageTree {
         Ok(i128::from(stat.st_ctime) >= i128::from(then.as_secs()))
     }
 
-    /// Returns a path to an object, and the open directory of the object. The path consists of the directory's entry in
-    /// `/proc/self/fd` and one name, so symlinks cannot redirect it. It is valid while the directory is open.
+    /// Returns a path to an object, and the open directory that contains the object. The path consists of the
+    /// directory's entry in `/proc/self/fd` and one name, so symlinks cannot redirect it. The path is valid while the
+    /// directory is open.
     fn pinned_path(&self, path: &str) -> Result<Option<(OwnedFd, String)>> {
         let (parent, name) = path.trim_end_matches('/').rsplit_once('/').unwrap_or(("", ""));
         let flags = OFlags::PATH | OFlags::DIRECTORY;
@@ -65,8 +66,8 @@ impl ImageTree {
 mod tests {
     use crate::image::test::Tree;
 
-    /// Setting labels needs root. Without root, the kernel's error is returned. In both cases, no other object is
-    /// changed.
+    /// Setting labels needs root. Without root, the kernel's error is returned. The test checks in both cases that no
+    /// other object is changed.
     #[test]
     fn a_label_is_the_objects_own() {
         let tree = Tree::new();

@@ -1,4 +1,4 @@
-//! Reads what kind of system an image has: its os-release, and the architecture of its programs.
+//! Reads an image's os-release, and finds out the architecture of its programs.
 
 use super::tree::ImageTree;
 use crate::error::Kind;
@@ -19,7 +19,8 @@ pub fn os_release(inside: &ImageTree) -> Result<OsRelease> {
     Err(failure.hint("Check that the base image contains a Linux system.").into())
 }
 
-/// Returns the architecture of `/bin/sh`, which every step needs.
+/// Returns the architecture of an image's programs. It is read from `/bin/sh`, because oven requires this program in
+/// every image.
 pub fn architecture(inside: &ImageTree) -> Result<Architecture> {
     let head = inside.read_start("/bin/sh", 20).context("reading the image's /bin/sh")?.ok_or_else(|| {
         let failure = Kind::Definition.failure("the image has no /bin/sh");
@@ -69,7 +70,8 @@ mod tests {
             std::fs::create_dir_all(dir.path().join("usr/bin")).unwrap();
             symlink("usr/bin", dir.path().join("bin")).unwrap();
             std::fs::write(dir.path().join("usr/bin").join(shell), program(class, machine)).unwrap();
-            // The link is absolute, like those of alternatives. It must be resolved inside the image.
+            // The link is absolute, like the links that update-alternatives makes. It must be resolved inside the
+            // image.
             symlink(format!("/usr/bin/{shell}"), dir.path().join("bin/sh")).unwrap();
             let found = architecture(&ImageTree::open_dir(dir.path()).unwrap());
             match want {

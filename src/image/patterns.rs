@@ -1,5 +1,5 @@
-//! Finds objects of an image by path or by pattern. If a directory in a path is a symlink, the path counts as missing,
-//! because the symlink may lead to `/`.
+//! Finds files, directories and other objects of an image by path or by pattern. If a directory in a path is a symlink,
+//! the path counts as missing, because the symlink may lead to `/`.
 
 use super::tree::ImageTree;
 use crate::text::match_wildcards;

@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
 
-/// The maximum depth of a tree. Each level needs an open descriptor, and the usual limit of a process is 1024. No
+/// The maximum depth of a tree. Each level needs an open descriptor, and a process can usually have 1024 of them. No
 /// normal image has a deeper tree.
 const DEPTH_MAX: usize = 200;
 
@@ -22,10 +22,11 @@ pub enum Walk {
 }
 
 impl ImageTree {
-    /// Visits everything below a directory. Each directory is visited before its content, and names are visited in
-    /// order. `path` itself may be a symlink. Symlinks below it are visited but not followed. Other mounts below the
-    /// directory are not entered. The visitor gets each object's path, which begins with `path` as it was given, and
-    /// the object's own metadata. If there is no directory at `path`, nothing is visited.
+    /// Visits everything below a directory. Each directory is visited before its content. The objects in a directory
+    /// are visited in the order of their names. `path` itself may be a symlink. Symlinks below it are visited but not
+    /// followed. Other mounts below the directory are not entered. The visitor gets each object's path, which begins
+    /// with `path` as it was given, and the object's own metadata. If there is no directory at `path`, nothing is
+    /// visited.
     pub fn walk(&self, path: &str, visit: &mut dyn FnMut(&str, &Stat) -> Result<Walk>) -> Result<()> {
         let doing = || format!("reading the directory {path} in the image");
         let Some(top) = absent(self.open(path, OFlags::RDONLY | OFlags::DIRECTORY)).with_context(doing)?
@@ -37,8 +38,8 @@ impl ImageTree {
 
     /// Empties a directory, and returns the number of removed objects. `keep` gets each object's path, which begins
     /// with `path` as it was given. If `keep` returns true, the object and its content are not removed. Symlinks are
-    /// not followed, and other mounts are not entered. If `path` itself is a symlink or not a directory, nothing is
-    /// done.
+    /// not followed, and other mounts are not entered. If `path` itself is not a directory, or is a symlink, nothing is
+    /// removed.
     pub fn remove_tree_content(&self, path: &str, keep: &dyn Fn(&str) -> bool) -> Result<u64> {
         let doing = || format!("emptying the directory {path} in the image");
         let path = path.trim_end_matches('/');

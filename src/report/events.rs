@@ -7,10 +7,10 @@ use crate::error::Kind;
 /// does not change if fields or events are added.
 pub const FORMAT: u64 = 1;
 
-/// An event of the stream, or a result of a verb.
+/// An event of the stream, or the result of a verb (a subcommand such as `bake`).
 #[derive(Debug)]
 pub struct EventSpec {
-    /// The value of the object's field `event`. For a result it is the verb.
+    /// The value of the object's field `event`. For a result, this is the name of the verb.
     pub name: &'static str,
     pub doc: &'static str,
     pub fields: &'static [EventField],
@@ -34,7 +34,7 @@ pub enum JsonType {
     Integer,
     Boolean,
     List(&'static JsonType),
-    /// An object with arbitrary names. All its values have this type.
+    /// An object with arbitrary field names. All its values have this type.
     Map(&'static JsonType),
     Object(&'static [EventField]),
     OrNull(&'static JsonType),

@@ -1,4 +1,5 @@
-//! The log file of a run. It is created when the first step begins. A run without steps has no log file.
+//! The log file of a run (the bake of one image). It is created when the first step begins. A run without steps has no
+//! log file.
 
 use std::fs::File;
 use std::io::{Result, Write};
@@ -12,7 +13,7 @@ const MAX_LOGS: usize = 200;
 pub enum LogFile {
     #[default]
     None,
-    /// The file does not exist yet. `lines` are the lines from before the first step.
+    /// The file does not exist yet. `lines` are the lines that were logged before the first step.
     Waiting {
         path: PathBuf,
         lines: Vec<String>,
@@ -38,7 +39,7 @@ impl LogFile {
         match self {
             Self::None => {}
             Self::Waiting { lines, .. } => lines.push(line),
-            // An error is ignored, because a full disk must not stop the clean-up, which may free space.
+            // An error is ignored, because a full disk must not stop the clean-up. The clean-up may free space.
             Self::Open { file, .. } => _ = file.write_all(format!("{line}\n").as_bytes()),
         }
     }

@@ -1,4 +1,5 @@
-//! The output of a run: lines for people or a stream of JSON events, and a log file with everything.
+//! The output of oven: lines for people or a stream of JSON events. Each run (the bake of one image) also has a log
+//! file with everything.
 
 pub mod events;
 mod log;
@@ -26,7 +27,7 @@ pub enum Style {
     Human,
     /// JSON objects on standard output, one in each line.
     Json,
-    /// Nothing is shown. This is for tests, and for verbs that only print a result.
+    /// Nothing is shown. This is for tests, and for verbs (subcommands) that only print a result.
     Silent,
 }
 
@@ -41,8 +42,8 @@ pub enum Level {
     Verbose,
 }
 
-/// If several images are baked, the times of each image are printed in one line. Phases that are shorter than this are
-/// left out of that line.
+/// If several images are baked, the times of each image are printed in one line. Phases that are shorter than
+/// `SHORT_PHASE` are left out of that line.
 const SHORT_PHASE: Duration = Duration::from_millis(50);
 
 /// The shortest time between two progress events.
@@ -79,7 +80,7 @@ struct Inner {
     current_span: Cell<Option<SpanId>>,
 }
 
-/// A running step. If it is dropped without a call of [`Step::done`], the step did not finish.
+/// A running step. If it is dropped before [`Step::done`] is called, the step counts as not finished.
 pub struct Step {
     report: Report,
     phase: String,
@@ -371,7 +372,7 @@ impl Report {
 
 impl Step {
     /// Reports how many bytes are done. `all` is the total number of bytes, if it is known. The progress is shown with
-    /// the running step, and sent as an event. A call that follows the previous one too fast is ignored, unless all
+    /// the running step, and sent as an event. A call that follows the previous call too soon is ignored, unless all
     /// bytes are done.
     pub fn progress(&self, done: u64, all: Option<u64>) {
         let is_recent = self.last_progress.get().is_some_and(|time| time.elapsed() < PROGRESS_INTERVAL);

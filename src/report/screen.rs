@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 const TICK: Duration = Duration::from_millis(200);
 /// A step that ends within this time is not shown as running.
 const SHORT: Duration = Duration::from_millis(300);
-/// If there is no terminal, a long step prints a line at this interval. Otherwise CI systems might assume that oven
-/// hangs.
+/// If there is no terminal, a long step prints a line at this interval. Without these lines, a CI system might assume
+/// that oven hangs.
 const REMINDER: Duration = Duration::from_secs(60);
 /// The assumed width of a terminal that does not report its width.
 const USUAL_WIDTH: usize = 80;
@@ -161,8 +161,8 @@ impl Screen {
         let line = line(&state.running, Instant::now(), width(), |text| self.paint(TextStyle::Dim, text));
         if line != state.drawn {
             let erase = self.erase(state);
-            // The terminal's line wrap is turned off, because only one line is erased later. Without this, a line with
-            // wide characters could become two lines.
+            // The terminal's line wrap is turned off, because only one line is erased later. With line wrap, a line
+            // with wide characters could become two lines.
             let drawn = if line.is_empty() { String::new() } else { format!("\x1b[?7l{line}\x1b[?7h") };
             write(&format!("{erase}{drawn}"));
             state.drawn = line;

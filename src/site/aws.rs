@@ -1,4 +1,4 @@
-//! Makes a site in EC2. For some verbs, this module also finds out on which instance oven runs.
+//! Makes a [`Site`] in EC2. For some verbs (subcommands), this module also finds out on which instance oven runs.
 
 use super::{Findings, Site, Use};
 use crate::cloud::aws::ebs::Ebs;
@@ -31,7 +31,7 @@ pub async fn site(settings: Settings, report: Report, used: Use) -> Result<Site>
     connect(settings, report, instance).await
 }
 
-/// Makes all checks, even if some fail. Also makes the site, if this is possible.
+/// Runs all checks, even if some fail. Also makes the site, if this is possible.
 pub async fn examine(settings: Settings, report: Report) -> (Findings, Result<Site>) {
     if settings.disks() == Strategy::Direct {
         return (Vec::new(), connect(settings, report, None).await);

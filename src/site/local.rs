@@ -1,4 +1,4 @@
-//! Makes a site in a local region.
+//! Makes a [`Site`] in a local region, which is a directory that behaves like EC2.
 
 use super::Site;
 use crate::cloud::local::Region;

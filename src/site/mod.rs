@@ -54,8 +54,8 @@ pub type Findings = Vec<(String, Result<()>)>;
 pub enum Use {
     /// The verb bakes. In AWS with attached volumes, this machine has to be an EC2 instance.
     Builds,
-    /// The verb sweeps. If this machine is an EC2 instance, its id is determined, because the id is part of the owner
-    /// of each resource ([`crate::owner`]).
+    /// The verb removes leftovers of killed bakes (`oven sweep`). If this machine is an EC2 instance, its id is
+    /// determined, because the id is part of the owner of each resource ([`crate::owner`]).
     Sweeps,
     /// The verb only reads. It works on any machine.
     Looks,
@@ -179,7 +179,7 @@ impl Site {
         self.state.join("logs").join(format!("{}.log", run.short()))
     }
 
-    /// Creates an empty directory for a run's mount points.
+    /// Creates an empty directory for the mount points of one bake.
     pub fn scratch(&self, run: &RunId) -> Result<PathBuf> {
         let dir = self.scratch.join(run.short());
         std::fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
@@ -192,7 +192,7 @@ impl Site {
             keep_on_failure,
             on_failure: Box::new(move |error| {
                 failed.failure(error);
-                // A full disk also causes errors that do not name this reason.
+                // A full disk can be the cause of an error that does not mention it. So the free space is checked.
                 if let Some(free) = crate::sys::space::free_space(&state).filter(|free| *free < FULL) {
                     let dir = state.display();
                     failed
@@ -208,7 +208,8 @@ impl Site {
         spelt(&self.settings, &self.state, command)
     }
 
-    /// The guard that keeps steps from the builder's credentials.
+    /// Returns the guard that keeps steps from the builder's credentials. The guard is required only if this machine
+    /// can have credentials for the cloud.
     pub fn egress_guard(&self) -> EgressGuard {
         if self.cloud.has_credentials() { EgressGuard::Required } else { EgressGuard::Wanted }
     }
@@ -231,8 +232,8 @@ fn built_in() -> Vec<Box<dyn Distro>> {
     vec![Box::new(oven_debian::Debian), Box::new(oven_redhat::RedHat), Box::new(oven_suse::Suse)]
 }
 
-/// Adds the flags that select this site to a command `oven …`. They are needed if the user runs the command in another
-/// environment or directory, where an environment variable or the oven.toml may be missing.
+/// Adds the flags that select this site to a command `oven …`. The flags are needed if the user runs the command in
+/// another environment or directory, where an environment variable or the oven.toml may be missing.
 fn spelt(settings: &Settings, state: &Path, command: &str) -> String {
     let Some(rest) = command.strip_prefix("oven ") else { return command.to_owned() };
     let mut flags = Vec::new();
@@ -257,8 +258,8 @@ fn spelt(settings: &Settings, state: &Path, command: &str) -> String {
     format!("oven {flags}{rest}")
 }
 
-/// Rejects a path inside a definition. All files in a definition are part of its fingerprint. So a file that each bake
-/// changes would cause a new image each time.
+/// Rejects a path that is inside one of these definitions. All files in a definition are part of its fingerprint. So a
+/// file that each bake changes would cause a new image each time.
 pub fn refuse_inside(what: &str, path: &Path, hint: &str, definitions: &[Definition]) -> Result<()> {
     let absolute = std::path::absolute(path).with_context(|| format!("looking for {}", path.display()))?;
     // The path may not exist yet. So the nearest parent that exists is checked.

@@ -1,5 +1,5 @@
-//! Assigns spans to lanes. A span is put on its parent's lane if the parent is the innermost open span there. Otherwise
-//! the span is put on the first free lane of its kind.
+//! Assigns spans to lanes. A span is put on its parent's lane if the parent is the innermost open span of that lane.
+//! Otherwise the span is put on the first free lane of its kind.
 
 use super::Lane;
 use serde_json::{Map, Value};

@@ -1,9 +1,9 @@
-//! Writes a trace of the run. It shows how long each part took, and which parts ran concurrently. The file has Chrome's
-//! Trace Event Format (JSON), which Perfetto and chrome://tracing can show.
+//! Writes a trace of one execution of oven. It shows how long each part took, and which parts ran concurrently. The
+//! file has Chrome's Trace Event Format (JSON), which Perfetto and chrome://tracing can show.
 //!
 //! Each image has a [`Track`], which consists of lanes. Two spans on one lane are nested or do not overlap. Concurrent
-//! spans of a track are on different lanes. The file is valid JSON after every write, so the trace of a killed run can
-//! be used. Without `--trace`, this module does nothing.
+//! spans of a track are on different lanes. The file is valid JSON after every write, so the trace can be used even if
+//! oven was killed. Without `--trace`, this module does nothing.
 
 mod lanes;
 #[cfg(test)]
@@ -50,7 +50,7 @@ struct State {
     /// The position of the next event, where [`END`] is now.
     end: u64,
     events: u64,
-    /// The first write error. Nothing is written after it.
+    /// The first write error. After this error, nothing more is written.
     broken: Option<std::io::Error>,
     lanes: Lanes,
     tracks: u32,
@@ -58,16 +58,16 @@ struct State {
     ended: bool,
 }
 
-/// The track of one image, or of the run itself. The default track writes nothing.
+/// The track of one image, or of the whole execution of oven. The default track writes nothing.
 #[derive(Clone, Default)]
 pub struct Track(Option<(Trace, u32)>);
 
 /// A kind of lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Lane {
-    /// A bake, its steps, and their commands.
+    /// Spans of a bake, of its steps, and of the steps' commands.
     Steps,
-    /// Waits for a resource or for another process.
+    /// Spans in which a bake waits for a resource or for another process.
     Waits,
     Ec2,
     Ebs,
@@ -84,7 +84,7 @@ impl Lane {
     }
 }
 
-/// The id of a span. It is the parent's id for spans that begin inside of this span.
+/// The id of a span. Spans that begin inside of this span use it as the id of their parent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SpanId(u64);
 

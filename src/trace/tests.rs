@@ -32,7 +32,7 @@ fn the_file_is_valid_after_every_event() {
     let inner = track.within(outer.id(), Lane::Steps, "inner");
     drop(inner);
     assert_eq!(spans(&dir).len(), 1);
-    // A run that is killed at this point leaves a valid file with the span that has ended.
+    // If oven were killed at this point, the file would be valid and would contain the span that has ended.
     let names: Vec<_> = events(&dir).iter().map(|event| event["name"].clone()).collect();
     assert_eq!(names, ["process_name", "process_sort_index", "thread_name", "thread_sort_index", "inner"]);
     drop(outer);

@@ -14,7 +14,8 @@ use std::task::{Context, Poll, Waker};
 pub struct BackgroundWork {
     under_way: RefCell<Vec<(DebtId, Payment)>>,
     work: RefCell<Vec<Weak<dyn PollWork>>>,
-    /// Whether resources may be preserved if the story fails. If so, they must not be removed before the story ends.
+    /// Whether resources with a `keep` function are preserved if the story fails. If true, they must not be removed
+    /// before the story ends.
     pub may_keep: Cell<bool>,
 }
 
@@ -65,8 +66,8 @@ impl<T> Future for Background<T> {
 }
 
 impl Undo {
-    /// Starts work in the background. The story uses its result later. If the work fails, the story fails immediately,
-    /// because it could not continue without the result.
+    /// Starts work in the background. The story awaits the returned handle when it needs the result. If the work fails,
+    /// the story fails immediately, because it could not continue without the result.
     pub fn run_in_background<T: 'static>(
         &self,
         work: impl Future<Output = Result<T>> + 'static,

@@ -4,9 +4,10 @@
 //! - A *debt* is a clean-up action. It is *owed*, that is registered, before the call that creates the resource. It is
 //!   *paid*, that is executed, when the story ends. To *forgive* a debt is to cancel it.
 //!
-//! A clean-up action finds its resources by the run's tag, and ensures that none exists. So it can be registered before
-//! the resource exists, and it also succeeds if the resource was never created. Local resources (mounts, loop devices,
-//! child processes) need no debts, because dropping their values releases them.
+//! Each story has a run id, and every resource that it creates in the cloud has this id as a tag. A clean-up action
+//! finds its resources by this tag, and ensures that none exists. So the action can be registered before the resource
+//! exists. It also succeeds if the resource was never created. Local resources (mounts, loop devices, child processes)
+//! need no debts, because dropping their values releases them.
 
 mod background;
 
@@ -99,13 +100,13 @@ impl Undo {
         id
     }
 
-    /// Cancels a clean-up action, because its resource became a result.
+    /// Cancels a clean-up action. Call this when its resource has become a result of the story.
     pub fn forgive(&self, id: DebtId) {
         self.debts.borrow_mut().retain(|(owed, _)| *owed != id);
     }
 
     /// Registers a function that is called when the story fails. The function returns the real cause if it knows one.
-    /// For example, a file system reports only an I/O error, and the disk's server knows the reason.
+    /// For example, a file system reports only an I/O error, but the process that serves the disk knows the reason.
     pub fn explain(&self, cause: impl Fn() -> Option<Error> + 'static) {
         self.causes.borrow_mut().push(Box::new(cause));
     }
@@ -407,7 +408,7 @@ mod tests {
             let seen = flag.clone();
             let stop =
                 std::future::poll_fn(move |_| if seen.get() { Poll::Ready(()) } else { Poll::Pending });
-            // Requests the stop during the story.
+            // Requests the stop while the story runs.
             let ended = scope(policy(), stop, async |_| {
                 flag.set(asked);
                 Err::<(), _>(Kind::Step.error("I/O error"))

@@ -91,7 +91,7 @@ impl fmt::Display for Rule {
 #[derive(Debug, Default)]
 pub struct Findings {
     faults: Vec<(Rule, String)>,
-    /// Whether the suite could not finish, because the plugin claims no system or left too many requests unanswered.
+    /// True if the suite could not finish: the plugin claims no system, or it left too many requests unanswered.
     pub incomplete: bool,
 }
 
@@ -169,7 +169,7 @@ impl Suite<'_> {
         self.findings.incomplete = !matches!(self.run_all(cases), Ok(true));
     }
 
-    /// Returns whether there was a system for which all rules could be tested.
+    /// Returns false if some rules were not tested, because no suitable system was found.
     fn run_all(&mut self, cases: &[Case]) -> TestResult<bool> {
         let own = self.test_claims(cases)?;
         let golden = self.test_golden(cases)?;
@@ -353,7 +353,7 @@ impl Suite<'_> {
             ("plan", "an unknown kind of package", with(&plan, "/job", kind)),
             ("plan", "an unknown field of a package", with(&plan, "/job", field)),
         ] {
-            // The plugin may also fail instead of refusing the request, because oven does nothing in either case.
+            // The plugin is allowed to fail instead of refusing the request. oven does nothing in both cases.
             let Ok(answer) = self.speaker.ask(verb, &request.to_string()) else { continue };
             let refused = match verb {
                 "claims" => ClaimsAnswer::read(&answer).is_ok_and(|answer| answer.is_err()),

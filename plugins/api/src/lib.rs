@@ -174,8 +174,8 @@ pub enum Package {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Plan {
-    /// Files that exist only while steps run. The definition's scripts see them, too, except those below `/etc`: a
-    /// script must see the image's own configuration, because it may change it.
+    /// Files that exist only while steps run. The definition's scripts also see these files, except the files below
+    /// `/etc`. There, a script sees the image's own configuration, because a script may change the configuration.
     #[serde(default)]
     pub shims: Vec<Shim>,
     /// Files that are written into the image before the first step, and stay there. They must be below one of
@@ -188,12 +188,12 @@ pub struct Plan {
     /// Facts: commands whose output is stored with the image, by name. They run without network, after all steps except
     /// those of phase clean.
     ///
-    /// The fact `packages` prints one line for each package. Columns are separated by tabs. The first three are name,
-    /// version and architecture, and only these are stored. If [`Plan::expect`] has to be checked, state and provided
-    /// names (separated by commas) follow.
+    /// The fact `packages` prints one line for each package. Columns are separated by tabs. The first three columns are
+    /// name, version and architecture. Only these three are stored. If [`Plan::expect`] is not empty, two columns
+    /// follow: the package's state, and the names that the package provides (separated by commas).
     ///
-    /// The fact `held` prints the names of held packages, one on each line. oven also runs it before the first step. A
-    /// definition is rejected if it asks for another version of a package that the base image holds.
+    /// The fact `held` prints the names of held packages, one on each line. oven also runs it before the first step. If
+    /// the base image holds a package, a definition that asks for another version of this package is rejected.
     #[serde(default)]
     pub facts: BTreeMap<String, Vec<String>>,
     /// The expected output of the fact `packages`, before and after the steps.
@@ -219,10 +219,10 @@ pub struct Plan {
 
 /// A directory into which the package manager downloads indexes of repositories or packages.
 ///
-/// oven caches what earlier bakes of the same base downloaded. Steps see this cache in place of the image's directory,
-/// but steps of phase clean see the image's own directory. Only fetch steps can change the cache. The cache is never
-/// written to the image. The package manager has to ask its repositories whether cached files are still current. oven
-/// only ensures that the files did not change after they were downloaded.
+/// oven caches what earlier bakes on the same base image downloaded. Steps see this cache in place of the image's
+/// directory. Only steps of phase clean see the image's own directory. Only fetch steps can change the cache. The cache
+/// is never written to the image. The package manager has to ask its repositories whether cached files are still
+/// current. oven only ensures that the files did not change after they were downloaded.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cache {
@@ -256,14 +256,14 @@ pub const CACHE_PLACES: [&str; 2] = ["/var/cache", "/var/lib"];
 #[serde(deny_unknown_fields)]
 pub struct Tools {
     /// Steps of the phases fetch and install, which download and install the programs. They run after [`Plan::steps`]
-    /// but before the steps of phase clean, and only if the image still lacks the programs. They have to mark the
-    /// packages as installed automatically, as if the packages were dependencies.
+    /// but before the steps of phase clean, and only if the image still lacks the programs. The steps have to mark the
+    /// packages as automatically installed, as the package manager does with dependencies.
     pub steps: Vec<Step>,
-    /// The command that lists packages which are no longer needed. oven runs it after the definition's scripts. Then
-    /// oven removes those listed packages that were added for this bake.
+    /// The command that lists packages which are no longer needed. oven runs this command after the definition's
+    /// scripts. Then oven removes those of the listed packages that were added for this bake.
     pub unneeded: Question,
-    /// Steps that remove exactly these packages and their configuration. An argument that contains `{name}` is repeated
-    /// for each package. `{version}` and `{architecture}` are also replaced.
+    /// Steps that remove exactly the packages that oven selects, and their configuration. An argument that contains
+    /// `{name}` is repeated for each package. `{version}` and `{architecture}` are also replaced.
     pub remove: Vec<Step>,
 }
 
@@ -324,7 +324,7 @@ pub struct Trouble {
     /// What the user can do, as a whole sentence. `{1}` has the same meaning as in `means`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
-    /// Set if image.toml has to be changed, so that a retry is useless. The value is the package that image.toml should
+    /// Set if a retry is useless, because image.toml has to be changed. The value is the package that image.toml should
     /// not ask for, or empty if no single package is the cause. `{1}` has the same meaning as in `means`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub package: Option<String>,
@@ -372,7 +372,7 @@ pub struct Step {
     pub argv: Vec<String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
-    /// How often the step is retried at most if it fails.
+    /// The maximal number of retries if the step fails.
     #[serde(default)]
     pub retries: u32,
     /// A command that runs before each retry, without network. It removes files that the failed attempt may have

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// The longest time limit of a step, in seconds. A step that takes longer than a day is assumed to hang.
 const MAX_TIMEOUT: u64 = 24 * 3600;
 const MAX_RETRIES: u32 = 10;
-/// The maximal number of paths in a list. No plan needs nearly so many, so a longer list is a bug of the plugin.
+/// The maximal number of paths in a list. Plans need far fewer paths. A longer list is a bug of the plugin.
 const MAX_PATHS: usize = 1000;
 /// The maximal number of steps in a list.
 const MAX_STEPS: usize = 1000;
@@ -25,7 +25,8 @@ const MAX_LINE: usize = 200;
 const KERNEL_DIRS: [&str; 3] = ["/dev", "/proc", "/sys"];
 /// Paths that oven itself creates below `/run` in a step.
 const RESERVED: [&str; 3] = ["/run/oven/packages", "/run/oven/definition", "/run/oven/ca.pem"];
-/// Names of facts that oven itself stores with an image.
+/// Names that no fact of a plan may have, because oven itself stores data with an image under these names. A fact is a
+/// command whose output is stored with the image.
 const RESERVED_FACTS: [&str; 1] = ["inputs.json"];
 
 /// Returns the faults of an answer to `claims`; empty if the answer is valid.

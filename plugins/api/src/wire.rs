@@ -9,8 +9,8 @@ use std::io::{Read, Write};
 use std::process::ExitCode;
 
 /// The version of this contract, which is the field `api` in every request and answer. It is raised for a change that
-/// older plugins would not notice. It is not raised for a new field that is in requests only if the definition uses it,
-/// because older plugins refuse unknown fields.
+/// older plugins would not notice. It is not raised for a new field that oven sends only if a definition uses it. An
+/// older plugin refuses such a request, because it does not know the field.
 pub const API: u32 = 1;
 /// The verbs of the two requests. A plugin gets the verb as its first argument.
 pub const VERBS: [&str; 2] = ["claims", "plan"];
@@ -64,7 +64,7 @@ impl ClaimsRequest {
         Self { api: API, os_release: os_release.clone() }
     }
 
-    /// Parses a request. The error says why the plugin cannot serve it.
+    /// Parses a request. The error says why the plugin cannot answer the request.
     pub fn read(text: &str) -> Result<Self, Refused> {
         parse_request(text)
     }
@@ -75,7 +75,7 @@ impl PlanRequest {
         Self { api: API, job: job.clone() }
     }
 
-    /// Parses a request. The error says why the plugin cannot serve it.
+    /// Parses a request. The error says why the plugin cannot answer the request.
     pub fn read(text: &str) -> Result<Self, Refused> {
         parse_request(text)
     }
@@ -164,8 +164,8 @@ fn parse_strictly<T: Serialize + DeserializeOwned>(text: &str) -> Result<T, Stri
 fn find_wrong_type(document: &Value, parsed: &Value, at: String) -> Option<String> {
     match (document, parsed) {
         (Value::Object(document), Value::Object(parsed)) => document.iter().find_map(|(key, value)| {
-            // A field is missing in `parsed` only if it has its default value. Such a field cannot be of the wrong
-            // type.
+            // A field is missing in `parsed` only if it has its default value. A field with its default value has the
+            // right type.
             find_wrong_type(value, parsed.get(key)?, format!("{at}.{key}"))
         }),
         (Value::Array(document), Value::Array(parsed)) => {
@@ -190,8 +190,8 @@ fn ensure_version(api: u32) -> Result<(), String> {
 
 /// Turns a [`Distro`] into an executable: `fn main() -> ExitCode { oven_distro::serve(&Void) }`.
 ///
-/// If the plugin refuses a request, its answer says so and the exit status is 0. Exit status 2 means that the command
-/// line is wrong.
+/// If the plugin refuses a request, it writes a refusal as its answer, and the exit status is 0. Exit status 2 means
+/// that the command line is wrong.
 pub fn serve(distro: &impl Distro) -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     let verb = match (arguments.next(), arguments.next()) {

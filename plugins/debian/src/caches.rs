@@ -1,12 +1,12 @@
 //! The directories of apt's downloads: indexes and packages.
 //!
-//! In every bake, apt asks its repositories whether they have newer indexes than the cached ones. But apt compares only
-//! the name and the size of a cached package. So cached packages are first verified against the checksums in the
-//! indexes.
+//! In every bake, apt asks its repositories whether they have newer indexes than the cached ones. But before apt uses a
+//! cached package, it compares only the package's name and size. So the cached packages are first verified with the
+//! checksums in the indexes.
 //!
-//! An installation spends half of its time decompressing packages, one after the other. So packages are decompressed
-//! beforehand on all processors, and the result is cached. dpkg's `PATH` begins with a directory that has oven's
-//! wrapper of `dpkg-deb`. The wrapper uses the decompressed packages of the cache.
+//! During an installation, dpkg spends half of the time on decompressing packages, one after the other. So packages are
+//! decompressed beforehand on all processors, and the result is cached. dpkg's `PATH` begins with a directory that has
+//! oven's wrapper of `dpkg-deb`. The wrapper uses the decompressed packages of the cache.
 
 use crate::{LISTS, conf};
 use oven_distro::{Cache, Holds, Shim};
@@ -33,8 +33,8 @@ const SOURCES: [&str; 15] = [
     "/var/lib/dpkg/arch",
 ];
 
-/// `downloads` is true if steps of the plan may download. If it is false, oven does not cache the directories, and only
-/// verifies that no files remain in them.
+/// `downloads` is true if the plan has steps that download packages. If it is false, oven does not cache the
+/// directories, and only verifies that no files remain in them.
 pub fn caches(downloads: bool) -> Vec<Cache> {
     let cache = |path: &str, holds| {
         let sources = SOURCES.into_iter().chain([conf::IMAGE_MAIN_CONFIG]).filter(|_| downloads);
@@ -59,8 +59,8 @@ pub fn shims() -> [Shim; 3] {
     ]
 }
 
-/// The script uses grep, which searches all of Debian's index in some hundredths of a second. If a repository lists no
-/// SHA256 for its packages, the script removes these packages, and they are downloaded again.
+/// The script uses grep because it is fast: it searches all of Debian's index in some hundredths of a second. If a
+/// repository lists no SHA256 for its packages, the script removes these packages, and they are downloaded again.
 const PRUNE_SCRIPT: &str = r#"#!/bin/sh
 # Removes cached packages that no index lists (any more), and their decompressed copies: apt would use one in place of
 # a new package of the same name and size.

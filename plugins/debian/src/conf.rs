@@ -1,8 +1,9 @@
 //! The configuration of apt while oven bakes.
 //!
 //! apt first reads the file that `APT_CONFIG` names, then `/etc/apt/apt.conf.d`, then its main file. The image's own
-//! settings have to apply, because its repositories may need them. But they must not override oven's settings. So the
-//! first file, which is oven's, sets another file of oven as the main file, which apt reads last.
+//! settings have to apply, because its repositories may need them. But they must not override oven's settings. So
+//! `APT_CONFIG` names a file of oven. This file sets another file of oven as the main file, so that apt reads oven's
+//! settings last.
 
 use crate::{caches, verify};
 use oven_distro::{Conffiles, Job, Shim};
@@ -39,7 +40,7 @@ pub fn main_config(job: &Job, has_main: bool) -> Shim {
     text += BEHAVIOUR;
     text += &format!("DPkg::Path \"{}\";\n", caches::PATH);
     text += &format!("APT::Install-Recommends \"{}\";\n", job.recommends);
-    // With this, a version or a package file of the definition can replace a newer installed version.
+    // With this setting, a version or a package file of the definition can replace a newer installed version.
     text += "APT::Get::allow-downgrades \"true\";\n";
     text += match job.conffiles {
         Conffiles::Keep => "DPkg::Options { \"--force-confdef\"; \"--force-confold\"; };\n",

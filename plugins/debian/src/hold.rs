@@ -34,7 +34,7 @@ pub fn list_command() -> Vec<String> {
 }
 
 /// If a package has a foreign architecture, its name is printed as `NAME:ARCHITECTURE`. The script takes the image's
-/// own architecture from the package dpkg, which always has it.
+/// own architecture from the package dpkg, because dpkg is always installed with this architecture.
 const LIST_SCRIPT: &str = r#"/^Package: / { name = $2; hold = 0 }
 /^Status: hold / { held[++count] = name; hold = 1 }
 /^Architecture: / { if (name == "dpkg") own = $2; if (hold) of[count] = $2 }

@@ -34,7 +34,8 @@ const DEBCONF_ANSWERS: &str = "/run/oven/debconf";
 const STATUS: &str = "/var/lib/dpkg/status";
 const LISTS: &str = "/var/lib/apt/lists";
 const INITRAMFS_TOOLS: &str = "/usr/sbin/mkinitramfs";
-/// The last configuration file that initramfs-tools reads. It is copied into the initramfs, but nothing reads it there.
+/// The last configuration file that initramfs-tools reads. It is copied into the initramfs, but no program in the
+/// initramfs reads it.
 const GENERIC_INITRAMFS: &str = "/etc/initramfs-tools/conf.d/zz-generic";
 
 /// Time limits in seconds. An index has some 10 MB. All packages of a server together have some 1 GB.
@@ -119,8 +120,8 @@ impl Distro for Debian {
     }
 }
 
-/// Prevents the start of services. `invoke-rc.d` and `deb-systemd-invoke` run this script if it is executable. Its exit
-/// status 101 means "forbidden".
+/// Prevents the start of services. Before `invoke-rc.d` or `deb-systemd-invoke` starts a service, it runs this script
+/// if the script is executable. The script's exit status 101 means "forbidden".
 fn policy_rc_d() -> Shim {
     let content = "#!/bin/sh\n# Exists while oven bakes: services start when an instance boots.\nexit 101\n";
     Shim { path: "/usr/sbin/policy-rc.d".into(), content: content.into(), mode: 0o755 }
@@ -183,7 +184,7 @@ fn prune_step(job: &Job) -> Step {
         env: environment(job.conffiles),
         retries: 0,
         before_retry: Vec::new(),
-        // Fetch steps must have the network, although this step does not use it.
+        // This step does not use the network. But it is a fetch step, and every fetch step must have the network.
         network: true,
         also_good: Vec::new(),
         once: true,

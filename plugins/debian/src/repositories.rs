@@ -9,7 +9,7 @@ use oven_distro::{Job, Refused, Repository, Shim, Trouble};
 const KEYRINGS: &str = "/etc/apt/keyrings";
 const TEMPORARY_KEYRINGS: &str = "/run/oven/keyrings";
 const PARTS: &str = "/etc/apt/sources.list.d";
-/// The names of the distribution's own files, which no repository may have.
+/// The names of the distribution's own files. A repository of a definition must not have one of these names.
 const RESERVED: [&str; 2] = ["debian", "ubuntu"];
 const END: &str = "-----END PGP PUBLIC KEY BLOCK-----\n";
 
@@ -18,7 +18,7 @@ const END: &str = "-----END PGP PUBLIC KEY BLOCK-----\n";
 pub struct Repositories {
     pub files: Vec<Shim>,
     pub shims: Vec<Shim>,
-    /// Warnings of apt that have to fail the bake.
+    /// Warnings of apt that make the bake fail.
     pub failures: Vec<Trouble>,
 }
 
@@ -97,7 +97,8 @@ fn suites(repository: &Repository) -> Result<String, Refused> {
     }
 }
 
-/// Matches apt's warning about a misspelt component. After this warning, apt continues without the component.
+/// Matches apt's warning about a misspelt component. After this warning, apt would continue without the component, so
+/// the bake fails.
 fn missing_component_warnings(repository: &Repository) -> [Trouble; 2] {
     let Repository { name, url, suite, .. } = repository;
     let (url, suite) = (url.trim_end_matches('/'), suite.as_deref().unwrap_or("./"));

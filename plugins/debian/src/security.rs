@@ -7,8 +7,8 @@
 
 use oven_distro::{Job, Shim, Upgrade};
 
-/// The image's own file of pins. During the upgrade, apt reads the file `PINS` in its place, and still reads the pins
-/// of preferences.d.
+/// The image's own file of pins. During the upgrade, apt reads the file `PINS` instead of this file. apt still reads
+/// the pins in preferences.d.
 pub const IMAGE_PREFERENCES: &str = "/etc/apt/preferences";
 const PINS: &str = "/run/oven/security.pref";
 

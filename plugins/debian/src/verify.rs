@@ -1,10 +1,10 @@
 //! Verifies signatures faster when apt refreshes an index.
 //!
 //! apt calls `apt-key verify` for each repository, even if nothing is new. apt-key starts some sixty programs to
-//! collect the keys, and one to verify the signature. This takes a fourth of the time of a small bake. The script in
-//! this file collects the same keys with five programs, and calls the image's own gpgv in the same way. The script
-//! itself can only accept a signature. If anything is bad or unusual, the script calls the image's apt-key, which
-//! decides.
+//! collect the keys, and one to verify the signature. Starting these programs takes a fourth of the time of a small
+//! bake. The script in this file collects the same keys with five programs, and calls the image's own gpgv in the same
+//! way. If gpgv accepts the signature, the script accepts it, too. In all other cases, the script calls the image's
+//! apt-key, which decides.
 
 use oven_distro::Shim;
 

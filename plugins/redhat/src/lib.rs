@@ -98,7 +98,8 @@ fn caches(manager: Option<Manager>, used: Option<&str>) -> Vec<Cache> {
         let sources: &[&str] = if used == Some(path) { &SOURCES } else { &[] };
         oven_rpm::cache(path, sources)
     };
-    // Other programs than dnf 5 use its cache, too, and `clean all` of dnf 4 does not empty that.
+    // The directory of dnf 5 is listed only if the package manager empties it. `clean all` of dnf 4 does not empty it,
+    // and some programs use this directory even in images without dnf 5.
     let has_dnf5 = matches!(manager, Some(Manager::Dnf5 | Manager::Microdnf));
     manager::CACHES.into_iter().filter(|path| has_dnf5 || *path != manager::DNF5_CACHE).map(cache).collect()
 }

@@ -27,7 +27,8 @@ const VERSIONLOCK_YUM: &str = "/etc/yum/pluginconf.d/versionlock.conf";
 pub const LOOK_FOR: [&str; 6] =
     [PATHS[0].1, PATHS[1].1, PATHS[2].1, PATHS[3].1, VERSIONLOCK_DNF, VERSIONLOCK_YUM];
 
-/// The directories of all package managers' downloads. microdnf uses one of them; which one depends on its release.
+/// The directories of all package managers' downloads. microdnf uses one of these directories. Its release determines
+/// which one.
 pub const CACHES: [&str; 3] = ["/var/cache/dnf", DNF5_CACHE, "/var/cache/yum"];
 pub const DNF5_CACHE: &str = "/var/cache/libdnf5";
 
@@ -155,8 +156,8 @@ impl Manager {
                 return Err(Refused(why.to_owned()));
             }
         };
-        // Held packages are excluded from the upgrade, because they may not be locked yet. For microdnf, this is not
-        // needed, because the plugin refuses to hold packages with it.
+        // Held packages are excluded from the upgrade, because some of them are locked only later. For microdnf, this
+        // is not needed, because the plugin refuses to hold packages if the image has microdnf.
         verb.extend(
             job.hold.iter().filter(|_| self != Self::Microdnf).map(|name| format!("--exclude={name}")),
         );

@@ -1,7 +1,7 @@
 //! A mirror that replaces the distribution's own repositories while packages are fetched.
 //!
-//! Other repositories of the image are not replaced. The keys are still those that the repositories' files in the image
-//! name.
+//! Other repositories of the image are not replaced. Signatures are still checked with the keys that the image's own
+//! repository files name.
 
 use oven_distro::{Job, Refused};
 use oven_rpm::architecture;
@@ -41,7 +41,7 @@ pub fn options(job: &Job) -> Result<Vec<String>, Refused> {
     };
     let of = |(id, place): &(&str, &str)| {
         let place = place.replace("{v}", version).replace("{a}", architecture(job));
-        // The lists of mirrors are removed, because with them `baseurl` would not be used.
+        // The lists of mirrors are removed, because otherwise `baseurl` would not be used.
         [("metalink", String::new()), ("mirrorlist", String::new()), ("baseurl", format!("{uri}/{place}"))]
             .map(|(key, value)| format!("--setopt={id}.{key}={value}"))
     };

@@ -24,12 +24,13 @@ pub const CLEAN_TIMEOUT: u64 = 5 * 60;
 /// Retries are for a mirror that changes while it is read, or that fails for a short time.
 pub const RETRIES: u32 = 2;
 
-/// oven's own names for states of packages. rpm has no names for them. An entry of rpm's database is either an
-/// installed package or a key.
+/// Names for states of packages. They are oven's own, because rpm has no names for these states. An entry of rpm's
+/// database is either an installed package or a key.
 const INSTALLED: &str = "installed";
 const KEY: &str = "key";
 
-/// The command of the fact `packages`. As in the output of dpkg, a missing epoch is not printed as 0.
+/// The command of the fact `packages`, whose output is stored with the image. A missing epoch is left out and not
+/// printed as 0, as in the output of dpkg.
 pub fn list_packages_command() -> Vec<String> {
     let format = format!(
         "%{{NAME}}\\t%|EPOCH?{{%{{EPOCH}}:}}|%{{VERSION}}-%{{RELEASE}}\\t%{{ARCH}}\\t\

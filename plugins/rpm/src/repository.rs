@@ -2,7 +2,7 @@
 
 use oven_distro::{Refused, Repository};
 
-/// Refuses values that would add a section or a setting to the file, or a directory to its path.
+/// Refuses values that would add a section or a setting to the configuration file, or a directory to the file's path.
 pub fn check(repository: &Repository) -> Result<(), Refused> {
     let Repository { name, url, suite, components, .. } = repository;
     let refuse = |why: &str| Err(Refused(format!("[[repository]] `{name}`: {why}")));

@@ -29,7 +29,7 @@ fn file(repository: &Repository) -> Result<Shim, Refused> {
     let Repository { name, url, key, .. } = repository;
     let mut text =
         format!("# Added by oven.\n[{name}]\nname={name}\nbaseurl={url}\nenabled=1\nautorefresh=0\n");
-    // The signature of each package is checked. So the index need not be signed. Most indexes are not.
+    // The signature of each package is checked. So the index need not be signed. Most indexes are not signed.
     match key {
         Some(_) => {
             let key = oven_rpm::key_file(repository);

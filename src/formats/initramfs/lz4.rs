@@ -96,7 +96,7 @@ fn unpack(packed: &[u8]) -> Option<Vec<u8>> {
         if out.len() + copied > BLOCK_MAX {
             return None;
         }
-        // The copy may overlap its own output, so it is made byte by byte.
+        // The copy may overlap its own output, so its bytes are copied one by one.
         for at in from..from + copied {
             out.push(out[at]);
         }

@@ -1,5 +1,5 @@
-//! Lists the files in an initramfs. As in the kernel, an initramfs is a sequence of archives (cpio, newc), each plain
-//! or compressed. The initramfs is not trusted, and nothing is unpacked to disk.
+//! Lists the files in an initramfs. An initramfs is a sequence of cpio archives (format newc). Each archive is plain or
+//! compressed. The initramfs is not trusted, and nothing is unpacked to disk.
 
 pub mod lz4;
 
@@ -12,7 +12,7 @@ const UNPACKED_MAX: u64 = 4 << 30;
 /// The kernel's PATH_MAX.
 const NAME_MAX: u64 = 4096;
 const HEADER: usize = 110;
-/// The maximum nesting. The kernel accepts an archive in a compressed archive, but nothing deeper.
+/// The maximum nesting. The kernel accepts a compressed archive, but no compressed archive inside of it.
 const DEPTH_MAX: u32 = 1;
 /// The memory in bytes that the xz decoder may use. The strongest preset of xz needs 65 MiB.
 const MEMORY_MAX: u64 = 256 << 20;
@@ -127,7 +127,7 @@ fn list_archives(
         ensure!(depth < DEPTH_MAX, "the unpacked data is not an archive");
         match list_compressed(&start, source, remaining, see) {
             // The remaining data is a signature or a configuration (bootconfig). The kernel uses the archives before
-            // it.
+            // this data.
             Err(error) if number > 0 && error.is::<UnknownFormat>() => break,
             other => {
                 if other?.is_break() {
@@ -291,7 +291,7 @@ pub(crate) mod tests {
             let mut names = vec!["kernel/x86/microcode/AuthenticAMD.bin".to_owned()];
             names.extend(NAMES.map(str::to_owned));
             assert_eq!(listed(&[&microcode[..], &packed].concat()).expect(what), names, "{what}");
-            // Another archive follows, as boot loaders append it.
+            // Another archive follows. Boot loaders can append an archive in this way.
             names.push("late".to_owned());
             let late = cpio(&[("late", b"x")]);
             let three = [&microcode[..], &packed, &[0; 8], &late, b"#BOOTCONFIG\n"].concat();

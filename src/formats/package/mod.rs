@@ -21,7 +21,7 @@ const MAX_CONTROL: u64 = 1 << 20;
 const MAX_DECODER: u64 = 80 << 20;
 /// The maximum size of zstd's window in bytes. `zstd -19` uses 8 MiB, and `--ultra` uses up to 128 MiB.
 const MAX_WINDOW: u64 = 32 << 20;
-/// The maximum number of members of the ar file, and of entries of the control archive, that are read.
+/// The maximum number of members that are read from the ar file, and of entries that are read from the control archive.
 const MAX_ENTRIES: usize = 4096;
 const AR_MAGIC: &[u8] = b"!<arch>\n";
 /// The size in bytes of the header before each member of an ar file.
@@ -203,7 +203,8 @@ fn field(control: &str, name: &str, is_valid: fn(&str) -> bool) -> Result<String
     Ok(value.to_owned())
 }
 
-// The values become arguments and parts of messages, so only characters that Debian's policy allows are accepted.
+// The values become arguments of commands and parts of messages, so only characters that Debian's policy allows are
+// accepted.
 fn is_valid_name(name: &str) -> bool {
     name.starts_with(|c: char| c.is_ascii_alphanumeric())
         && name.len() <= 128

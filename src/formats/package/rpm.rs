@@ -107,7 +107,7 @@ fn read_tags(file: &mut File, end: u64) -> Result<Tags> {
 }
 
 impl Tags {
-    /// Returns the bytes of the store from the beginning of a tag's value.
+    /// Returns the store's bytes from the beginning of a tag's value to the end of the store.
     fn value(&self, tag: u32, kind: u32) -> Result<Option<&[u8]>> {
         let Some(entry) = self.index.chunks_exact(ENTRY).find(|entry| number(&entry[..4]) == tag) else {
             return Ok(None);

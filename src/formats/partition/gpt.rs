@@ -156,7 +156,8 @@ pub fn grow(
         let covered = u32::try_from(last).unwrap_or(u32::MAX).to_le_bytes();
         writes.push(DiskWrite { offset: 446 + 16 * index as u64 + 12, bytes: covered.into() });
     }
-    // The old backup is no longer at the end of the disk. It would confuse tools that search for a header.
+    // The old backup is not at the end of the larger disk. It is overwritten, because it would confuse tools that
+    // search for a header.
     if old.alternate > 1 && old.alternate < last - array && header(disk, sector, old.alternate).is_ok() {
         writes.push(DiskWrite { offset: old.alternate * sector, bytes: vec![0; sector as usize] });
     }
@@ -239,7 +240,7 @@ pub(crate) mod tests {
         disk
     }
 
-    /// Corrects the checksums as far as the bytes that they cover are on the disk.
+    /// Corrects the checksums. A checksum of bytes that are not on the disk is left unchanged.
     pub fn seal(disk: &mut [u8], sector: u64) {
         let s = sector as usize;
         for h in [s, disk.len() - s] {

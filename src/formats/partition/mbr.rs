@@ -32,8 +32,8 @@ impl Entry {
 fn entries(boot: &[u8]) -> Option<[Entry; 4]> {
     let signed = boot.len() >= 512 && le16(boot, 510) == 0xaa55;
     let at = |i: usize| &boot[446 + 16 * i..462 + 16 * i];
-    // At this place, the boot sector of a file system has code instead of entries. The first byte of an entry is 0 or
-    // 0x80.
+    // The first byte of an entry is 0 or 0x80. With any other value, this is the boot sector of a file system, which
+    // has code in place of the entries.
     if !signed || (0..4).any(|i| at(i)[0] & 0x7f != 0) {
         return None;
     }
@@ -78,7 +78,7 @@ pub fn read(disk: &(impl ReadAt + ?Sized), sector: u64, boot: &[u8]) -> Result<M
     Ok(if found.is_empty() { MbrContent::Nothing } else { MbrContent::Table(found) })
 }
 
-/// Reads the logical partitions. Each of them has its own boot record, which says where the next one is.
+/// Reads the logical partitions. Each of them has its own boot record, which says where the next boot record is.
 fn read_logical(
     disk: &(impl ReadAt + ?Sized),
     sector: u64,
@@ -104,7 +104,7 @@ fn read_logical(
             return Ok(());
         }
         let onward = extended.start + next.start;
-        // Tools write the chain in ascending order. A step back would make a loop.
+        // Tools write the chain in ascending order. A link to an earlier sector would make a loop.
         if onward <= at || number > LOGICAL_MAX {
             return Err(DamagedTable("the list of logical partitions has no end".into()));
         }

@@ -56,7 +56,7 @@ pub enum PartitionType {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Partition {
-    /// The kernel's number of the partition. Numbers begin with 1, and those of logical partitions with 5.
+    /// The kernel's number of the partition. The numbers begin with 1. The numbers of logical partitions begin with 5.
     pub number: u32,
     /// In bytes, from the start of the disk.
     pub start: u64,
@@ -110,8 +110,8 @@ pub fn read(disk: &(impl ReadAt + ?Sized), sector: u64) -> Result<PartitionTable
             PartitionTable { scheme: TableScheme::Mbr, partitions, ..no_table }
         }
         Ok(mbr::MbrContent::Nothing) => match gpt::primary(disk, sector) {
-            // The first sector was overwritten. oven can use the partitions, but firmware and other systems would not
-            // find them.
+            // The first sector was overwritten, so the GPT has no protective MBR. oven can use the partitions, but
+            // firmware and other systems would not find them.
             Ok(mut table) => {
                 table.warnings.push("the disk has a GPT without a protective MBR".into());
                 table
@@ -131,8 +131,8 @@ fn damaged_table(why: &DamagedTable) -> anyhow::Error {
     failure.hint("Repair the base image, or bake on another one.").into()
 }
 
-/// Returns the error for a damaged GPT. If the image was made for the other sector size, its GPT is at another place,
-/// and the error says so.
+/// Returns the error for a damaged GPT. An image that was made for the other sector size has its GPT at another place.
+/// In this case, the error names both sector sizes.
 fn damaged_gpt(disk: &(impl ReadAt + ?Sized), sector: u64, why: &DamagedTable) -> anyhow::Error {
     let other = if sector == 512 { 4096 } else { 512 };
     if gpt::primary(disk, other).is_ok() {
@@ -192,7 +192,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// Checks the conditions that every returned table satisfies, for any bytes.
+    /// Checks the conditions that every returned table must satisfy, even if the disk has random bytes.
     fn check_invariants(disk: &[u8], sector: u64) {
         if let Ok(table) = read(disk, sector) {
             let mut ends = Vec::new();

@@ -20,7 +20,8 @@ use std::path::Path;
 
 /// The maximum size of a file that oven itself reads. Release files, tables and lists of packages are small.
 const READ_MAX: u64 = 16 << 20;
-/// The number of attempts to open a path. A look-up fails with EAGAIN if another process renames something meanwhile.
+/// The number of attempts to open a path. A look-up fails with EAGAIN if another process renames an object at the same
+/// time.
 const RETRIES: u32 = 32;
 
 /// A directory tree. Paths are absolute and start at the tree's root. The leading `/` may be left out.
@@ -65,7 +66,8 @@ impl ImageTree {
         Ok(Some(content))
     }
 
-    /// Returns the first bytes of a file, or fewer if the file is shorter. Returns `None` if the file does not exist.
+    /// Returns the first `length` bytes of a file, or the whole file if it is shorter. Returns `None` if the file does
+    /// not exist.
     pub fn read_start(&self, path: &str, length: u64) -> Result<Option<Vec<u8>>> {
         let Some(file) = self.open_file(path)? else { return Ok(None) };
         let mut content = Vec::new();
@@ -78,7 +80,7 @@ impl ImageTree {
     /// Opens a regular file for reading. Returns `None` if the file does not exist.
     pub fn open_file(&self, path: &str) -> Result<Option<File>> {
         let doing = || format!("opening {path} in the image");
-        // The type is checked before the file is opened for reading, because opening a device or a FIFO may have
+        // The type is checked before the file is opened for reading, because opening a device or a FIFO can have side
         // effects.
         let Some(found) = absent(self.open(path, OFlags::PATH)).with_context(doing)? else { return Ok(None) };
         ensure_regular(&found, path)?;

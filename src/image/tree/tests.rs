@@ -7,7 +7,8 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::PathBuf;
 
-/// A temporary directory with the tree, and next to it a `canary`, which must never be changed or read.
+/// A temporary directory. It contains the tree and, next to the tree, the directory `canary`. An operation on the tree
+/// must never change or read the canary.
 struct Ground {
     dir: tempfile::TempDir,
     inside: ImageTree,
@@ -86,7 +87,7 @@ const HOSTILE: &[(&str, Plant)] = &[
 
 #[test]
 fn no_hostile_tree_reaches_the_host() {
-    // Each operation is tried with each hostile object, both as the object itself and as a parent.
+    // Each operation is tried on each hostile object, and on a path below each hostile object.
     type Operation = (&'static str, fn(&ImageTree, &str));
     let operations: &[Operation] = &[
         ("read", |i, p| assert_ne!(i.read(p).ok().flatten().as_deref(), Some(&b"host"[..]))),

@@ -1,4 +1,4 @@
-//! The form in which golden plans are stored.
+//! The form in which golden plans are stored. A golden plan is a reviewed plan with which the suite compares a new one.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;

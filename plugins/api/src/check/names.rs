@@ -6,7 +6,7 @@ use crate::{Job, Package, Plan};
 const NAMES: [&str; 10] =
     ["", "$(id)", "`id`", "oven;id", "oven&&id", "oven|id", "oven\nid", "-y", "--root=/x", "oven check"];
 const VERSIONS: [&str; 3] = ["", "$(id)", "1;id"];
-/// Programs that execute a script or a command line which they get as arguments.
+/// Programs that execute a script or a command line. They get it as an argument.
 const SHELLS: [&str; 14] = [
     "ash", "bash", "busybox", "csh", "dash", "env", "fish", "ksh", "perl", "python", "python3", "sh",
     "xargs", "zsh",
