@@ -1,4 +1,5 @@
-//! A definition: a directory with `image.toml` and the files that it names.
+//! A definition: a directory with `image.toml` and the files that it names. `read` calls the code that reads and checks
+//! each key. The header of `keys/mod.rs` says which check is where.
 
 mod attributes;
 mod from;

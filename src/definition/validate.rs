@@ -1,4 +1,5 @@
-//! Checks of names, paths, modes and tags. An error is the rest of a sentence that begins with the key.
+//! Checks of values that several keys share: names, paths, modes and tags. The header of `keys/mod.rs` says where all
+//! other checks of image.toml are. An error is the rest of a sentence that begins with the key.
 
 use crate::cloud::ec2_rules::{
     IMAGE_NAME_LENGTH, MAX_DESCRIPTION, MAX_TAG_KEY, MAX_TAG_VALUE, MAX_TAGS, is_image_name_character,

@@ -1,4 +1,5 @@
-//! Mounts the definition's directory and its inputs for steps, and builds the command lines that start scripts. The
+//! Lists the bind mounts by which steps see the definition's directory and its inputs, and builds the command lines
+//! that start scripts. The sandbox makes the mounts. The
 //! inputs are the additional directories that image.toml lists in `inputs`.
 
 use super::network::CA_FILE;
