@@ -48,8 +48,8 @@ impl std::error::Error for UnknownFileSystem {}
 
 /// Creates a mount that is not attached anywhere, and verifies that it shows the right device. If the mount is never
 /// attached, it disappears when its descriptor is closed. Call this on a separate thread, because it makes the tmpfs
-/// the root directory of the thread. In this root directory, `/dev/NAME` can only be oven's own device node. Mount
-/// tables show this path as the source of the mount, which `grub-probe` and `df` need.
+/// the root directory of the thread. In this root directory, `/dev/NAME` can only be oven's own device node. The
+/// mount tables then show `/dev/NAME` as the mount's source. `grub-probe` and `df` need this path.
 pub fn create_mount(request: &MountRequest) -> Result<OwnedFd> {
     let doing = || format!("mounting /dev/{} as {}", request.name, request.kind);
     // This call is made before the root directory changes, because the kernel may have to load a module for the file
@@ -89,8 +89,8 @@ fn superblock(request: &MountRequest, messages: &mut String) -> rustix::io::Resu
         fsconfig_set_flag(&fs, "ro")?;
     }
     let made = match fsconfig_create_exclusive(&fs) {
-        // Linux before 6.6 does not support an exclusive superblock. On such a kernel, oven detects a mount by another
-        // process only when it proves that the disk is released.
+        // Linux before 6.6 does not support an exclusive superblock. On such a kernel, oven notices another process's
+        // mount only later, when it verifies that nothing uses the disk any more.
         Err(Errno::OPNOTSUPP) => fsconfig_create(&fs),
         made => made,
     };

@@ -86,7 +86,11 @@ async fn r1_3_nothing_else_is_replaced() {
         common.tags.clear();
         common.turn = Some(Turn::Failed);
     });
-    says(&fixture.ec2().replace_failed("web-1").await.unwrap_err(), &["oven replaces only images that it created"], "1.3");
+    says(
+        &fixture.ec2().replace_failed("web-1").await.unwrap_err(),
+        &["oven replaces only images that it created"],
+        "1.3",
+    );
     assert_eq!((fixture.count("DeregisterImage"), fixture.count("DeleteSnapshot")), (0, 0));
 }
 

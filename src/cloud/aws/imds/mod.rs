@@ -85,8 +85,10 @@ async fn identify(
     let wanted = given.region.map(|region| (region, "--region or oven.toml")).or(environment);
     if let Some((wanted, by)) = wanted.filter(|(wanted, _)| *wanted != region) {
         let text = format!("{id} is in {zone}, but {by} sets the region {wanted}");
-        let hint = "Only volumes in the instance's zone can be attached. Set the instance's \
-                    region, or bake on an instance in the other region.";
+        let hint = format!(
+            "Only volumes in the instance's zone can be attached. Set the region to {region}, or bake on an instance \
+             in {wanted}."
+        );
         return Err(Kind::Usage.failure(text).hint(hint).into());
     }
     Ok(Instance { id, zone, region })
@@ -119,8 +121,7 @@ async fn query(imds: &Client, path: &str, is_valid: fn(&str) -> bool, what: &str
     Err(Kind::Machine.failure(text).hint(hint).into())
 }
 
-/// Returns whether the service accepted the request, but its response did not arrive in time. `query` retries only in
-/// this case.
+/// Returns true if the service accepted the request but did not respond in time. `query` retries only in this case.
 fn is_silence(error: &ImdsError) -> bool {
     let silent = |cause: &String| cause.contains("read timeout") || cause.contains("request has timed out");
     causes(error).iter().any(silent)

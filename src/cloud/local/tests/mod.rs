@@ -360,7 +360,11 @@ async fn failed_images_are_replaced_on_request() {
     let (first, second) = (f.snapshot(&base, &run).await, f.snapshot(&base, &run).await);
     let image = f.region.register(&first, &spec("web-f", "f"), &undo).await.unwrap();
     refuses(f.region.replace_failed("web-f").await, Kind::Cloud, "oven replaces only images that it created");
-    refuses(f.region.replace_failed("base-1").await, Kind::Cloud, "oven replaces only images that it created");
+    refuses(
+        f.region.replace_failed("base-1").await,
+        Kind::Cloud,
+        "oven replaces only images that it created",
+    );
     assert_eq!(f.region.replace_failed("web-g").await.unwrap(), None);
 
     f.region.fail(&image.id, "Client.InternalError").await.unwrap();
