@@ -140,7 +140,7 @@ fn one_definition_on_a_deb_and_an_rpm_base() {
         }
         let (clean, report) = disk.fsck();
         assert!(clean, "{base}: {report}");
-        // And what is not to be had is refused in the same words, at the same place.
+        // And a package that no repository has is refused in the same words, at the same place.
         world.write(&format!("{base}/image.toml"), &definition(base, "9.*", file, &repository));
         let (_, err) = world.expect(3, &["bake", base]);
         let words = "no repository of the image has version `9.*` of `lib`";
