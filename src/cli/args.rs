@@ -63,7 +63,7 @@ pub struct GlobalArgs {
     #[arg(long, global = true, value_name = "ZONE", env = "OVEN_ZONE", help_heading = "Global options")]
     pub zone: Option<String>,
     /// How a bake accesses its disk. `attached` creates a volume and attaches it. `direct` creates no volume; it reads
-    /// and writes only the needed blocks, with the EBS direct APIs [default: attached]
+    /// and writes only the needed blocks (in AWS, with the EBS direct APIs) [default: attached]
     #[arg(
         long,
         global = true,
@@ -234,8 +234,8 @@ pub struct BakeFlags {
     /// If a failed or incomplete image that oven created has the same name, deregister it
     #[arg(long)]
     pub replace_failed: bool,
-    /// Also accept an existing image with the same ami_config_checksum tag, even if its base differs. TOOL names another
-    /// tool that sets this tag. The only value stands for GumGum's AMI Bakery
+    /// Also accept an existing image with the same ami_config_checksum tag, even if its base differs. TOOL names
+    /// another tool that sets this tag. The only value stands for GumGum's AMI Bakery
     #[arg(long, value_enum, value_name = "TOOL")]
     pub compat: Option<CompatTool>,
     /// If a step fails, do not delete the disk. Inspect it with `oven shell RUN`
@@ -274,8 +274,8 @@ pub struct PlanArgs {
     pub definitions: Vec<PathBuf>,
     #[command(flatten)]
     pub vars: VarArgs,
-    /// Also accept an existing image with the same ami_config_checksum tag, even if its base differs. TOOL names another
-    /// tool that sets this tag. The only value stands for GumGum's AMI Bakery
+    /// Also accept an existing image with the same ami_config_checksum tag, even if its base differs. TOOL names
+    /// another tool that sets this tag. The only value stands for GumGum's AMI Bakery
     #[arg(long, value_enum, value_name = "TOOL")]
     pub compat: Option<CompatTool>,
     #[command(flatten)]
@@ -287,8 +287,8 @@ pub struct OsReleasePlanArgs {
     /// Print the plugin's plan for an image with this os-release file. Needs neither root nor a cloud
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub os_release: Option<PathBuf>,
-    /// With --os-release: assume that the image has this path. The plugin finds no other paths. May be repeated [without
-    /// --has: it finds every path that it looks for]
+    /// With --os-release: assume that the image has this path. The plugin finds no other paths. May be repeated
+    /// [without --has: it finds every path that it looks for]
     #[arg(long, value_name = "PATH", requires = "os_release")]
     pub has: Vec<String>,
     /// With --os-release: assume that the image has the text file PATH, with the content of the local FILE. May be

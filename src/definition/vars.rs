@@ -68,8 +68,9 @@ pub(crate) fn variable_name(name: &str) -> Result<(), String> {
 }
 
 /// Names of variables that change how the programs of a step behave. If a user set them, the programs might fail. A
-/// name with `*` stands for all names that begin with the text before `*`. `AWS_*` is reserved, because programs read
-/// AWS credentials from such variables. `OVEN_*` is reserved, because oven itself sets such variables.
+/// name with `*` stands for all names that begin with the text before `*`. `AWS_*` is reserved, because such
+/// variables are the builder's credentials, or programs would take them for credentials. The list also applies to
+/// `secrets`, so a definition cannot request the builder's credentials. `OVEN_*` is reserved, because oven itself sets such variables.
 pub(super) const RESERVED: [&str; 32] = [
     "BASHOPTS",
     "BASH_ENV",

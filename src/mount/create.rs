@@ -112,10 +112,11 @@ fn options(request: &MountRequest) -> &'static [(&'static str, &'static str)] {
         ("xfs", false) => &[("nouuid", "")],
         ("xfs", true) => &[("nouuid", ""), ("norecovery", "")],
         ("ext4" | "ext3" | "ext2", true) => &[("noload", "")],
-        // The file system becomes read-only if it is damaged, because later writes could not be trusted. The device's
-        // cache is not flushed at each fsync, because the disk is discarded if this machine stops. The cache is flushed
-        // when the root is closed. The kernel must not zero inode tables in the background while oven discards free
-        // space. So this zeroing is disabled. An instance of the image zeroes the tables later.
+        // The file system becomes read-only if it is damaged, and then the bake fails, because later writes could not
+        // be trusted. The device's cache is not flushed at each fsync, because the disk is discarded if this machine
+        // stops. The cache is flushed when the root is closed. The kernel must not zero inode tables in the background
+        // while oven discards free space. So this zeroing is disabled. An instance of the image zeroes the tables
+        // later.
         ("ext4" | "ext3" | "ext2", false) => {
             &[("errors", "remount-ro"), ("nobarrier", ""), ("noinit_itable", "")]
         }

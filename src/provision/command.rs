@@ -22,7 +22,7 @@ const PACKAGES: &str = "/run/oven/packages";
 const PAUSE: Duration = Duration::from_secs(2);
 /// The time limit for the command that runs before a retry. This command deletes a cache, which usually takes seconds.
 const BEFORE_RETRY_TIMEOUT: Duration = Duration::from_secs(5 * 60);
-/// The maximum size of the output that [`CommandRunner::ask`] returns. The rest of a longer output is dropped. The list
+/// The maximum size of the output that [`CommandRunner::ask`] returns. Lines that do not fit are dropped. The list
 /// of packages, the longest output, is far below this limit.
 const ANSWER_MAX: usize = 16 << 20;
 

@@ -36,8 +36,8 @@ impl Baseline {
         })
     }
 
-    /// Records whether a package changed `/etc/resolv.conf`. Call this after the packages are installed and before the
-    /// definition's scripts run, because changes by scripts are intended.
+    /// Records whether a package copied this machine's name servers to `/etc/resolv.conf`. Call this after the packages
+    /// are installed and before the definition's scripts run, because changes by scripts are intended.
     pub fn note_packages(&mut self, runner: &CommandRunner<'_>) -> Result<()> {
         self.lint.record_resolv_conf(runner.place.inside)
     }

@@ -57,7 +57,7 @@ pub enum Use {
     /// The verb removes leftovers of killed bakes (`oven sweep`). If this machine is an EC2 instance, its id is
     /// determined, because the id is part of the owner of each resource ([`crate::owner`]).
     Sweeps,
-    /// The verb only reads. It works on any machine.
+    /// The verb needs no builder instance: it reads, imports, exports or removes images. It works on any machine.
     Looks,
 }
 

@@ -208,7 +208,9 @@ pub struct Plan {
     /// Lines of output that are not a failure, but that the user should know. Each is reported once.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<Trouble>,
-    /// Directories into which the package manager downloads. oven caches them on the builder, for later bakes.
+    /// Directories into which the package manager downloads. They must be listed even if this plan downloads nothing.
+    /// If a directory has `sources`, oven caches it on the builder for later bakes. If a file remains in a directory
+    /// after the steps of phase clean, the bake fails.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub caches: Vec<Cache>,
     /// How [`Job::tools`] are installed and removed again. `None` if the plugin does not support this. In that case the
@@ -220,9 +222,10 @@ pub struct Plan {
 /// A directory into which the package manager downloads indexes of repositories or packages.
 ///
 /// oven caches what earlier bakes on the same base image downloaded. Steps see this cache in place of the image's
-/// directory. Only steps of phase clean see the image's own directory. Only fetch steps can change the cache. The cache
-/// is never written to the image. The package manager has to ask its repositories whether cached files are still
-/// current. oven only ensures that the files did not change after they were downloaded.
+/// directory. Only steps of phase clean see the image's own directory. Fetch steps can change the cache, while steps
+/// that run code of packages cannot. The definition's scripts can write to it too, but only this bake sees what they
+/// write. The cache is never written to the image. The package manager has to ask its repositories whether cached files
+/// are still current. oven only ensures that the files did not change after they were downloaded.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cache {

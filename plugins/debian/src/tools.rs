@@ -1,4 +1,4 @@
-//! Programs that are installed only for a bake, and removed at its end.
+//! Programs that are installed only for a bake, and removed after the last playbook.
 
 use crate::{CLEAN_TIMEOUT, FETCH_TIMEOUT, INSTALL_TIMEOUT, RETRIES, environment, prune_step, refresh_step};
 use oven_distro::{Job, Phase, Question, Step, Tools};

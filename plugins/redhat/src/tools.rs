@@ -1,4 +1,4 @@
-//! Programs that are installed only for a bake, and removed at its end.
+//! Programs that are installed only for a bake, and removed after the last playbook.
 
 use crate::manager::Manager;
 use oven_distro::{Job, Phase, Question, Refused, Step, Tools};

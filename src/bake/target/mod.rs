@@ -68,8 +68,8 @@ pub async fn base(site: &Site, image: &Definition, from: &BaseRef) -> Result<Bas
 /// definition never has so many images that two of them have the same digits.
 const NAME_DIGITS: usize = 12;
 
-/// The name of an image. It contains digits of the fingerprint, and a name can be used only once. So two builders
-/// cannot both register an image of the same definition.
+/// The name of an image. It contains digits of the fingerprint, and a name can be used only once. So, without
+/// `--force`, two builders cannot both register an image with the same inputs.
 pub fn name(image: &Definition, inputs: &Inputs, run: Option<&RunId>) -> String {
     let fingerprint = inputs.fingerprint();
     let digits = &fingerprint[..NAME_DIGITS];

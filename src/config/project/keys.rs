@@ -84,8 +84,8 @@ pub static OVEN_TOML: Section = Section {
             default: DefaultValue::Is(Literal::Text("attached")),
             doc: "How a bake gets its disk. `\"attached\"` creates a volume from the base's snapshot and attaches it. \
                   `\"direct\"` attaches no volume: oven reads a block of the base when the block is first used, stores \
-                  changed blocks on this machine, and uploads them to a new snapshot whose parent is the base's \
-                  snapshot. `\"direct\"` needs FUSE and loop devices. The image and its fingerprint do not depend on \
+                  all writes on this machine, and uploads the blocks that differ from the base's to a new \
+                  snapshot whose parent is the base's snapshot. `\"direct\"` needs FUSE and loop devices. The image and its fingerprint do not depend on \
                   this setting. The flag is `--disks`, and the environment variable is `OVEN_DISKS`.",
             example: "disks = \"direct\"",
             ..KEY

@@ -1,5 +1,6 @@
 //! The keys of image.toml. The reference page and the schema are generated from this table. The parser uses the table's
-//! names, types, allowed words, integer bounds, defaults and required keys. It does not use the table's patterns and
+//! names, types, allowed words, integer bounds, defaults and required keys. It also uses the rule
+//! `OneOf`, and the rules of `[disk]` for each volume type (`attributes.rs`). It does not use the table's patterns and
 //! lengths. The code in `src/definition/` that reads a key checks patterns, lengths and all other rules. `validate.rs`
 //! has the checks that several keys share.
 //!

@@ -55,8 +55,8 @@ static BY_URL: Section = Section {
             required: Some("the URL of the package file, such as \"https://example.org/site.deb\""),
             doc: "The URL of the package file, with `http` or `https`. The file is downloaded before the bake, with \
                   the `proxy` and the `ca_file` that `[network]` of oven.toml sets. The file is cached in `downloads` \
-                  of the region's directory (in AWS: `/var/lib/oven/downloads`). You can remove cached files at any \
-                  time. The URL cannot contain a password, because it is written to logs.",
+                  of the region's directory (in AWS: `/var/lib/oven/downloads`). You can remove cached files while no \
+                  bake runs. The URL cannot contain a password, because it is written to logs.",
             example: "packages = [{ url = \"https://example.org/site.deb\", sha256 = \
                       \"0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef\" }]",
             ..KEY
