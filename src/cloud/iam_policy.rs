@@ -18,8 +18,9 @@ pub enum DiskAccess {
 }
 
 /// Returns the policy. It permits creating resources only with the tag [`tag::RUN`], and changing or deleting only
-/// resources that have it. Copies of snapshots need the tag [`tag::COPY`] instead. `region` is used only to select the
-/// AWS partition. `kms_keys` are the ARNs of the keys that volumes are encrypted with.
+/// resources that have it. Copies of snapshots need the tag [`tag::COPY`] instead. With attached disks, the policy also
+/// permits attaching and detaching tagged volumes, and changing attributes, at any instance of the account. `region` is
+/// used only to select the AWS partition. `kms_keys` are the ARNs of the keys that volumes are encrypted with.
 pub fn policy(access: DiskAccess, region: Option<&str>, kms_keys: &[String]) -> Value {
     let partition = partition(region.unwrap_or_default());
     // ARNs of images and snapshots have no account.

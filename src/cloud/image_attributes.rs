@@ -97,8 +97,9 @@ pub fn check_volume_kind(kind: &VolumeKind, what: &str) -> Result<()> {
 }
 
 /// Returns the attributes of a new image. `wanted` contains the attributes that the image's definition sets. All others
-/// come from the base. There is one exception: if the definition changes the volume type, the base's IOPS and
-/// throughput are not inherited, because they may be invalid for the new type.
+/// come from the base. There are two exceptions. If the definition sets `encrypted`, the base's KMS key is not
+/// inherited. If the definition changes the volume type, the base's IOPS and throughput are not inherited, because they
+/// may be invalid for the new type.
 pub fn inherit(base: &Attributes, wanted: &Attributes) -> Attributes {
     let or = |wanted: &Option<String>, base: &Option<String>| wanted.clone().or_else(|| base.clone());
     Attributes {

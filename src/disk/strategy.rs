@@ -13,8 +13,9 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
-/// Returns the runs whose process has ended and that have leftovers in the cloud or on this machine. `state` is the
-/// state directory of this machine.
+/// Returns the runs that have leftovers in the cloud or on this machine. For the cloud, see [`Cloud::stale_runs`].
+/// Preserved disks on this machine are also returned if oven cannot know whether their process has ended. `older_than`
+/// does not apply to them. `state` is the state directory of this machine.
 pub async fn stale_runs(
     cloud: &dyn Cloud,
     state: &Path,

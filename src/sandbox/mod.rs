@@ -79,8 +79,9 @@ pub fn helper_main() -> ExitCode {
 /// Call this function on a thread that outlives the step, because the step is killed when that thread ends.
 ///
 /// # Errors
-/// [`Kind::Step`] if the command cannot be started in the image. [`Kind::Machine`] if this machine does not permit oven
-/// to isolate the step. If the command starts and then fails, the result is `Ok`.
+/// [`Kind::Step`] if the image cannot be entered, for example because a mount point is missing. [`Kind::Machine`] if
+/// this machine does not permit oven to isolate the step. A command that fails is not an error, nor is one that is
+/// missing or cannot be executed (exit codes 127 and 126).
 pub async fn run(
     helper: &Path,
     spec: &StepSpec,

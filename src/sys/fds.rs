@@ -9,7 +9,8 @@ use std::path::Path;
 /// Closes all descriptors from `first` on.
 #[allow(unsafe_code)]
 pub(crate) fn close_from(first: i32) -> Result<()> {
-    // SAFETY: after this call, this process neither uses nor drops a value that owns a descriptor from `first` on.
+    // SAFETY: after this call, no thread that shares this thread's descriptor table uses or drops a value that owns a
+    // descriptor from `first` on.
     let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
     if result < 0 {
         return Err(std::io::Error::last_os_error()).context("closing inherited descriptors");

@@ -12,7 +12,8 @@ use std::os::fd::AsFd;
 
 /// Moves this thread into new namespaces.
 ///
-/// # Errors EINVAL for [`UnshareFlags::FILES`]. With separate descriptor tables, a descriptor number could mean
+/// # Errors
+/// EINVAL for [`UnshareFlags::FILES`]. With separate descriptor tables, a descriptor number could mean
 /// different files in different threads.
 #[allow(unsafe_code)]
 pub fn unshare(flags: UnshareFlags) -> rustix::io::Result<()> {

@@ -8,8 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-/// Whether a signal asked this process to end. Threads that block the async runtime read this flag, because the runtime
-/// cannot notify them while it is blocked.
+/// Whether a signal asked this process to end. Code that blocks the runtime's thread reads this flag. So do threads for
+/// which the runtime's thread may be waiting, such as the one that watches a disk's server. In both cases, the runtime
+/// cannot notify them.
 static STOP_REQUESTED: AtomicBool = AtomicBool::new(false);
 
 /// Returns whether a signal asked this process to end.

@@ -72,7 +72,8 @@ impl TempFile {
         if let Some(name) = self.name.take() {
             let renamed = match rustix::fs::renameat_with(CWD, &name, CWD, path, RenameFlags::NOREPLACE) {
                 // This file system does not support NOREPLACE. Another process could create a file at `path` between
-                // the check and the rename. But paths contain random ids, so this does not happen in practice.
+                // the check and the rename. In a region and for preserved disks, paths contain random ids, so this does
+                // not happen there. It can happen for the file of `oven export`, which would then be replaced.
                 Err(Errno::INVAL) if !path.exists() => std::fs::rename(&name, path),
                 result => result.map_err(std::io::Error::from),
             };

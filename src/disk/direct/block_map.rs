@@ -76,8 +76,9 @@ impl BlockMap {
         self.get(index) >= WRITTEN_NEW
     }
 
-    /// Sets a block's mark in the file, and then in memory. If the file cannot be written, neither mark changes, so
-    /// file and memory always agree.
+    /// Sets a block's mark in the file, and then in memory. oven reads the file to select the blocks to upload. If the
+    /// mark were only in memory, a written block would be taken for a block of the base. If the file cannot be written,
+    /// neither mark changes.
     pub fn set(&self, index: u32, mark: u8) -> io::Result<()> {
         self.file.write_all_at(&[mark], index.into())?;
         self.bytes[index as usize].store(mark, Ordering::Release);

@@ -131,7 +131,7 @@ pub fn open(state: &Path, run: &RunId) -> Result<Option<PreservedDisk>> {
     Ok(Some(PreservedDisk { record, upper, marks }))
 }
 
-/// Returns the runs that preserved a disk on this machine, except the runs whose process is still running.
+/// Returns the runs that preserved a disk on this machine, except the runs whose process is known to be running.
 pub fn list_runs(state: &Path) -> Result<Vec<StaleRun>> {
     let dir = preserved_dir(state);
     let entries = match fs::read_dir(&dir) {

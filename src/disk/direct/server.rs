@@ -354,8 +354,9 @@ fn child() -> Result<()> {
 #[allow(unsafe_code)]
 fn detach_thread() -> Result<()> {
     // SAFETY: after this call, this thread has its own copies of all descriptors, and no value owns such a copy. Each
-    // value that exists before this call owns a descriptor in the table of the other threads. This thread opens other
-    // descriptors only after the copies are closed.
+    // value that exists before this call owns a descriptor in the table of the other threads. Between this call and
+    // `close_from`, `leave_mounts` opens descriptors, but it closes all of them before it returns. This thread opens
+    // other descriptors only after the copies are closed.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FILES) }.context("unsharing the descriptors")?;
     leave_mounts().context("unsharing the mounts")?;
     crate::sys::fds::close_from(3)

@@ -52,7 +52,8 @@ pub struct EgressFence {
 impl EgressFence {
     /// Creates a fence below the cgroup of this process, so that the limits of oven's cgroup also apply to its steps.
     ///
-    /// # Errors [`Kind::Machine`] if this machine lacks a writable cgroup v2 file system or BPF.
+    /// # Errors
+    /// [`Kind::Machine`] if this machine lacks a writable cgroup v2 file system or BPF.
     pub fn make() -> Result<Self> {
         let make = || -> Result<Self> {
             let parent = open(CWD, &own_cgroup()?).context("opening the cgroup of this process")?;

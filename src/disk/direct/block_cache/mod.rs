@@ -122,8 +122,8 @@ impl BlockCache {
         }))
     }
 
-    /// Opens a snapshot's directory in the cache, or creates it. Then, if the whole cache is too large, evicts the
-    /// least recently used snapshots.
+    /// Opens a snapshot's directory in the cache, or creates it. Then, if the whole cache is too large, or if too
+    /// little space is free for bakes, evicts the least recently used snapshots.
     pub fn open_snapshot(&self, snapshot: &SnapshotId) -> Result<CachedSnapshot> {
         let dir = self.dir.join(&snapshot.0);
         let context = || format!("opening the cache of blocks in {}", dir.display());

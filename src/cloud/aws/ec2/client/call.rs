@@ -290,7 +290,9 @@ pub struct Circumstances {
     pub answered: bool,
     /// Whether the credentials may be valid after they are loaded again.
     pub renewable: bool,
-    /// Whether this process may have created the object so recently that it is not visible everywhere.
+    /// Whether `NotVisibleYet` is retried. For EC2, this is so if the error is about the state of an existing object,
+    /// or if this process has just created the object. For EBS direct, only if this process has just created the
+    /// snapshot.
     pub may_be_new: bool,
     /// Whether a rate limiter in this process delays the retry. If it does, no pause of [`Timeouts::rate`] is added
     /// after [`ErrorClass::RateLimited`].

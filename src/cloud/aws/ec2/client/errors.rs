@@ -14,8 +14,9 @@ pub enum ErrorClass {
     /// It is unknown whether the call had an effect. An idempotent call is retried. After any other call, oven looks up
     /// whether the call had an effect.
     Ambiguous,
-    /// The call had no effect, because one of its objects was not found or is not ready. If this process has just
-    /// created the object, the call is retried.
+    /// The call had no effect, because one of its objects was not found or is not ready. If the object was not found,
+    /// the call is retried only if this process has just created it. In EC2's API, a call is also retried if the object
+    /// exists but is not ready.
     NotVisibleYet,
     /// The requested state exists already.
     AlreadyDone,

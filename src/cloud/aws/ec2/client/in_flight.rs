@@ -27,7 +27,8 @@ pub struct RunCalls {
     pub deleted: BTreeSet<String>,
     /// A request that may have created a volume. If the request is sent again with the same client token, EC2's answer
     /// identifies the volume. The field remains set when a retry is refused, because a refusal does not show whether
-    /// the first call created a volume.
+    /// the first call created a volume. The clean-up clears it: after a final refusal, it searches for the volume by the
+    /// run's tag.
     pub doubtful_volume: Option<CreateVolumeInputBuilder>,
     /// The volume that CreateSnapshot was called for, if the answer was lost. A snapshot of the volume may exist.
     pub doubtful_snapshot: Option<VolumeId>,
