@@ -114,7 +114,7 @@ fn each_fails_with_the_reason() {
             "useless",
             Fault::Jq(TIMEOUT, "timeout: 600, before_retry: [\"pkg\"]"),
             SOUND,
-            "before_retry without retries",
+            "before_retry would never run",
         ),
         (
             "shell",

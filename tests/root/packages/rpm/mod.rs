@@ -120,7 +120,7 @@ fn what_no_repository_has_is_the_definitions_mistake() {
 #[test]
 fn downloads_of_a_script_are_removed_and_other_files_in_a_cache_are_found() {
     for (system, removed, found) in [
-        (Dnf, "var/cache/dnf/tempfiles.json", "var/cache/libdnf5/own/x.rpm"),
+        (Dnf, "var/cache/dnf/tempfiles.json", "var/cache/yum/own/x.rpm"),
         (Zypper, "var/cache/zypp/pubkeys/own.asc", "var/cache/zypp/x.rpm"),
     ] {
         let lab = RpmLab::new(system);
