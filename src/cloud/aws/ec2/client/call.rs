@@ -148,12 +148,15 @@ fn reason(body: &[u8]) -> Option<String> {
 const UNINFORMATIVE: [&str; 5] =
     ["dispatch failure", "io error", "other", "service error", "unhandled error"];
 
-/// Returns the error and its causes as text, without the texts in [`UNINFORMATIVE`].
-fn causes(error: &dyn std::error::Error) -> String {
+/// The SDK says this about each provider of credentials that it tried, before the reason.
+const NOT_ENABLED: &str = "the credential provider was not enabled";
+
+/// Returns the error and its causes in one line, without the texts in [`UNINFORMATIVE`].
+pub(super) fn causes(error: &dyn std::error::Error) -> String {
     let mut causes: Vec<String> = Vec::new();
     let mut cause = Some(error);
     while let Some(error) = cause {
-        let text = error.to_string();
+        let text = in_one_line(&error.to_string());
         // Some errors already include the text of their cause.
         if !UNINFORMATIVE.contains(&text.as_str()) && !causes.last().is_some_and(|last| last.contains(&text))
         {
@@ -161,7 +164,16 @@ fn causes(error: &dyn std::error::Error) -> String {
         }
         cause = error.source();
     }
-    if causes.is_empty() { error.to_string() } else { causes.join(": ") }
+    if causes.is_empty() { in_one_line(&error.to_string()) } else { causes.join(": ") }
+}
+
+/// Joins the lines of a text of the SDK. If the SDK finds no credentials, each line is about one provider.
+fn in_one_line(text: &str) -> String {
+    let text = text.trim_start_matches(NOT_ENABLED).trim_start_matches(": ");
+    let mut lines = text.lines().map(|line| line.replace(&format!(": {NOT_ENABLED}"), "").trim().to_owned());
+    let first = lines.next().unwrap_or_default();
+    let rest: Vec<_> = lines.collect();
+    if rest.is_empty() { first } else { format!("{first} {}", rest.join("; ")) }
 }
 
 /// Returns whether the SDK found no credentials, or could not fetch them. The SDK reports both cases as a connection
@@ -357,5 +369,22 @@ pub fn ok_if_already_done<T>(result: Result<T, ApiError>) -> Result<(), ApiError
     match result {
         Err(error) if error.class != ErrorClass::AlreadyDone => Err(error),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_providers_that_have_no_credentials_are_listed_in_one_line() {
+        let text = "the credential provider was not enabled: no credentials found in chain. Attempted:\n  \
+                    Environment: the credential provider was not enabled: environment variable not set\n  \
+                    Profile: the credential provider was not enabled";
+        assert_eq!(
+            in_one_line(text),
+            "no credentials found in chain. Attempted: Environment: environment variable not set; Profile"
+        );
+        assert_eq!(in_one_line("connection refused"), "connection refused");
     }
 }

@@ -1,5 +1,6 @@
 //! Checks the connection to EC2. This includes the credentials, the endpoint and this machine's clock.
 
+use super::call::causes;
 use super::errors::DESCRIBE_IMAGES;
 use crate::cloud::aws::ec2::Ec2;
 use crate::cloud::aws::ec2::images::convert::filter;
@@ -13,7 +14,6 @@ use aws_sdk_ec2::config::interceptors::{
 use aws_sdk_ec2::config::{ConfigBag, Intercept, ProvideCredentials, RuntimeComponents};
 use aws_sdk_ec2::error::BoxError;
 use aws_sdk_ec2::primitives::{DateTime, DateTimeFormat};
-use std::error::Error;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -135,16 +135,4 @@ impl Ec2 {
         }
         checks
     }
-}
-
-/// Returns an error and its causes in one line.
-fn causes(error: &dyn Error) -> String {
-    let mut texts = vec![error.to_string()];
-    let mut cause = error.source();
-    while let Some(deeper) = cause {
-        texts.push(deeper.to_string());
-        cause = deeper.source();
-    }
-    texts.dedup();
-    texts.join(": ")
 }
