@@ -5,6 +5,7 @@
 use super::network::CA_FILE;
 use crate::definition::Definition;
 use crate::sandbox::spec::BindMount;
+use crate::sys::fds::{changed, open_file_within};
 use anyhow::{Context, Result, bail};
 use oven_distro::Shim;
 use std::collections::BTreeMap;
@@ -57,9 +58,9 @@ pub fn script_mounts(image: &Definition, shims: &[Shim]) -> Result<ScriptBinds> 
 /// executes only the interpreter. So the script does not need the executable bit, and can be on a file system that is
 /// mounted with `noexec`.
 pub fn script_command(image: &Definition, script: &Path, seen: &mut ScriptBinds) -> Result<Vec<String>> {
-    let path = canonical(&image.dir.join(script))?;
+    let path = image.dir.join(script);
     let mut start = Vec::new();
-    let file = std::fs::File::open(&path).with_context(|| format!("opening {}", path.display()))?;
+    let file = open_file_within(&path, &image.project).map_err(|refused| changed(&path, refused))?;
     file.take(HEAD).read_to_end(&mut start).with_context(|| format!("reading {}", path.display()))?;
     let mut argv = interpreter(&start);
     argv.push(self::script_path(image, script, seen)?);

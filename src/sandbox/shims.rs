@@ -6,7 +6,7 @@
 use super::paths::{ResolvedPath, resolve, write_new};
 use super::spec::BindMount;
 use crate::error::Kind;
-use crate::sys::fds::open_within;
+use crate::sys::fds::open_path;
 use crate::sys::mount::api::{READ_ONLY, attach, clone_mount, restrict};
 use anyhow::{Context, Result, bail};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -60,7 +60,7 @@ impl ShimMounter<'_> {
 
     /// Binds a file or directory of this machine, read-only.
     pub fn bind(&self, bind: &BindMount) -> Result<()> {
-        let opened = open_within(&bind.source, bind.within.as_deref(), OFlags::PATH)?;
+        let opened = open_path(&bind.source, bind.within.as_deref())?;
         let source =
             clone_mount(&opened, "", false).with_context(|| format!("opening {}", bind.source.display()))?;
         restrict(&source, READ_ONLY, false)?;
