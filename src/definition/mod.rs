@@ -28,6 +28,7 @@ pub use scripts::{Playbook, Program, Script, ScriptKind};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use toml::de::DeValue;
+pub(crate) use vars::variable_name;
 pub use vars::{GivenVars, Vars, given};
 
 /// The file that makes a directory a definition.
