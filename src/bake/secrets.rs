@@ -1,12 +1,90 @@
 //! Collects the secrets that a definition's scripts name. Their values are in oven's environment.
 
 use super::Bake;
-use crate::definition::{Definition, FILE};
+use crate::definition::{Definition, FILE, Script, variable_name};
 use crate::error::Kind;
 use crate::secrets::{Secrets, check_value};
 use anyhow::Result;
-use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{OsStr, OsString};
+
+/// The secrets that may be passed to the scripts of definitions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PermittedSecrets {
+    /// Every secret that a definition names.
+    All,
+    /// Only these (`--secret`).
+    Only(BTreeSet<String>),
+    /// None, because oven runs in CI without `--secret`. In CI, a pull request of a stranger may name any secret.
+    NoneInCi,
+}
+
+impl PermittedSecrets {
+    /// `given` has the names of the command line. `ci` is the value of the environment variable `CI`, which CI systems
+    /// set. Errors: [`Kind::Usage`].
+    pub fn new(given: &[String], ci: Option<&OsStr>) -> Result<Self> {
+        if let Some(bad) = given.iter().find(|name| variable_name(name).is_err()) {
+            // The text is not shown, because somebody may have written the secret's value.
+            let what = if bad.contains('=') { "has a value" } else { "is not a valid variable name" };
+            return Err(Kind::Usage
+                .failure(format!("an argument of --secret {what}"))
+                .hint("Give only the secret's name: --secret NAME. Its value comes from the environment variable NAME.")
+                .into());
+        }
+        let in_ci = ci.is_some_and(|ci| !ci.is_empty() && ci != "false" && ci != "0");
+        Ok(match given.is_empty() {
+            false => Self::Only(given.iter().cloned().collect()),
+            true if in_ci => Self::NoneInCi,
+            true => Self::All,
+        })
+    }
+
+    pub fn permits(&self, name: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Only(names) => names.contains(name),
+            Self::NoneInCi => false,
+        }
+    }
+
+    /// Fails with [`Kind::Definition`] if a definition names a secret that is not permitted. The error lists all of
+    /// them, with their places in image.toml.
+    pub fn ensure_permitted(&self, images: &[Definition]) -> Result<()> {
+        let (mut refused, mut names) = (Vec::new(), BTreeSet::new());
+        for (image, script, name) in images.iter().flat_map(named_secrets) {
+            if !self.permits(name) {
+                refused.push(format!("{} names {name}, which is not permitted", place(image, script)));
+                names.insert(format!("--secret {name}"));
+            }
+        }
+        if refused.is_empty() {
+            return Ok(());
+        }
+        let flags = names.into_iter().collect::<Vec<_>>().join(" ");
+        let why = match self {
+            Self::NoneInCi => {
+                "In CI (the environment variable CI is set), oven passes on only the secrets of --secret"
+            }
+            Self::All | Self::Only(_) => {
+                "With --secret, oven passes on only the secrets that this flag names"
+            }
+        };
+        let hint = format!("{why}. If you trust the definition, add {flags}.");
+        Err(Kind::Definition.failure(refused.join("\n")).hint(hint).into())
+    }
+}
+
+/// The secrets that the scripts of a definition name, each with its script.
+fn named_secrets(image: &Definition) -> impl Iterator<Item = (&Definition, &Script, &str)> {
+    let scripts = image.runs.iter().chain(&image.tests);
+    scripts.flat_map(move |script| script.secrets.iter().map(move |name| (image, script, name.as_str())))
+}
+
+/// The place of a script's secrets in image.toml.
+fn place(image: &Definition, script: &Script) -> String {
+    let file = image.dir.join(FILE);
+    format!("{}:{}: `secrets` of [[{}]]", file.display(), script.line, script.kind.key())
+}
 
 /// Collects the secrets, and masks their values in all later reports.
 pub fn collect(bake: &Bake<'_>) -> Result<Secrets> {
@@ -22,20 +100,13 @@ pub fn from_environment(
     environment: impl Fn(&str) -> Option<OsString>,
 ) -> Result<Secrets> {
     let (mut values, mut wrong) = (BTreeMap::new(), Vec::new());
-    for script in image.runs.iter().chain(&image.tests) {
-        for name in &script.secrets {
-            if values.contains_key(name) {
-                continue;
-            }
-            match check_value(environment(name)) {
-                Ok(value) => _ = values.insert(name.clone(), value),
-                Err(what) => wrong.push(format!(
-                    "{}:{}: `secrets` of [[{}]] names {name}, which {what}",
-                    image.dir.join(FILE).display(),
-                    script.line,
-                    script.kind.key(),
-                )),
-            }
+    for (image, script, name) in named_secrets(image) {
+        if values.contains_key(name) {
+            continue;
+        }
+        match check_value(environment(name)) {
+            Ok(value) => _ = values.insert(name.to_owned(), value),
+            Err(what) => wrong.push(format!("{} names {name}, which {what}", place(image, script))),
         }
     }
     if wrong.is_empty() {
@@ -53,6 +124,27 @@ mod tests {
     use crate::config::project::Settings;
     use crate::identity::fingerprint::Inputs;
     use crate::ids::{Architecture, ImageId, SnapshotId};
+
+    #[test]
+    fn the_flag_and_ci_limit_the_secrets() {
+        let new = |given: &[&str], ci: Option<&str>| {
+            let given: Vec<_> = given.iter().map(|name| (*name).to_owned()).collect();
+            PermittedSecrets::new(&given, ci.map(OsStr::new))
+        };
+        for ci in [None, Some(""), Some("false"), Some("0")] {
+            assert_eq!(new(&[], ci).unwrap(), PermittedSecrets::All, "{ci:?}");
+        }
+        for ci in ["true", "1", "woodpecker"] {
+            assert_eq!(new(&[], Some(ci)).unwrap(), PermittedSecrets::NoneInCi, "{ci}");
+            assert!(new(&["TOKEN"], Some(ci)).unwrap().permits("TOKEN"));
+        }
+        assert!(!new(&["TOKEN"], None).unwrap().permits("OTHER"));
+        for given in ["TOKEN=hunter2", "hunter2!", ""] {
+            let error = new(&[given], None).unwrap_err();
+            assert_eq!(Kind::of(&error), Kind::Usage);
+            assert!(!error.to_string().contains("hunter2"), "{error}");
+        }
+    }
 
     /// The fingerprint does not depend on the values of secrets, because it is computed without them.
     #[test]

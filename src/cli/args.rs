@@ -1,6 +1,7 @@
 //! The types of the command line.
 
 use crate::bake::options::{self, BakeOptions};
+use crate::bake::secrets::PermittedSecrets;
 use crate::config::overrides::Overrides;
 use crate::definition::{GivenVars, given};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
@@ -204,6 +205,8 @@ pub struct BakeArgs {
     #[command(flatten)]
     pub vars: VarArgs,
     #[command(flatten)]
+    pub secrets: SecretArgs,
+    #[command(flatten)]
     pub options: BakeFlags,
     /// The maximum number of images to bake concurrently
     #[arg(short, long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
@@ -222,6 +225,21 @@ impl VarArgs {
     /// The values by name. If a variable is given twice, the last value counts.
     pub fn given(&self) -> GivenVars {
         self.vars.iter().cloned().collect()
+    }
+}
+
+/// The secrets that definitions may use.
+#[derive(Debug, Clone, Default, Args)]
+pub struct SecretArgs {
+    /// Permit the definitions to use this secret, an environment variable. With this flag, and in CI (`CI` is set),
+    /// every other secret is refused. May be repeated
+    #[arg(long = "secret", value_name = "NAME")]
+    secrets: Vec<String>,
+}
+
+impl SecretArgs {
+    pub fn permitted(&self) -> anyhow::Result<PermittedSecrets> {
+        PermittedSecrets::new(&self.secrets, std::env::var_os("CI").as_deref())
     }
 }
 
@@ -274,6 +292,8 @@ pub struct PlanArgs {
     pub definitions: Vec<PathBuf>,
     #[command(flatten)]
     pub vars: VarArgs,
+    #[command(flatten)]
+    pub secrets: SecretArgs,
     /// Also accept an existing image with the same ami_config_checksum tag, even if its base differs. TOOL names
     /// another tool that sets this tag. The only value stands for GumGum's AMI Bakery
     #[arg(long, value_enum, value_name = "TOOL")]

@@ -27,7 +27,12 @@ pub async fn run(
     stop: watch::Receiver<bool>,
 ) -> Result<End> {
     let found = async {
-        let order = BakeOrder::load_with(&args.definitions, &args.vars.given())?;
+        let permitted = args.secrets.permitted()?;
+        let order = BakeOrder::load_with(&args.definitions, &args.vars.given());
+        // A signal that arrived while the definitions were read ends the verb here.
+        tokio::task::yield_now().await;
+        let order = order?;
+        permitted.ensure_permitted(&order.images)?;
         if let Some(trace) = &global.trace {
             let refused = refuse_inside(
                 "trace",

@@ -8,8 +8,9 @@ use crate::doctor::checks;
 use crate::doctor::checks::{Check, Needs};
 use crate::doctor::probes::{self, Probe};
 use crate::error::{Kind, SUCCESS};
+use crate::provision::context::EgressGuard;
 use crate::report::Report;
-use crate::site::{Findings, Site};
+use crate::site::{self, Findings, Site};
 use anyhow::Result;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -23,22 +24,50 @@ pub async fn run(global: &GlobalArgs, report: &Report) -> Result<End> {
     let mut checks = checks::checks(needs);
     checks.push(checks::disk_growth());
     checks.extend(checks::credential_blocking(needs.role));
-    match &site {
-        Ok(site) if site.cloud.is_on_this_machine() => checks.push(checks::region(&site.state)),
-        Ok(site) => checks.push(checks::state_directory(&site.state)),
-        Err(_) => checks.push(Check::from_result("region", &site, "Choose another --region-dir.")),
-    }
+    let without_region = match &site {
+        Ok(site) if site.cloud.is_on_this_machine() => {
+            checks.push(checks::region(&site.state, true));
+            None
+        }
+        Ok(site) => {
+            checks.push(checks::state_directory(&site.state));
+            None
+        }
+        // A machine can bake before it has a region, because `oven import` makes one.
+        Err(error) if !needs.role && Kind::of(error) == Kind::NotFound => {
+            let settings = Settings::resolve(Path::new("."), &overrides)?;
+            checks.push(checks::region(site::region_dir(&settings), false));
+            Some(settings)
+        }
+        Err(_) => {
+            checks.push(Check::from_result("region", &site, "Choose another --region-dir."));
+            None
+        }
+    };
     // If the checks found that something is missing, the probes are skipped, because they would fail for the same
     // reason.
-    if let (Ok(site), false) = (&site, checks.iter().any(Check::lacks)) {
-        let probe = Probe {
-            helper: &site.helper,
-            state: &site.state,
-            in_region: site.cloud.is_on_this_machine(),
-            direct: site.settings.disks() == Strategy::Direct,
-            egress: site.egress_guard(),
+    if !checks.iter().any(Check::lacks) {
+        let helper = site::helper()?;
+        let probe = match (&site, &without_region) {
+            (Ok(site), _) => Some(Probe {
+                helper: &site.helper,
+                region: site.cloud.is_on_this_machine().then_some(&site.state),
+                in_region: site.cloud.is_on_this_machine(),
+                direct: site.settings.disks() == Strategy::Direct,
+                egress: site.egress_guard(),
+            }),
+            (Err(_), Some(settings)) => Some(Probe {
+                helper: &helper,
+                region: None,
+                in_region: true,
+                direct: settings.disks() == Strategy::Direct,
+                egress: EgressGuard::Wanted,
+            }),
+            (Err(_), None) => None,
         };
-        checks.extend(probes::run(&probe).await);
+        if let Some(probe) = probe {
+            checks.extend(probes::run(&probe).await);
+        }
     }
     let mut permissions = Vec::new();
     checks.extend(findings.iter().map(check));

@@ -39,7 +39,7 @@ pub async fn run(
             return Err(Kind::Usage.error(message));
         }
     };
-    let site = Site::of(&global.overrides(), &[], report.clone(), Use::Looks).await?;
+    let site = Site::of(&global.overrides(), &[], report.clone(), Use::Imports).await?;
     ensure_disk(&args.raw)?;
     let args::ImportArgs { raw, name, boot_mode, verify, .. } = args;
     let (raw, name, boot_mode) = (raw.clone(), name.clone(), boot_mode.clone());

@@ -2,6 +2,7 @@
 
 use super::{End, answer};
 use crate::bake::options::Compat;
+use crate::bake::secrets::PermittedSecrets;
 use crate::bake::{preflight, target};
 use crate::cli::args;
 use crate::cli::args::GlobalArgs;
@@ -25,6 +26,7 @@ struct Verdict {
 }
 
 pub async fn run(global: &GlobalArgs, args: &args::PlanArgs, report: &Report) -> Result<End> {
+    let permitted = args.secrets.permitted()?;
     let order = BakeOrder::load_with(&args.definitions, &args.vars.given())?;
     let site = Site::of(&global.overrides(), &order.images, report.clone(), Use::Looks).await?;
     let compat = args.compat.map(Into::into);
@@ -45,17 +47,18 @@ pub async fn run(global: &GlobalArgs, args: &args::PlanArgs, report: &Report) ->
         objects.push(json!({
             "name": image.name, "definition": image.dir,
             "vars": image.vars.values(), "secrets": secrets(image),
+            "permitted_secrets": secrets(image).into_keys().filter(|name| permitted.permits(name)).collect::<Vec<_>>(),
             "hit": verdict.hit.is_some(), "ami_id": verdict.hit.as_ref().map(|h| &h.id), "why": verdict.why,
         }));
         if !global.json {
-            print(image, &verdict);
+            print(image, &verdict, &permitted);
         }
         hits.push(verdict.hit.map(|hit| hit.id));
     }
     Ok(End::success(json!({"images": objects})))
 }
 
-fn print(image: &Definition, verdict: &Verdict) {
+fn print(image: &Definition, verdict: &Verdict, permitted: &PermittedSecrets) {
     match &verdict.hit {
         Some(hit) => answer(format!("{}: already baked as {}", image.name, hit.id)),
         None => answer(format!("{}: to be baked", image.name)),
@@ -68,7 +71,11 @@ fn print(image: &Definition, verdict: &Verdict) {
         answer(format!("  with {name} = {value:?} ({source})"));
     }
     for (name, there) in secrets(image) {
-        let there = if there { "in the environment" } else { "not in the environment, but a bake needs it" };
+        let there = match there {
+            _ if !permitted.permits(&name) => format!("not permitted: a bake needs --secret {name}"),
+            true => "in the environment".to_owned(),
+            false => "not in the environment, but a bake needs it".to_owned(),
+        };
         answer(format!("  with the secret {name} ({there})"));
     }
 }

@@ -101,6 +101,11 @@ pub static RESULTS: &[EventSpec] = &[
                     Map(&Boolean),
                     "The names of its secrets, and whether each is set in the environment.",
                 ),
+                always(
+                    "permitted_secrets",
+                    TEXTS,
+                    "Those of its secrets that a bake with the same flags would pass to its scripts.",
+                ),
             ])),
             "The images.",
         )],

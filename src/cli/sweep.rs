@@ -22,8 +22,8 @@ pub async fn run(global: &GlobalArgs, args: &args::SweepArgs, report: &Report) -
         // Removes empty cgroup directories. They belong to no run and are not reported. An error is ignored, because
         // this machine may have no cgroup v2.
         _ = egress::sweep();
+        _ = preserved_disk::remove_orphans(&site.state);
     }
-    _ = preserved_disk::remove_orphans(&site.state);
     let mut stale = stale_runs(&*site.cloud, &site.state, args.older_than).await?;
     if let Some(wanted) = &args.run {
         stale = named(&site, stale, wanted).await?;

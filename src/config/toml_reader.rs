@@ -5,6 +5,8 @@
 
 use crate::config::key_table::{DefaultValue, Literal, Section, TomlKey, UserTable, ValueType};
 use crate::error::Kind;
+pub(crate) use crate::sys::fds::kind_of;
+use crate::sys::fds::{Refused, open_file_within};
 use crate::text::list_first;
 use anyhow::Result;
 use std::cell::RefCell;
@@ -52,17 +54,15 @@ pub(crate) struct At<T> {
     pub line: usize,
 }
 
-/// Reads a TOML file. It must be a regular file in UTF-8, of at most 1 MiB.
-pub(crate) fn read_text(file: &Path) -> Result<String> {
+/// Reads a TOML file. It must be a regular file in UTF-8, of at most 1 MiB. It must be inside `project`, the canonical
+/// path of a directory, even if a symbolic link leads to it. The file may come from a stranger. So an error does not
+/// quote text of a file that cannot be parsed.
+pub(crate) fn read_text(file: &Path, project: &Path) -> Result<String> {
     let wrong = |what: String| Kind::Definition.error(format!("{}: {what}", file.display()));
-    let mut open = std::fs::File::options();
-    // If the file is a FIFO, opening it must not block.
-    std::os::unix::fs::OpenOptionsExt::custom_flags(open.read(true), libc::O_NONBLOCK | libc::O_NOCTTY);
-    let opened = open.open(file).map_err(|e| wrong(format!("cannot be read: {e}")))?;
-    let metadata = opened.metadata().map_err(|e| wrong(e.to_string()))?;
-    if !metadata.is_file() {
-        return Err(wrong(format!("is {}, not a file", kind_of(&metadata))));
-    }
+    let opened = open_file_within(file, project).map_err(|refused| match refused {
+        Refused::Outside(_) => wrong(format!("{refused} {}", project.display())),
+        refused => wrong(refused.to_string()),
+    })?;
     let mut bytes = Vec::new();
     opened.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(|e| wrong(format!("cannot be read: {e}")))?;
     if bytes.len() as u64 > MAX_BYTES {
@@ -73,20 +73,6 @@ pub(crate) fn read_text(file: &Path) -> Result<String> {
         let line = good.iter().filter(|b| **b == b'\n').count() + 1;
         Kind::Definition.error(format!("{}:{line}: the line is not valid UTF-8", file.display()))
     })
-}
-
-/// The kind of a file, with its article: `a directory`.
-pub(crate) fn kind_of(metadata: &std::fs::Metadata) -> &'static str {
-    use std::os::unix::fs::FileTypeExt;
-    let kind = metadata.file_type();
-    match () {
-        () if kind.is_dir() => "a directory",
-        () if kind.is_symlink() => "a symbolic link",
-        () if kind.is_fifo() => "a FIFO",
-        () if kind.is_socket() => "a socket",
-        () if kind.is_block_device() || kind.is_char_device() => "a device",
-        () => "a file",
-    }
 }
 
 /// Parses a file's text and calls `read` with its top level. `top` lists the keys that the top level may have. Errors:
@@ -100,8 +86,10 @@ pub(crate) fn read<'t, T>(
     let ends = text.match_indices('\n').map(|(at, _)| at).collect();
     let document = Document { ends, top, mistakes: RefCell::default() };
     let parsed = DeTable::parse(text).map_err(|e| {
-        let line = e.span().map_or(1, |span| document.line(span.start));
-        Kind::Definition.error(format!("{}:{line}: {}", file.display(), syntax(text, line, e.message())))
+        let start = e.span().map_or(0, |span| span.start);
+        let line = document.line(start);
+        let what = syntax(text, start, e.message());
+        Kind::Definition.error(format!("{}:{line}: {what}", file.display()))
     })?;
     let top = document.table(top, parsed.get_ref(), 1);
     let value = read(&top);
@@ -115,24 +103,23 @@ pub(crate) fn read<'t, T>(
     Err(Kind::Definition.error(list_first(&lines, MAX_MISTAKES, "\n")))
 }
 
-/// Describes a syntax error: adds the key and advice to the parser's message.
-fn syntax(text: &str, line: usize, message: &str) -> String {
-    let content = text.lines().nth(line - 1).unwrap_or_default().trim();
-    let Some((key, value)) = content.split_once('=') else {
-        let shown: String = content.chars().take(40).collect();
-        return format!("{message} (in {shown:?})");
-    };
-    let (key, value): (String, _) = (key.trim().chars().take(40).collect(), value.trim());
+/// Describes a syntax error at the offset `start`: adds the column and advice to the parser's message. The text itself
+/// is not shown, because the file may be another one than the user thinks, and may contain secrets.
+fn syntax(text: &str, start: usize, message: &str) -> String {
+    let before = text.get(..start).unwrap_or(text);
+    let begin = before.rfind('\n').map_or(0, |end| end + 1);
+    let column = before[begin..].chars().count() + 1;
+    let line = text[begin..].lines().next().unwrap_or_default();
+    let value = line.split_once('=').map(|(_, value)| value.trim()).unwrap_or_default();
     let number = |c: char| c.is_ascii_digit() || "+-".contains(c);
     let advice = match value.chars().next() {
-        // The value itself is not shown, because it may be a secret.
-        Some('0') if message.contains("leading zero") => ": write a mode in quotes, such as \"0644\"",
+        Some('0') if message.contains("leading zero") => "; write a mode in quotes, such as \"0644\"",
         Some(c) if !number(c) && !"\"'[{#".contains(c) && !["true", "false"].contains(&value) => {
-            ": write a string in quotes"
+            "; write a string in quotes"
         }
         _ => "",
     };
-    format!("`{}`: {message}{advice}", key.escape_debug())
+    format!("not valid TOML in column {column}: {message}{advice}")
 }
 
 /// The line of a key. A key of a table is spelt `disk.iops`, or only `iops`. If the key's value is an array, and `pick`

@@ -38,10 +38,11 @@ impl BakeOrder {
             let parent = match &image.from {
                 BaseSource::Image(_) => None,
                 BaseSource::Parent(directory) => {
-                    let (directory, place) = (directory.clone(), image.place("from", None));
+                    let (directory, place) = (normalize(directory), image.place("from", None));
+                    loader.ensure_parent_in_project(&directory, image, &place)?;
                     Some(
                         loader
-                            .load(&normalize(&directory), false)
+                            .load(&directory, false)
                             .with_context(|| format!("loading the parent definition ({place})"))?,
                     )
                 }
@@ -78,6 +79,22 @@ impl Loader {
         self.named.push(named);
         self.known.insert(real, self.images.len() - 1);
         Ok(self.images.len() - 1)
+    }
+
+    /// Checks that a parent is in the project of its child, or that the user named it. Otherwise the definition of a
+    /// stranger could make oven read any definition of this machine.
+    fn ensure_parent_in_project(&self, directory: &Path, child: &Definition, place: &str) -> Result<()> {
+        let Ok(real) = std::fs::canonicalize(directory) else { return Ok(()) };
+        if real.starts_with(&child.project) || self.known.contains_key(&real) {
+            return Ok(());
+        }
+        let (shown, project) = (directory.display(), child.project.display());
+        Err(Kind::Definition
+            .failure(format!("{place} names {shown}, which is outside the project {project}"))
+            .hint(format!(
+                "If you trust that definition, name its directory on the command line, too: {shown}"
+            ))
+            .into())
     }
 
     fn refuse_duplicate_names(&self) -> Result<()> {

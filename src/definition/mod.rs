@@ -28,6 +28,7 @@ pub use scripts::{Playbook, Program, Script, ScriptKind};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use toml::de::DeValue;
+pub(crate) use vars::variable_name;
 pub use vars::{GivenVars, Vars, given};
 
 /// The file that makes a directory a definition.
@@ -165,34 +166,36 @@ impl Definition {
     pub fn load_with(dir: &Path, given: &GivenVars) -> Result<Self> {
         let real = directory(dir)?;
         let file = dir.join(FILE);
-        let text = toml_reader::read_text(&file)?;
+        let project = paths::project(&real);
+        let text = toml_reader::read_text(&file, &project)?;
         // `Self::read` returns `None` only if it has recorded a mistake. In that case `toml_reader::read` fails, so the
         // error below is never returned.
-        let read =
-            toml_reader::read(&file, &text, &keys::IMAGE_TOML, |top| Self::read(dir, &real, top, given))?;
+        let read = toml_reader::read(&file, &text, &keys::IMAGE_TOML, |top| {
+            let (sources, inputs) = Sources::read(dir, &real, &project, top);
+            Self::read(&sources, inputs, top, given)
+        })?;
         read.ok_or_else(|| Kind::Definition.error(format!("{} is not a valid definition", file.display())))
     }
 
-    fn read(dir: &Path, real: &Path, top: &Table, given: &GivenVars) -> Option<Self> {
-        let project = paths::project(real);
-        let (sources, inputs) = Sources::read(dir, real, &project, top);
+    fn read(sources: &Sources, inputs: Vec<String>, top: &Table, given: &GivenVars) -> Option<Self> {
+        let (dir, real) = (&sources.dir, sources.real());
         let vars = Vars::read(top, given);
-        let scripts = |kind| scripts::read(top, kind, &sources, &vars);
+        let scripts = |kind| scripts::read(top, kind, sources, &vars);
         let mut runs = scripts(ScriptKind::Run);
         runs.extend(scripts(ScriptKind::Ansible));
         runs.sort_by_key(|run| run.line);
         let (files, tests, tags) =
-            (read_files(top, &sources, &vars), scripts(ScriptKind::Test), validate::tags(top));
+            (read_files(top, sources, &vars), scripts(ScriptKind::Test), validate::tags(top));
         let (size_gib, volume) = attributes::disk(top);
-        let packages = packages::read(top, &sources);
+        let packages = packages::read(top, sources);
         let (name, from) = (validate::name(top, real), from::read(top, dir));
         let definition = Self {
             dir: dir.to_owned(),
-            project,
+            project: sources.project.clone(),
             name_is_default: !top.has("name"),
             description: validate::description(top),
             packages,
-            repositories: repositories::read(top, &sources),
+            repositories: repositories::read(top, sources),
             hold: repositories::hold(top),
             debconf: repositories::debconf(top),
             files,
@@ -242,8 +245,9 @@ impl Definition {
             let name = element.split_once('=').map_or(element, |(name, _)| name);
             element == value || name == value || self.dir.join(element) == Path::new(value)
         };
-        let line =
-            toml_reader::read_text(&file).ok().and_then(|text| toml_reader::line_of(&text, key, &picks));
+        let line = toml_reader::read_text(&file, &self.project)
+            .ok()
+            .and_then(|text| toml_reader::line_of(&text, key, &picks));
         let key = match key.split_once('.') {
             Some((table, key)) => format!("`{key}` of [{table}]"),
             None => format!("`{key}`"),
@@ -253,6 +257,11 @@ impl Definition {
             None => format!("{}: {key}", file.display()),
         }
     }
+}
+
+/// The project of a directory: see [`Definition::project`]. A link in the directory must not lead out of the project.
+pub fn project_of(dir: &Path) -> Option<PathBuf> {
+    std::fs::canonicalize(dir).ok().map(|real| paths::project(&real))
 }
 
 /// The canonical path of a directory, which must contain an image.toml.
@@ -284,12 +293,13 @@ fn directory(dir: &Path) -> Result<PathBuf> {
 
 fn read_files(top: &Table, sources: &Sources, vars: &Vars) -> Vec<File> {
     let mut targets = BTreeMap::new();
+    let templates = template::Checker::new(vars.values());
     let files = top.tables("file").into_iter().filter_map(|table| {
         let (source, target) = (table.string("source"), table.string("target"));
         let template = table.flag("template");
         let source = source.and_then(|at| {
             let source = table.check("source", at.line, sources.file(at.value))?;
-            let rendered = if template { template::check(&source.path, &vars.values()) } else { Ok(()) };
+            let rendered = if template { templates.check(&source.path, &sources.project) } else { Ok(()) };
             table.check("source", at.line, rendered).map(|()| source)
         });
         let target = target.and_then(|at| {

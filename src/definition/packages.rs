@@ -63,7 +63,8 @@ fn ask(spelt: &str, sources: &Sources) -> Result<PackageRequest, String> {
         || spelt.contains('/') && (spelt.ends_with(".deb") || spelt.ends_with(".rpm"));
     if file {
         let source = sources.file(spelt)?.path;
-        let package = package::read(&source).map_err(|e| format!("names {spelt:?}: {e:#}"))?;
+        let package = package::read_from(sources.open(spelt, &source)?)
+            .map_err(|e| format!("names {spelt:?}: {e:#}"))?;
         return Ok(PackageRequest::File { source, package });
     }
     if let Some(name) = spelt.strip_prefix('@') {

@@ -2,8 +2,10 @@
 //! because a change of such a file would not cause a new bake.
 
 use super::FILE;
+use crate::config::project::is_checkout;
 use crate::config::toml_reader::{Table, kind_of};
-use std::fs::Metadata;
+use crate::sys::fds::{Refused, is_in_git, open_file_within};
+use std::fs::{File, Metadata};
 use std::io::{ErrorKind, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
@@ -11,9 +13,12 @@ use std::path::{Path, PathBuf};
 
 /// The directories whose files a definition can use.
 pub struct Sources {
-    dir: PathBuf,
+    /// The definition's directory as the user wrote it.
+    pub dir: PathBuf,
+    /// The canonical paths of the definition's directory and of its inputs.
     roots: Vec<PathBuf>,
-    project: PathBuf,
+    /// The canonical path of the project.
+    pub project: PathBuf,
 }
 
 /// A file that the checksum covers.
@@ -46,13 +51,12 @@ pub fn directories(dir: &Path, inputs: &[String]) -> Vec<PathBuf> {
 /// `inputs` and symbolic links must not lead out of the project. Otherwise a definition that somebody else wrote could
 /// copy any file of this machine into the image, because oven often runs as root.
 pub fn project(real: &Path) -> PathBuf {
-    let git = |dir: &Path| dir.join(".git").is_dir();
     let mut above = real.ancestors().skip(1);
-    if git(real) {
+    if is_checkout(real) {
         return real.to_owned();
     }
-    let marked =
-        above.find(|dir| git(dir) || dir.join(crate::config::project::FILE).symlink_metadata().is_ok());
+    let marked = above
+        .find(|dir| is_checkout(dir) || dir.join(crate::config::project::FILE).symlink_metadata().is_ok());
     marked.or(real.parent()).unwrap_or(real).to_owned()
 }
 
@@ -93,7 +97,23 @@ impl Sources {
         Ok(real)
     }
 
+    /// The canonical path of the definition's directory.
+    pub fn real(&self) -> &Path {
+        &self.roots[0]
+    }
+
+    /// Opens a file that [`Self::file`] returned. The error completes a sentence that begins with the key's name.
+    pub fn open(&self, spelt: &str, path: &Path) -> Result<File, String> {
+        open_file_within(path, &self.project).map_err(|refused| match refused {
+            Refused::Io(error) => missing(spelt, path, &error),
+            refused => format!("is {spelt:?}, which {refused}"),
+        })
+    }
+
     fn ensure_in_project(&self, real: &Path) -> Result<(), String> {
+        if is_in_git(real, &self.project) {
+            return Err(Refused::InGit(real.to_owned()).to_string());
+        }
         if real.starts_with(&self.project) {
             return Ok(());
         }
@@ -140,7 +160,7 @@ impl Sources {
     pub fn script(&self, spelt: &str) -> Result<PathBuf, String> {
         let source = self.file(spelt)?;
         let mut start = Vec::new();
-        let file = std::fs::File::open(&source.path).map_err(|e| missing(spelt, &source.path, &e))?;
+        let file = self.open(spelt, &source.path)?;
         // The kernel also reads only the first 256 bytes to determine the kind of a program.
         file.take(256).read_to_end(&mut start).map_err(|e| missing(spelt, &source.path, &e))?;
         let first = start.split(|b| *b == b'\n').next().unwrap_or_default();

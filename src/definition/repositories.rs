@@ -69,7 +69,9 @@ fn key(table: &Table, sources: &Sources) -> Option<Option<String>> {
         Some(at) if !signed => table.wrong("signed", at.line, "is `false`, but `key` is set: remove one"),
         Some(at) => {
             let source = table.check("key", at.line, sources.file(at.value))?;
-            Some(Some(table.check("key", at.line, armoured(at.value, &source.path))?))
+            let armoured =
+                sources.open(at.value, &source.path).and_then(|file| armoured(at.value, &source.path, file));
+            Some(Some(table.check("key", at.line, armoured)?))
         }
         None if !signed && !table.has("key") => Some(None),
         None => {
@@ -88,11 +90,10 @@ fn key(table: &Table, sources: &Sources) -> Option<Option<String>> {
 }
 
 /// Reads the blocks of an ASCII-armoured key, without the text around them.
-fn armoured(spelt: &str, path: &std::path::Path) -> Result<String, String> {
+fn armoured(spelt: &str, path: &std::path::Path, file: std::fs::File) -> Result<String, String> {
     let unread =
         |error: std::io::Error| format!("names {spelt:?}, but {} cannot be read: {error}", path.display());
     let mut bytes = Vec::new();
-    let file = std::fs::File::open(path).map_err(unread)?;
     file.take(MAX_KEY + 1).read_to_end(&mut bytes).map_err(unread)?;
     if bytes.len() as u64 > MAX_KEY {
         return Err(format!("is {spelt:?}, which is larger than 1 MiB, the limit for a key"));

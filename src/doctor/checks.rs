@@ -213,15 +213,23 @@ pub fn state_directory(dir: &Path) -> Check {
     Check::optional(&what, free >= MIN_STATE_SPACE, &format!("only {} MiB are free", free >> 20))
 }
 
-/// Checks whether the region's directory can be written and has enough free space.
-pub fn region(dir: &Path) -> Check {
+/// Checks whether the region's directory can be written and has enough free space. If there is no region yet, `exists`
+/// is false, and the check uses the nearest directory that exists.
+pub fn region(dir: &Path, exists: bool) -> Check {
     let what = format!("region {}", dir.display());
-    if let Err(errno) = nix::unistd::access(dir, nix::unistd::AccessFlags::W_OK) {
+    let existing = dir.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("."));
+    if let Err(errno) = nix::unistd::access(existing, nix::unistd::AccessFlags::W_OK) {
         let why = format!("oven cannot write to it: {}", errno.desc());
         return Check::new(&what, false, why, "Choose another --region-dir.");
     }
-    let free = free_space(dir).unwrap_or_default();
-    Check::optional(&what, free >= MIN_SPACE, &format!("only {} MiB are free", free >> 20))
+    let free = free_space(existing).unwrap_or_default();
+    let space = format!("only {} MiB are free", free >> 20);
+    if !exists {
+        let none = "there is no region yet, and `oven import RAW --name NAME` makes it";
+        let note = if free < MIN_SPACE { format!("{none}; {space}") } else { none.to_owned() };
+        return Check::optional(&what, false, &note);
+    }
+    Check::optional(&what, free >= MIN_SPACE, &space)
 }
 
 /// Checks whether disks can be served by FUSE (`disks = "direct"`). The check tries to use FUSE, because a container

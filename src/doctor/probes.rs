@@ -35,8 +35,8 @@ const PRIVILEGED: &str = "If oven runs in a container, make the container privil
 pub struct Probe<'a> {
     /// The path of oven's own executable, which also runs steps.
     pub helper: &'a Path,
-    /// The state directory.
-    pub state: &'a Path,
+    /// The directory of the local region, if there is one.
+    pub region: Option<&'a PathBuf>,
     /// Whether volumes are loop devices of a local region.
     pub in_region: bool,
     /// Whether disks are direct, that is, served by oven itself.
@@ -48,15 +48,17 @@ pub struct Probe<'a> {
 /// are private to this process.
 pub async fn run(probe: &Probe<'_>) -> Vec<Check> {
     let mut checks = Vec::new();
+    let root = create_empty_image();
+    checks.push(Check::from_result("private mounts", &root, PRIVILEGED));
+    let Ok(root) = root else { return checks };
     if probe.in_region {
-        checks.push(Check::from_result("a disk in the region", &attach_disk(probe.state).await, PRIVILEGED));
+        // Without a region, the disk is in the private tmpfs, so that nothing is written to a directory of the user.
+        let dir = probe.region.map_or(Path::new(private_tmpfs::DIR), PathBuf::as_path);
+        checks.push(Check::from_result("a disk in the region", &attach_disk(dir).await, PRIVILEGED));
     }
     if probe.direct {
         checks.push(Check::from_result("a direct disk", &serve_disk(probe).await, PRIVILEGED));
     }
-    let root = create_empty_image();
-    checks.push(Check::from_result("private mounts", &root, PRIVILEGED));
-    let Ok(root) = root else { return checks };
     for (what, network) in [("a contained step", false), ("a contained step with the network", true)] {
         checks.push(Check::from_result(what, &run_step(probe, &root, network, false).await, PRIVILEGED));
     }
@@ -76,7 +78,7 @@ async fn attach_disk(region: &Path) -> Result<()> {
 
 /// Serves and attaches an empty direct disk, without a base.
 async fn serve_disk(probe: &Probe<'_>) -> Result<()> {
-    let dir = tempfile::tempdir_in(probe.state).context("creating a directory")?;
+    let dir = tempfile::tempdir_in(private_tmpfs::DIR).context("creating a directory")?;
     let (id, nothing) =
         (SnapshotId("doctor".to_owned()), SnapshotContents { size_gib: 1, blocks: [].into() });
     let lower = BackingStore::new(

@@ -153,7 +153,12 @@ impl<'a> CommandRunner<'a> {
             };
             let absolute = std::path::absolute(source);
             let absolute = absolute.with_context(|| format!("resolving {}", source.display()))?;
-            packages.push(BindMount { source: absolute, target: package_path(index, source), within });
+            packages.push(BindMount {
+                source: absolute,
+                target: package_path(index, source),
+                within,
+                hidden: Vec::new(),
+            });
         }
         let certificates = network::certificates(work.network, place.inside)?;
         let network_env = network::environment(work.network, certificates.is_some());

@@ -5,9 +5,10 @@ use crate::definition::{Definition, File};
 use crate::error::Kind;
 use crate::image::accounts::Accounts;
 use crate::image::tree::ImageTree;
-use crate::sys::fds::open_within;
+use crate::sys::fds::{Refused, changed, open_file_within};
+use crate::sys::signals::is_stop_requested;
 use anyhow::{Context, Result};
-use rustix::fs::{FileType, OFlags};
+use rustix::fs::FileType;
 
 /// Places every `[[file]]`. `unmounted` lists the mount points whose file systems this kernel cannot mount.
 pub fn place_files(
@@ -54,19 +55,18 @@ fn place_one(
     };
     let uid = accounts.user(&file.owner).ok_or_else(|| unknown("owner", &file.owner))?;
     let gid = accounts.group(&file.group).ok_or_else(|| unknown("group", &file.group))?;
-    let source = open_within(&file.source, Some(&image.project), OFlags::NONBLOCK | OFlags::NOCTTY)?;
-    let mut source = std::fs::File::from(source);
-    if !source.metadata().context("reading its metadata")?.is_file() {
-        return Err(invalid(
-            "source",
-            &file.source.to_string_lossy(),
-            "it is no longer a regular file".into(),
-        )
-        .into());
-    }
+    let mut source = open_file_within(&file.source, &image.project).map_err(|refused| match refused {
+        Refused::Special(_) => {
+            invalid("source", &file.source.to_string_lossy(), "it is no longer a regular file".into()).into()
+        }
+        refused => changed(&file.source, refused),
+    })?;
     if file.template {
         let text = template::read(&mut source, &file.source);
         let text = text.and_then(|text| template::render(&text, &file.source, &image.vars.values()));
+        if is_stop_requested() {
+            return Err(Kind::Interrupted.error("stopped while a template was rendered"));
+        }
         let text = text.map_err(|what| invalid("source", &file.source.to_string_lossy(), what))?;
         return inside.write(target, text.as_bytes(), file.mode, uid, gid);
     }

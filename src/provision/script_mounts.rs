@@ -5,6 +5,7 @@
 use super::network::CA_FILE;
 use crate::definition::Definition;
 use crate::sandbox::spec::BindMount;
+use crate::sys::fds::{GIT, changed, open_file_within};
 use anyhow::{Context, Result, bail};
 use oven_distro::Shim;
 use std::collections::BTreeMap;
@@ -32,12 +33,11 @@ pub struct ScriptBinds {
 /// to the definition is the same as on this machine. So scripts can use paths such as `../common/x`. If the path is
 /// taken or not below `/run/oven`, the input is mounted below `INPUTS` instead.
 pub fn script_mounts(image: &Definition, shims: &[Shim]) -> Result<ScriptBinds> {
-    let within = || Some(image.project.clone());
-    let mut binds = vec![BindMount {
-        source: canonical(&image.dir)?,
-        target: DEFINITION_DIR.to_owned(),
-        within: within(),
-    }];
+    let bind = |source: PathBuf, target: String| -> Result<BindMount> {
+        let hidden = git_entries(&source)?;
+        Ok(BindMount { source, target, within: Some(image.project.clone()), hidden })
+    };
+    let mut binds = vec![bind(canonical(&image.dir)?, DEFINITION_DIR.to_owned())?];
     for (index, input) in image.inputs.iter().enumerate() {
         let sibling = join(Path::new(DEFINITION_DIR), Path::new(input));
         let free = sibling.starts_with(OVEN)
@@ -48,7 +48,7 @@ pub fn script_mounts(image: &Definition, shims: &[Shim]) -> Result<ScriptBinds> 
             Some(sibling) if free => sibling.to_owned(),
             _ => format!("{INPUTS}/{index}"),
         };
-        binds.push(BindMount { source: canonical(&image.dir.join(input))?, target, within: within() });
+        binds.push(bind(canonical(&image.dir.join(input))?, target)?);
     }
     Ok(ScriptBinds { binds })
 }
@@ -57,9 +57,9 @@ pub fn script_mounts(image: &Definition, shims: &[Shim]) -> Result<ScriptBinds> 
 /// executes only the interpreter. So the script does not need the executable bit, and can be on a file system that is
 /// mounted with `noexec`.
 pub fn script_command(image: &Definition, script: &Path, seen: &mut ScriptBinds) -> Result<Vec<String>> {
-    let path = canonical(&image.dir.join(script))?;
+    let path = image.dir.join(script);
     let mut start = Vec::new();
-    let file = std::fs::File::open(&path).with_context(|| format!("opening {}", path.display()))?;
+    let file = open_file_within(&path, &image.project).map_err(|refused| changed(&path, refused))?;
     file.take(HEAD).read_to_end(&mut start).with_context(|| format!("reading {}", path.display()))?;
     let mut argv = interpreter(&start);
     argv.push(self::script_path(image, script, seen)?);
@@ -82,9 +82,30 @@ pub fn script_path(image: &Definition, script: &Path, seen: &mut ScriptBinds) ->
     };
     if below.is_none() {
         let within = Some(image.project.clone());
-        seen.binds.push(BindMount { source: path, target: text.clone(), within });
+        seen.binds.push(BindMount { source: path, target: text.clone(), within, hidden: Vec::new() });
     }
     Ok(text)
+}
+
+/// Returns the paths, relative to `top`, of every `.git` below it. Steps must not see them, because a checkout may have
+/// a token in `.git/config`. In a worktree and in a submodule, `.git` is a file.
+fn git_entries(top: &Path) -> Result<Vec<PathBuf>> {
+    let (mut found, mut directories) = (Vec::new(), vec![PathBuf::new()]);
+    while let Some(directory) = directories.pop() {
+        let path = top.join(&directory);
+        let listing = || format!("listing {}", path.display());
+        for entry in std::fs::read_dir(&path).with_context(listing)? {
+            let entry = entry.with_context(listing)?;
+            let below = directory.join(entry.file_name());
+            if entry.file_name() == GIT {
+                found.push(below);
+            } else if entry.file_type().with_context(listing)?.is_dir() {
+                directories.push(below);
+            }
+        }
+    }
+    found.sort();
+    Ok(found)
 }
 
 fn canonical(path: &Path) -> Result<PathBuf> {

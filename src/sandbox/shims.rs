@@ -6,11 +6,12 @@
 use super::paths::{ResolvedPath, resolve, write_new};
 use super::spec::BindMount;
 use crate::error::Kind;
-use crate::sys::fds::open_within;
-use crate::sys::mount::api::{READ_ONLY, attach, clone_mount, restrict};
+use crate::sys::fds::open_path;
+use crate::sys::mount::api::{READ_ONLY, attach, clone_mount, new_file_system, restrict};
 use anyhow::{Context, Result, bail};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{FileType, Mode, OFlags, Stat};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat};
+use rustix::io::Errno;
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
@@ -59,8 +60,8 @@ impl ShimMounter<'_> {
     }
 
     /// Binds a file or directory of this machine, read-only.
-    pub fn bind(&self, bind: &BindMount) -> Result<()> {
-        let opened = open_within(&bind.source, bind.within.as_deref(), OFlags::PATH)?;
+    pub fn bind(&mut self, bind: &BindMount) -> Result<()> {
+        let opened = open_path(&bind.source, bind.within.as_deref())?;
         let source =
             clone_mount(&opened, "", false).with_context(|| format!("opening {}", bind.source.display()))?;
         restrict(&source, READ_ONLY, false)?;
@@ -89,8 +90,31 @@ impl ShimMounter<'_> {
                 what(is_target_directory)
             );
         }
-        attach(source, mount_point)?;
+        attach(&source, mount_point)?;
+        for path in &bind.hidden {
+            self.hide(source.as_fd(), path).with_context(|| format!("hiding {}", path.display()))?;
+        }
         Ok(())
+    }
+
+    /// Mounts an empty directory or an empty file over a path of a mounted tree.
+    fn hide(&mut self, tree: BorrowedFd<'_>, path: &Path) -> Result<()> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+        let on = match rustix::fs::openat2(tree, path, flags, Mode::empty(), resolve) {
+            Err(Errno::NOENT) => return Ok(()),
+            on => on?,
+        };
+        if FileType::from_raw_mode(rustix::fs::fstat(&on)?.st_mode) == FileType::Directory {
+            let empty = new_file_system("tmpfs", &[("mode", "0555"), ("nr_inodes", "2")], READ_ONLY)?;
+            return Ok(attach(empty, on)?);
+        }
+        self.count += 1;
+        let name = format!("hidden{}", self.count);
+        write_new(self.scratch, OsStr::new(&name), b"", 0o444)?;
+        let empty = clone_mount(self.scratch, &name, false)?;
+        restrict(&empty, READ_ONLY, false)?;
+        Ok(attach(empty, on)?)
     }
 }
 

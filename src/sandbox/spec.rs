@@ -53,6 +53,10 @@ pub struct BindMount {
     /// replace a directory with a symlink, and oven would follow the symlink as root.
     #[serde(default)]
     pub within: Option<PathBuf>,
+    /// Paths relative to the source that the step does not see: an empty directory or an empty file is mounted over
+    /// each. They are git's own directories and files, which may contain credentials.
+    #[serde(default)]
+    pub hidden: Vec<PathBuf>,
 }
 
 /// How a step ended.

@@ -26,7 +26,7 @@ pub async fn site(settings: Settings, report: Report, used: Use) -> Result<Site>
             Some(identify_this_instance(&settings).await?)
         }
         Use::Sweeps => identify_this_instance(&settings).await.ok(),
-        Use::Looks => None,
+        Use::Looks | Use::Imports | Use::Checks => None,
     };
     connect(settings, report, instance).await
 }

@@ -1,7 +1,7 @@
 //! Makes a [`Site`] in a local region, which is a directory that behaves like EC2.
 
-use super::Site;
-use crate::cloud::local::Region;
+use super::{Site, Use};
+use crate::cloud::local::{Region, RegionAccess};
 use crate::config::project::Settings;
 use crate::report::Report;
 use anyhow::Result;
@@ -11,9 +11,14 @@ use std::rc::Rc;
 /// The default directory of the local region, in the system's state directory (file-hierarchy(7)).
 const REGION_DIR: &str = "/var/lib/oven/region";
 
-pub fn site(settings: Settings, report: Report) -> Result<Site> {
+pub fn site(settings: Settings, report: Report, used: Use) -> Result<Site> {
     let state = region_dir(&settings).to_owned();
-    let region = Rc::new(Region::open(&state)?);
+    let access = match used {
+        Use::Imports => RegionAccess::Create,
+        Use::Builds => RegionAccess::Change,
+        Use::Sweeps | Use::Looks | Use::Checks => RegionAccess::Look,
+    };
+    let region = Rc::new(Region::open_for(&state, access)?);
     Site::with(region.clone(), region, state, settings, report)
 }
 

@@ -4,6 +4,8 @@
 mod aws;
 mod local;
 
+pub use local::region_dir;
+
 use crate::cloud::block_api::BlockApi;
 use crate::cloud::{Cloud, Volumes};
 use crate::config::overrides::Overrides;
@@ -57,8 +59,12 @@ pub enum Use {
     /// The verb removes leftovers of killed bakes (`oven sweep`). If this machine is an EC2 instance, its id is
     /// determined, because the id is part of the owner of each resource ([`crate::owner`]).
     Sweeps,
-    /// The verb needs no builder instance: it reads, imports, exports or removes images. It works on any machine.
+    /// The verb needs no builder instance: it reads, exports or removes images. It works on any machine.
     Looks,
+    /// The verb imports an image (`oven import`). This is the only verb that makes a local region.
+    Imports,
+    /// The verb checks whether this machine can bake (`oven doctor`), and changes nothing.
+    Checks,
 }
 
 impl Site {
@@ -73,8 +79,7 @@ impl Site {
                 .hint("Build it with the feature `aws`.")
                 .into());
         }
-        _ = used;
-        local::site(settings, report)
+        local::site(settings, report, used)
     }
 
     /// Makes the site of a cloud. `state` is the state directory of this machine.
@@ -154,7 +159,8 @@ impl Site {
         if !overrides.plugins.is_empty() {
             site.distros = Rc::new(plugins(&overrides.plugins, &site.helper)?);
         }
-        for (path, why) in site.distros.refused().iter().filter(|_| used == Use::Builds) {
+        for (path, why) in site.distros.refused().iter().filter(|_| matches!(used, Use::Builds | Use::Checks))
+        {
             site.report.warn(format!("{} is not used as a plugin: it {why}", path.display()));
         }
         Ok(site)
@@ -165,7 +171,7 @@ impl Site {
         match Settings::resolve(Path::new("."), overrides) {
             #[cfg(feature = "aws")]
             Ok(settings) if settings.cloud == AWS => aws::examine(settings, report.clone()).await,
-            _ => (Vec::new(), Self::of(overrides, &[], report.clone(), Use::Builds).await),
+            _ => (Vec::new(), Self::of(overrides, &[], report.clone(), Use::Checks).await),
         }
     }
 

@@ -1,14 +1,18 @@
 //! File descriptors.
 
 use crate::error::Kind;
-use anyhow::{Context, Result};
-use rustix::fs::{CWD, Mode, OFlags};
+use anyhow::Context;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use std::fmt;
+use std::fs::{File, Metadata};
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::Path;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 
 /// Closes all descriptors from `first` on.
 #[allow(unsafe_code)]
-pub(crate) fn close_from(first: i32) -> Result<()> {
+pub(crate) fn close_from(first: i32) -> anyhow::Result<()> {
     // SAFETY: after this call, no thread that shares this thread's descriptor table uses or drops a value that owns a
     // descriptor from `first` on.
     let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
@@ -18,27 +22,112 @@ pub(crate) fn close_from(first: i32) -> Result<()> {
     Ok(())
 }
 
-/// Opens a file or directory of this machine. If `within` is given, it is the canonical path of a directory, and the
-/// opened file must be in that directory. oven checks the open file instead of the path, so nobody can exchange the
-/// file after the check.
-pub(crate) fn open_within(path: &Path, within: Option<&Path>, flags: OFlags) -> Result<OwnedFd> {
-    let opening = || format!("opening {}", path.display());
-    let fd = rustix::fs::openat(CWD, path, flags | OFlags::CLOEXEC, Mode::empty());
-    let fd = fd.with_context(opening)?;
-    let Some(within) = within else { return Ok(fd) };
-    let real = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).with_context(opening)?;
-    if !real.starts_with(within) {
-        let (path, real, within) = (path.display(), real.display(), within.display());
-        return Err(Kind::Definition
-            .failure(format!("{path} resolves to {real}, which is outside the project {within}"))
-            .hint("The path led into the project when the definition was read. Do not change it during the bake.")
-            .into());
+/// The name of git's own directory in a checkout. In a worktree and in a submodule, it is a file.
+pub(crate) const GIT: &str = ".git";
+
+/// The reason why a file of a project cannot be used.
+#[derive(Debug)]
+pub(crate) enum Refused {
+    Io(io::Error),
+    /// The path leads to this place, which is outside the project.
+    Outside(PathBuf),
+    /// The path leads to this place, which is inside a `.git`.
+    InGit(PathBuf),
+    /// The path leads to something that is not a regular file.
+    Special(Metadata),
+}
+
+/// Writes the reason so that it completes the sentence "the file …".
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Io(error) => write!(f, "cannot be read: {error}"),
+            Self::Outside(real) => {
+                write!(f, "resolves to {}, which is outside the project", real.display())
+            }
+            Self::InGit(real) => write!(
+                f,
+                "resolves to {}, which is inside a .git: oven does not use git's own files, because they may contain \
+                 credentials",
+                real.display()
+            ),
+            Self::Special(metadata) => write!(f, "is {}, not a file", kind_of(metadata)),
+        }
     }
-    Ok(fd)
+}
+
+/// The kind of a file, with its article: `a directory`.
+pub(crate) fn kind_of(metadata: &Metadata) -> &'static str {
+    let kind = metadata.file_type();
+    match () {
+        () if kind.is_dir() => "a directory",
+        () if kind.is_symlink() => "a symbolic link",
+        () if kind.is_fifo() => "a FIFO",
+        () if kind.is_socket() => "a socket",
+        () if kind.is_block_device() || kind.is_char_device() => "a device",
+        () => "a file",
+    }
+}
+
+/// Returns whether a path below the directory `project` leads into a `.git`. Both paths are canonical.
+pub(crate) fn is_in_git(real: &Path, project: &Path) -> bool {
+    real.strip_prefix(project).is_ok_and(|below| below.components().any(|name| name.as_os_str() == GIT))
+}
+
+/// Finds a file or directory of a project, without opening it. So a device or a FIFO outside of the project is not
+/// touched. The returned descriptor has `O_PATH`. `project` is the canonical path of a directory. oven checks the
+/// descriptor and not the path, so nobody can exchange the file after the check. Magic links of `/proc` are rejected,
+/// because they lead to files of other mount namespaces, whose paths mean nothing here.
+pub(crate) fn find_within(path: &Path, project: &Path) -> Result<OwnedFd, Refused> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let found = rustix::fs::openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS);
+    let found = found.map_err(|error| Refused::Io(error.into()))?;
+    let real = std::fs::read_link(link_to(&found)).map_err(Refused::Io)?;
+    match () {
+        () if !real.starts_with(project) => Err(Refused::Outside(real)),
+        () if is_in_git(&real, project) => Err(Refused::InGit(real)),
+        () => Ok(found),
+    }
+}
+
+/// Opens a regular file of a project for reading. See [`find_within`].
+pub(crate) fn open_file_within(path: &Path, project: &Path) -> Result<File, Refused> {
+    let found = File::from(find_within(path, project)?);
+    let metadata = found.metadata().map_err(Refused::Io)?;
+    if !metadata.is_file() {
+        return Err(Refused::Special(metadata));
+    }
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    File::options().read(true).custom_flags(flags).open(link_to(&found)).map_err(Refused::Io)
+}
+
+fn link_to(found: &impl AsRawFd) -> String {
+    format!("/proc/self/fd/{}", found.as_raw_fd())
+}
+
+/// Opens a file or directory of this machine with `O_PATH`. If `within` is given, it is the canonical path of a
+/// directory, and the opened file must be in that directory and not in a `.git`: see [`find_within`].
+pub(crate) fn open_path(path: &Path, within: Option<&Path>) -> anyhow::Result<OwnedFd> {
+    let Some(within) = within else {
+        let opened = rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+        return opened.with_context(|| format!("opening {}", path.display()));
+    };
+    find_within(path, within).map_err(|refused| changed(path, refused))
+}
+
+/// The error for a file of a definition that was correct when the definition was read, and is refused now.
+pub(crate) fn changed(path: &Path, refused: Refused) -> anyhow::Error {
+    if let Refused::Io(error) = refused {
+        return anyhow::Error::new(error).context(format!("opening {}", path.display()));
+    }
+    Kind::Definition
+        .failure(format!("{} {refused}", path.display()))
+        .hint("The path was correct when the definition was read. Do not change it during the bake.")
+        .into()
 }
 
 /// Opens a directory that is used for mounts. Fails if the path is a symbolic link.
-pub fn open_directory(path: &Path) -> Result<OwnedFd> {
+pub fn open_directory(path: &Path) -> anyhow::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let opened = rustix::fs::openat(CWD, path, flags, Mode::empty());
     opened.with_context(|| format!("opening {}", path.display()))

@@ -39,7 +39,7 @@ impl PreflightFixture {
         std::fs::create_dir(&web).unwrap();
         std::fs::write(web.join("image.toml"), "name = \"web\"\nfrom = { name = \"base\" }\n").unwrap();
         let settings = Settings { region_dir: Some(dir.path().join("region")), ..Settings::default() };
-        let site = Site::new(settings, Report::silent(), Use::Looks).await.unwrap();
+        let site = Site::new(settings, Report::silent(), Use::Imports).await.unwrap();
         let region = Region::open(&site.state).unwrap();
         region.import(&raw, "base", Architecture::HOST, &Tags::new(), &site.report).await.unwrap();
         let image = Definition::load(&web).unwrap();

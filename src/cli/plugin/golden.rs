@@ -2,10 +2,12 @@
 //! the plugin's expected answer.
 
 use crate::error::Kind;
+use crate::sys::fds::{Refused, open_file_within};
 use anyhow::{Context, Result};
 use oven_distro::check::{self, Case, Speaker};
 use oven_distro::wire::{PlanAnswer, PlanRequest};
 use std::collections::BTreeSet;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 const REQUEST: &str = ".request.json";
@@ -19,18 +21,37 @@ pub fn read(dir: &Path, asked: bool) -> Result<Vec<Case>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && !asked => return Ok(Vec::new()),
         Err(error) => return Err(Kind::Usage.error(format!("{}: cannot be read: {error}", dir.display()))),
     };
+    // A link in a stranger's checkout must not lead to a file of this machine. The user named either this directory or
+    // the plugin, which is in the directory above.
+    let trusted = if asked {
+        dir
+    } else {
+        dir.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
+    };
+    let trusted =
+        std::fs::canonicalize(trusted).with_context(|| format!("resolving {}", trusted.display()))?;
+    let read = |path: &Path| -> Result<Option<String>> {
+        let mut text = String::new();
+        match open_file_within(path, &trusted) {
+            Err(Refused::Io(error)) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(refused) => return Err(Kind::Definition.error(format!("{}: {refused}", path.display()))),
+            Ok(mut file) => {
+                file.read_to_string(&mut text).with_context(|| format!("reading {}", path.display()))?
+            }
+        };
+        Ok(Some(text))
+    };
     let names: BTreeSet<String> =
         entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
     let cases = names.iter().filter_map(|file| file.strip_suffix(REQUEST)).map(|name| {
         let path = dir.join(format!("{name}{REQUEST}"));
-        let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        let text = read(&path)?.with_context(|| format!("{} was not found", path.display()))?;
         let wrong = |path: &Path, what: String| Kind::Definition.error(format!("{}: {what}", path.display()));
         let request = PlanRequest::read(&text).map_err(|e| wrong(&path, e.to_string()))?;
         let path = dir.join(format!("{name}{ANSWER}"));
-        let answer = match std::fs::read_to_string(&path) {
-            Ok(text) => Some(PlanAnswer::read(&text).map_err(|what| wrong(&path, format!("it {what}")))?),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-            Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
+        let answer = match read(&path)? {
+            Some(text) => Some(PlanAnswer::read(&text).map_err(|what| wrong(&path, format!("it {what}")))?),
+            None => None,
         };
         Ok(Case { name: name.to_owned(), job: request.job, answer })
     });
@@ -47,6 +68,12 @@ pub fn bless(dir: &Path, cases: &mut [Case], speaker: &dyn Speaker) -> Result<Ve
         }
         let path = dir.join(format!("{}{ANSWER}", case.name));
         let stored = check::without_defaults(&PlanAnswer::new(answer.clone()));
+        // If the name is a link, the link is replaced. Writing through it could change any file of this machine.
+        match path.symlink_metadata() {
+            Ok(metadata) if metadata.is_symlink() => std::fs::remove_file(&path),
+            _ => Ok(()),
+        }
+        .with_context(|| format!("removing the link {}", path.display()))?;
         std::fs::write(&path, format!("{stored:#}\n"))
             .with_context(|| format!("writing {}", path.display()))?;
         case.answer = Some(answer);

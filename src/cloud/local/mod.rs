@@ -25,6 +25,7 @@ mod tests;
 mod volumes;
 
 pub use pending_snapshot::SnapshotState;
+pub use records::RegionAccess;
 
 use super::name_conflict::{ConflictResolution, resolve_conflict};
 use super::{
@@ -73,10 +74,16 @@ impl Inner {
 }
 
 impl Region {
-    /// Opens the region in a directory, or creates one. Fails with [`Kind::Machine`] if the directory cannot be used.
+    /// Opens the region in a directory, or creates one in a new or empty directory: see [`RegionAccess::Create`].
     pub fn open(dir: &Path) -> Result<Self> {
+        Self::open_for(dir, RegionAccess::Create)
+    }
+
+    /// Opens a region. Fails with [`Kind::Machine`] if the directory cannot be used, with [`Kind::NotFound`] if it has
+    /// no region and none may be created, and with [`Kind::Definition`] if a region would be created among other files.
+    pub fn open_for(dir: &Path, access: RegionAccess) -> Result<Self> {
         Ok(Self(Rc::new(Inner {
-            store: RegionStore::open(dir)?,
+            store: RegionStore::open(dir, access)?,
             delay: Duration::ZERO,
             patience: WRITE_TIMEOUT,
             copies: Rc::default(),

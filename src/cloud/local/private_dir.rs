@@ -3,7 +3,7 @@
 //! user could place a link in it that makes root write to another file.
 
 use crate::error::Kind;
-use anyhow::{Context, Result};
+use anyhow::Result;
 use rustix::process::geteuid;
 use std::fs;
 use std::io::ErrorKind;
@@ -21,23 +21,40 @@ pub fn create_region_dir(dir: &Path) -> Result<()> {
     check_owner_and_mode(dir, &fs::metadata(dir)?)
 }
 
-/// Creates a private directory in the region. If the directory exists, checks it and makes it private.
+/// Checks the owner and the mode of an existing region's directory.
+pub fn check_region_dir(dir: &Path) -> Result<()> {
+    check_owner_and_mode(dir, &fs::metadata(dir)?)
+}
+
+/// Creates a private directory in the region. If the directory exists, checks it.
 pub fn create_subdirectory(dir: &Path) -> Result<()> {
     match create(dir) {
         // If a file or a link has this name, the check below reports it.
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
         created => created?,
     }
-    let found = fs::symlink_metadata(dir)?;
+    check_subdirectory(dir)
+}
+
+/// Checks that a directory in the region is private, if it exists. Its mode is not changed, because another program may
+/// depend on it.
+pub fn check_subdirectory(dir: &Path) -> Result<()> {
+    let found = match fs::symlink_metadata(dir) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        found => found?,
+    };
     if !found.is_dir() {
         let failure =
             Kind::Machine.failure(format!("{} is a link or a file, not a directory", dir.display()));
         return Err(failure.hint("Remove it, or pass another --region-dir.").into());
     }
     check_owner_and_mode(dir, &found)?;
-    if found.permissions().mode() & 0o077 != 0 && found.uid() == geteuid().as_raw() {
-        fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
-            .with_context(|| format!("restricting the access to {}", dir.display()))?;
+    let mode = found.permissions().mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        return Err(Kind::Machine
+            .failure(format!("other users have access to {}: its mode is {mode:04o}", dir.display()))
+            .hint(format!("Run `chmod 700 {}`, or pass another --region-dir.", dir.display()))
+            .into());
     }
     Ok(())
 }

@@ -208,16 +208,91 @@ fn region_hint(dir: &Path, kind: ErrorKind) -> String {
     }
 }
 
+/// How a region is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RegionAccess {
+    /// If there is no region in the directory, one is made. The directory must be empty, or must not exist. In the
+    /// second case, it is created together with the missing directories above it.
+    Create,
+    /// The region must exist. If a directory in it is missing, it is created.
+    Change,
+    /// The region must exist. Nothing is changed.
+    Look,
+}
+
+/// The directories in a region.
+const PARTS: [&str; 6] = [ImageRecord::DIR, SnapshotRecord::DIR, VolumeRecord::DIR, DOCUMENTS, LOGS, LOCKS];
+/// The file with the version of a region's format.
+const FORMAT_FILE: &str = "region.json";
+
+/// Returns whether a directory is a region. The first thing that is written into a new region is its format. The very
+/// first versions of oven wrote the format last, so a region of theirs may lack it.
+fn is_region(dir: &Path) -> bool {
+    let records = [ImageRecord::DIR, SnapshotRecord::DIR, VolumeRecord::DIR];
+    dir.join(FORMAT_FILE).is_file() || records.iter().all(|part| dir.join(part).is_dir())
+}
+
+/// Checks that a region can be made in a directory: nothing would be mixed with files of another program.
+fn ensure_empty(dir: &Path) -> Result<()> {
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        // Another process may be making the region at this moment, or was killed while it made the region.
+        let is_part = PARTS.contains(&&*name)
+            && fs::read_dir(entry.path()).is_ok_and(|mut below| below.next().is_none());
+        if is_part || name == FORMAT_FILE || name.starts_with(temp_file::TEMP_PREFIX) {
+            continue;
+        }
+        let what = format!("{} is neither empty nor a region: it has {name:?}", dir.display());
+        let hint = "Pass a directory that is empty or does not exist: --region-dir DIR.";
+        return Err(Kind::Definition.failure(what).hint(hint).into());
+    }
+    Ok(())
+}
+
+/// The error for a directory without a region.
+fn no_region(dir: &Path) -> anyhow::Error {
+    let why = match fs::read_dir(dir) {
+        Ok(_) => "the directory is not a region",
+        Err(error) if error.kind() == ErrorKind::NotFound => "the directory does not exist",
+        Err(error) => return error.into(),
+    };
+    Kind::NotFound
+        .failure(format!("there is no region in {}: {why}", dir.display()))
+        .hint(
+            "`oven import RAW --name NAME` makes a region and its first base image. If you meant another region, \
+             correct --region-dir, OVEN_REGION_DIR or `region_dir` of oven.toml.",
+        )
+        .into()
+}
+
 impl RegionStore {
-    /// Opens a region, or creates one.
-    pub fn open(dir: &Path) -> Result<Self> {
+    pub fn open(dir: &Path, access: RegionAccess) -> Result<Self> {
         let make = || -> Result<Self> {
-            private_dir::create_region_dir(dir)?;
-            let store = Self { dir: fs::canonicalize(dir)?.into() };
-            for part in [ImageRecord::DIR, SnapshotRecord::DIR, VolumeRecord::DIR, DOCUMENTS, LOGS, LOCKS] {
-                private_dir::create_subdirectory(&store.dir.join(part))?;
+            match access {
+                _ if fs::metadata(dir).is_ok_and(|found| !found.is_dir()) => {
+                    return Err(std::io::Error::from(ErrorKind::NotADirectory).into());
+                }
+                _ if is_region(dir) => private_dir::check_region_dir(dir)?,
+                RegionAccess::Create => {
+                    ensure_empty(dir)?;
+                    private_dir::create_region_dir(dir)?;
+                }
+                RegionAccess::Change | RegionAccess::Look => return Err(no_region(dir)),
             }
-            store.check_format()?;
+            let store = Self { dir: fs::canonicalize(dir)?.into() };
+            store.check_format(access != RegionAccess::Look)?;
+            for part in PARTS.map(|part| store.dir.join(part)) {
+                match access {
+                    RegionAccess::Create | RegionAccess::Change => private_dir::create_subdirectory(&part)?,
+                    RegionAccess::Look => private_dir::check_subdirectory(&part)?,
+                }
+            }
             Ok(store)
         };
         make().with_context(|| format!("opening the local region {}", dir.display())).map_err(|error| {
@@ -236,13 +311,17 @@ impl RegionStore {
         })
     }
 
-    fn check_format(&self) -> Result<()> {
+    /// Checks the format. If the region has none, writes it with `write`.
+    fn check_format(&self, write: bool) -> Result<()> {
         #[derive(Serialize, Deserialize)]
         struct Format {
             format: u32,
         }
-        let path = self.dir.join("region.json");
+        let path = self.dir.join(FORMAT_FILE);
         let Some(text) = read_if_exists(&path)? else {
+            if !write {
+                return Ok(());
+            }
             // If two processes start at the same time, both write the same content. So no lock is needed.
             return temp_file::write_atomically(
                 &path,
@@ -320,7 +399,12 @@ impl RegionStore {
     pub fn list<R: RegionRecord>(&self) -> Result<Vec<R>> {
         let dir = self.dir_of::<R>();
         let mut records = Vec::new();
-        for entry in fs::read_dir(&dir).with_context(|| format!("listing {}", dir.display()))? {
+        let entries = match fs::read_dir(&dir) {
+            // The process that made the region was killed.
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(records),
+            entries => entries.with_context(|| format!("listing {}", dir.display()))?,
+        };
+        for entry in entries {
             let name = entry.with_context(|| format!("listing {}", dir.display()))?.file_name();
             let Some(id) = name.to_str().and_then(|name| name.strip_suffix(".json")) else { continue };
             if is_id(R::PREFIX, id) {
@@ -436,7 +520,11 @@ impl LockedRegion {
                 .chain([(DOCUMENTS, true)])
         {
             let dir = self.dir.join(dir);
-            for entry in fs::read_dir(&dir).with_context(|| format!("listing {}", dir.display()))? {
+            let entries = match fs::read_dir(&dir) {
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                entries => entries.with_context(|| format!("listing {}", dir.display()))?,
+            };
+            for entry in entries {
                 let name = entry.with_context(|| format!("listing {}", dir.display()))?.file_name();
                 let Some(name) = name.to_str() else { continue };
                 let path = dir.join(name);

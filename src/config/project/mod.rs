@@ -7,6 +7,7 @@ use super::overrides::Overrides;
 use crate::config::toml_reader;
 use crate::config::toml_reader::Table;
 use crate::error::Kind;
+use crate::sys::fds::GIT;
 use anyhow::{Context, Result};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -118,7 +119,10 @@ impl Settings {
 
     /// Reads an oven.toml. An error lists every mistake, each with file, line and key.
     pub fn load(file: &Path) -> Result<Self> {
-        let text = toml_reader::read_text(file)?;
+        let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let dir = std::fs::canonicalize(dir)
+            .map_err(|e| Kind::Definition.error(format!("{}: cannot be read: {e}", file.display())))?;
+        let text = toml_reader::read_text(file, checkout(&dir))?;
         toml_reader::read(file, &text, &keys::OVEN_TOML, |top| Self::read(file, top))
     }
 
@@ -176,6 +180,17 @@ impl Settings {
     }
 }
 
+/// Returns whether a directory is the top of a git checkout.
+pub(crate) fn is_checkout(dir: &Path) -> bool {
+    dir.join(GIT).is_dir()
+}
+
+/// The directory that an oven.toml in `dir` must not leave by a symbolic link: the git checkout that contains `dir`, or
+/// else `dir` itself.
+fn checkout(dir: &Path) -> &Path {
+    dir.ancestors().find(|dir| is_checkout(dir)).unwrap_or(dir)
+}
+
 /// Finds the oven.toml in a directory, or else in the nearest directory above it. Returns the file's canonical path.
 fn find(dir: &Path) -> Result<Option<PathBuf>> {
     let real = std::fs::canonicalize(dir)
@@ -185,17 +200,22 @@ fn find(dir: &Path) -> Result<Option<PathBuf>> {
     else {
         return Ok(None);
     };
-    let owner = |path: &Path| path.metadata().map(|metadata| metadata.uid());
-    let owned = owner(&file).with_context(|| format!("examining {}", file.display()))?;
+    let owner = |metadata: std::io::Result<std::fs::Metadata>| metadata.map(|metadata| metadata.uid());
     // A directory above the definition, such as /tmp, may be writable for other users. If oven used their oven.toml,
     // they could choose the region directory and the mirror for root.
     let sudo = std::env::var("SUDO_UID").ok().and_then(|uid| uid.parse().ok());
-    let trusted = [Some(0), Some(rustix::process::geteuid().as_raw()), sudo, owner(&real).ok()];
-    if !trusted.contains(&Some(owned)) {
-        return Err(Kind::Definition
-            .failure(format!("{} belongs to user {owned}, who is neither you nor root", file.display()))
-            .hint("oven does not use the settings of other users. Remove the file, or make it yours with chown.")
-            .into());
+    let trusted = [Some(0), Some(rustix::process::geteuid().as_raw()), sudo, owner(real.metadata()).ok()];
+    for metadata in [file.symlink_metadata(), file.metadata()] {
+        let owned = owner(metadata)
+            .map_err(|e| Kind::Definition.error(format!("{}: cannot be read: {e}", file.display())))?;
+        if !trusted.contains(&Some(owned)) {
+            return Err(Kind::Definition
+                .failure(format!("{} belongs to user {owned}, who is neither you nor root", file.display()))
+                .hint(
+                    "oven does not use the settings of other users. Remove the file, or make it yours with chown.",
+                )
+                .into());
+        }
     }
     Ok(Some(file))
 }

@@ -40,7 +40,11 @@ pub struct PackageFile {
 
 /// Reads a `.deb` or an `.rpm`. The error says what is wrong with the file, without its name.
 pub fn read(path: &Path) -> Result<PackageFile> {
-    let mut file = File::open(path).context("opening it")?;
+    read_from(File::open(path).context("opening it")?)
+}
+
+/// Like [`read`], but of an open file.
+pub fn read_from(mut file: File) -> Result<PackageFile> {
     let mut magic = [0u8; 16];
     let length = read_full(&mut file, &mut magic)?;
     let magic = &magic[..length];

@@ -12,6 +12,7 @@ mod tests;
 use crate::config::toml_reader::kind_of;
 use crate::definition::DIRECTORY_HINT;
 use crate::error::Kind;
+use crate::sys::fds::{GIT, Refused, find_within};
 use anyhow::Result;
 use sha1::{Digest, Sha1};
 use std::cell::RefCell;
@@ -70,7 +71,16 @@ pub(crate) struct DefinitionTree {
 /// Computes the `ami_config_checksum` of the files in all these directories. Errors: [`Kind::Definition`], with the
 /// file that cannot be part of the checksum.
 pub fn config_checksum(directories: &[impl AsRef<Path>]) -> Result<Checksum> {
-    let tree = DefinitionTree::read(directories)?;
+    config_checksum_within(directories, &|_| None)
+}
+
+/// Like [`config_checksum`], but links to files must not lead out of a project. `project` returns the canonical path of
+/// the project of each directory.
+pub fn config_checksum_within(
+    directories: &[impl AsRef<Path>],
+    project: &dyn Fn(&Path) -> Option<PathBuf>,
+) -> Result<Checksum> {
+    let tree = DefinitionTree::read_within(directories, project)?;
     let hex = tree.checksum();
     let files = tree.files.into_iter().map(|file| (file.path.into_os_string(), file.sha1)).collect();
     Ok(Checksum { hex, files, warnings: tree.warnings })
@@ -90,10 +100,20 @@ fn unreadable(path: &Path, error: std::io::Error) -> anyhow::Error {
 }
 
 impl DefinitionTree {
+    #[cfg(test)]
     pub fn read(directories: &[impl AsRef<Path>]) -> Result<Self> {
+        Self::read_within(directories, &|_| None)
+    }
+
+    /// Reads the files of these directories. `project` returns the canonical path of the project of each directory.
+    /// Links to files must not lead out of the project. If it is `None`, they may lead anywhere.
+    pub fn read_within(
+        directories: &[impl AsRef<Path>],
+        project: &dyn Fn(&Path) -> Option<PathBuf>,
+    ) -> Result<Self> {
         let mut tree = Self::default();
-        for directory in directories {
-            tree.walk(directory.as_ref())?;
+        for directory in directories.iter().map(AsRef::as_ref) {
+            tree.walk(directory, project(directory).as_deref())?;
         }
         if tree.files.is_empty() {
             let names: Vec<_> = directories.iter().map(|d| d.as_ref().display().to_string()).collect();
@@ -117,7 +137,7 @@ impl DefinitionTree {
     }
 
     /// Lists a directory tree. It does not recurse, so that a deep tree cannot exhaust the thread's stack.
-    fn walk(&mut self, top: &Path) -> Result<()> {
+    fn walk(&mut self, top: &Path, project: Option<&Path>) -> Result<()> {
         let metadata = std::fs::metadata(top).map_err(|e| match e.kind() {
             ErrorKind::NotFound => Kind::Definition
                 .failure(format!("{}: directory not found", top.display()))
@@ -145,7 +165,7 @@ impl DefinitionTree {
                     }
                     directories.push(path);
                 } else if kind.is_symlink() {
-                    self.add_link(path, is_hidden)?;
+                    self.add_link(path, is_hidden, project)?;
                 } else if !is_hidden {
                     self.add_file(path, None);
                 }
@@ -156,7 +176,7 @@ impl DefinitionTree {
 
     /// Adds a symbolic link. A link to a file counts as that file. A link to a directory is not followed. It is
     /// recorded for the fingerprint, because a path in image.toml may lead through the link.
-    fn add_link(&mut self, path: PathBuf, is_hidden: bool) -> Result<()> {
+    fn add_link(&mut self, path: PathBuf, is_hidden: bool, project: Option<&Path>) -> Result<()> {
         let target = std::fs::metadata(&path);
         let is_directory = target.as_ref().is_ok_and(Metadata::is_dir);
         if is_hidden && !is_directory {
@@ -172,7 +192,12 @@ impl DefinitionTree {
                 ));
             }
             // Any other error occurs again in `examine`, which reports it.
-            _ => self.add_file(path, Some(link)),
+            _ => {
+                if let Some(project) = project {
+                    ensure_in_project(&path, project)?;
+                }
+                self.add_file(path, Some(link));
+            }
         }
         Ok(())
     }
@@ -243,6 +268,21 @@ fn on_all_cores<T: Send>(
     match failures.into_iter().min_by_key(|(index, _)| *index) {
         Some((_, error)) => Err(error),
         None => Ok(results),
+    }
+}
+
+/// Checks that a link to a file does not lead out of the project or into a `.git`. Otherwise the definition of a
+/// stranger could make oven read any file of this machine. Git's own links may lead to git's own files.
+fn ensure_in_project(path: &Path, project: &Path) -> Result<()> {
+    let is_gits_own = path.components().any(|name| name.as_os_str() == GIT);
+    match find_within(path, project) {
+        Ok(_) => Ok(()),
+        Err(Refused::InGit(_)) if is_gits_own => Ok(()),
+        Err(Refused::Io(error)) => Err(unreadable(path, error)),
+        Err(refused) => Err(Kind::Definition
+            .failure(format!("{}: is a symbolic link that {refused}", path.display()))
+            .hint(format!("Replace the link by a file, or by a link to a file in {}.", project.display()))
+            .into()),
     }
 }
 

@@ -168,7 +168,7 @@ impl Inputs {
 /// Reads a definition's files, and describes each.
 fn read_files(image: &Definition) -> Result<(DefinitionTree, BTreeMap<String, InputFile>)> {
     let directories = image.directories();
-    let tree = DefinitionTree::read(&directories)?;
+    let tree = DefinitionTree::read_within(&directories, &|_| Some(image.project.clone()))?;
     let relative = |path: &Path| escape_path(path.strip_prefix(&directories[0]).unwrap_or(path));
     let links = tree.directory_links.iter().map(|(path, link)| {
         (relative(path), InputFile { executable: false, link: Some(escape_path(link)), sha1: None })

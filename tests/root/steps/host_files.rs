@@ -151,6 +151,7 @@ fn hosts_files_are_bound_read_only() {
         source: host.path().join(source),
         target: target.into(),
         within: None,
+        hidden: Vec::new(),
     };
     spec.binds = vec![bind("debs", "/run/oven/debs"), bind("ca.pem", "/etc/ca-link.pem")];
     assert_eq!(output(&spec), ["ACArefused", "refused", "refused"]);
@@ -167,6 +168,37 @@ fn hosts_files_are_bound_read_only() {
     }
 }
 
+/// A checkout has credentials in `.git/config`. In a worktree, `.git` is a file.
+#[test]
+fn what_is_hidden_is_empty_for_the_step() {
+    let image = BusyboxImage::new();
+    let host = tempfile::tempdir().unwrap();
+    for (path, content) in
+        [(".git/config", "token"), ("a/b/.git", "gitdir: x"), ("a/seen", "yes"), ("to/.git/HEAD", "token")]
+    {
+        fs::create_dir_all(host.path().join(path).parent().unwrap()).unwrap();
+        fs::write(host.path().join(path), content).unwrap();
+    }
+    symlink("to/.git", host.path().join("link")).unwrap();
+    symlink("to/.git", host.path().join("a/.git")).unwrap();
+    let mut spec = image.shell(
+        "cd /run/oven/definition; ls -A .git to/.git link/; cat a/seen a/b/.git a/.git; \
+         echo x > .git/new || echo refused; umount .git 2> /dev/null || echo mounted; cat .git/config || echo none",
+    );
+    spec.binds = vec![BindMount {
+        source: host.path().to_owned(),
+        target: "/run/oven/definition".into(),
+        within: None,
+        hidden: [".git", "a/.git", "a/b/.git", "to/.git", "gone/.git"].map(Into::into).into(),
+    }];
+    let lines = output(&spec).join("\n");
+    assert!(!lines.contains("token") && !lines.contains("gitdir") && !lines.contains("HEAD"), "{lines}");
+    for line in ["yes", "refused", "mounted", "none"] {
+        assert!(lines.contains(line), "{line}: {lines}");
+    }
+    assert_eq!(fs::read_to_string(host.path().join(".git/config")).unwrap(), "token");
+}
+
 /// Who owns a definition may exchange its directory while oven, as root, is at work.
 #[test]
 fn a_bind_that_was_exchanged_is_refused() {
@@ -178,7 +210,7 @@ fn a_bind_that_was_exchanged_is_refused() {
     fs::write(host.path().join("secrets/key"), "secret").unwrap();
     let mut spec = image.shell("ls /run/oven/definition");
     let (source, target) = (project.join("web"), "/run/oven/definition".to_owned());
-    spec.binds = vec![BindMount { source, target, within: Some(project.clone()) }];
+    spec.binds = vec![BindMount { source, target, within: Some(project.clone()), hidden: Vec::new() }];
     assert!(output(&spec).is_empty());
     fs::rename(project.join("web"), project.join("away")).unwrap();
     symlink("../secrets", project.join("web")).unwrap();

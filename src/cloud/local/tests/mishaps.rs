@@ -24,7 +24,7 @@ fn a_region_dir_that_is_a_file_is_reported() {
     std::fs::write(&file, "").unwrap();
     let hint = format!("{} is a file, not a directory; pass another --region-dir.", file.display());
     for region in [file.clone(), file.join("region")] {
-        let error = RegionStore::open(&region).err().unwrap();
+        let error = RegionStore::open(&region, RegionAccess::Create).err().unwrap();
         assert_eq!((Kind::of(&error), hint_of(&error)), (Kind::Machine, Some(hint.clone())), "{error:#}");
     }
 }
