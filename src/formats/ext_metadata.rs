@@ -13,6 +13,9 @@ const GROUPS_MAX: u64 = 1 << 17;
 const DESCRIPTOR_MAX: u64 = 1024;
 /// Descriptors are read in pieces of this size in bytes, because an image may claim to have any number of descriptors.
 const PIECE: u64 = 64 << 10;
+/// The maximum number of blocks that are returned. The metadata of a file system of 16 TiB have about half as many. An
+/// image may claim that its whole disk is metadata.
+const BLOCKS_MAX: usize = 1 << 20;
 
 /// Returns the indexes of the disk's blocks (of [`BLOCK`] bytes) that contain metadata.
 pub fn blocks(disk: &(impl ReadAt + ?Sized)) -> BTreeSet<u32> {
@@ -30,7 +33,8 @@ pub fn blocks(disk: &(impl ReadAt + ?Sized)) -> BTreeSet<u32> {
         for range in ranges {
             let first = next.max(range.start / BLOCK as u64);
             next = next.max(range.end.div_ceil(BLOCK as u64));
-            found.extend(first as u32..next as u32);
+            let room = BLOCKS_MAX.saturating_sub(found.len());
+            found.extend((first as u32..next as u32).take(room));
         }
     }
     found
@@ -179,6 +183,7 @@ mod tests {
             let found = blocks(&disk);
             assert!(found.last().is_some_and(|last| u64::from(*last) < disk.size() / BLOCK as u64));
             assert!(disk.largest_read.get() <= 1 << 20, "{} bytes at once", disk.largest_read.get());
+            assert!(found.len() <= BLOCKS_MAX, "{} blocks", found.len());
         }
         // No file system has descriptors of this size.
         let disk = with(0, u16::MAX, &groups);

@@ -12,7 +12,7 @@ mod init;
 mod masks;
 mod mount_tree;
 pub mod mountpoints;
-mod output;
+pub mod output;
 pub(crate) mod paths;
 mod protocol;
 pub mod shims;

@@ -9,6 +9,7 @@ mod ebs;
 mod ec2;
 mod export;
 mod faults_catalogue;
+mod fuzz;
 mod layers;
 mod names;
 mod plugins;

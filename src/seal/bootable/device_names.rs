@@ -15,6 +15,14 @@ const KERNEL_NAMES: [&str; 9] = ["dm-", "hd", "loop", "md", "mmcblk", "nbd", "nv
 /// Links of udev that identify a piece of hardware.
 const HARDWARE: [&str; 4] = ["disk/by-diskseq/", "disk/by-id/", "disk/by-path/", "disk/by-loop-"];
 
+/// The maximum number of findings. An error message shows far fewer.
+const FINDINGS_MAX: usize = 1000;
+/// The maximum number of words of a line that are checked, and of bytes of a word and of a path. Lines that programs write
+/// are far shorter. Without these limits, a malicious text would need much time and memory.
+const WORDS_MAX: usize = 10_000;
+const WORD_MAX: usize = 4096;
+const PATH_MAX: usize = 512;
+
 /// The format of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BootTextKind {
@@ -71,7 +79,7 @@ pub struct BootFinding {
     pub what: String,
 }
 
-/// Returns all names in a text that do not identify the disk on every instance.
+/// Returns the names in a text that do not identify the disk on every instance. Returns at most `FINDINGS_MAX` names.
 pub fn lint(kind: BootTextKind, text: &str, own: &DiskNames) -> Vec<BootFinding> {
     let mut found: Vec<BootFinding> = Vec::new();
     for (index, line) in text.lines().enumerate() {
@@ -85,6 +93,9 @@ pub fn lint(kind: BootTextKind, text: &str, own: &DiskNames) -> Vec<BootFinding>
             let finding = BootFinding { line: line_number, what };
             if !found.contains(&finding) {
                 found.push(finding);
+            }
+            if found.len() == FINDINGS_MAX {
+                return found;
             }
         }
     }
@@ -109,18 +120,22 @@ fn check_words(line: &str, own: &DiskNames) -> Vec<String> {
     let words: Vec<_> = line
         .split(|c: char| c.is_whitespace() || "\"'`;".contains(c))
         .filter(|word| !word.is_empty())
+        .map(|word| start_of(word, WORD_MAX))
+        .take(WORDS_MAX)
         .collect();
     let mut found: Vec<String> = check_grub_search(&words, own).into_iter().collect();
     for word in &words {
+        if found.len() >= FINDINGS_MAX {
+            break;
+        }
         for at in word.match_indices("/dev/").map(|(at, _)| at) {
             // `/dev/` is not the start of a path if it follows a letter or a digit, as in `/srv/dev/x`. It is the start
             // of a path at the start of the word, or after `=`, `:` or a bracket.
             let begins = at == 0 || !word.as_bytes()[at - 1].is_ascii_alphanumeric();
-            let end = word[at..].find([',', ':', ')', '(', '|', '}']).map_or(word.len(), |end| at + end);
+            let path = start_of(&word[at..], PATH_MAX);
+            let path = path.split([',', ':', ')', '(', '|', '}']).next().unwrap_or_default();
             if begins {
-                found.extend(
-                    check_device(&word[at..end], own, false).map(|what| in_word(word, &word[at..end], what)),
-                );
+                found.extend(check_device(path, own, false).map(|what| in_word(word, path, what)));
             }
         }
         // Examples are `root=UUID=…`, `kernelopts=root=LABEL=…` and `resume=UUID=…`.
@@ -134,6 +149,11 @@ fn check_words(line: &str, own: &DiskNames) -> Vec<String> {
         }
     }
     found
+}
+
+/// Returns the first characters of a text, in at most this many bytes.
+fn start_of(text: &str, bytes: usize) -> &str {
+    &text[..text.floor_char_boundary(bytes)]
 }
 
 fn in_word(word: &str, path: &str, what: String) -> String {
@@ -340,5 +360,20 @@ menuentry 'Debian GNU/Linux' --class debian $menuentry_id_option 'gnulinux-simpl
             own().names(),
             ["UUID=6b1f-root", "UUID=abcd-0123", "LABEL=UEFI", "LABEL=cloudimg-rootfs"]
         );
+    }
+
+    #[test]
+    fn a_malicious_text_needs_little_memory_and_time() {
+        let own = own();
+        for piece in ["/dev/sda-", "/dev/sda- ", "/dev/sda-\n", "/dev/null-", "root=LABEL=x-", "x=UUID=y\n"] {
+            let text = piece.repeat((4 << 20) / piece.len());
+            for kind in [BootTextKind::Words, BootTextKind::Fstab] {
+                let found = lint(kind, &text, &own);
+                let size: usize = found.iter().map(|finding| finding.what.len()).sum();
+                assert!(found.len() <= FINDINGS_MAX && size <= 8 << 20, "{piece:?}: {size} bytes");
+            }
+        }
+        let far = format!("{}/dev/sda1", "x ".repeat(WORDS_MAX - 1));
+        assert_eq!(lines(BootTextKind::Words, &far).len(), 1);
     }
 }

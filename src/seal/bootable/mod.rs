@@ -6,7 +6,7 @@
 //! built into the kernel or be in the initramfs, because the kernel needs it to mount the root. The ena driver is
 //! needed only after the root is mounted, so it may also be a module of the root file system.
 
-mod device_names;
+pub mod device_names;
 mod kernels;
 #[cfg(test)]
 mod tests;
