@@ -54,6 +54,9 @@ fn no_definition_no_base_and_a_cycle() {
     let (_, err) = expect(dir.path(), 3, &["plan", "gone"]);
     assert!(err.contains("gone"), "{err}");
     let (_, err) = expect(dir.path(), 4, &["plan", "web"]);
+    assert!(err.contains("there is no region in region") && err.contains("oven import"), "{err}");
+    oven::cloud::local::Region::open(&dir.path().join("region")).unwrap();
+    let (_, err) = expect(dir.path(), 4, &["plan", "web"]);
     assert!(err.contains("debian-12-*") && err.contains("oven import"), "{err}");
 
     std::fs::write(dir.path().join("web/image.toml"), "from = \"../db\"\n").unwrap();

@@ -15,3 +15,4 @@ mod plugins;
 mod preflight;
 mod region;
 mod rust_source;
+mod untrusted;
