@@ -59,7 +59,7 @@ fn checkout() -> tempfile::TempDir {
     write(&at("outside/script"), &format!("#!/bin/sh\n# {CANARY}\n"));
     write(&at("outside/def/image.toml"), &format!("name = \"{CANARY}\"\n{BASE}"));
     write(&at("outside/broken/image.toml"), &format!("{BASE}packages = [\"{CANARY}!\"]\n"));
-    write(&at("outside/oven.toml"), &format!("region = \"{CANARY}!\"\n"));
+    write(&at("outside/settings/oven.toml"), &format!("region = \"{CANARY}!\"\n"));
     write(&at("repo/.git/config"), &format!("[http]\nextraheader = {CANARY}\n"));
     write(&at("repo/web/image.toml"), BASE);
     write(&at("os-release"), "ID=debian\nVERSION_ID=12\n");
@@ -82,8 +82,12 @@ const TRICKS: &[Trick] = &[
         rustix::fs::mkfifoat(rustix::fs::CWD, web.join("image.toml"), rustix::fs::Mode::RWXU).unwrap();
     }),
     ("oven.toml is a link to a text", Some(""), |web| relink(web, "oven.toml", "../../outside/secret")),
-    ("oven.toml is a link to settings", Some(""), |web| relink(web, "oven.toml", "../../outside/oven.toml")),
-    ("oven.toml above is a link", Some(""), |web| relink(web, "../oven.toml", "../outside/oven.toml")),
+    ("oven.toml is a link to settings", Some(""), |web| {
+        relink(web, "oven.toml", "../../outside/settings/oven.toml")
+    }),
+    ("oven.toml above is a link", Some(""), |web| {
+        relink(web, "../oven.toml", "../outside/settings/oven.toml")
+    }),
     ("oven.toml is a link to git's file", Some(""), |web| relink(web, "oven.toml", "../.git/config")),
     ("a source", Some("[[file]]\nsource = \"x\"\ntarget = \"/x\"\n"), |web| {
         relink(web, "x", "../../outside/secret")
