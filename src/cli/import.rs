@@ -39,8 +39,9 @@ pub async fn run(
             return Err(Kind::Usage.error(message));
         }
     };
-    let site = Site::of(&global.overrides(), &[], report.clone(), Use::Imports).await?;
+    // The disk is checked first, so that no region is made for a file that is not a disk.
     ensure_disk(&args.raw)?;
+    let site = Site::of(&global.overrides(), &[], report.clone(), Use::Imports).await?;
     let args::ImportArgs { raw, name, boot_mode, verify, .. } = args;
     let (raw, name, boot_mode) = (raw.clone(), name.clone(), boot_mode.clone());
     let wanted = ImportRequest { raw, name, architecture, boot_mode, verify: *verify };

@@ -6,7 +6,7 @@
 use crate::config::key_table::{DefaultValue, Literal, Section, TomlKey, UserTable, ValueType};
 use crate::error::Kind;
 pub(crate) use crate::sys::fds::kind_of;
-use crate::sys::fds::{Refused, open_file_within};
+use crate::sys::fds::{PathRefusal, open_file_within};
 use crate::text::list_first;
 use anyhow::Result;
 use std::cell::RefCell;
@@ -60,7 +60,7 @@ pub(crate) struct At<T> {
 pub(crate) fn read_text(file: &Path, project: &Path) -> Result<String> {
     let wrong = |what: String| Kind::Definition.error(format!("{}: {what}", file.display()));
     let opened = open_file_within(file, project).map_err(|refused| match refused {
-        Refused::Outside(_) => wrong(format!("{refused} {}", project.display())),
+        PathRefusal::Outside(_) => wrong(format!("{refused} {}", project.display())),
         refused => wrong(refused.to_string()),
     })?;
     let mut bytes = Vec::new();

@@ -4,7 +4,7 @@
 use super::FILE;
 use crate::config::project::is_checkout;
 use crate::config::toml_reader::{Table, kind_of};
-use crate::sys::fds::{Refused, is_in_git, open_file_within};
+use crate::sys::fds::{PathRefusal, is_in_git, open_file_within};
 use std::fs::{File, Metadata};
 use std::io::{ErrorKind, Read};
 use std::os::unix::ffi::OsStrExt;
@@ -105,14 +105,14 @@ impl Sources {
     /// Opens a file that [`Self::file`] returned. The error completes a sentence that begins with the key's name.
     pub fn open(&self, spelt: &str, path: &Path) -> Result<File, String> {
         open_file_within(path, &self.project).map_err(|refused| match refused {
-            Refused::Io(error) => missing(spelt, path, &error),
+            PathRefusal::Io(error) => missing(spelt, path, &error),
             refused => format!("is {spelt:?}, which {refused}"),
         })
     }
 
     fn ensure_in_project(&self, real: &Path) -> Result<(), String> {
         if is_in_git(real, &self.project) {
-            return Err(Refused::InGit(real.to_owned()).to_string());
+            return Err(PathRefusal::InGit(real.to_owned()).to_string());
         }
         if real.starts_with(&self.project) {
             return Ok(());

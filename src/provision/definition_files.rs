@@ -5,7 +5,7 @@ use crate::definition::{Definition, File};
 use crate::error::Kind;
 use crate::image::accounts::Accounts;
 use crate::image::tree::ImageTree;
-use crate::sys::fds::{Refused, changed, open_file_within};
+use crate::sys::fds::{PathRefusal, changed, open_file_within};
 use crate::sys::signals::is_stop_requested;
 use anyhow::{Context, Result};
 use rustix::fs::FileType;
@@ -56,7 +56,7 @@ fn place_one(
     let uid = accounts.user(&file.owner).ok_or_else(|| unknown("owner", &file.owner))?;
     let gid = accounts.group(&file.group).ok_or_else(|| unknown("group", &file.group))?;
     let mut source = open_file_within(&file.source, &image.project).map_err(|refused| match refused {
-        Refused::Special(_) => {
+        PathRefusal::Special(_) => {
             invalid("source", &file.source.to_string_lossy(), "it is no longer a regular file".into()).into()
         }
         refused => changed(&file.source, refused),

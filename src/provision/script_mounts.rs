@@ -178,8 +178,12 @@ mod tests {
             std::fs::write(temp.path().join(file), "#!/bin/sh -e\n").unwrap();
         }
         symlink("../elsewhere.sh", temp.path().join("web/linked.sh")).unwrap();
+        // The same directory, by a path that is not below /run/oven for a step.
+        let real = temp.path().canonicalize().unwrap();
+        let up = "../".repeat(real.components().count());
+        let by_root = format!("{up}{}", real.join("common/deep").strip_prefix("/").unwrap().display());
         let image = crate::provision::test::definition(&temp.path().join("web"), |image| {
-            image.inputs = vec!["../common".into(), "../apt.conf".into(), "../../../../../../..".into()];
+            image.inputs = vec!["../common".into(), "../apt.conf".into(), by_root];
         });
         (temp, image)
     }
@@ -210,6 +214,22 @@ mod tests {
         assert_eq!(of("../common/deep/x.sh"), "/bin/sh -e /run/oven/common/deep/x.sh");
         assert_eq!(of("linked.sh"), "/bin/sh -e /run/oven/linked/linked.sh");
         assert!(seen.binds.last().unwrap().source.ends_with("elsewhere.sh"));
+    }
+
+    #[test]
+    fn every_git_directory_and_file_is_hidden() {
+        let (temp, mut image) = project();
+        for dir in ["web/.git", "web/a/.git/modules/.git", "common/deep/.git"] {
+            std::fs::create_dir_all(temp.path().join(dir)).unwrap();
+        }
+        std::fs::create_dir(temp.path().join("web/b")).unwrap();
+        std::fs::write(temp.path().join("web/b/.git"), "gitdir: ../.git/worktrees/b").unwrap();
+        symlink("a/.git", temp.path().join("web/a/git-link")).unwrap();
+        image.inputs = vec!["../common".into()];
+        let seen = script_mounts(&image, &[]).unwrap();
+        let hidden = |index: usize| seen.binds[index].hidden.clone();
+        assert_eq!(hidden(0), [".git", "a/.git", "b/.git"].map(PathBuf::from));
+        assert_eq!(hidden(1), [PathBuf::from("deep/.git")]);
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub(crate) const GIT: &str = ".git";
 
 /// The reason why a file of a project cannot be used.
 #[derive(Debug)]
-pub(crate) enum Refused {
+pub(crate) enum PathRefusal {
     Io(io::Error),
     /// The path leads to this place, which is outside the project.
     Outside(PathBuf),
@@ -38,7 +38,7 @@ pub(crate) enum Refused {
 }
 
 /// Writes the reason so that it completes the sentence "the file …".
-impl fmt::Display for Refused {
+impl fmt::Display for PathRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Io(error) => write!(f, "cannot be read: {error}"),
@@ -78,27 +78,27 @@ pub(crate) fn is_in_git(real: &Path, project: &Path) -> bool {
 /// touched. The returned descriptor has `O_PATH`. `project` is the canonical path of a directory. oven checks the
 /// descriptor and not the path, so nobody can exchange the file after the check. Magic links of `/proc` are rejected,
 /// because they lead to files of other mount namespaces, whose paths mean nothing here.
-pub(crate) fn find_within(path: &Path, project: &Path) -> Result<OwnedFd, Refused> {
+pub(crate) fn find_within(path: &Path, project: &Path) -> Result<OwnedFd, PathRefusal> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let found = rustix::fs::openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS);
-    let found = found.map_err(|error| Refused::Io(error.into()))?;
-    let real = std::fs::read_link(link_to(&found)).map_err(Refused::Io)?;
+    let found = found.map_err(|error| PathRefusal::Io(error.into()))?;
+    let real = std::fs::read_link(link_to(&found)).map_err(PathRefusal::Io)?;
     match () {
-        () if !real.starts_with(project) => Err(Refused::Outside(real)),
-        () if is_in_git(&real, project) => Err(Refused::InGit(real)),
+        () if !real.starts_with(project) => Err(PathRefusal::Outside(real)),
+        () if is_in_git(&real, project) => Err(PathRefusal::InGit(real)),
         () => Ok(found),
     }
 }
 
 /// Opens a regular file of a project for reading. See [`find_within`].
-pub(crate) fn open_file_within(path: &Path, project: &Path) -> Result<File, Refused> {
+pub(crate) fn open_file_within(path: &Path, project: &Path) -> Result<File, PathRefusal> {
     let found = File::from(find_within(path, project)?);
-    let metadata = found.metadata().map_err(Refused::Io)?;
+    let metadata = found.metadata().map_err(PathRefusal::Io)?;
     if !metadata.is_file() {
-        return Err(Refused::Special(metadata));
+        return Err(PathRefusal::Special(metadata));
     }
     let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
-    File::options().read(true).custom_flags(flags).open(link_to(&found)).map_err(Refused::Io)
+    File::options().read(true).custom_flags(flags).open(link_to(&found)).map_err(PathRefusal::Io)
 }
 
 fn link_to(found: &impl AsRawFd) -> String {
@@ -116,8 +116,8 @@ pub(crate) fn open_path(path: &Path, within: Option<&Path>) -> anyhow::Result<Ow
 }
 
 /// The error for a file of a definition that was correct when the definition was read, and is refused now.
-pub(crate) fn changed(path: &Path, refused: Refused) -> anyhow::Error {
-    if let Refused::Io(error) = refused {
+pub(crate) fn changed(path: &Path, refused: PathRefusal) -> anyhow::Error {
+    if let PathRefusal::Io(error) = refused {
         return anyhow::Error::new(error).context(format!("opening {}", path.display()));
     }
     Kind::Definition

@@ -54,6 +54,9 @@ fn no_definition_no_base_and_a_cycle() {
     let (_, err) = expect(dir.path(), 3, &["plan", "gone"]);
     assert!(err.contains("gone"), "{err}");
     let (_, err) = expect(dir.path(), 4, &["plan", "web"]);
+    assert!(err.contains("there is no region in region") && err.contains("oven import"), "{err}");
+    oven::cloud::local::Region::open(&dir.path().join("region")).unwrap();
+    let (_, err) = expect(dir.path(), 4, &["plan", "web"]);
     assert!(err.contains("debian-12-*") && err.contains("oven import"), "{err}");
 
     std::fs::write(dir.path().join("web/image.toml"), "from = \"../db\"\n").unwrap();
@@ -121,6 +124,7 @@ fn checksum_prints_the_key_and_with_v_every_file() {
 #[test]
 fn with_json_every_verb_ends_with_a_result() {
     let dir = definition("from = { name = \"debian-12-*\" }\n");
+    oven::cloud::local::Region::open(&dir.path().join("region")).unwrap();
     let cases: [(i32, &[&str]); 12] = [
         (0, &["checksum", "web"]),
         (0, &["images", "list"]),
@@ -152,6 +156,7 @@ fn with_json_every_verb_ends_with_a_result() {
 #[test]
 fn a_base_that_is_not_there_or_not_large_enough_names_the_definition() {
     let dir = definition("name = \"web\"\nfrom = { name = \"debian-12-*\" }\n");
+    oven::cloud::local::Region::open(&dir.path().join("region")).unwrap();
     let (_, err) = expect(dir.path(), 4, &["plan", "web"]);
     assert!(err.contains("web/image.toml:2: `from`"), "{err}");
     let base = std::fs::File::create(dir.path().join("base.raw")).unwrap();

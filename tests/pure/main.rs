@@ -10,6 +10,7 @@ mod ec2;
 mod export;
 mod faults_catalogue;
 mod fuzz;
+mod hostile_definitions;
 mod layers;
 mod names;
 mod plugins;

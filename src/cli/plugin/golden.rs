@@ -2,7 +2,7 @@
 //! the plugin's expected answer.
 
 use crate::error::Kind;
-use crate::sys::fds::{Refused, open_file_within};
+use crate::sys::fds::{PathRefusal, open_file_within};
 use anyhow::{Context, Result};
 use oven_distro::check::{self, Case, Speaker};
 use oven_distro::wire::{PlanAnswer, PlanRequest};
@@ -33,7 +33,7 @@ pub fn read(dir: &Path, asked: bool) -> Result<Vec<Case>> {
     let read = |path: &Path| -> Result<Option<String>> {
         let mut text = String::new();
         match open_file_within(path, &trusted) {
-            Err(Refused::Io(error)) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(PathRefusal::Io(error)) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(refused) => return Err(Kind::Definition.error(format!("{}: {refused}", path.display()))),
             Ok(mut file) => {
                 file.read_to_string(&mut text).with_context(|| format!("reading {}", path.display()))?

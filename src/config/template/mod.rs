@@ -1,6 +1,6 @@
 //! `[[file]] template = true`: a file in which `{{ name }}` stands for a variable of the definition.
 
-mod contained;
+mod limited_child;
 
 use crate::sys::fds::open_file_within;
 use minijinja::syntax::SyntaxConfig;
@@ -29,13 +29,13 @@ const ALL_TEMPLATES: Duration = Duration::from_secs(10);
 
 /// Renders a template. `source` is its text. Errors name `path` and the line, if the line is known.
 ///
-/// The engine runs in a child process with limits ([`contained`]), because the text may come from a stranger.
+/// The engine runs in a child process with limits ([`limited_child`]), because the text may come from a stranger.
 pub fn render(source: &str, path: &Path, vars: &Variables) -> Result<String, String> {
     let shown = path.display();
     // The engine is made here, because this initializes its tables. Several threads may do this at the same time, and a
     // child must not find the tables half-initialized.
     let engine = engine().map_err(|error| format!("{shown}: {error}"))?;
-    let rendered = contained::run(|| render_here(&engine, source, vars));
+    let rendered = limited_child::run(|| render_here(&engine, source, vars));
     let rendered = rendered.unwrap_or_else(|error| Err(format!(" cannot be rendered: {error:#}")));
     // The child's errors begin with the number of the line, if it is known.
     rendered.map_err(|what| match what.split_once(':') {
@@ -79,7 +79,7 @@ fn describe(error: &minijinja::Error, source: &str, vars: &Variables, is_full: b
         (ErrorKind::UndefinedError, _) => {
             format!("`{}` is not defined: {}", first_characters(expression), list_variables(vars))
         }
-        (ErrorKind::OutOfFuel, _) => contained::too_long(),
+        (ErrorKind::OutOfFuel, _) => limited_child::too_long(),
         (_, Some(detail)) => first_characters(detail),
         (kind, None) => kind.to_string(),
     };

@@ -182,7 +182,8 @@ const SECRETS: TomlKey = TomlKey {
     doc: "Names of environment variables that oven passes on from its own environment, such as a token. If one is \
           missing, the bake fails before it begins.\n\nOnly this script gets the values. In output, logs and JSON, \
           `***` replaces them, and the bake fails if it finds a value in the finished image. The names are part of \
-          the fingerprint. The values are not, so a new value does not make a new image.",
+          the fingerprint. The values are not, so a new value does not make a new image.\n\nWith \
+          `--secret`, and in CI, the bake fails before it begins if the flag does not name all of them.",
     example: "secrets = [\"REPOSITORY_TOKEN\"]",
     ..KEY
 };

@@ -162,7 +162,7 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
             "4: unknown key `upgrade` of [[run]]: it belongs above",
         ),
         ("packages = [", "2: "),
-        ("name = \"a\"\nname = \"b\"", "3: `name`: duplicate key"),
+        ("name = \"a\"\nname = \"b\"", "3: not valid TOML in column 1: duplicate key"),
         ("packages = \"nginx\"", "2: `packages` is a string: it should be an array of packages"),
         ("packages = [1]", "2: `packages` is an integer: it should be an array"),
         ("packages = [\n \"a\",\n \"\"]", "4: `packages` has an empty string"),
@@ -371,25 +371,33 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
 }
 
 #[test]
-fn mistakes_of_syntax_name_the_key_too() {
+fn mistakes_of_syntax_name_line_and_column_and_quote_nothing() {
     let top = tree();
     let cases: &[(&str, &str)] = &[
-        ("name = web", "2: `name`: "),
-        ("name = web", ": write a string in quotes"),
+        ("name = web", "2: not valid TOML in column 8: "),
+        ("name = web", "; write a string in quotes"),
         (
             "mode = 0644",
-            "2: `mode`: unexpected leading zero, expected nothing: write a mode in quotes, such as \"0644\"",
+            "unexpected leading zero, expected nothing; write a mode in quotes, such as \"0644\"",
         ),
-        ("from = \"../x\"", "2: `from`: duplicate key"),
-        ("packages = [", "2: `packages`: unclosed array"),
-        ("[disk", "2: unclosed table, expected `]` (in \"[disk\")"),
+        ("from = \"../x\"", "2: not valid TOML in column 1: duplicate key"),
+        ("packages = [", "column 12: unclosed array"),
+        ("[disk", "unclosed table, expected `]`"),
+        ("c2VjcmV0 c2VjcmV0==", "2: not valid TOML in column "),
+        ("PASSWORD: c2VjcmV0", "2: not valid TOML in column "),
+        ("[c2VjcmV0", "2: not valid TOML in column "),
+        ("c2VjcmV0 = c2VjcmV0", "2: not valid TOML in column "),
+        ("'c2VjcmV0", "2: not valid TOML in column "),
+        ("x = \"c2VjcmV0\\q\"", "2: not valid TOML in column "),
+        ("x.c2VjcmV0 = 1\nx.c2VjcmV0 = 2", "duplicate key"),
     ];
     for (toml, expected) in cases {
         let error = load(top.path(), &format!("from = \"ami-0123456789abcdef0\"\n{toml}\n")).unwrap_err();
         assert!(
-            error.starts_with("DIR/web/image.toml:2: ") && error.contains(expected),
+            error.starts_with("DIR/web/image.toml:") && error.contains(expected),
             "{toml}\ngives {error}"
         );
+        assert!(!error.contains("c2VjcmV0") && !error.contains("PASSWORD"), "{error}");
     }
 }
 

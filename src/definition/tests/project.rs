@@ -29,6 +29,25 @@ fn nothing_leads_out_of_the_project() {
         let error = load(top.path(), &format!("from = \"ami-01234567\"\n{toml}\n")).unwrap_err();
         assert!(error.contains(expected), "{toml}\ngives {error}");
     }
+    // A file of git may contain credentials.
+    std::fs::create_dir_all(top.path().join("web/sub/.git/hooks")).unwrap();
+    std::fs::write(top.path().join("web/sub/.git/hooks/x.sh"), "#!/bin/sh\n").unwrap();
+    symlink("sub/.git/hooks/x.sh", top.path().join("web/x.sh")).unwrap();
+    std::fs::create_dir(top.path().join(".git")).unwrap();
+    for toml in [
+        "[[file]]\nsource = \"x.sh\"\ntarget = \"/x\"",
+        "[[file]]\nsource = \"sub/.git/hooks/x.sh\"\ntarget = \"/x\"\ntemplate = true",
+        "[[run]]\nscript = \"x.sh\"",
+        "[[test]]\nbats = \"x.sh\"",
+        "[[ansible]]\nplaybook = \"x.sh\"",
+        "packages = [\"./x.sh\"]",
+        "[[repository]]\nname = \"r\"\nurl = \"https://r.example\"\nsuite = \"x\"\nkey = \"x.sh\"",
+        "inputs = [\"../.git\"]",
+    ] {
+        let error = load(top.path(), &format!("from = \"ami-01234567\"\n{toml}\n")).unwrap_err();
+        assert!(error.contains("is inside a .git"), "{toml}\ngives {error}");
+    }
+    std::fs::remove_dir(top.path().join(".git")).unwrap();
     // The three possible projects: the definition's directory if it is a git repository, a directory above it with an
     // oven.toml, or else its parent directory.
     let toml = "from = \"ami-01234567\"\ninputs = [\"../common\"]\n";

@@ -12,7 +12,7 @@ mod tests;
 use crate::config::toml_reader::kind_of;
 use crate::definition::DIRECTORY_HINT;
 use crate::error::Kind;
-use crate::sys::fds::{GIT, Refused, find_within};
+use crate::sys::fds::{GIT, PathRefusal, find_within};
 use anyhow::Result;
 use sha1::{Digest, Sha1};
 use std::cell::RefCell;
@@ -277,8 +277,8 @@ fn ensure_in_project(path: &Path, project: &Path) -> Result<()> {
     let is_gits_own = path.components().any(|name| name.as_os_str() == GIT);
     match find_within(path, project) {
         Ok(_) => Ok(()),
-        Err(Refused::InGit(_)) if is_gits_own => Ok(()),
-        Err(Refused::Io(error)) => Err(unreadable(path, error)),
+        Err(PathRefusal::InGit(_)) if is_gits_own => Ok(()),
+        Err(PathRefusal::Io(error)) => Err(unreadable(path, error)),
         Err(refused) => Err(Kind::Definition
             .failure(format!("{}: is a symbolic link that {refused}", path.display()))
             .hint(format!("Replace the link by a file, or by a link to a file in {}.", project.display()))

@@ -300,7 +300,7 @@ fn docs_streams_are_what_the_schema_says() {
     }
     let cases: [(i32, &str); 16] = [
         (4, "plan web"),
-        (0, "images list"),
+        (4, "images list"),
         (0, "import base.raw --name debian-12-x"),
         (0, "plan web"),
         (0, "images list"),

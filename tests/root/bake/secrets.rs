@@ -66,6 +66,65 @@ fn a_secret_is_printed_nowhere_and_a_new_one_makes_no_new_image() {
 }
 
 #[test]
+fn only_permitted_secrets_are_passed_on() {
+    let world = world(
+        "[[run]]\nscript = \"s.sh\"\nsecrets = [\"TOKEN\"]\n[[test]]\ncommand = [\"true\"]\nsecrets = [\"OTHER\"]\n",
+        "test \"$TOKEN\" = hunter2-9f8e7d6c",
+    );
+    let bake = |ci: Option<&str>, flags: &[&str]| {
+        let mut command = world.command(&[&["bake", "image"], flags].concat());
+        command.env("TOKEN", TOKEN).env("OTHER", "other-secret").envs(ci.map(|ci| ("CI", ci)));
+        command.output().unwrap()
+    };
+    let before = world.files();
+    for (ci, flags, named) in [
+        (Some("true"), &[][..], &["--secret OTHER", "--secret TOKEN", "In CI"][..]),
+        (
+            None,
+            &["--secret", "TOKEN"],
+            &["--secret OTHER", "image/image.toml:5: `secrets` of [[test]] names OTHER"],
+        ),
+        (
+            Some("1"),
+            &["--secret", "OTHER"],
+            &["--secret TOKEN", "image/image.toml:2: `secrets` of [[run]] names TOKEN"],
+        ),
+    ] {
+        let output = bake(ci, flags);
+        assert_eq!(output.status.code(), Some(3), "{}", told(&output));
+        for text in named {
+            assert!(told(&output).contains(text), "{text}: {}", told(&output));
+        }
+        assert_eq!(world.files(), before, "a refused bake begins nothing");
+    }
+    let output = bake(Some("true"), &["--secret", "TOKEN", "--secret", "OTHER"]);
+    assert_eq!(output.status.code(), Some(0), "{}", told(&output));
+    ensure_nowhere(&world, "hunter2");
+}
+
+/// A checkout has credentials in `.git/config`. Steps see neither the checkout's `.git` nor that of an input.
+#[test]
+fn a_script_does_not_see_git_directories() {
+    let world = world(
+        "inputs = [\"../shared\"]\n[[run]]\nscript = \"s.sh\"\n",
+        "cd /run/oven\nif grep -r 'hunter''2' definition shared; then exit 1; fi\n\
+         ls -A definition/a/.git shared/.git\ntest ! -s definition/.git\ntest ! -s shared/sub/.git\n\
+         cat definition/seen shared/seen\n",
+    );
+    // Without a `.git` directory above the definition, the oven.toml marks the project.
+    world.write("oven.toml", "");
+    for path in ["image/.git", "image/a/.git/config", "shared/.git/config", "shared/sub/.git"] {
+        world.write(path, TOKEN);
+    }
+    world.write("image/seen", "seen one\n");
+    world.write("shared/seen", "seen two\n");
+    let (out, err) = world.expect(0, &["bake", "-v", "image"]);
+    assert!(err.contains("seen one") && err.contains("seen two"), "{out}{err}");
+    assert!(!err.contains("config"), "{err}");
+    ensure_nowhere(&world, "hunter2");
+}
+
+#[test]
 fn a_secret_in_a_failure_is_masked_on_every_stream() {
     let world = world(SECRET, "echo \"$TOKEN\"\necho \"$TOKEN\" > \"/etc/$TOKEN\"\nexit \"${FAIL:-0}\"");
     for flags in [&["--json"][..], &["-v"], &[]] {

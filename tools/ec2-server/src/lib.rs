@@ -87,7 +87,8 @@ fn world(file: &Path, options: &ServerOptions) -> Result<World> {
 impl Server {
     /// Starts a server on a local region's directory. Images that were imported there belong to the account.
     pub fn start(region_dir: &Path, options: ServerOptions) -> Result<Self> {
-        std::fs::create_dir_all(region_dir).with_context(|| format!("making {}", region_dir.display()))?;
+        // The server also writes its own files here, and a region is made only in an empty directory.
+        Region::open(region_dir).with_context(|| format!("making {}", region_dir.display()))?;
         let dir =
             region_dir.canonicalize().with_context(|| format!("looking at {}", region_dir.display()))?;
         let builders = options.builders();

@@ -1,0 +1,352 @@
+//! What a pull request of a stranger can do to somebody who only looks at it, and what verbs that only look change.
+
+use oven::cloud::Tags;
+use oven::cloud::local::Region;
+use oven::ids::Architecture;
+use oven::report::Report;
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+/// This text is only in files outside of the checkout, and in its `.git`. It must appear nowhere.
+const CANARY: &str = "Q0FOQVJZ";
+const BASE: &str = "from = { name = \"base\" }\n";
+
+fn oven(dir: &Path, region: &str, args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_oven"));
+    command.env_clear().env("OVEN_REGION_DIR", region).current_dir(dir).args(args);
+    command.output().unwrap()
+}
+
+fn printed(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+fn write(path: &Path, content: &str) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, content).unwrap();
+}
+
+/// Everything below a directory: types, modes, sizes, times of changes.
+fn listing(top: &Path) -> BTreeMap<String, String> {
+    let (mut found, mut directories) = (BTreeMap::new(), vec![top.to_owned()]);
+    while let Some(dir) = directories.pop() {
+        let metadata = dir.symlink_metadata().unwrap();
+        let times =
+            |m: &fs::Metadata| format!("{:o} {} {} {}", m.mode(), m.len(), m.mtime_nsec(), m.ctime_nsec());
+        found.insert(dir.display().to_string(), times(&metadata));
+        for entry in fs::read_dir(&dir).unwrap() {
+            let path = entry.unwrap().path();
+            let metadata = path.symlink_metadata().unwrap();
+            if metadata.is_dir() {
+                directories.push(path);
+            } else {
+                found.insert(path.display().to_string(), times(&metadata));
+            }
+        }
+    }
+    found
+}
+
+/// A checkout with a definition `web`, and files outside of it that a pull request may want to read.
+fn checkout() -> tempfile::TempDir {
+    let top = tempfile::tempdir().unwrap();
+    let at = |path: &str| top.path().join(path);
+    write(&at("outside/secret"), &format!("root:{CANARY}:0\n{CANARY}= {CANARY}\n"));
+    write(&at("outside/script"), &format!("#!/bin/sh\n# {CANARY}\n"));
+    write(&at("outside/def/image.toml"), &format!("name = \"{CANARY}\"\n{BASE}"));
+    write(&at("outside/broken/image.toml"), &format!("{BASE}packages = [\"{CANARY}!\"]\n"));
+    write(&at("outside/settings/oven.toml"), &format!("region = \"{CANARY}!\"\n"));
+    write(&at("repo/.git/config"), &format!("[http]\nextraheader = {CANARY}\n"));
+    write(&at("repo/web/image.toml"), BASE);
+    write(&at("os-release"), "ID=debian\nVERSION_ID=12\n");
+    top
+}
+
+/// A trick: its name, the text of image.toml (`None`: as it is), and further changes.
+type Trick = (&'static str, Option<&'static str>, fn(&Path));
+
+const TRICKS: &[Trick] = &[
+    ("image.toml is a link to a text", None, |web| relink(web, "image.toml", "../../outside/secret")),
+    ("image.toml is a link to a definition", None, |web| {
+        relink(web, "image.toml", "../../outside/broken/image.toml")
+    }),
+    ("image.toml is a link to git's file", None, |web| relink(web, "image.toml", "../.git/config")),
+    ("image.toml is a magic link", None, |web| relink(web, "image.toml", "/proc/self/environ")),
+    ("image.toml is a device", None, |web| relink(web, "image.toml", "/dev/zero")),
+    ("image.toml is a FIFO", None, |web| {
+        fs::remove_file(web.join("image.toml")).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, web.join("image.toml"), rustix::fs::Mode::RWXU).unwrap();
+    }),
+    ("oven.toml is a link to a text", Some(""), |web| relink(web, "oven.toml", "../../outside/secret")),
+    ("oven.toml is a link to settings", Some(""), |web| {
+        relink(web, "oven.toml", "../../outside/settings/oven.toml")
+    }),
+    ("oven.toml above is a link", Some(""), |web| {
+        relink(web, "../oven.toml", "../outside/settings/oven.toml")
+    }),
+    ("oven.toml is a link to git's file", Some(""), |web| relink(web, "oven.toml", "../.git/config")),
+    ("a source", Some("[[file]]\nsource = \"x\"\ntarget = \"/x\"\n"), |web| {
+        relink(web, "x", "../../outside/secret")
+    }),
+    ("a template", Some("[[file]]\nsource = \"x\"\ntarget = \"/x\"\ntemplate = true\n"), |web| {
+        relink(web, "x", "../../outside/secret")
+    }),
+    ("a template in .git", Some("[[file]]\nsource = \"x\"\ntarget = \"/x\"\ntemplate = true\n"), |web| {
+        relink(web, "x", "../.git/config")
+    }),
+    ("a script", Some("[[run]]\nscript = \"x\"\n"), |web| relink(web, "x", "../../outside/script")),
+    ("a playbook", Some("[[ansible]]\nplaybook = \"x\"\n"), |web| relink(web, "x", "../../outside/secret")),
+    ("a package", Some("packages = [\"./x\"]\n"), |web| relink(web, "x", "../../outside/secret")),
+    (
+        "a key",
+        Some("[[repository]]\nname = \"r\"\nurl = \"https://r.example\"\nsuite = \"x\"\nkey = \"x\"\n"),
+        |web| relink(web, "x", "../../outside/secret"),
+    ),
+    ("a file that no key names", Some(""), |web| relink(web, "x", "../../outside/secret")),
+    ("git's file, which no key names", Some(""), |web| relink(web, "x", "../.git/config")),
+    ("an input outside", Some("inputs = [\"../../outside\"]\n"), |_| {}),
+    ("an input in .git", Some("inputs = [\"../.git\"]\n"), |_| {}),
+    ("a parent outside", None, |web| {
+        fs::write(web.join("image.toml"), "from = \"../../outside/def\"\n").unwrap()
+    }),
+    ("a broken parent outside", None, |web| {
+        fs::write(web.join("image.toml"), "from = \"../../outside/broken\"\n").unwrap();
+    }),
+    ("memory", Some("[[file]]\nsource = \"x\"\ntarget = \"/x\"\ntemplate = true\n"), |web| {
+        fs::write(web.join("x"), "{% set x = 'x' %}".to_owned() + &"{% set x = x ~ x %}".repeat(50)).unwrap();
+    }),
+    ("indent", Some("[[file]]\nsource = \"x\"\ntarget = \"/x\"\ntemplate = true\n"), |web| {
+        fs::write(web.join("x"), "{{ 'a'|indent(99999999999999) }}").unwrap();
+    }),
+];
+
+fn relink(web: &Path, name: &str, target: &str) {
+    _ = fs::remove_file(web.join(name));
+    symlink(target, web.join(name)).unwrap();
+}
+
+#[test]
+fn a_hostile_pull_request_reads_nothing_outside_and_writes_nothing() {
+    for (name, toml, change) in TRICKS {
+        let top = checkout();
+        let (repo, web) = (top.path().join("repo"), top.path().join("repo/web"));
+        if let Some(toml) = toml {
+            fs::write(web.join("image.toml"), format!("{BASE}{toml}")).unwrap();
+        }
+        change(&web);
+        fs::create_dir(top.path().join("elsewhere")).unwrap();
+        fs::write(top.path().join("elsewhere/mine"), "mine").unwrap();
+        let before = listing(top.path());
+        let look = |dir: &Path, args: &[&str]| {
+            let begin = Instant::now();
+            let output = oven(dir, "../elsewhere", args);
+            assert!(begin.elapsed() < Duration::from_secs(30), "{name}: {args:?} took {:?}", begin.elapsed());
+            let text = printed(&output);
+            assert!(!text.contains(CANARY), "{name}: {args:?} prints {text}");
+            assert!(output.status.code().is_some_and(|code| code != 101), "{name}: {args:?}: {text}");
+            assert!(!text.contains("/proc/self/environ\n"), "{text}");
+            assert_eq!(listing(top.path()), before, "{name}: {args:?}");
+            (output.status.code().unwrap(), text)
+        };
+        for args in [&["plan", "web"][..], &["--json", "plan", "web"]] {
+            let (code, text) = look(&repo, args);
+            // Only the links that no key names are found after the region was opened.
+            assert!(code == 3 || code == 4 && name.contains("no key"), "{name}: {code} {text}");
+        }
+        for args in [
+            &["checksum", "web"][..],
+            &["checksum", "-v", "web"],
+            &["--json", "checksum", "web"],
+            &["plan", "--os-release", "../os-release", "web"],
+            &["plan", "--os-release", "../os-release", "--request", "web"],
+        ] {
+            let (code, text) = look(&repo, args);
+            let fine = name.contains("oven.toml")
+                || name.contains("no key") && args[0] == "plan"
+                || name.contains("parent") && args.contains(&"checksum");
+            assert!(code == 3 || fine, "{name}: {args:?} gives {code} {text}");
+        }
+        for args in [
+            &["images", "list"][..],
+            &["--json", "images", "list"],
+            &["images", "show", "ami-0123456789abcdef0"],
+            &["export", "ami-0123456789abcdef0", "x.raw"],
+            &["sweep", "--dry-run"],
+            &["policy"],
+            &["plugin", "list"],
+            &["import", "gone.raw", "--name", "x"],
+        ] {
+            look(&web, args);
+        }
+    }
+}
+
+#[test]
+fn a_link_that_no_key_names_is_refused_by_a_plan() {
+    for target in ["../../outside/secret", "../.git/config"] {
+        let top = checkout();
+        region(&top.path().join("region"), &top.path().join("raw"));
+        relink(&top.path().join("repo/web"), "x", target);
+        let output = oven(&top.path().join("repo"), "../region", &["plan", "web"]);
+        let text = printed(&output);
+        assert_eq!(output.status.code(), Some(3), "{text}");
+        assert!(text.contains("web/x: is a symbolic link that resolves to"), "{text}");
+    }
+}
+
+#[test]
+fn a_parent_outside_is_read_only_if_the_user_names_it() {
+    let top = checkout();
+    region(&top.path().join("region"), &top.path().join("raw"));
+    fs::write(top.path().join("repo/web/image.toml"), "from = \"../../outside/def\"\n").unwrap();
+    let output = oven(&top.path().join("repo"), "../region", &["plan", "web"]);
+    assert!(printed(&output).contains("name its directory on the command line, too"), "{}", printed(&output));
+    let output = oven(&top.path().join("repo"), "../region", &["plan", "../outside/def", "web"]);
+    assert_eq!(output.status.code(), Some(0), "{}", printed(&output));
+}
+
+/// A region with one image, `base`.
+fn region(dir: &Path, raw: &Path) -> String {
+    fs::write(raw, [7; 4096]).unwrap();
+    let region = Region::open(dir).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (tags, report) = (Tags::new(), Report::silent());
+    runtime.block_on(region.import(raw, "base", Architecture::HOST, &tags, &report)).unwrap().id.0
+}
+
+/// The verbs that only look, or that change only what is in a region.
+fn looks(image: &str) -> Vec<Vec<&str>> {
+    vec![
+        vec!["plan", "web"],
+        vec!["images", "list"],
+        vec!["images", "show", image],
+        vec!["images", "remove", "ami-00000000000000000"],
+        vec!["export", "ami-00000000000000000", "out.raw"],
+        vec!["sweep", "--dry-run"],
+        vec!["doctor"],
+        vec!["checksum", "web"],
+        vec!["policy"],
+        vec!["plugin", "list"],
+    ]
+}
+
+#[test]
+fn verbs_that_look_make_no_region_and_change_nothing() {
+    let top = tempfile::tempdir().unwrap();
+    write(&top.path().join("web/image.toml"), BASE);
+    write(&top.path().join("other/logs/mine"), "mine");
+    write(&top.path().join("other/images/mine.jpg"), "mine");
+    fs::set_permissions(top.path().join("other/images"), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::create_dir(top.path().join("empty")).unwrap();
+    let before = listing(top.path());
+    for dir in ["gone/deeper", "other", "empty", "."] {
+        for args in looks("ami-00000000000000000") {
+            let output = oven(top.path(), dir, &args);
+            let (text, code) = (printed(&output), output.status.code());
+            assert_eq!(listing(top.path()), before, "{args:?} in {dir}");
+            match args[0] {
+                "checksum" | "policy" | "plugin" => assert_eq!(code, Some(0), "{args:?}: {text}"),
+                "doctor" => assert!(text.contains("there is no region yet"), "{text}"),
+                _ => {
+                    assert_eq!(code, Some(4), "{args:?} in {dir}: {text}");
+                    assert!(text.contains(&format!("there is no region in {dir}")), "{args:?}: {text}");
+                    assert!(text.contains("oven import RAW --name NAME"), "{args:?}: {text}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn verbs_that_look_change_nothing_in_a_region() {
+    let top = tempfile::tempdir().unwrap();
+    write(&top.path().join("web/image.toml"), BASE);
+    let image = region(&top.path().join("region"), &top.path().join("raw"));
+    let mut first = None;
+    for args in looks(&image) {
+        let before = listing(top.path());
+        let output = oven(top.path(), "region", &args);
+        let now = listing(top.path());
+        assert_eq!(now, before, "{args:?}: {}", printed(&output));
+        first.get_or_insert(output);
+    }
+    assert!(printed(&first.unwrap()).contains("no image of the definition `web` exists yet"));
+}
+
+#[test]
+fn only_an_import_makes_a_region_and_only_in_an_empty_directory() {
+    let top = tempfile::tempdir().unwrap();
+    // A file system without a partition table is a disk.
+    let raw = top.path().join("disk.raw");
+    fs::File::create(&raw).unwrap().set_len(8 << 20).unwrap();
+    let made = Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&raw).status();
+    assert!(made.is_ok_and(|status| status.success()), "this test needs mkfs.ext4");
+    write(&top.path().join("other/mine"), "mine");
+    write(&top.path().join("pictures/images/mine.jpg"), "mine");
+    let import = |dir: &str| oven(top.path(), dir, &["import", "disk.raw", "--name", "base"]);
+    for dir in ["other", "pictures", "."] {
+        let before = listing(top.path());
+        let output = import(dir);
+        assert_eq!(output.status.code(), Some(3), "{}", printed(&output));
+        assert!(printed(&output).contains("is neither empty nor a region"), "{}", printed(&output));
+        assert_eq!(listing(top.path()), before);
+    }
+    // A file that is not a disk makes no region either.
+    let before = listing(top.path());
+    assert_eq!(oven(top.path(), "new", &["import", "other/mine", "--name", "b"]).status.code(), Some(2));
+    assert_eq!(listing(top.path()), before);
+    fs::create_dir(top.path().join("empty")).unwrap();
+    for dir in ["empty", "new/deeper"] {
+        for _ in 0..2 {
+            let output = import(dir);
+            assert_eq!(output.status.code(), Some(0), "{}", printed(&output));
+        }
+        let list = oven(top.path(), dir, &["images", "list"]);
+        assert!(printed(&list).contains("base"), "{}", printed(&list));
+    }
+    // oven does not change the mode of a directory that exists.
+    let images = top.path().join("empty/images");
+    fs::set_permissions(&images, fs::Permissions::from_mode(0o755)).unwrap();
+    let before = listing(top.path());
+    for args in [&["images", "list"][..], &["import", "disk.raw", "--name", "base"]] {
+        let output = oven(top.path(), "empty", args);
+        assert_eq!(output.status.code(), Some(8), "{}", printed(&output));
+        assert!(printed(&output).contains("chmod 700"), "{}", printed(&output));
+        assert_eq!(listing(top.path()), before);
+    }
+}
+
+#[test]
+fn a_plan_says_which_secrets_a_bake_would_pass_on() {
+    let top = tempfile::tempdir().unwrap();
+    region(&top.path().join("region"), &top.path().join("raw"));
+    let toml = format!("{BASE}[[run]]\ncommand = [\"true\"]\nsecrets = [\"ONE\", \"TWO\"]\n");
+    write(&top.path().join("web/image.toml"), &toml);
+    let plan = |ci: Option<&str>, args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_oven"));
+        command.env_clear().env("OVEN_REGION_DIR", "region").env("ONE", CANARY).current_dir(top.path());
+        command.envs(ci.map(|ci| ("CI", ci))).arg("plan").arg("web").args(args);
+        printed(&command.output().unwrap())
+    };
+    let text = plan(None, &[]);
+    assert!(
+        text.contains("ONE (in the environment)") && text.contains("TWO (not in the environment"),
+        "{text}"
+    );
+    let text = plan(None, &["--secret", "ONE"]);
+    assert!(
+        text.contains("ONE (in the") && text.contains("TWO (not permitted: a bake needs --secret TWO)"),
+        "{text}"
+    );
+    let text = plan(Some("true"), &[]);
+    assert!(text.contains("ONE (not permitted") && text.contains("TWO (not permitted"), "{text}");
+    let text = plan(Some("true"), &["--json", "--secret", "ONE"]);
+    assert!(text.contains("\"permitted_secrets\":[\"ONE\"]"), "{text}");
+    let text = plan(None, &["--secret", &format!("ONE={CANARY}")]);
+    assert!(text.contains("an argument of --secret has a value"), "{text}");
+    assert!(!text.contains(CANARY), "{text}");
+}
