@@ -19,19 +19,16 @@ pub struct WriteProtection<'a> {
 }
 
 impl<'a> WriteProtection<'a> {
-    /// Makes partitions read-only. A partition that is read-only already stays so afterwards.
+    /// Makes partitions read-only. The flag may be set already, because oven was killed with the disk attached. So it is
+    /// not compared with its earlier value, and [`Self::disable`] always clears it.
     ///
     /// Errors: `Machine` if the kernel refuses.
     pub fn enable(parts: impl IntoIterator<Item = &'a DiskPart>) -> Result<Self> {
         let mut protection = Self { parts: Vec::new() };
-        for part in parts {
-            let doing = || format!("making {} read-only", part.name);
-            let node = part.node.as_fd();
-            if part.partition.is_none() || block_ioctls::is_read_only(node).with_context(doing)? {
-                continue;
-            }
-            let set = block_ioctls::set_read_only(node, true);
-            set.map_err(|error| Kind::Machine.error(error)).with_context(doing)?;
+        for part in parts.into_iter().filter(|part| part.partition.is_some()) {
+            let set = block_ioctls::set_read_only(part.node.as_fd(), true);
+            set.map_err(|error| Kind::Machine.error(error))
+                .with_context(|| format!("making {} read-only", part.name))?;
             protection.parts.push(part);
         }
         Ok(protection)

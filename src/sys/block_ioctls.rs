@@ -12,7 +12,6 @@ mod raw {
     nix::ioctl_write_ptr!(ext4_resize, b'f', 16, u64);
     nix::ioctl_write_ptr!(xfs_grow, b'X', 110, FsGrow);
     nix::ioctl_write_ptr_bad!(set_read_only, 0x125d, libc::c_int);
-    nix::ioctl_read_bad!(is_read_only, 0x125e, libc::c_int);
 }
 
 /// `struct blkpg_ioctl_arg`.
@@ -62,15 +61,6 @@ pub fn device_size(device: BorrowedFd<'_>) -> Result<u64, Errno> {
     // SAFETY: BLKGETSIZE64 writes 8 bytes to a live u64.
     errno(unsafe { raw::device_size(device.as_raw_fd(), &raw mut bytes) })?;
     Ok(bytes)
-}
-
-/// Returns whether the kernel refuses to write to a block device.
-#[allow(unsafe_code)]
-pub fn is_read_only(device: BorrowedFd<'_>) -> Result<bool, Errno> {
-    let mut read_only = 0;
-    // SAFETY: BLKROGET writes one int to a live variable.
-    errno(unsafe { raw::is_read_only(device.as_raw_fd(), &raw mut read_only) })?;
-    Ok(read_only != 0)
 }
 
 /// Sets whether the kernel refuses to write to a block device. If it does, a write fails even through a descriptor that

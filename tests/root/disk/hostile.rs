@@ -101,6 +101,8 @@ fn a_superblock_cannot_ask_for_a_panic_and_candidates_are_write_protected() {
         Root::mount(&device, scratch, &PLAIN, &Report::silent()).await.unwrap().close().await.unwrap();
         let dir = tempfile::tempdir().unwrap();
         let parts = partitions(&device.path, dir.path());
+        // As if oven had been killed while it looked for the root.
+        run("blockdev", &["--setro", parts[0].1.to_str().unwrap()]);
         let stop = Arc::new(AtomicBool::new(false));
         let (until, watched) = (stop.clone(), parts.clone());
         let watcher = std::thread::spawn(move || watch(&watched, &until));
