@@ -57,12 +57,30 @@ pub struct FileSystem {
     pub dirty: bool,
     /// For ext, the number of errors that the kernel has recorded since the last check.
     pub errors: u32,
-    /// For ext, whether the newest recorded error was damage of the file system, and not an error of the storage.
-    pub damaged: bool,
+    /// For ext, the codes of the first and of the newest recorded error.
+    pub error_codes: ErrorCodes,
     /// For ext, the reason why this file system must not be mounted, if there is one.
     pub hazard: Option<MountHazard>,
     /// For XFS, the maximum share of the space that inodes may use, in percent.
     pub inode_percent: u32,
+}
+
+/// The codes of an ext file system's first and newest errors. They are numbers of ext4, and not of errno.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ErrorCodes {
+    pub first: u8,
+    pub last: u8,
+}
+
+impl ErrorCodes {
+    /// Returns whether the kernel found damage of the file system, and not an error of the storage. `earlier` is the
+    /// number of errors that were recorded before. The first error counts, because after it the kernel aborts the
+    /// journal, and then records other errors. If there were earlier errors, the first one of the new ones is unknown.
+    pub fn are_damage(self, earlier: u64) -> bool {
+        // EFSBADCRC and EFSCORRUPTED.
+        let is_damage = |code: u8| matches!(code, 4 | 5);
+        is_damage(self.first) || (earlier > 0 && is_damage(self.last))
+    }
 }
 
 /// A property of an ext file system that makes it unsafe to mount. Images do not need it.
@@ -125,8 +143,8 @@ impl FileSystem {
     fn of(kind: FileSystemType) -> Self {
         let (uuid, label) = (String::new(), String::new());
         let (block_size, blocks, errors, inode_percent) = (0, 0, 0, 0);
-        let (dirty, damaged, hazard) = (false, false, None);
-        Self { kind, uuid, label, block_size, blocks, dirty, errors, damaged, hazard, inode_percent }
+        let (dirty, error_codes, hazard) = (false, ErrorCodes::default(), None);
+        Self { kind, uuid, label, block_size, blocks, dirty, errors, error_codes, hazard, inode_percent }
     }
 
     /// Returns the size in bytes according to the superblock, or 0 if it is unknown.
@@ -193,15 +211,10 @@ fn ext(w: &Window<'_, impl ReadAt + ?Sized>) -> Option<FileSystem> {
         blocks: high | u64::from(le32(&sb, 4)),
         dirty: incompat & 0x4 != 0,
         errors: le32(&sb, 404),
-        damaged: is_damage(sb[635]),
+        error_codes: ErrorCodes { first: sb[634], last: sb[635] },
         hazard: mount_hazard(&sb),
         ..FileSystem::of(kind)
     })
-}
-
-/// Returns whether an ext superblock's code of an error means damage: EFSBADCRC or EFSCORRUPTED.
-pub fn is_damage(code: u8) -> bool {
-    matches!(code, 4 | 5)
 }
 
 /// Finds the reason not to mount an ext file system. The kernel reads the same fields before it mounts.
@@ -402,11 +415,27 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_error_is_damage_or_not() {
-        for (code, damaged) in [(0, false), (1, false), (2, false), (4, true), (5, true), (6, false)] {
-            let pieces = [(1080, &[0x53, 0xef][..]), (1024 + 404, &[1]), (1024 + 635, &[code])];
+    fn the_first_new_error_is_damage_or_not() {
+        let codes = |first, last| {
+            let pieces = [(1080, &[0x53, 0xef][..]), (1024 + 404, &[2]), (1024 + 634, &[first, last])];
             let fs = probe(&with(4096, &pieces)[..], 0, 4096).unwrap();
-            assert_eq!((fs.errors, fs.damaged), (1, damaged), "{code}");
+            assert_eq!(fs.errors, 2);
+            fs.error_codes
+        };
+        // 2 is EIO, and 8 is EROFS.
+        for (first, last, damage, damage_after_others) in [
+            (0, 0, false, false),
+            (2, 5, false, true),
+            (4, 8, true, true),
+            (5, 2, true, true),
+            (2, 8, false, false),
+        ] {
+            let codes = codes(first, last);
+            assert_eq!(
+                (codes.are_damage(0), codes.are_damage(1)),
+                (damage, damage_after_others),
+                "{codes:?}"
+            );
         }
     }
 

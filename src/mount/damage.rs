@@ -3,7 +3,7 @@
 
 use super::partitions::DiskPart;
 use crate::error::Kind;
-use crate::formats::superblock;
+use crate::formats::superblock::ErrorCodes;
 use rustix::io::Errno;
 use std::io;
 
@@ -30,8 +30,11 @@ pub fn explain(error: anyhow::Error, part: &DiskPart) -> anyhow::Error {
     if is_damage { self::error(&format!("{} is damaged: {error:#}", part.describe()), true) } else { error }
 }
 
-/// Returns whether the newest error that the kernel recorded in a mounted ext file system is damage.
-pub fn is_recorded(name: &str) -> bool {
-    let code = std::fs::read_to_string(format!("/sys/fs/ext4/{name}/last_error_errcode"));
-    code.ok().and_then(|code| code.trim().parse().ok()).is_some_and(superblock::is_damage)
+/// Returns the codes of the errors that the kernel recorded in a mounted ext file system.
+pub fn recorded_codes(name: &str) -> ErrorCodes {
+    let code = |which: &str| {
+        let text = std::fs::read_to_string(format!("/sys/fs/ext4/{name}/{which}_error_errcode")).ok()?;
+        text.trim().parse().ok()
+    };
+    ErrorCodes { first: code("first").unwrap_or(0), last: code("last").unwrap_or(0) }
 }

@@ -206,7 +206,8 @@ impl ImageMount {
             Ok(_) => return Ok(()),
         };
         let what = format!("{} is damaged: during the bake, {found}", self.part);
-        Err(damage::error(&what, new_errors > 0 && damage::is_recorded(name)))
+        let earlier = self.errors.unwrap_or(0);
+        Err(damage::error(&what, new_errors > 0 && damage::recorded_codes(name).are_damage(earlier)))
     }
 }
 

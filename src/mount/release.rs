@@ -105,7 +105,7 @@ fn check_superblock(part: &DiskPart) -> Result<()> {
         return Err(damage::error("it no longer has a valid superblock", false));
     };
     if after.kind != before.kind || after.errors > before.errors || after.dirty {
-        let is_base = after.errors > before.errors && after.damaged;
+        let is_base = after.errors > before.errors && after.error_codes.are_damage(before.errors.into());
         return Err(damage::error("its superblock records new errors", is_base));
     }
     Ok(())
