@@ -53,12 +53,15 @@ pub async fn bake(bake: &Bake<'_>, stop: impl Future<Output = ()>) -> Ended<Outc
         let packages = download::download_packages(bake).await?;
         let disk = checkout::disk(bake, &target, &undo).await?; //                             2. check out
         let root = mount::root(bake, disk.device()).await?; //                                 3. mount: borrows the disk
-        let work = provision::plan(bake, &target, packages, &root)?; //                        4. provision
-        let runner = provision::runner(bake, &work, &secrets, &root)?;
-        let mut baseline = seal::baseline(&runner)?;
-        let facts = provision::packages_and_scripts(&runner, &mut baseline).await?;
-        seal::image(&runner, baseline).await?; //                                                 clean and lint
-        drop(runner);
+        let provisioned = async {
+            let work = provision::plan(bake, &target, packages, &root)?; //                    4. provision
+            let runner = provision::runner(bake, &work, &secrets, &root)?;
+            let mut baseline = seal::baseline(&runner)?;
+            let facts = provision::packages_and_scripts(&runner, &mut baseline).await?;
+            seal::image(&runner, baseline).await?; //                                             clean and lint
+            Ok(facts)
+        };
+        let facts = provisioned.await.map_err(|error| root.explain(error))?;
         mount::release(bake, root).await?; //                                                     nothing uses the disk
         target.ensure_unchanged(bake)?;
         let snapshot = commit::snapshot(bake, disk, &undo).await?; //                          5. commit

@@ -23,6 +23,7 @@ pub async fn run(global: &GlobalArgs, report: &Report) -> Result<End> {
     let (findings, site) = Site::examine(&overrides, report).await;
     let mut checks = checks::checks(needs);
     checks.push(checks::disk_growth());
+    checks.push(checks::panic_settings(Path::new("/proc/sys")));
     checks.extend(checks::credential_blocking(needs.role));
     let without_region = match &site {
         Ok(site) if site.cloud.is_on_this_machine() => {

@@ -276,6 +276,26 @@ fn capabilities(held: CapabilitySet) -> Check {
     Check::new("capabilities", missing.is_empty(), format!("{} {verb} missing", names.join(", ")), fix)
 }
 
+/// The settings of this machine that turn a fault in an image's file system into a panic of the kernel. All are 0 by
+/// default. `kernel.panic_on_oops` is not one of them, because some distributions set it, and it needs an error of the
+/// kernel itself.
+const PANIC_SETTINGS: [&str; 2] = ["kernel/panic_on_warn", "fs/xfs/panic_mask"];
+
+/// Checks whether a damaged file system of an image can stop this machine. `sysctls` is the path of `/proc/sys`.
+pub fn panic_settings(sysctls: &Path) -> Check {
+    let is_set = |name: &&str| {
+        std::fs::read_to_string(sysctls.join(name)).is_ok_and(|value| !matches!(value.trim(), "0" | ""))
+    };
+    let set: Vec<_> =
+        PANIC_SETTINGS.iter().filter(|name| is_set(name)).map(|name| name.replace('/', ".")).collect();
+    let verb = if set.len() == 1 { "is" } else { "are" };
+    let note = format!(
+        "{} {verb} not 0, so a damaged file system of an image may stop this machine. Set it to 0 on a builder",
+        set.join(" and ")
+    );
+    Check::optional("kernel settings", set.is_empty(), &note)
+}
+
 /// Checks whether disks can be grown. Without CAP_SYS_RESOURCE, the kernel refuses to grow a mounted ext4. In that
 /// case, oven grows the ext4 with e2fsprogs before it is mounted.
 pub fn disk_growth() -> Check {
@@ -314,6 +334,28 @@ fn has_module(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn settings_that_stop_the_machine_are_named() {
+        let sysctls = tempfile::tempdir().unwrap();
+        let set = |name: &str, value: &str| {
+            let path = sysctls.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, value).unwrap();
+        };
+        let is_ok = || panic_settings(sysctls.path()).to_string() == "ok     kernel settings";
+        // A kernel without xfs has no such setting.
+        set("kernel/panic_on_warn", "0\n");
+        assert!(is_ok());
+        set("fs/xfs/panic_mask", "0\n");
+        assert!(is_ok());
+        set("fs/xfs/panic_mask", "8\n");
+        let check = panic_settings(sysctls.path());
+        assert!(!check.lacks() && check.to_string().contains("fs.xfs.panic_mask is not 0"), "{check}");
+        set("kernel/panic_on_warn", "1\n");
+        let check = panic_settings(sysctls.path()).to_string();
+        assert!(check.contains("kernel.panic_on_warn and fs.xfs.panic_mask are not 0"), "{check}");
+    }
 
     #[test]
     fn what_is_missing_is_named() {

@@ -57,14 +57,94 @@ pub struct FileSystem {
     pub dirty: bool,
     /// For ext, the number of errors that the kernel has recorded since the last check.
     pub errors: u32,
+    /// For ext, the codes of the first and of the newest recorded error.
+    pub error_codes: ErrorCodes,
+    /// For ext, the reason why this file system must not be mounted, if there is one.
+    pub hazard: Option<MountHazard>,
     /// For XFS, the maximum share of the space that inodes may use, in percent.
     pub inode_percent: u32,
 }
 
+/// The codes of an ext file system's first and newest errors. They are numbers of ext4, and not of errno.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ErrorCodes {
+    pub first: u8,
+    pub last: u8,
+}
+
+impl ErrorCodes {
+    /// Returns whether the kernel found damage of the file system, and not an error of the storage. `earlier` is the
+    /// number of errors that were recorded before. The first error counts, because after it the kernel aborts the
+    /// journal, and then records other errors. If there were earlier errors, the first one of the new ones is unknown.
+    pub fn are_damage(self, earlier: u64) -> bool {
+        // EFSBADCRC and EFSCORRUPTED.
+        let is_damage = |code: u8| matches!(code, 4 | 5);
+        is_damage(self.first) || (earlier > 0 && is_damage(self.last))
+    }
+}
+
+/// A property of an ext file system that makes it unsafe to mount. Images do not need it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MountHazard {
+    /// Multi-mount protection. Each mount waits as long as the superblock says, which may be some minutes.
+    MultiMountProtection,
+    /// The journal is on another device. The kernel would open the device of this machine that the superblock names.
+    ExternalJournal,
+    /// The superblock contains a mount option that is not on oven's list. The kernel applies it to every mount.
+    MountOption(String),
+}
+impl fmt::Display for MountHazard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::MultiMountProtection => f.write_str("it has multi-mount protection (mmp)"),
+            Self::ExternalJournal => f.write_str("its journal is on another device"),
+            Self::MountOption(option) => write!(f, "its superblock sets the mount option {option:?}"),
+        }
+    }
+}
+impl MountHazard {
+    /// A sentence that says how to remove the property.
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::MultiMountProtection => "Turn it off with `tune2fs -O ^mmp`.",
+            Self::ExternalJournal => {
+                "Create an internal journal with `tune2fs -O ^has_journal` and `tune2fs -j`."
+            }
+            Self::MountOption(_) => "Remove the options with `tune2fs -E mount_opts=`.",
+        }
+    }
+}
+
+/// The mount options that a superblock may contain. They change neither how the kernel treats errors (oven's own option
+/// overrides `errors=`), nor what it opens besides the file system.
+const HARMLESS_OPTIONS: [&str; 19] = [
+    "acl",
+    "noacl",
+    "user_xattr",
+    "nouser_xattr",
+    "barrier",
+    "nobarrier",
+    "delalloc",
+    "nodelalloc",
+    "discard",
+    "nodiscard",
+    "lazytime",
+    "nolazytime",
+    "auto_da_alloc",
+    "noauto_da_alloc",
+    "data=ordered",
+    "data=writeback",
+    "errors=continue",
+    "errors=remount-ro",
+    "errors=panic",
+];
+
 impl FileSystem {
     fn of(kind: FileSystemType) -> Self {
         let (uuid, label) = (String::new(), String::new());
-        Self { kind, uuid, label, block_size: 0, blocks: 0, dirty: false, errors: 0, inode_percent: 0 }
+        let (block_size, blocks, errors, inode_percent) = (0, 0, 0, 0);
+        let (dirty, error_codes, hazard) = (false, ErrorCodes::default(), None);
+        Self { kind, uuid, label, block_size, blocks, dirty, errors, error_codes, hazard, inode_percent }
     }
 
     /// Returns the size in bytes according to the superblock, or 0 if it is unknown.
@@ -131,8 +211,24 @@ fn ext(w: &Window<'_, impl ReadAt + ?Sized>) -> Option<FileSystem> {
         blocks: high | u64::from(le32(&sb, 4)),
         dirty: incompat & 0x4 != 0,
         errors: le32(&sb, 404),
+        error_codes: ErrorCodes { first: sb[634], last: sb[635] },
+        hazard: mount_hazard(&sb),
         ..FileSystem::of(kind)
     })
+}
+
+/// Finds the reason not to mount an ext file system. The kernel reads the same fields before it mounts.
+fn mount_hazard(sb: &[u8]) -> Option<MountHazard> {
+    if le32(sb, 96) & 0x100 != 0 {
+        return Some(MountHazard::MultiMountProtection);
+    }
+    let (journal_inode, journal_device) = (le32(sb, 224), le32(sb, 228));
+    if le32(sb, 92) & 0x4 != 0 && (journal_inode == 0 || journal_device != 0) {
+        return Some(MountHazard::ExternalJournal);
+    }
+    let options = text(&sb[512..576]);
+    let unknown = options.split(',').find(|option| !option.is_empty() && !HARMLESS_OPTIONS.contains(option));
+    unknown.map(|option| MountHazard::MountOption(option.to_owned()))
 }
 
 fn xfs(w: &Window<'_, impl ReadAt + ?Sized>) -> Option<FileSystem> {
@@ -291,6 +387,56 @@ mod tests {
             assert_eq!(probe(&disk[..], 0, 2), None);
         }
         assert_eq!(kind(&with(size, &[])), None);
+    }
+
+    /// The options of `tune2fs -E mount_opts=`, the features of `mkfs.ext4`, and the fields of an external journal.
+    #[test]
+    fn an_ext_file_system_that_is_unsafe_to_mount_has_a_reason() {
+        let hazard = |pieces: &[(usize, &[u8])]| {
+            let mut all = vec![(1080, &[0x53, 0xef][..]), (1024 + 96, &[0x40])];
+            all.extend_from_slice(pieces);
+            probe(&with(4096, &all)[..], 0, 4096).unwrap().hazard
+        };
+        let (journal, inode) = ((1024 + 92, &[4][..]), (1024 + 224, &[8][..]));
+        assert_eq!(hazard(&[]), None);
+        assert_eq!(hazard(&[journal, inode]), None);
+        assert_eq!(hazard(&[(1024 + 97, &[1])]), Some(MountHazard::MultiMountProtection));
+        assert_eq!(hazard(&[journal]), Some(MountHazard::ExternalJournal));
+        assert_eq!(hazard(&[journal, inode, (1024 + 228, &[1])]), Some(MountHazard::ExternalJournal));
+        assert_eq!(hazard(&[(1024 + 512, b"acl,errors=panic,data=ordered")]), None);
+        for option in ["journal_path=/dev/sda", "abort", "dax", " acl", "usrjquota=x", "errors=panic "] {
+            let options = format!("acl,{option},discard");
+            let found = hazard(&[(1024 + 512, options.as_bytes())]);
+            assert_eq!(found, Some(MountHazard::MountOption(option.to_owned())));
+        }
+        // The field has no NUL byte if it is full.
+        let full = "x".repeat(64);
+        assert_eq!(hazard(&[(1024 + 512, full.as_bytes())]), Some(MountHazard::MountOption(full)));
+    }
+
+    #[test]
+    fn the_first_new_error_is_damage_or_not() {
+        let codes = |first, last| {
+            let pieces = [(1080, &[0x53, 0xef][..]), (1024 + 404, &[2]), (1024 + 634, &[first, last])];
+            let fs = probe(&with(4096, &pieces)[..], 0, 4096).unwrap();
+            assert_eq!(fs.errors, 2);
+            fs.error_codes
+        };
+        // 2 is EIO, and 8 is EROFS.
+        for (first, last, damage, damage_after_others) in [
+            (0, 0, false, false),
+            (2, 5, false, true),
+            (4, 8, true, true),
+            (5, 2, true, true),
+            (2, 8, false, false),
+        ] {
+            let codes = codes(first, last);
+            assert_eq!(
+                (codes.are_damage(0), codes.are_damage(1)),
+                (damage, damage_after_others),
+                "{codes:?}"
+            );
+        }
     }
 
     #[test]

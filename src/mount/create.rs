@@ -1,6 +1,6 @@
 //! Mounts through descriptors: a mount is created, verified, and only then attached. Mounts are unmounted by their ids.
 
-use super::busy;
+use super::{busy, damage};
 use crate::error::Kind;
 use crate::sys::mount::table;
 use crate::sys::namespaces;
@@ -105,13 +105,16 @@ fn superblock(request: &MountRequest, messages: &mut String) -> rustix::io::Resu
     made.map(|()| fs)
 }
 
+/// Returns the mount options. Every mount of ext4 says what happens at an error. Otherwise the superblock decides, and it
+/// may say `panic`: then one damaged directory stops this machine. Options of a mount override those of the superblock,
+/// even for a read-only mount. In a vfat and an xfs file system, nothing can ask for a panic.
 fn options(request: &MountRequest) -> &'static [(&'static str, &'static str)] {
     match (request.kind, request.read_only) {
         // xfs refuses to mount two file systems with the same UUID. A copy of a disk has the UUID of the original,
         // which may be mounted at the same time. So oven disables this check.
         ("xfs", false) => &[("nouuid", "")],
         ("xfs", true) => &[("nouuid", ""), ("norecovery", "")],
-        ("ext4" | "ext3" | "ext2", true) => &[("noload", "")],
+        ("ext4" | "ext3" | "ext2", true) => &[("errors", "remount-ro"), ("noload", "")],
         // The file system becomes read-only if it is damaged, and then the bake fails, because later writes could not
         // be trusted. The device's cache is not flushed at each fsync, because the disk is discarded if this machine
         // stops. The cache is flushed when the root is closed. The kernel must not zero inode tables in the background
@@ -120,6 +123,7 @@ fn options(request: &MountRequest) -> &'static [(&'static str, &'static str)] {
         ("ext4" | "ext3" | "ext2", false) => {
             &[("errors", "remount-ro"), ("nobarrier", ""), ("noinit_itable", "")]
         }
+        ("vfat", _) => &[("errors", "remount-ro")],
         _ => &[],
     }
 }
@@ -136,7 +140,7 @@ fn refusal_error(error: Errno, messages: &str, request: &MountRequest) -> anyhow
                 "the {} file system on {} is damaged, or this kernel is too old for it ({error}{messages})",
                 request.kind, request.name
             );
-            Kind::Definition.failure(what).hint("The kernel's log (dmesg) may say more.").into()
+            damage::error(&what, true)
         }
         _ => anyhow::Error::new(error).context(format!("the kernel rejected the mount{messages}")),
     }
@@ -219,6 +223,17 @@ pub const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CL
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_mount_of_ext4_and_vfat_says_what_happens_at_an_error() {
+        let tmpfs = || OwnedFd::from(std::fs::File::open("/").unwrap());
+        for kind in ["ext2", "ext3", "ext4", "vfat"] {
+            for read_only in [true, false] {
+                let request = MountRequest { tmpfs: tmpfs(), name: "x".into(), rdev: 0, kind, read_only };
+                assert!(options(&request).contains(&("errors", "remount-ro")), "{kind}");
+            }
+        }
+    }
 
     #[test]
     fn pauses_sum_up_to_two_seconds() {

@@ -3,11 +3,13 @@
 mod busy;
 mod choose_root;
 mod create;
+mod damage;
 mod grow;
 mod mounts;
 mod partitions;
 mod release;
 mod unmountable;
+mod write_protection;
 
 use crate::device::Device;
 use crate::error::Kind;
@@ -30,6 +32,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use unmountable::UnsupportedMount;
+use write_protection::WriteProtection;
 
 /// How a root is mounted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -115,7 +118,8 @@ impl<'d> Root<'d> {
             report: report.clone(),
             device,
         };
-        mounted.mount_rest(root).await?;
+        let rest = mounted.mount_rest(root).await;
+        rest.map_err(|error| damage::explain(error, &mounted.disk.parts[root]))?;
         Ok(mounted)
     }
 
@@ -228,6 +232,24 @@ impl<'d> Root<'d> {
         &self.unmountable_targets
     }
 
+    /// Explains the failure of a bake. If the kernel found a file system of the image damaged meanwhile, the result says
+    /// so, because that is the cause of most other failures. Otherwise the result is the same error.
+    pub fn explain(&self, error: anyhow::Error) -> anyhow::Error {
+        if Kind::of(&error) == Kind::Interrupted {
+            return error;
+        }
+        match self.mounts.check() {
+            Ok(()) => error,
+            Err(damage) => {
+                let hint = crate::error::hint_of(&damage).unwrap_or_default();
+                Kind::of(&damage)
+                    .failure(format!("{damage:#}. Before, this failed: {error:#}"))
+                    .hint(hint)
+                    .into()
+            }
+        }
+    }
+
     /// Unmounts everything. Then uses `O_EXCL` to open the whole disk and each partition that was mounted, and syncs
     /// them. If this succeeds, nothing else uses the disk. Fails if a file system was damaged, or if a step wrote to
     /// the mount point of a file system that could not be mounted.
@@ -239,21 +261,25 @@ impl<'d> Root<'d> {
     }
 }
 
-/// Chooses the partition with the root file system.
+/// Chooses the partition with the root file system. The kernel does not write to the candidates meanwhile.
 async fn choose(disk: &DiskNodes) -> Result<usize> {
     let candidates = match choose_root::choose_by_table(&disk.parts).context("finding the root partition")? {
         choose_root::RootChoice::Chosen(one) => return Ok(one),
         choose_root::RootChoice::Candidates(candidates) => candidates,
     };
+    const DOING: &str = "finding the root partition";
     let mut contents = Vec::new();
+    let protection = WriteProtection::enable(candidates.iter().map(|&index| &disk.parts[index]));
+    let protection = protection.context(DOING)?;
     for index in candidates {
         let part = &disk.parts[index];
-        let mount = create_mount(disk, part, true).await.context("finding the root partition")?;
+        let mount = create_mount(disk, part, true).await.context(DOING)?;
         let content =
-            choose_root::examine(&ImageTree::new(mount)).with_context(|| format!("reading {}", part.name))?;
-        contents.push((index, content));
+            choose_root::examine(&ImageTree::new(mount)).with_context(|| format!("reading {}", part.name));
+        contents.push((index, content.map_err(|error| damage::explain(error, part)).context(DOING)?));
     }
-    choose_root::choose_by_content(&disk.parts, &contents).context("finding the root partition")
+    protection.disable().context(DOING)?;
+    choose_root::choose_by_content(&disk.parts, &contents).context(DOING)
 }
 
 /// Returns the kernel's driver for the file system of a partition. The driver of ext4 also serves ext2 and ext3.
@@ -269,6 +295,11 @@ fn kernel_type(part: &DiskPart) -> Option<&'static str> {
 /// Creates the mount of a partition. The mount is not attached anywhere yet.
 async fn create_mount(disk: &DiskNodes, part: &DiskPart, read_only: bool) -> Result<OwnedFd> {
     let kind = kernel_type(part).with_context(|| format!("oven cannot mount {}", part.describe()))?;
+    if let Some(hazard) = part.fs.as_ref().and_then(|fs| fs.hazard.as_ref()) {
+        let failure =
+            Kind::Definition.failure(format!("oven does not mount {}, because {hazard}", part.describe()));
+        return Err(failure.hint(hazard.remedy()).into());
+    }
     let tmpfs = disk.tmpfs.try_clone().context("duplicating a descriptor")?;
     let wanted = MountRequest { tmpfs, name: part.name.clone(), rdev: part.rdev, kind, read_only };
     run_to_end(move || create::create_mount(&wanted)).await.map_err(|error| {

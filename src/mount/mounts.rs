@@ -1,9 +1,9 @@
 //! The mounts of a root. At the end of a bake, they are checked, synced and unmounted.
 
-use super::create;
 use super::create::DIR;
 use super::partitions::DiskPart;
 use super::{busy, choose_root, make_mount_point};
+use super::{create, damage};
 use crate::device::Device;
 use crate::device::Trim;
 use crate::error::Kind;
@@ -14,7 +14,7 @@ use crate::sys::fds::open_directory;
 use crate::sys::mount::api;
 use crate::sys::mount::table::{self, MountEntry};
 use crate::sys::tasks;
-use crate::text::human_size;
+use crate::text::{count, human_size};
 use anyhow::{Context, Result};
 use rustix::fs::Mode;
 use rustix::io::Errno;
@@ -35,6 +35,8 @@ pub struct ImageMount {
     fd: Option<OwnedFd>,
     /// The directory of the image on which the mount is attached.
     target: String,
+    /// The description of the partition, for messages.
+    part: String,
     /// The name and number of the device. It is `None` for a bind mount, and for a second mount of a device.
     pub(crate) device: Option<(String, u64)>,
     /// The number of errors that an ext file system had recorded when it was mounted.
@@ -84,13 +86,16 @@ impl ImageMounts {
             )
         });
         let errors = part.filter(|_| is_ext).and_then(|part| errors_of(&part.name));
-        self.list.push(ImageMount { id, fd: Some(mount), target: target.to_owned(), device, errors });
+        let (fd, target) = (Some(mount), target.to_owned());
+        let part = part.map(DiskPart::describe).unwrap_or_default();
+        self.list.push(ImageMount { id, fd, target: target.clone(), part, device, errors });
         // A recursive bind also creates mounts below this mount. They would keep this mount busy, so they are recorded
         // and unmounted first.
         let table = table::of_this_thread()?;
         for line in below(&table, id) {
             let target = format!("{target} ({})", line.path.display());
-            self.list.push(ImageMount { id: line.id, fd: None, target, device: None, errors: None });
+            let part = String::new();
+            self.list.push(ImageMount { id: line.id, fd: None, target, part, device: None, errors: None });
         }
         if self.list.len() > MOUNTS_MAX {
             let failure =
@@ -107,6 +112,16 @@ impl ImageMounts {
         let is = |mounted: &&ImageMount| mounted.device.as_ref().is_some_and(|(_, of)| *of == rdev);
         let fd = self.list.iter().find(is)?.fd.as_ref()?;
         Some(api::clone_mount(fd, "", false))
+    }
+
+    /// Fails if the kernel found a file system damaged since it was mounted.
+    pub(crate) fn check(&self) -> Result<()> {
+        for mounted in &self.list {
+            let Some((device, _)) = &mounted.device else { continue };
+            let target = &mounted.target;
+            mounted.check().with_context(|| format!("checking the file system of {target} on {device}"))?;
+        }
+        Ok(())
     }
 
     /// Checks all file systems, syncs them, and discards their free space.
@@ -180,20 +195,19 @@ impl Drop for ImageMounts {
 impl ImageMount {
     fn check(&self) -> Result<()> {
         let Some(fd) = &self.fd else { return Ok(()) };
-        let statistics = rustix::fs::fstatfs(fd).map_err(|error| match error {
-            Errno::IO => damaged("the kernel shut it down"),
-            error => error.into(),
-        })?;
-        if statistics.f_flags as u64 & READ_ONLY != 0 {
-            return Err(damaged("it became read-only"));
-        }
         let name = self.device.as_ref().map_or("", |(name, _)| name);
-        if let (Some(before), Some(now)) = (self.errors, errors_of(name))
-            && now > before
-        {
-            return Err(damaged(&format!("the kernel found {} errors in it during the bake", now - before)));
-        }
-        Ok(())
+        let new_errors =
+            self.errors.zip(errors_of(name)).map_or(0, |(before, now)| now.saturating_sub(before));
+        let found = match rustix::fs::fstatfs(fd) {
+            Err(Errno::IO) => "the kernel shut it down".to_owned(),
+            Err(error) => return Err(error.into()),
+            Ok(statistics) if statistics.f_flags as u64 & READ_ONLY != 0 => "it became read-only".to_owned(),
+            Ok(_) if new_errors > 0 => format!("the kernel found {}", count(new_errors as usize, "error")),
+            Ok(_) => return Ok(()),
+        };
+        let what = format!("{} is damaged: during the bake, {found}", self.part);
+        let earlier = self.errors.unwrap_or(0);
+        Err(damage::error(&what, new_errors > 0 && damage::recorded_codes(name).are_damage(earlier)))
     }
 }
 
@@ -209,12 +223,6 @@ fn below(table: &[MountEntry], id: u64) -> Vec<&MountEntry> {
         }
     }
     found
-}
-
-pub(crate) fn damaged(what: &str) -> anyhow::Error {
-    let hint =
-        "The base image's file system or this machine's storage is damaged. See the kernel's log (dmesg).";
-    Kind::Machine.failure(what).hint(hint).into()
 }
 
 /// Returns the number of errors that the kernel has recorded in a mounted ext file system.

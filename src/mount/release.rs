@@ -2,7 +2,8 @@
 
 use super::busy;
 use super::create;
-use super::mounts::{ImageMounts, damaged};
+use super::damage;
+use super::mounts::ImageMounts;
 use super::partitions::{DeviceBytes, DiskNodes, DiskPart};
 use crate::device::Device;
 use crate::error::Kind;
@@ -101,10 +102,11 @@ fn check_superblock(part: &DiskPart) -> Result<()> {
     let Some(before) = &part.fs else { return Ok(()) };
     let bytes = DeviceBytes { fd: part.node.as_fd(), size: part.size };
     let Some(after) = superblock::probe(&bytes, 0, part.size) else {
-        return Err(damaged("it no longer has a valid superblock"));
+        return Err(damage::error("it no longer has a valid superblock", false));
     };
     if after.kind != before.kind || after.errors > before.errors || after.dirty {
-        return Err(damaged("its superblock records new errors"));
+        let is_base = after.errors > before.errors && after.error_codes.are_damage(before.errors.into());
+        return Err(damage::error("its superblock records new errors", is_base));
     }
     Ok(())
 }

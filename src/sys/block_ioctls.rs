@@ -11,6 +11,7 @@ mod raw {
     nix::ioctl_readwrite!(trim, b'X', 121, TrimRange);
     nix::ioctl_write_ptr!(ext4_resize, b'f', 16, u64);
     nix::ioctl_write_ptr!(xfs_grow, b'X', 110, FsGrow);
+    nix::ioctl_write_ptr_bad!(set_read_only, 0x125d, libc::c_int);
 }
 
 /// `struct blkpg_ioctl_arg`.
@@ -60,6 +61,15 @@ pub fn device_size(device: BorrowedFd<'_>) -> Result<u64, Errno> {
     // SAFETY: BLKGETSIZE64 writes 8 bytes to a live u64.
     errno(unsafe { raw::device_size(device.as_raw_fd(), &raw mut bytes) })?;
     Ok(bytes)
+}
+
+/// Sets whether the kernel refuses to write to a block device. If it does, a write fails even through a descriptor that
+/// was opened before. The flag belongs to this device alone: that of a partition does not change the whole disk.
+#[allow(unsafe_code)]
+pub fn set_read_only(device: BorrowedFd<'_>, read_only: bool) -> Result<(), Errno> {
+    let argument = libc::c_int::from(read_only);
+    // SAFETY: BLKROSET reads one int, which outlives the call.
+    errno(unsafe { raw::set_read_only(device.as_raw_fd(), &raw const argument) })
 }
 
 /// Adds a partition to the kernel's table, or resizes a partition in this table. `start` and `length` are in bytes.

@@ -343,7 +343,9 @@ fn in_mount<T>(image: &str, kind: &str, work: impl FnOnce(&str) -> T) -> T {
     let place = tempfile::tempdir().unwrap();
     apart(|| {
         let path = place.path().to_str().unwrap();
-        run("mount", &["-t", kind, "-o", "loop", image, path]);
+        // The option overrides the superblock, which a test may have changed.
+        let options = if kind == "ext4" { "loop,errors=remount-ro" } else { "loop" };
+        run("mount", &["-t", kind, "-o", options, image, path]);
         let done = work(path);
         unmount(place.path());
         done

@@ -1,0 +1,216 @@
+//! File systems that were made to harm the machine that mounts them. No test here mounts a damaged file system that asks
+//! for a panic; `vm-tests/hostile` does.
+
+use oven::error::{Kind, hint_of};
+use oven::mount::{MountOptions, Root};
+use oven::report::Report;
+use oven_testing::LoopDisk;
+use oven_testing::disk::loop_disk::{FAKE_ROOT, alone, run};
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+const PLAIN: MountOptions = MountOptions { grow: false };
+const TWO: &str = "label: gpt\n1: start=2048, size=65536, type=L\n2: start=67584, size=65536, type=L\n";
+
+/// A disk with two possible roots. The second one is the root according to both fstabs.
+fn two_candidates(options: &[&str]) -> LoopDisk {
+    let mut disk = LoopDisk::new(80, 512);
+    disk.table(TWO);
+    for (part, label) in [("1", "old"), ("2", "new")] {
+        disk.ext4(part, &FAKE_ROOT("LABEL=new / ext4\n"), &[&["-L", label], options].concat());
+    }
+    disk
+}
+
+/// Overwrites the first block of a directory with zeros.
+fn damage(disk: &LoopDisk, part: &str, directory: &str) {
+    let block: u64 = disk.with_part(part, |path| {
+        let done =
+            Command::new("debugfs").args(["-R", &format!("blocks {directory}"), path]).output().unwrap();
+        let blocks = String::from_utf8(done.stdout).unwrap();
+        blocks
+            .split_whitespace()
+            .next()
+            .unwrap_or_else(|| panic!("{directory} has no blocks"))
+            .parse()
+            .unwrap()
+    });
+    disk.put(part, block * 4096, &[0; 4096]);
+}
+
+fn content(disk: &LoopDisk, part: &str) -> Vec<u8> {
+    disk.with_part(part, |path| fs::read(path).unwrap())
+}
+
+/// What a thread saw while a root was mounted.
+#[derive(Default)]
+struct Seen {
+    /// The options of each mount.
+    options: BTreeSet<String>,
+    /// Whether a write to a partition failed, and whether one succeeded.
+    refused: bool,
+    written: bool,
+}
+
+/// Until `stop`, reads the options of the partitions' mounts, and writes the content of each partition's last sector to
+/// the same place.
+fn watch(parts: &[(String, PathBuf)], stop: &AtomicBool) -> Seen {
+    let mut seen = Seen::default();
+    while !stop.load(Ordering::Relaxed) {
+        for (name, node) in parts {
+            seen.options.extend(fs::read_to_string(format!("/proc/fs/ext4/{name}/options")));
+            let (mut sector, offset) = ([0; 512], (65536 - 1) * 512);
+            let file = File::options().read(true).write(true).open(node).unwrap();
+            file.read_exact_at(&mut sector, offset).unwrap();
+            match file.write_at(&sector, offset) {
+                Ok(_) => seen.written = true,
+                Err(error) if error.kind() == ErrorKind::PermissionDenied => seen.refused = true,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+    seen
+}
+
+/// The partitions' names, and nodes for them.
+fn partitions(device: &Path, dir: &Path) -> Vec<(String, PathBuf)> {
+    let disk = device.file_name().unwrap().to_str().unwrap();
+    let names = [1, 2].map(|number| format!("{disk}p{number}"));
+    let with_node = names.into_iter().map(|name| {
+        let number = fs::read_to_string(format!("/sys/class/block/{name}/dev")).unwrap();
+        let (major, minor) = number.trim().split_once(':').unwrap();
+        let node = dir.join(&name);
+        run("mknod", &[node.to_str().unwrap(), "b", major, minor]);
+        (name, node)
+    });
+    with_node.collect()
+}
+
+#[test]
+fn a_superblock_cannot_ask_for_a_panic_and_candidates_are_write_protected() {
+    let disk = two_candidates(&["-e", "panic"]);
+    alone(async |scratch| {
+        let device = disk.device();
+        // The first mount adds the partitions to the kernel.
+        Root::mount(&device, scratch, &PLAIN, &Report::silent()).await.unwrap().close().await.unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let parts = partitions(&device.path, dir.path());
+        // As if oven had been killed while it looked for the root.
+        run("blockdev", &["--setro", parts[0].1.to_str().unwrap()]);
+        let stop = Arc::new(AtomicBool::new(false));
+        let (until, watched) = (stop.clone(), parts.clone());
+        let watcher = std::thread::spawn(move || watch(&watched, &until));
+        // Each mount looks at both candidates. Some looks suffice to see one in the middle.
+        for _ in 0..10 {
+            let root = Root::mount(&device, scratch, &PLAIN, &Report::silent()).await.unwrap();
+            root.close().await.unwrap();
+        }
+        stop.store(true, Ordering::Relaxed);
+        let seen = watcher.join().unwrap();
+        let is_look = |options: &&String| options.starts_with("ro\n");
+        assert!(seen.options.iter().any(|options| is_look(&options)), "{:?}", seen.options);
+        assert!(!seen.options.iter().all(|options| is_look(&options)), "{:?}", seen.options);
+        for options in &seen.options {
+            assert!(options.contains("errors=remount-ro") && !options.contains("errors=panic"), "{options}");
+        }
+        assert!(seen.refused && seen.written);
+        for (name, _) in &parts {
+            assert_eq!(fs::read_to_string(format!("/sys/class/block/{name}/ro")).unwrap(), "0\n");
+        }
+    });
+    disk.detach();
+}
+
+#[test]
+fn a_damaged_candidate_is_named_and_nothing_is_written_to_it() {
+    let disk = two_candidates(&[]);
+    damage(&disk, "1", "/etc");
+    let before = ["1", "2"].map(|part| content(&disk, part));
+    alone(async |scratch| {
+        let device = disk.device();
+        let error = Root::mount(&device, scratch, &PLAIN, &Report::silent()).await.err().unwrap();
+        let text = format!("{error:#}");
+        assert!(text.contains("finding the root partition: partition 1 (ext4, 32.0 MiB"), "{text}");
+        assert!(text.contains("is damaged: ") && text.contains("/etc/fstab"), "{text}");
+        assert_eq!(Kind::of(&error), Kind::Definition);
+        assert!(hint_of(&error).unwrap().contains("e2fsck -f"));
+        // The write protection ended with the failure.
+        let disk_name = device.path.file_name().unwrap().to_str().unwrap();
+        for part in [1, 2] {
+            let flag = fs::read_to_string(format!("/sys/class/block/{disk_name}p{part}/ro")).unwrap();
+            assert_eq!(flag, "0\n");
+        }
+        assert_eq!((disk.mounts(), fs::read_dir(scratch).unwrap().count()), (0, 0));
+    });
+    disk.detach();
+    assert!(before == ["1", "2"].map(|part| content(&disk, part)));
+}
+
+#[test]
+fn damage_that_appears_in_a_bake_is_the_fault_of_the_base() {
+    let mut disk = LoopDisk::new(40, 512);
+    disk.table("label: gpt\nstart=2048, type=L\n");
+    disk.ext4("1", &FAKE_ROOT(""), &[]);
+    damage(&disk, "1", "/var/tmp");
+    alone(async |scratch| {
+        let device = disk.device();
+        let root = Root::mount(&device, scratch, &PLAIN, &Report::silent()).await.unwrap();
+        let healthy = root.explain(Kind::Step.error("the step failed"));
+        assert_eq!((Kind::of(&healthy), format!("{healthy:#}")), (Kind::Step, "the step failed".to_owned()));
+        assert!(root.tree().read("/var/tmp/file").is_err());
+        let error = root.explain(Kind::Step.error("the step failed"));
+        let text = format!("{error:#}");
+        assert!(text.contains("partition 1 (ext4, 38.0 MiB") && text.contains("is damaged"), "{text}");
+        assert!(text.ends_with("Before, this failed: the step failed"), "{text}");
+        assert_eq!(Kind::of(&error), Kind::Definition);
+        assert!(hint_of(&error).unwrap().contains("e2fsck -f"));
+        let stopped = root.explain(Kind::Interrupted.error("stopped"));
+        assert_eq!(Kind::of(&stopped), Kind::Interrupted);
+        let error = root.close().await.unwrap_err();
+        assert_eq!((Kind::of(&error), disk.mounts()), (Kind::Definition, 0));
+    });
+    disk.detach();
+}
+
+#[test]
+fn a_file_system_that_is_unsafe_to_mount_is_refused() {
+    // The tool that changes the file system, its arguments, and a part of the message.
+    let cases: [(&[&str], &str); 4] = [
+        (&["tune2fs", "-O", "mmp"], "because it has multi-mount protection (mmp)"),
+        (
+            &["tune2fs", "-E", "mount_opts=journal_path=/dev/sda"],
+            "sets the mount option \"journal_path=/dev/sda\"",
+        ),
+        (&["tune2fs", "-E", "mount_opts=abort"], "because its superblock sets the mount option \"abort\""),
+        (&["debugfs", "-w", "-R", "ssv journal_inum 0"], "because its journal is on another device"),
+    ];
+    for (change, wanted) in cases {
+        let mut disk = LoopDisk::new(40, 512);
+        disk.table("label: gpt\nstart=2048, type=L\n");
+        disk.ext4("1", &FAKE_ROOT(""), &[]);
+        disk.with_part("1", |path| {
+            run(change[0], &[&change[1..], &[path]].concat());
+            disk.put("1", 0, &fs::read(path).unwrap());
+        });
+        let before = content(&disk, "1");
+        alone(async |scratch| {
+            let device = disk.device();
+            let error = Root::mount(&device, scratch, &PLAIN, &Report::silent()).await.err().unwrap();
+            let text = format!("{error:#}");
+            assert!(
+                text.contains("oven does not mount partition 1 (ext4") && text.contains(wanted),
+                "{text}"
+            );
+            assert_eq!((Kind::of(&error), disk.mounts()), (Kind::Definition, 0));
+            assert!(hint_of(&error).unwrap().contains("tune2fs"));
+        });
+        disk.detach();
+        assert!(before == content(&disk, "1"));
+    }
+}
