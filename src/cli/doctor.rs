@@ -23,6 +23,7 @@ pub async fn run(global: &GlobalArgs, report: &Report) -> Result<End> {
     let mut checks = checks::checks(needs);
     checks.push(checks::disk_growth());
     checks.extend(checks::credential_blocking(needs.role));
+    checks.extend(checks::step_limits());
     match &site {
         Ok(site) if site.cloud.is_on_this_machine() => checks.push(checks::region(&site.state)),
         Ok(site) => checks.push(checks::state_directory(&site.state)),

@@ -9,6 +9,7 @@ use super::space::DiskSpace;
 use crate::definition::PackageRequest;
 use crate::error::{Failure, Kind};
 use crate::sandbox;
+use crate::sandbox::cgroup::CgroupSupport;
 use crate::sandbox::spec::{BindMount, ExitStatus, StepExit, StepSpec};
 use anyhow::{Context, Result};
 use oven_distro::{Shim, Trouble};
@@ -285,9 +286,12 @@ impl<'a> CommandRunner<'a> {
             binds: call.binds.clone(),
             caches: self.downloads.mounts(wanted).await?,
             nodes: self.place.nodes.to_vec(),
+            disk_writable: self.work.image.disk_writable,
+            limits: self.work.limits,
             throwaway: call.throwaway,
             interactive: false,
         };
+        CgroupSupport::get().report_gaps(self.work.report);
         let mut span = self.work.report.command(&call.argv);
         let run = sandbox::run_with(self.work.helper, &spec, self.work.secrets, call.timeout, on_line);
         let exit = tokio::select! {

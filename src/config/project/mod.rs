@@ -8,6 +8,7 @@ use crate::config::toml_reader;
 use crate::config::toml_reader::Table;
 use crate::error::Kind;
 use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -24,6 +25,16 @@ const DISKS: &[(&str, Strategy)] = &[("attached", Strategy::Attached), ("direct"
 const CACHE_GIB: u64 = 20;
 /// The maximum of `cache_gib`: the size of EBS's largest volume. A larger number is probably a mistake.
 const CACHE_MOST: u64 = 64 << 10;
+
+/// The maximum of `memory_gib`. A larger number is probably a mistake.
+const MEMORY_MOST: u64 = 64 << 10;
+/// The default of `pids`. Package managers and compilers need a few hundred.
+const PIDS: u64 = 4096;
+/// The minimum of `pids`. With fewer processes, package managers may fail. The kernel cannot limit the numbers of
+/// processes below 301.
+const PIDS_LEAST: u64 = 512;
+/// The maximum of `pids`, which is that of the kernel's own limit.
+const PIDS_MOST: u64 = 1 << 22;
 
 /// How a bake accesses its disk.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -58,6 +69,21 @@ pub struct NetworkSettings {
     pub mirror: Option<String>,
 }
 
+/// `[limits]`: the limits of each step. A step is one command that runs in the image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepLimits {
+    /// `None` means half of the machine's memory, but at least 1 GiB.
+    pub memory_gib: Option<u64>,
+    /// The number of processes and threads.
+    pub pids: u64,
+}
+
+impl Default for StepLimits {
+    fn default() -> Self {
+        Self { memory_gib: None, pids: PIDS }
+    }
+}
+
 /// Settings for every image of a project.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -77,6 +103,7 @@ pub struct Settings {
     /// The maximal size of the cache for blocks of base images, in GiB.
     pub cache_gib: u64,
     pub network: NetworkSettings,
+    pub limits: StepLimits,
 }
 
 impl Default for Settings {
@@ -92,6 +119,7 @@ impl Default for Settings {
             disks: None,
             cache_gib: CACHE_GIB,
             network,
+            limits: StepLimits::default(),
         }
     }
 }
@@ -136,7 +164,7 @@ impl Settings {
         let zone = zone.and_then(|at| top.check("zone", at.line, zone_name(at.value)));
         let disks = top.string("disks");
         let disks = disks.and_then(|at| top.check("disks", at.line, strategy(at.value)));
-        let network = top.table("network");
+        let (network, limits) = (top.table("network"), top.table("limits"));
         Self {
             file: Some(file.to_owned()),
             cloud: cloud.unwrap_or_else(|| LOCAL.into()),
@@ -147,6 +175,7 @@ impl Settings {
             disks,
             cache_gib: top.number("cache_gib"),
             network: network.map(|table| network_settings(&table, dir)).unwrap_or_default(),
+            limits: limits.map(|table| read_limits(&table)).unwrap_or_default(),
         }
     }
 
@@ -198,6 +227,10 @@ fn find(dir: &Path) -> Result<Option<PathBuf>> {
             .into());
     }
     Ok(Some(file))
+}
+
+fn read_limits(table: &Table) -> StepLimits {
+    StepLimits { memory_gib: table.integer("memory_gib"), pids: table.number("pids") }
 }
 
 fn network_settings(table: &Table, dir: &Path) -> NetworkSettings {
