@@ -389,6 +389,10 @@ impl<'a> CommandRunner<'a> {
                 "oven blocks access to the builder's metadata service, because it supplies the builder's credentials. If \
                  the steps may use these credentials, set `imds = true` at the top of image.toml.",
             ),
+            _ if diagnoser.device && !image.disk_writable && !call.throwaway => failure.hint(
+                "Steps can only read the image's disk. If a step installs a boot loader, set `writable = true` in [disk] \
+                 of image.toml.",
+            ),
             Some(DefinitionTable { table, .. }) if diagnoser.no_network && !call.network => failure.hint(format!(
                 "It runs without the network. If it needs the network, set `network = true` in its [[{table}]]."
             )),

@@ -387,7 +387,8 @@ mod tests {
                     instance_id = \"i-0123456789abcdef0\"\nzone = \"eu-central-1a\"\n\
                     disks = \"direct\"\ncache_gib = 3\n[network]\n\
                     proxy = \"http://user:secret@proxy.example:3128/\"\nno_proxy = \"localhost, .example\"\n\
-                    ca_file = \"ca.pem\"\nmirror = \"https://deb.example/debian/\"\n";
+                    ca_file = \"ca.pem\"\nmirror = \"https://deb.example/debian/\"\n\
+                    [limits]\nmemory_gib = 6\npids = 900\n";
         let settings = settings(top.path(), toml).unwrap();
         assert_eq!(settings.file, Some(project.join("oven.toml")));
         assert_eq!((&*settings.cloud, settings.region.as_deref()), ("local", Some("test-1")));
@@ -402,6 +403,7 @@ mod tests {
             mirror: Some("https://deb.example/debian".into()),
         };
         assert_eq!(settings.network, expected);
+        assert_eq!(settings.limits, StepLimits { memory_gib: Some(6), pids: 900 });
     }
 
     #[test]
@@ -410,6 +412,11 @@ mod tests {
         let web = top.path().join("project/images/web");
         assert_eq!(Settings::for_definition(&web).unwrap(), Settings::default());
         assert_eq!(Settings::default().disks(), Strategy::Attached);
+        assert_eq!(
+            settings(top.path(), "[limits]\n").unwrap().limits,
+            StepLimits { memory_gib: None, pids: 4096 }
+        );
+        std::fs::remove_file(top.path().join("project/oven.toml")).unwrap();
         std::fs::write(top.path().join("project/oven.toml"), "region = \"far\"").unwrap();
         assert_eq!(Settings::for_definition(&web).unwrap().region.as_deref(), Some("far"));
         std::fs::write(web.join("oven.toml"), "region = \"near\"").unwrap();
@@ -480,6 +487,9 @@ mod tests {
                 "[network]\nca_file = \"images\"",
                 "2: `ca_file` of [network] is a directory: it must be a file with certificates",
             ),
+            ("[limits]\nmemory_gib = 0", "2: `memory_gib` of [limits] is 0: it should be 1 to 65536 GiB"),
+            ("[limits]\npids = 511", "2: `pids` of [limits] is 511: it should be 512 to 4194304 processes"),
+            ("[limits]\nmemory = 3", "2: unknown key `memory` of [limits]: did you mean `memory_gib`?"),
             ("[network", "1: "),
         ];
         for (toml, expected) in cases {

@@ -84,8 +84,8 @@ pub fn unprotected(why: &str) -> Failure {
     Kind::Machine
         .failure(format!("oven cannot block access to the builder's credentials from a step with the network: {why}"))
         .hint(
-            "This needs a writable cgroup v2 file system and BPF. A container must be privileged. If the steps of an \
-             image may use the credentials, set `imds = true` in its image.toml.",
+            "This needs cgroup v2 and BPF. A container must be privileged. If the steps of an image may use the \
+             credentials, set `imds = true` in its image.toml.",
         )
 }
 
