@@ -159,8 +159,8 @@ fn process_without_cgroup_v2() {
     };
     let run = |spec: &StepSpec| {
         let mut lines = Vec::new();
-        let exit = sandbox::run(Path::new(HELPER), spec, MINUTE, &mut |line| lines.push(line.to_owned()));
-        let exit = block_on(exit)?;
+        let mut on_line = |line: &str| lines.push(line.to_owned());
+        let exit = block_on(sandbox::run(Path::new(HELPER), spec, MINUTE, &mut on_line))?;
         assert_eq!(exit.status, ExitStatus::Exited(0), "{lines:?}");
         anyhow::Ok(lines)
     };
@@ -211,6 +211,46 @@ fn a_machine_without_cgroup_v2_runs_steps_without_nodes_and_fences() {
         let out = String::from_utf8_lossy(&done.stdout);
         assert!(done.status.success() && out.contains("1 passed"), "{forbidden}\n{out}\n{}", stderr(&done));
     }
+}
+
+/// Not a test of its own: what the next test runs. Its steps are in a thread in which `clone3` fails, as in some
+/// containers.
+#[test]
+#[allow(unsafe_code)]
+fn process_without_clone3() {
+    let Some(root) = std::env::var_os("OVEN_CGROUP_NO_CLONE3") else { return };
+    let statement = |code: u32, k: u32, jf: u8| libc::sock_filter { code: code as u16, jt: 0, jf, k };
+    let mut filter = [
+        statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0),
+        statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, libc::SYS_clone3 as u32, 1),
+        statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32, 0),
+        statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW, 0),
+    ];
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    // SAFETY: the program and its instructions live until the call returns.
+    let done = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) };
+    assert_eq!(done, 0);
+    let mut spec = oven_testing::busybox_image::spec_in(Path::new(&root), &["sh", "-c", "echo up; sleep 1"]);
+    let marker = marker(&mut spec, "clone");
+    let mut cgroup = None;
+    let exit =
+        block_on(sandbox::run(Path::new(HELPER), &spec, MINUTE, &mut |_| cgroup = Some(cgroup_of(&marker))));
+    assert_eq!(exit.unwrap().status, ExitStatus::Exited(0));
+    let cgroup = cgroup.unwrap();
+    assert!(cgroup.file_name().unwrap().to_str().unwrap().starts_with("oven-step-"), "{}", cgroup.display());
+    assert!(!cgroup.exists(), "{}", cgroup.display());
+}
+
+#[test]
+fn a_step_enters_its_cgroup_where_clone3_is_forbidden() {
+    let image = BusyboxImage::new();
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args(own_test(module_path!(), "process_without_clone3"))
+        .env("OVEN_CGROUP_NO_CLONE3", image.root());
+    let done = command.output().unwrap();
+    let out = String::from_utf8_lossy(&done.stdout);
+    assert!(done.status.success() && out.contains("1 passed"), "{out}\n{}", stderr(&done));
 }
 
 /// The real story with the tests' own distro.
