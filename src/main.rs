@@ -18,5 +18,7 @@ fn main() -> ExitCode {
     if args.get(1).is_some_and(|verb| verb == server::SERVER_VERB) {
         return server::helper_main();
     }
-    ExitCode::from(signals::run_in_second_thread(move || cli::run(args)))
+    let code = signals::run_in_second_thread(move || cli::run(args));
+    sandbox::cgroup::leave();
+    ExitCode::from(code)
 }

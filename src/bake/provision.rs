@@ -55,6 +55,7 @@ pub fn runner<'a>(
         network: &bake.site.settings.network,
         secrets,
         guard: bake.site.egress_guard(),
+        limits: bake.site.settings.limits,
         helper: &bake.site.helper,
         package_cache: Some(&job.cache),
         report: &bake.site.report,

@@ -25,6 +25,7 @@ pub async fn run(global: &GlobalArgs, report: &Report) -> Result<End> {
     checks.push(checks::disk_growth());
     checks.push(checks::panic_settings(Path::new("/proc/sys")));
     checks.extend(checks::credential_blocking(needs.role));
+    checks.extend(checks::step_limits());
     let without_region = match &site {
         Ok(site) if site.cloud.is_on_this_machine() => {
             checks.push(checks::region(&site.state, true));

@@ -95,7 +95,12 @@ async fn run_shell(site: &Site, root: &Root<'_>, args: &args::ShellArgs) -> Resu
         Err(_) => Vec::new(),
     };
     let network = args.network.then(|| site.egress_guard());
-    shell(root, ShellRequest { helper: &site.helper, shims, network, command: &args.command }, &site.report)
-        .await
-        .context("running the shell")
+    let request = ShellRequest {
+        helper: &site.helper,
+        shims,
+        network,
+        limits: site.settings.limits,
+        command: &args.command,
+    };
+    shell(root, request, &site.report).await.context("running the shell")
 }

@@ -10,7 +10,7 @@ use crate::error::{Kind, SUCCESS};
 use crate::ids::RunId;
 use crate::owner::{Owner, OwnerEnded};
 use crate::report::Report;
-use crate::sandbox::egress;
+use crate::sandbox::cgroup;
 use crate::site::{Site, Use};
 use anyhow::{Context, Result};
 use serde_json::json;
@@ -21,7 +21,7 @@ pub async fn run(global: &GlobalArgs, args: &args::SweepArgs, report: &Report) -
     if !args.dry_run {
         // Removes empty cgroup directories. They belong to no run and are not reported. An error is ignored, because
         // this machine may have no cgroup v2.
-        _ = egress::sweep();
+        _ = cgroup::sweep();
         _ = preserved_disk::remove_orphans(&site.state);
     }
     let mut stale = stale_runs(&*site.cloud, &site.state, args.older_than).await?;

@@ -24,8 +24,8 @@ pub struct RegistrationSettings {
     pub imds: Option<Option<String>>,
 }
 
-/// Reads `[disk]`: the size in GiB, and the other attributes of the volume.
-pub fn disk(top: &Table) -> (Option<u64>, VolumeKind) {
+/// Reads `[disk]`: the size in GiB, the other attributes of the volume, and whether steps can write to the disk's nodes.
+pub fn disk(top: &Table) -> (Option<u64>, VolumeKind, bool) {
     let Some(disk) = top.table("disk") else { return Default::default() };
     let volume_type = disk.string("type");
     let volume_type = volume_type.and_then(|at| disk.check("type", at.line, known_type(at.value)));
@@ -44,7 +44,7 @@ pub fn disk(top: &Table) -> (Option<u64>, VolumeKind) {
             None => disk.missing(key, what),
         }
     }
-    (disk.integer("size_gib"), kind)
+    (disk.integer("size_gib"), kind, disk.flag("writable"))
 }
 
 /// The keys of `[disk]` that do not fit the volume's type, and the reason for each. If no type is set, every key fits.

@@ -124,6 +124,8 @@ pub struct Definition {
     /// The attributes that `[disk]` sets for the image's root volume. The volume on which the bake works also gets
     /// them.
     pub volume: VolumeKind,
+    /// Whether steps can write to the device nodes of the image's disk. Tests never can.
+    pub disk_writable: bool,
     /// `[image]`
     pub registered: RegistrationSettings,
     pub tags: Tags,
@@ -186,7 +188,7 @@ impl Definition {
         runs.sort_by_key(|run| run.line);
         let (files, tests, tags) =
             (read_files(top, sources, &vars), scripts(ScriptKind::Test), validate::tags(top));
-        let (size_gib, volume) = attributes::disk(top);
+        let (size_gib, volume, disk_writable) = attributes::disk(top);
         let packages = packages::read(top, sources);
         let (name, from) = (validate::name(top, real), from::read(top, dir));
         let definition = Self {
@@ -204,6 +206,7 @@ impl Definition {
             vars,
             size_gib,
             volume,
+            disk_writable,
             registered: attributes::image(top),
             tags,
             inputs,

@@ -4,7 +4,7 @@ use crate::config::project::{AWS, Settings, Strategy};
 use crate::disk::direct::server;
 use crate::error;
 use crate::error::Kind;
-use crate::sandbox::egress::EgressFence;
+use crate::sandbox::cgroup::{CgroupSupport, StepCgroup};
 use crate::sys::space::free_space;
 use anyhow::Result;
 use rustix::thread::CapabilitySet;
@@ -176,7 +176,7 @@ pub fn credential_blocking(required: bool) -> Option<Check> {
     if !rustix::process::geteuid().is_root() {
         return None;
     }
-    let fence = EgressFence::make();
+    let fence = StepCgroup::check_fence();
     if required {
         return Some(Check::from_result(
             WHAT,
@@ -186,6 +186,26 @@ pub fn credential_blocking(required: bool) -> Option<Check> {
     }
     let note = fence.as_ref().err().map(|error| format!("{error:#}")).unwrap_or_default();
     Some(Check::optional(WHAT, fence.is_ok(), &note))
+}
+
+/// Checks whether oven can limit steps, and make the nodes of the image's disk read-only for them. The checks try it,
+/// which needs root. Without root, there are no results.
+pub fn step_limits() -> Vec<Check> {
+    if !rustix::process::geteuid().is_root() {
+        return Vec::new();
+    }
+    let support = CgroupSupport::get();
+    let check = |what, gap: Option<&str>, effect: &str| {
+        Check::optional(what, gap.is_none(), &format!("{effect}: {}", gap.unwrap_or_default()))
+    };
+    vec![
+        check(
+            "limits of steps",
+            support.limits_gap(),
+            "a step can use all memory of this machine, and before Linux 6.14 all its processes",
+        ),
+        check("devices of steps", support.devices_gap(), "steps have no device nodes of the image's disk"),
+    ]
 }
 
 /// Checks whether the kernel waits long enough for a slow EBS volume. `sys` is the path of `/sys`. Returns `None` if

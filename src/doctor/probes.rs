@@ -3,6 +3,7 @@
 
 use super::checks::Check;
 use crate::cloud::block_api::{SnapshotContents, SnapshotReader};
+use crate::config::project::StepLimits;
 use crate::disk::direct::backing::BackingStore;
 use crate::disk::direct::block_cache::BlockCache;
 use crate::disk::direct::block_map;
@@ -136,6 +137,8 @@ async fn run_step(probe: &Probe<'_>, root: &Path, network: bool, throwaway: bool
         binds: Vec::new(),
         caches: Vec::new(),
         nodes: Vec::new(),
+        disk_writable: false,
+        limits: StepLimits::default(),
         throwaway,
         interactive: false,
     };

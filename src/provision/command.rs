@@ -9,6 +9,7 @@ use super::space::DiskSpace;
 use crate::definition::PackageRequest;
 use crate::error::{Failure, Kind};
 use crate::sandbox;
+use crate::sandbox::cgroup::CgroupSupport;
 use crate::sandbox::spec::{BindMount, ExitStatus, StepExit, StepSpec};
 use anyhow::{Context, Result};
 use oven_distro::{Shim, Trouble};
@@ -290,9 +291,12 @@ impl<'a> CommandRunner<'a> {
             binds: call.binds.clone(),
             caches: self.downloads.mounts(wanted).await?,
             nodes: self.place.nodes.to_vec(),
+            disk_writable: self.work.image.disk_writable,
+            limits: self.work.limits,
             throwaway: call.throwaway,
             interactive: false,
         };
+        CgroupSupport::get().report_gaps(self.work.report);
         let mut span = self.work.report.command(&call.argv);
         let run = sandbox::run_with(self.work.helper, &spec, self.work.secrets, call.timeout, on_line);
         let exit = tokio::select! {
@@ -389,6 +393,10 @@ impl<'a> CommandRunner<'a> {
             _ if diagnoser.metadata && call.network && self.fenced() => failure.hint(
                 "oven blocks access to the builder's metadata service, because it supplies the builder's credentials. If \
                  the steps may use these credentials, set `imds = true` at the top of image.toml.",
+            ),
+            _ if diagnoser.device && !image.disk_writable && !call.throwaway => failure.hint(
+                "Steps can only read the image's disk. If a step installs a boot loader, set `writable = true` in [disk] \
+                 of image.toml.",
             ),
             Some(DefinitionTable { table, .. }) if diagnoser.no_network && !call.network => failure.hint(format!(
                 "It runs without the network. If it needs the network, set `network = true` in its [[{table}]]."

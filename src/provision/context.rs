@@ -3,12 +3,13 @@
 use super::package_cache::store::PackageCache;
 use super::space;
 use crate::config::project::NetworkSettings;
+use crate::config::project::StepLimits;
 use crate::definition::Definition;
 use crate::device::DeviceNode;
 use crate::error::Kind;
 use crate::image::tree::ImageTree;
 use crate::report::Report;
-use crate::sandbox::egress::EgressFence;
+use crate::sandbox::cgroup::StepCgroup;
 use crate::secrets::Secrets;
 use anyhow::Error;
 use oven_distro::Plan;
@@ -37,6 +38,8 @@ pub struct ProvisionContext<'a> {
     /// Whether steps with the network are fenced, so that they cannot reach the builder's credentials. If the
     /// definition has `imds = true`, no step is fenced.
     pub guard: EgressGuard,
+    /// The limits of each step.
+    pub limits: StepLimits,
     /// The path of this program.
     pub helper: &'a Path,
     /// The package cache. `None` means that nothing is cached for later bakes. Then package managers download to the
@@ -52,7 +55,7 @@ impl ProvisionContext<'_> {
     }
 }
 
-/// Whether steps with the network are prevented from reaching the builder's credentials ([`crate::sandbox::egress`]).
+/// Whether steps with the network are prevented from reaching the builder's credentials ([`crate::sandbox::cgroup::egress`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EgressGuard {
     /// Steps are fenced only if this machine supports it. This value is for bakes that need no cloud credentials. The
@@ -69,7 +72,7 @@ impl EgressGuard {
         if self == Self::Required {
             return true;
         }
-        let fence = EgressFence::make();
+        let fence = StepCgroup::check_fence();
         if let Err(error) = &fence {
             report.detail(format!("{error:#}"));
         }

@@ -39,6 +39,8 @@ pub struct Diagnoser<'a> {
     pub no_network: bool,
     /// Whether the step tried to reach the builder's metadata service.
     pub metadata: bool,
+    /// Whether the kernel did not permit the step to open a device node.
+    pub device: bool,
     /// The number of lines so far.
     pub lines: u64,
 }
@@ -56,7 +58,8 @@ pub struct Diagnosis {
 impl<'a> Diagnoser<'a> {
     pub fn new(troubles: &'a [Trouble]) -> Self {
         let (tail, matched) = (VecDeque::new(), Vec::new());
-        Self { troubles, tail, matched, no_space: false, no_network: false, metadata: false, lines: 0 }
+        let (no_space, no_network, metadata, device) = (false, false, false, false);
+        Self { troubles, tail, matched, no_space, no_network, metadata, device, lines: 0 }
     }
 
     pub fn line(&mut self, line: &str) {
@@ -67,6 +70,7 @@ impl<'a> Diagnoser<'a> {
         self.no_space |= NO_SPACE.iter().any(|words| lower.contains(words));
         self.no_network |= NO_NETWORK.iter().any(|words| lower.contains(words));
         self.metadata |= METADATA.iter().any(|words| lower.contains(words));
+        self.device |= lower.contains("/dev/") && lower.contains("operation not permitted");
         for (index, trouble) in self.troubles.iter().enumerate() {
             if let Some(found) = match_wildcards(&trouble.output, line) {
                 let found: Vec<_> = found.into_iter().map(str::to_owned).collect();

@@ -1,8 +1,10 @@
 //! Runs an isolated shell for a person.
 
 use super::context::EgressGuard;
+use crate::config::project::StepLimits;
 use crate::mount::Root;
 use crate::report::Report;
+use crate::sandbox::cgroup::CgroupSupport;
 use anyhow::Result;
 use oven_distro::Shim;
 use std::collections::BTreeMap;
@@ -16,6 +18,7 @@ pub struct ShellRequest<'a> {
     pub shims: Vec<Shim>,
     /// How the builder's credentials are protected from the shell. `None` means that the shell has no network.
     pub network: Option<EgressGuard>,
+    pub limits: StepLimits,
     /// A command to run instead of the shell.
     pub command: &'a [String],
 }
@@ -23,7 +26,8 @@ pub struct ShellRequest<'a> {
 /// Runs an isolated shell, or a command instead of it, on the terminal of this process. Returns the exit code of the
 /// shell or command.
 pub async fn shell(root: &Root<'_>, request: ShellRequest<'_>, report: &Report) -> Result<u8> {
-    let ShellRequest { helper, shims, network, command } = request;
+    let ShellRequest { helper, shims, network, limits, command } = request;
+    CgroupSupport::get().report_gaps(report);
     let bash = root.tree().exists("/bin/bash")?;
     let argv = match command {
         [] if bash => vec!["/bin/bash".to_owned(), "--login".to_owned()],
@@ -42,6 +46,8 @@ pub async fn shell(root: &Root<'_>, request: ShellRequest<'_>, report: &Report) 
         binds: Vec::new(),
         caches: Vec::new(),
         nodes: root.nodes().to_vec(),
+        disk_writable: false,
+        limits,
         throwaway: false,
         interactive: true,
     };

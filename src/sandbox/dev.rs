@@ -13,7 +13,7 @@ use rustix::mount::MountAttrFlags;
 use std::path::{Component, Path};
 
 /// The name, major number and minor number of each node. The numbers are the same in every kernel.
-const NODES: [(&str, u32, u32); 6] =
+pub const NODES: [(&str, u32, u32); 6] =
     [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
 const LINKS: [(&str, &str); 5] = [
     ("fd", "/proc/self/fd"),
@@ -41,7 +41,8 @@ pub fn mount_dev(root: BorrowedFd<'_>, spec: &StepSpec) -> Result<OwnedFd> {
         rustix::fs::symlinkat(target, &dev, name).with_context(|| format!("making /dev/{name}"))?;
     }
     for node in &spec.nodes {
-        disk_node(dev.as_fd(), node).with_context(|| format!("making the disk's node /dev/{}", node.name))?;
+        disk_node(dev.as_fd(), node, spec.can_write_disk())
+            .with_context(|| format!("making the disk's node /dev/{}", node.name))?;
     }
     for name in ["pts", "shm", "mqueue"] {
         rustix::fs::mkdirat(&dev, name, Mode::from_raw_mode(0o755)).context("making directories in /dev")?;
@@ -56,9 +57,10 @@ pub fn mount_dev(root: BorrowedFd<'_>, spec: &StepSpec) -> Result<OwnedFd> {
     Ok(dev)
 }
 
-fn disk_node(dev: BorrowedFd<'_>, node: &DeviceNode) -> Result<()> {
+/// The mode is only for programs that look at it. The cgroup of the step prevents that root writes to the disk.
+fn disk_node(dev: BorrowedFd<'_>, node: &DeviceNode, writable: bool) -> Result<()> {
     let (dir, name, _) = parent(dev, &node.name)?;
-    let mode = Mode::from_raw_mode(0o660);
+    let mode = Mode::from_raw_mode(if writable { 0o660 } else { 0o440 });
     rustix::fs::mknodat(&dir, &name, FileType::BlockDevice, mode, node.rdev)?;
     let disk = Gid::from_raw(DISK);
     rustix::fs::chownat(&dir, &name, Some(Uid::ROOT), Some(disk), AtFlags::SYMLINK_NOFOLLOW)?;

@@ -5,9 +5,10 @@
 //! of the step. The helper is a direct child of oven. When oven has reaped the helper, all processes of the step have
 //! ended.
 
+use super::cgroup::egress;
 use super::protocol::HelperMessage;
 use super::spec::StepSpec;
-use super::{egress, init, mount_tree};
+use super::{init, mount_tree};
 use crate::error::Kind;
 use crate::sys::fds::close_from;
 use crate::sys::seccomp::SyscallFilter;
@@ -31,9 +32,8 @@ pub const CONTROL: i32 = 4;
 /// The host name in a step. Every `/etc/hosts` has this name. Some packages write the host name into a configuration
 /// file. They write this name instead of the builder's.
 const HOST_NAME: &str = "localhost";
-/// The maximum number of processes and threads of a step. Because of this limit, a fork bomb fails before the builder
-/// runs out of processes.
-const MAX_PROCESSES: &str = "4096";
+/// The smallest number that the kernel accepts as `pid_max`.
+const MIN_PID_MAX: u64 = 301;
 /// Since this version of Linux, each PID namespace has its own `pid_max`. In earlier versions, the whole machine has
 /// only one `pid_max`, so oven must not set it.
 const PID_MAX_IS_NAMESPACED: (u32, u32) = (6, 14);
@@ -100,7 +100,7 @@ fn serve(mut spec: File, control: &OwnedFd) -> Result<HelperMessage> {
     if spec.network && spec.fenced {
         egress::verify_filter()?;
     }
-    let limited = limit_processes();
+    let limited = limit_processes(spec.limits.pids);
     mount_tree::enter_mount_tree(&spec)?;
     rustix::process::chdir(&*spec.cwd)
         .with_context(|| format!("entering the step's directory {}", spec.cwd))?;
@@ -108,7 +108,7 @@ fn serve(mut spec: File, control: &OwnedFd) -> Result<HelperMessage> {
 
     forget_keys();
     set_limits()?;
-    capabilities::reduce()?;
+    capabilities::reduce(spec.network)?;
     if spec.network {
         landlock::hide_abstract_sockets();
     }
@@ -157,17 +157,18 @@ fn raise_loopback() -> Result<()> {
     Ok(())
 }
 
-/// Limits the number of processes in this PID namespace, if the kernel has a separate limit for each namespace. At this
-/// time, the host's `/proc` is still mounted. Nevertheless, the write changes only the limit of the writer's own
-/// namespace.
-fn limit_processes() -> Result<()> {
+/// Limits the number of processes in this PID namespace, if the kernel has a separate limit for each namespace. Because
+/// of this limit, a fork bomb fails before the builder runs out of processes. At this time, the host's `/proc` is still
+/// mounted. Nevertheless, the write changes only the limit of the writer's own namespace.
+fn limit_processes(most: u64) -> Result<()> {
     let release = rustix::system::uname();
     let release = release.release().to_string_lossy();
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse().unwrap_or(0));
     if (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) < PID_MAX_IS_NAMESPACED {
         return Ok(());
     }
-    std::fs::write("/proc/sys/kernel/pid_max", MAX_PROCESSES).context("limiting the step's processes")
+    std::fs::write("/proc/sys/kernel/pid_max", most.max(MIN_PID_MAX).to_string())
+        .context("limiting the step's processes")
 }
 
 /// Gives the step a new, empty session keyring. An error is ignored, because a kernel without keyrings has nothing to

@@ -5,8 +5,8 @@
 //! its privileges, starts the command, and reaps processes. When the command or oven ends, all processes of the step
 //! are killed.
 
+pub mod cgroup;
 mod dev;
-pub mod egress;
 pub(crate) mod helper;
 mod init;
 mod masks;
@@ -22,7 +22,7 @@ pub mod spec;
 use crate::error::Kind;
 use crate::secrets::Secrets;
 use anyhow::{Context, Result};
-use egress::EgressFence;
+use cgroup::{CgroupSupport, StepCgroup};
 pub(crate) use mount_tree::RESOLV_CONF;
 use mountpoints::Placeholders;
 use output::OutputLines;
@@ -43,6 +43,8 @@ use tokio::time::{Instant, sleep_until};
 pub const VERB: &str = "__step";
 /// The time between SIGTERM and SIGKILL for a step that exceeded its time limit.
 const GRACE: Duration = Duration::from_secs(10);
+/// The kernel's maximum of `pid_max`.
+const MAX_PID: u64 = 1 << 22;
 /// The capacity of a pipe in bytes. One read returns at most this number of bytes.
 const CHUNK: usize = 64 << 10;
 
@@ -81,7 +83,8 @@ pub fn helper_main() -> ExitCode {
 /// # Errors
 /// [`Kind::Step`] if the image cannot be entered, for example because a mount point is missing. [`Kind::Machine`] if
 /// this machine does not permit oven to isolate the step. A command that fails is not an error, nor is one that is
-/// missing or cannot be executed (exit codes 127 and 126).
+/// missing or cannot be executed (exit codes 127 and 126). But [`Kind::Step`] is the error if the command fails because it
+/// exceeded one of the step's limits.
 pub async fn run(
     helper: &Path,
     spec: &StepSpec,
@@ -99,19 +102,24 @@ pub async fn run_with(
     timeout: Duration,
     on_line: &mut dyn FnMut(&str),
 ) -> Result<StepExit> {
-    // `fence`, `placeholders` and `terminal` must live longer than the step's processes. If this future is dropped, the
+    // `cgroup`, `placeholders` and `terminal` must live longer than the step's processes. If this future is dropped, the
     // processes are killed first. Then the terminal is restored, and then the files in the image and the cgroup are
     // removed.
-    let fence = if spec.network && spec.fenced { Some(EgressFence::make()?) } else { None };
+    let cgroup = StepCgroup::create(spec)?;
     let placeholders = placeholders(spec).context("preparing the image for a step")?;
     let terminal = if spec.interactive { TerminalState::note() } else { None };
-    let exit = match start(helper, spec, fence.as_ref()) {
+    let exit = match start(helper, spec, cgroup.as_ref()) {
         Ok(running) => supervise(running, helper, secrets, timeout, on_line).await,
         Err(error) => Err(error),
     };
     drop(terminal);
-    drop(fence);
+    let has_succeeded = exit.as_ref().is_ok_and(|exit| exit.status.success());
+    let exceeded = cgroup.as_ref().filter(|_| !has_succeeded).and_then(StepCgroup::exceeded_limit);
+    drop(cgroup);
     let removed = placeholders.map_or(Ok(()), Placeholders::remove);
+    if let Some(failure) = exceeded {
+        return Err(failure.into());
+    }
     let exit = exit?;
     // If the step failed, an error of the removal is ignored, because no image is made from the disk. The step's own
     // failure, such as a full disk, is more useful to the user.
@@ -133,15 +141,21 @@ fn placeholders(spec: &StepSpec) -> Result<Option<Placeholders>> {
 
 /// Starts the step's helper. An interactive step gets the `TERM` of this process if its own environment does not set
 /// it.
-fn start(helper: &Path, spec: &StepSpec, fence: Option<&EgressFence>) -> Result<StepProcess> {
-    match std::env::var("TERM") {
-        Ok(term) if spec.interactive && !spec.env.contains_key("TERM") => {
-            let mut spec = spec.clone();
-            spec.env.insert("TERM".into(), term);
-            StepProcess::start(helper, &spec, fence)
-        }
-        _ => StepProcess::start(helper, spec, fence),
+fn start(helper: &Path, spec: &StepSpec, cgroup: Option<&StepCgroup>) -> Result<StepProcess> {
+    let mut spec = spec.clone();
+    if let (true, Ok(term)) = (spec.interactive, std::env::var("TERM")) {
+        spec.env.entry("TERM".into()).or_insert(term);
     }
+    if !spec.can_write_disk() && CgroupSupport::get().devices_gap().is_some() {
+        // The step could write to the disk of its own root, because nothing would prevent it.
+        spec.nodes.clear();
+    }
+    if cgroup.is_some_and(StepCgroup::limits_processes) {
+        // The cgroup counts the processes, so that oven can report which limit the step exceeded. The helper's own limit
+        // is for the numbers of processes, and must not take effect earlier.
+        spec.limits.pids = spec.limits.pids.saturating_mul(2).min(MAX_PID);
+    }
+    StepProcess::start(helper, &spec, cgroup)
 }
 
 /// Waits until the step ends. If the step takes longer than `timeout`, terminates it. `helper` is only used in an error

@@ -1,6 +1,6 @@
 //! Starts and ends a step's helper, which is process 1 of the step. This code runs in oven, not in the helper.
 
-use super::egress::EgressFence;
+use super::cgroup::StepCgroup;
 use super::helper::{CONTROL, SPEC};
 use super::protocol::TERMINATE;
 use super::spec::StepSpec;
@@ -41,9 +41,9 @@ pub struct StepProcess {
 }
 
 impl StepProcess {
-    /// Starts `helper` for `spec`. If there is a `fence`, the helper starts in its cgroup. The kernel kills the helper
-    /// when the calling thread ends.
-    pub fn start(helper: &Path, spec: &StepSpec, fence: Option<&EgressFence>) -> Result<Self> {
+    /// Starts `helper` for `spec`. If there is a `cgroup`, the helper starts in it. The kernel kills the helper when the
+    /// calling thread ends.
+    pub fn start(helper: &Path, spec: &StepSpec, cgroup: Option<&StepCgroup>) -> Result<Self> {
         let program = open_read_only(helper).with_context(|| format!("opening {}", helper.display()))?;
         // The helper expects its own descriptors at low numbers. So the program's descriptor is duplicated to a higher
         // number.
@@ -63,8 +63,7 @@ impl StepProcess {
         };
         let [stdin, stdout, stderr] = standard;
         let inherited = [stdin?, stdout?, stderr?, duplicate(&spec_file)?, duplicate(&theirs)?];
-        let cgroup = fence.map(EgressFence::cgroup);
-        let process = spawn(&program, &inherited, cgroup).map_err(|error| {
+        let process = spawn(&program, &inherited, cgroup.map(StepCgroup::cgroup)).map_err(|error| {
             Kind::Machine
                 .failure(format!("cannot start a contained process ({error})"))
                 .hint("oven needs root with all its capabilities; `oven doctor` shows what is missing.")
@@ -154,23 +153,32 @@ fn borrowed(fd: RawFd) -> BorrowedFd<'static> {
     unsafe { BorrowedFd::borrow_raw(fd) }
 }
 
-/// The data that the child needs. The child may share the memory of its parent.
+/// The data that the child needs. The child shares the memory of its parent.
 struct Child {
     program: RawFd,
     inherited: [RawFd; 5],
     arguments: [*const libc::c_char; 3],
+    /// The file `cgroup.procs` of the cgroup that the child has to enter, or -1.
+    processes: RawFd,
+    /// The child sets this if it cannot enter the cgroup.
+    is_outside: bool,
 }
 
-/// Executes the helper, with the inherited descriptors as 0, 1, … and an empty environment. Returns an exit code if the
-/// helper cannot be executed. This function runs in a new process, which may share the memory of its parent, so the
-/// function makes only system calls.
+/// Enters the cgroup, if there is one, and executes the helper, with the inherited descriptors as 0, 1, … and an empty
+/// environment. Returns an exit code if the helper cannot be executed. This function runs in a new process, which shares
+/// the memory of its parent, so the function makes only system calls.
 #[allow(unsafe_code)]
 extern "C" fn become_helper(child: *mut libc::c_void) -> libc::c_int {
     let environment = [std::ptr::null::<libc::c_char>()];
     // SAFETY: only `spawn` calls this function. The argument is a `Child` with open descriptors and C strings, and the
     // `Child` lives until this process executes the helper or ends.
     unsafe {
-        let child = &*child.cast::<Child>();
+        let child = &mut *child.cast::<Child>();
+        // 0 means the process that writes.
+        if child.processes >= 0 && libc::syscall(libc::SYS_write, child.processes, c"0".as_ptr(), 1) < 0 {
+            child.is_outside = true;
+            return 126;
+        }
         for (to, from) in child.inherited.iter().enumerate() {
             libc::syscall(libc::SYS_dup3, *from, to, 0);
         }
@@ -188,7 +196,6 @@ extern "C" fn become_helper(child: *mut libc::c_void) -> libc::c_int {
 
 /// Starts `program` as process 1 of a new PID namespace, with `inherited` as descriptors 0, 1, … and an empty
 /// environment. Returns the pidfd. If there is a `cgroup`, the process starts in this cgroup.
-#[allow(unsafe_code)]
 fn spawn(program: &OwnedFd, inherited: &[OwnedFd; 5], cgroup: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
     const _: () = assert!(SPEC == 3 && CONTROL == 4);
     let verb = std::ffi::CString::new(super::VERB)?;
@@ -196,47 +203,147 @@ fn spawn(program: &OwnedFd, inherited: &[OwnedFd; 5], cgroup: Option<BorrowedFd<
         program: program.as_raw_fd(),
         inherited: std::array::from_fn(|at| inherited[at].as_raw_fd()),
         arguments: [c"oven".as_ptr(), verb.as_ptr(), std::ptr::null()],
+        processes: -1,
+        is_outside: false,
     };
-    let child: *mut libc::c_void = (&raw mut child).cast();
+    let Some(cgroup) = cgroup else { return start_child(&mut child, None) };
+    match start_child(&mut child, Some(cgroup)) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => {}
+        started => return started,
+    }
+    // Some containers forbid `clone3`. There the child enters the cgroup by itself. This is slower, because the kernel
+    // waits until no process of the machine is in the middle of a fork.
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    let processes = rustix::fs::openat(cgroup, "cgroup.procs", flags, Mode::empty())?;
+    child.processes = processes.as_raw_fd();
+    let process = start_child(&mut child, None)?;
+    if child.is_outside {
+        _ = rustix::process::waitid(WaitId::PidFd(process.as_fd()), WaitIdOptions::EXITED);
+        return Err(io::Error::other("it cannot enter its cgroup"));
+    }
+    Ok(process)
+}
+
+/// Starts a process that runs [`become_helper`]. The process shares the memory of this one, which waits until the
+/// process has executed the helper. A copy of the memory for each step would be slow, because oven may use much memory.
+#[allow(unsafe_code)]
+fn start_child(child: &mut Child, cgroup: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
+    const FLAGS: libc::c_int = libc::CLONE_NEWPID | libc::CLONE_PIDFD | libc::CLONE_VM | libc::CLONE_VFORK;
+    let child: *mut libc::c_void = (&raw mut *child).cast();
     let mut pidfd: RawFd = -1;
+    let mut stack = vec![0_u128; STACK / size_of::<u128>()];
     let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
     // SAFETY: until the child executes the helper or ends, it makes only system calls, with pointers to data that exist
     // already. It allocates nothing, and needs no lock that another thread may hold. No signal handler of this process
     // runs in the child, because all signals are blocked during the call. The kernel writes `pidfd` when the call
-    // succeeds, and the descriptor has no other owner. If the child shares memory, it has a separate stack, and this
-    // thread continues only when the child no longer uses the memory (CLONE_VFORK). Otherwise the child has a copy of
-    // the memory.
+    // succeeds, and the descriptor has no other owner. The child has a separate stack, and this thread continues only
+    // when the child no longer uses the memory (CLONE_VFORK).
     unsafe {
-        let flags = libc::CLONE_NEWPID | libc::CLONE_PIDFD;
         let pid = match cgroup {
-            // `clone` is used here, because every container permits it. The child shares the memory of its parent. A
-            // copy of the memory for each step would be slow, because oven may use much memory.
+            // Every container permits `clone`.
             None => {
-                let flags = flags | libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
-                let mut stack = vec![0_u128; STACK / size_of::<u128>()];
                 let top = stack.as_mut_ptr_range().end.cast();
-                libc::c_long::from(libc::clone(become_helper, top, flags, child, &raw mut pidfd))
+                libc::c_long::from(libc::clone(
+                    become_helper,
+                    top,
+                    FLAGS | libc::SIGCHLD,
+                    child,
+                    &raw mut pidfd,
+                ))
             }
-            // The C library has no function for `clone3`. After the raw system call, the child returns here and uses
-            // this function's stack. So the child gets a copy of the memory and does not share it.
             Some(cgroup) => {
                 let mut arguments = std::mem::zeroed::<libc::clone_args>();
-                arguments.flags = flags as u64 | CLONE_INTO_CGROUP;
+                arguments.flags = FLAGS as u64 | CLONE_INTO_CGROUP;
                 arguments.pidfd = &raw mut pidfd as u64;
                 arguments.exit_signal = libc::SIGCHLD as u64;
+                arguments.stack = stack.as_mut_ptr() as u64;
+                arguments.stack_size = STACK as u64;
                 arguments.cgroup = cgroup.as_raw_fd() as u64;
-                let pid = libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of::<libc::clone_args>());
-                if pid == 0 {
-                    libc::_exit(become_helper(child));
-                }
-                pid
+                clone3(&raw mut arguments, child)
             }
         };
         let error = io::Error::last_os_error();
         // This cannot fail, because the kernel returned this mask before.
         _ = before.thread_set_mask();
-        if pid < 0 { Err(error) } else { Ok(OwnedFd::from_raw_fd(pidfd)) }
+        match pid {
+            // The C library's functions return -1, and the system call returns the negative error number.
+            -1 if cgroup.is_none() => Err(error),
+            ..0 => Err(io::Error::from_raw_os_error((-pid) as i32)),
+            _ => Ok(OwnedFd::from_raw_fd(pidfd)),
+        }
     }
+}
+
+/// The system call `clone3`, for which the C library has no function. Returns the child's number or a negative error
+/// number. The child begins with an empty stack, on which it calls [`become_helper`], and then it ends.
+///
+/// # Safety
+/// `arguments` have a separate stack, whose end is aligned to 16 bytes. `child` is what [`become_helper`] expects. Both
+/// live until the child has executed another program or has ended.
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code)]
+unsafe fn clone3(arguments: *mut libc::clone_args, child: *mut libc::c_void) -> libc::c_long {
+    let result;
+    // SAFETY: in this process, the code is only a system call, which changes rax, rcx and r11. The child never leaves
+    // the code, and its registers and stack are its own.
+    unsafe {
+        std::arch::asm!(
+            "syscall",
+            "test rax, rax",
+            "jnz 2f",
+            "xor ebp, ebp",
+            "mov rdi, r12",
+            "call r13",
+            "mov edi, eax",
+            "mov eax, {exit}",
+            "syscall",
+            "ud2",
+            "2:",
+            exit = const libc::SYS_exit,
+            inlateout("rax") libc::SYS_clone3 => result,
+            in("rdi") arguments,
+            in("rsi") size_of::<libc::clone_args>(),
+            in("r12") child,
+            in("r13") become_helper as extern "C" fn(*mut libc::c_void) -> libc::c_int,
+            lateout("rcx") _,
+            lateout("r11") _,
+        );
+    }
+    result
+}
+
+/// The system call `clone3`, for which the C library has no function. Returns the child's number or a negative error
+/// number. The child begins with an empty stack, on which it calls [`become_helper`], and then it ends.
+///
+/// # Safety
+/// `arguments` have a separate stack, whose end is aligned to 16 bytes. `child` is what [`become_helper`] expects. Both
+/// live until the child has executed another program or has ended.
+#[cfg(target_arch = "aarch64")]
+#[allow(unsafe_code)]
+unsafe fn clone3(arguments: *mut libc::clone_args, child: *mut libc::c_void) -> libc::c_long {
+    let result;
+    // SAFETY: in this process, the code is only a system call, which changes x0. The child never leaves the code, and
+    // its registers and stack are its own.
+    unsafe {
+        std::arch::asm!(
+            "svc #0",
+            "cbnz x0, 2f",
+            "mov x29, xzr",
+            "mov x0, x20",
+            "blr x21",
+            "mov x8, #{exit}",
+            "svc #0",
+            "brk #1",
+            "2:",
+            exit = const libc::SYS_exit,
+            in("x8") libc::SYS_clone3,
+            inlateout("x0") arguments => result,
+            in("x1") size_of::<libc::clone_args>(),
+            in("x20") child,
+            in("x21") become_helper as extern "C" fn(*mut libc::c_void) -> libc::c_int,
+        );
+    }
+    result
 }
 
 /// The state of the terminal before a step uses it.

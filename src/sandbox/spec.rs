@@ -1,5 +1,6 @@
 //! The specification of a step, and the result of a step.
 
+use crate::config::project::StepLimits;
 use crate::device::DeviceNode;
 use oven_distro::Shim;
 use serde::{Deserialize, Serialize};
@@ -33,12 +34,24 @@ pub struct StepSpec {
     /// The package caches to mount over directories of the image.
     #[serde(default)]
     pub caches: Vec<CacheMount>,
-    /// The device nodes of the image's disk, which the step's private `/dev` contains.
+    /// The device nodes of the image's disk, which the step's private `/dev` contains. The step can read them.
     pub nodes: Vec<DeviceNode>,
+    /// Whether the step can also write to the nodes. A step whose writes are discarded never can.
+    #[serde(default)]
+    pub disk_writable: bool,
+    #[serde(default)]
+    pub limits: StepLimits,
     /// Whether the step's writes are discarded.
     pub throwaway: bool,
     /// Whether the step uses oven's terminal, as in `oven shell`. If false, standard input is `/dev/null`.
     pub interactive: bool,
+}
+
+impl StepSpec {
+    /// Whether the step can write to the disk of the image, below its file systems.
+    pub fn can_write_disk(&self) -> bool {
+        self.disk_writable && !self.throwaway
+    }
 }
 
 /// A file or directory of this machine that a step sees read-only.

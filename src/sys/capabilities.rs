@@ -24,9 +24,11 @@ pub const ALLOWED: CapabilitySet = CapabilitySet::CHOWN
 pub const BECOMING: CapabilitySet = CapabilitySet::SETGID.union(CapabilitySet::SETUID);
 pub const NONE: CapabilitySet = CapabilitySet::empty();
 
-/// Reduces the capabilities of this process and its children to [`ALLOWED`], permanently.
-pub fn reduce() -> Result<()> {
-    reduce_to(ALLOWED)
+/// Reduces the capabilities of this process and its children to [`ALLOWED`], permanently. A step with the network has
+/// the network of this machine, so it also cannot use the low ports.
+pub fn reduce(network: bool) -> Result<()> {
+    let allowed = if network { ALLOWED.difference(CapabilitySet::NET_BIND_SERVICE) } else { ALLOWED };
+    reduce_to(allowed)
 }
 
 /// Reduces the capabilities of this process and its children to `allowed`, permanently.

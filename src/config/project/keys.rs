@@ -1,7 +1,7 @@
 //! The keys of oven.toml. The parser works from this table, and the reference page and the schema are generated from
 //! it.
 
-use super::{CACHE_GIB, CACHE_MOST};
+use super::{CACHE_GIB, CACHE_MOST, MEMORY_MOST, PIDS, PIDS_LEAST, PIDS_MOST};
 use crate::config::key_table::{
     ANY_TEXT, DefaultValue, KEY, Literal, Section, TextRule, TomlKey, ValueType, text,
 };
@@ -105,6 +105,41 @@ pub static OVEN_TOML: Section = Section {
             value: ValueType::Table(&NETWORK),
             doc: "Settings for downloads. None of them stays in the image, and scripts do not get them.",
             example: "[network]\nproxy = \"http://proxy.example:3128\"",
+            ..KEY
+        },
+        TomlKey {
+            name: "limits",
+            value: ValueType::Table(&LIMITS),
+            doc: "The limits of each step. A step is one command that runs in the image, such as an installation, a \
+                  script or a test. A step that exceeds a limit fails, and the bake ends with exit code 5. The limits \
+                  need cgroup v2 with the controllers `memory` and `pids`. If oven cannot use them, each bake says so, \
+                  and `oven doctor` shows the reason.",
+            example: "[limits]\nmemory_gib = 4",
+            ..KEY
+        },
+    ],
+    rules: &[],
+};
+
+static LIMITS: Section = Section {
+    header: "[limits]",
+    keys: &[
+        TomlKey {
+            name: "memory_gib",
+            value: ValueType::Integer { least: 1, most: MEMORY_MOST, unit: "GiB" },
+            default: DefaultValue::Said("half of the machine's memory, but at least 1"),
+            doc: "The memory in GiB that all processes of a step can use together. The files in the step's `/dev/shm` \
+                  and `/run` count, too. A step cannot use swap space. If oven itself runs in a cgroup with a smaller \
+                  limit, that limit applies.",
+            example: "memory_gib = 4",
+            ..KEY
+        },
+        TomlKey {
+            name: "pids",
+            value: ValueType::Integer { least: PIDS_LEAST, most: PIDS_MOST, unit: "processes" },
+            default: DefaultValue::Is(Literal::Integer(PIDS)),
+            doc: "The number of processes and threads that a step can have at the same time.",
+            example: "pids = 8192",
             ..KEY
         },
     ],

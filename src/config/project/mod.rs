@@ -9,6 +9,7 @@ use crate::config::toml_reader::Table;
 use crate::error::Kind;
 use crate::sys::fds::GIT;
 use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -25,6 +26,16 @@ const DISKS: &[(&str, Strategy)] = &[("attached", Strategy::Attached), ("direct"
 const CACHE_GIB: u64 = 20;
 /// The maximum of `cache_gib`: the size of EBS's largest volume. A larger number is probably a mistake.
 const CACHE_MOST: u64 = 64 << 10;
+
+/// The maximum of `memory_gib`. A larger number is probably a mistake.
+const MEMORY_MOST: u64 = 64 << 10;
+/// The default of `pids`. Package managers and compilers need a few hundred.
+const PIDS: u64 = 4096;
+/// The minimum of `pids`. With fewer processes, package managers may fail. The kernel cannot limit the numbers of
+/// processes below 301.
+const PIDS_LEAST: u64 = 512;
+/// The maximum of `pids`, which is that of the kernel's own limit.
+const PIDS_MOST: u64 = 1 << 22;
 
 /// How a bake accesses its disk.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -59,6 +70,21 @@ pub struct NetworkSettings {
     pub mirror: Option<String>,
 }
 
+/// `[limits]`: the limits of each step. A step is one command that runs in the image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepLimits {
+    /// `None` means half of the machine's memory, but at least 1 GiB.
+    pub memory_gib: Option<u64>,
+    /// The number of processes and threads.
+    pub pids: u64,
+}
+
+impl Default for StepLimits {
+    fn default() -> Self {
+        Self { memory_gib: None, pids: PIDS }
+    }
+}
+
 /// Settings for every image of a project.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -78,6 +104,7 @@ pub struct Settings {
     /// The maximal size of the cache for blocks of base images, in GiB.
     pub cache_gib: u64,
     pub network: NetworkSettings,
+    pub limits: StepLimits,
 }
 
 impl Default for Settings {
@@ -93,6 +120,7 @@ impl Default for Settings {
             disks: None,
             cache_gib: CACHE_GIB,
             network,
+            limits: StepLimits::default(),
         }
     }
 }
@@ -140,7 +168,7 @@ impl Settings {
         let zone = zone.and_then(|at| top.check("zone", at.line, zone_name(at.value)));
         let disks = top.string("disks");
         let disks = disks.and_then(|at| top.check("disks", at.line, strategy(at.value)));
-        let network = top.table("network");
+        let (network, limits) = (top.table("network"), top.table("limits"));
         Self {
             file: Some(file.to_owned()),
             cloud: cloud.unwrap_or_else(|| LOCAL.into()),
@@ -151,6 +179,7 @@ impl Settings {
             disks,
             cache_gib: top.number("cache_gib"),
             network: network.map(|table| network_settings(&table, dir)).unwrap_or_default(),
+            limits: limits.map(|table| read_limits(&table)).unwrap_or_default(),
         }
     }
 
@@ -218,6 +247,10 @@ fn find(dir: &Path) -> Result<Option<PathBuf>> {
         }
     }
     Ok(Some(file))
+}
+
+fn read_limits(table: &Table) -> StepLimits {
+    StepLimits { memory_gib: table.integer("memory_gib"), pids: table.number("pids") }
 }
 
 fn network_settings(table: &Table, dir: &Path) -> NetworkSettings {
@@ -374,7 +407,8 @@ mod tests {
                     instance_id = \"i-0123456789abcdef0\"\nzone = \"eu-central-1a\"\n\
                     disks = \"direct\"\ncache_gib = 3\n[network]\n\
                     proxy = \"http://user:secret@proxy.example:3128/\"\nno_proxy = \"localhost, .example\"\n\
-                    ca_file = \"ca.pem\"\nmirror = \"https://deb.example/debian/\"\n";
+                    ca_file = \"ca.pem\"\nmirror = \"https://deb.example/debian/\"\n\
+                    [limits]\nmemory_gib = 6\npids = 900\n";
         let settings = settings(top.path(), toml).unwrap();
         assert_eq!(settings.file, Some(project.join("oven.toml")));
         assert_eq!((&*settings.cloud, settings.region.as_deref()), ("local", Some("test-1")));
@@ -389,6 +423,7 @@ mod tests {
             mirror: Some("https://deb.example/debian".into()),
         };
         assert_eq!(settings.network, expected);
+        assert_eq!(settings.limits, StepLimits { memory_gib: Some(6), pids: 900 });
     }
 
     #[test]
@@ -397,6 +432,11 @@ mod tests {
         let web = top.path().join("project/images/web");
         assert_eq!(Settings::for_definition(&web).unwrap(), Settings::default());
         assert_eq!(Settings::default().disks(), Strategy::Attached);
+        assert_eq!(
+            settings(top.path(), "[limits]\n").unwrap().limits,
+            StepLimits { memory_gib: None, pids: 4096 }
+        );
+        std::fs::remove_file(top.path().join("project/oven.toml")).unwrap();
         std::fs::write(top.path().join("project/oven.toml"), "region = \"far\"").unwrap();
         assert_eq!(Settings::for_definition(&web).unwrap().region.as_deref(), Some("far"));
         std::fs::write(web.join("oven.toml"), "region = \"near\"").unwrap();
@@ -467,6 +507,9 @@ mod tests {
                 "[network]\nca_file = \"images\"",
                 "2: `ca_file` of [network] is a directory: it must be a file with certificates",
             ),
+            ("[limits]\nmemory_gib = 0", "2: `memory_gib` of [limits] is 0: it should be 1 to 65536 GiB"),
+            ("[limits]\npids = 511", "2: `pids` of [limits] is 511: it should be 512 to 4194304 processes"),
+            ("[limits]\nmemory = 3", "2: unknown key `memory` of [limits]: did you mean `memory_gib`?"),
             ("[network", "1: "),
         ];
         for (toml, expected) in cases {

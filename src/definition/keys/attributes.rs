@@ -3,7 +3,7 @@
 use crate::cloud::ec2_rules::MAX_VOLUME_GIB;
 use crate::config::key_table::Condition::{Absent, Is, Present, Within};
 use crate::config::key_table::{
-    ANY_TEXT, DefaultValue, KEY, KeyRule, Literal, Section, TextRule, TomlKey, ValueType,
+    ANY_TEXT, DefaultValue, KEY, KeyRule, Literal, NO, Section, TextRule, TomlKey, ValueType,
 };
 
 /// The boot mode that a TPM requires (EC2 user guide, NitroTPM). It is the only boot mode of arm64.
@@ -96,6 +96,17 @@ pub(crate) static DISK: Section = Section {
             doc: "The KMS key that encrypts the disk: its id, ARN or alias. It requires `encrypted = true`. `oven \
                   policy --kms-key ARN` prints the permissions for it.",
             example: "encrypted = true\nkms_key = \"alias/images\"",
+            ..KEY
+        },
+        TomlKey {
+            name: "writable",
+            value: ValueType::Boolean,
+            default: NO,
+            doc: "Whether steps can write to the device nodes of the image's disk, as `grub-install` does. By default, \
+                  they can only read them. A step that writes to a mounted partition can damage its file system, and \
+                  can even crash the builder's kernel. So set it only if a step installs a boot loader, and trust the \
+                  code of all steps. Tests and `oven shell` can never write to the nodes.",
+            example: "writable = true",
             ..KEY
         },
     ],

@@ -15,6 +15,7 @@ fn each_mistake_names_line_and_key() {
             "3: `type` of [disk] is \"st1\": instances cannot boot from this volume type",
         ),
         ("[disk]\ntype = 3", "3: `type` of [disk] is an integer: it should be a volume type"),
+        ("[disk]\nwritable = 1", "3: `writable` of [disk] is an integer: it should be `true` or `false`"),
         ("[disk]\niops = 0", "3: `iops` of [disk] is 0: it should be 1 to"),
         (
             "[disk]\ntype = \"gp3\"\niops = 100",
@@ -72,5 +73,19 @@ fn each_mistake_names_line_and_key() {
         let error = load(top.path(), &format!("from = \"ami-0123456789abcdef0\"\n{toml}\n")).unwrap_err();
         assert_eq!(error.lines().count(), 1, "{toml}\ngives {error}");
         assert!(error.starts_with(&format!("DIR/web/image.toml:{expected}")), "{toml}\ngives {error}");
+    }
+}
+
+#[test]
+fn only_a_definition_that_says_so_has_a_writable_disk() {
+    let top = tree();
+    for (toml, expected) in [
+        ("", false),
+        ("[disk]\nsize_gib = 8", false),
+        ("[disk]\nwritable = false", false),
+        ("[disk]\nwritable = true", true),
+    ] {
+        let image = load(top.path(), &format!("from = \"ami-0123456789abcdef0\"\n{toml}\n")).unwrap();
+        assert_eq!(image.disk_writable, expected, "{toml}");
     }
 }

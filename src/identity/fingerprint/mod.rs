@@ -86,6 +86,7 @@ impl Inputs {
             disks: _,
             cache_gib: _,
             network: _,
+            limits: _,
         } = settings;
         let (tree, files) = read_files(image)?;
         Ok(Self {

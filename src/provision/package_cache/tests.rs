@@ -358,6 +358,7 @@ fn a_step_does_not_depend_on_directories_that_are_not_cached() {
             network: &NetworkSettings::default(),
             secrets: &Secrets::default(),
             guard: EgressGuard::Wanted,
+            limits: crate::config::project::StepLimits::default(),
             helper: Path::new("/nowhere"),
             package_cache: None,
             report: &report,

@@ -45,6 +45,7 @@ impl Bench {
             network: &self.network,
             secrets: &self.secrets,
             guard: crate::provision::context::EgressGuard::Wanted,
+            limits: crate::config::project::StepLimits::default(),
             helper: Path::new("/nowhere"),
             report: &self.report,
         }

@@ -151,7 +151,7 @@ fn a_package_that_kills_everything_kills_itself() {
     lab.fails(5, &["installing 1 package", "SIGKILL"]);
 }
 
-/// A step has its own disk's nodes, for boot loaders. What it destroys with them is no image.
+/// A step may write to its own disk only if the definition says so, for boot loaders. What it destroys is no image.
 #[test]
 fn a_package_that_writes_over_its_own_disk_makes_no_image() {
     let lab = HostileLab::new();
@@ -169,9 +169,19 @@ fn a_package_that_writes_over_its_own_disk_makes_no_image() {
             &["partition table"],
         ),
     ] {
-        lab.define(&[Deb::sh(&format!("{what}; exit 0"))], "");
+        lab.define(&[Deb::sh(&format!("{what}; exit 0"))], "[disk]\nwritable = true");
         let baked = lab.bake();
         assert!([Some(5), Some(8)].contains(&baked.code), "{what}\n{}", baked.err);
         lab.failed(&baked, baked.code.unwrap(), words);
     }
+}
+
+#[test]
+fn a_package_cannot_write_over_its_own_disk() {
+    let lab = HostileLab::new();
+    let script = "for d in /dev/loop*; do dd if=/dev/urandom of=$d bs=4096 seek=1 count=4000 conv=notrunc && exit 9; \
+                  dd if=$d of=/dev/null bs=4096 count=1 || exit 8; done; exit 0";
+    lab.define(&[Deb::sh(script)], "");
+    let (disk, _) = lab.image();
+    assert_eq!(disk.audit(), "");
 }

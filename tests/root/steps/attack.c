@@ -189,10 +189,14 @@ static int line_discipline(void) {
     int pty = posix_openpt(O_RDWR), discipline = 0;
     return pty < 0 || ioctl(pty, TIOCSETD, &discipline) == 0;
 }
-/* The image's own disk can be written to, but what the loop device is bound to is the host's business. */
+/* The image's own disk can be read, but it is mounted: who writes to it crashes the kernel. */
+static int write_disk(void) {
+    return open("/dev/image", O_RDWR) >= 0 || open("/dev/image", O_WRONLY) >= 0 || errno != EPERM;
+}
+/* And what the loop device is bound to is the host's business. */
 static int loop_device(void) {
     unsigned char info[232] = {0};
-    int fd = open("/dev/image", O_RDWR);
+    int fd = open("/dev/image", O_RDONLY);
     if (fd < 0) return 1;
     if (ioctl(fd, 0x4C05, info) == 0) return 1;                                   /* LOOP_GET_STATUS64 */
     return ioctl(fd, 0x4C04, info) == 0 || ioctl(fd, 0x4C01, 0) == 0 || errno != EPERM; /* set it, unbind */
@@ -326,7 +330,7 @@ static const struct { const char *name; int (*attempt)(void); } ATTEMPTS[] = {
     A(bpf_map), A(perf), A(kernel_log), A(by_handle), A(unshare_user), A(unshare_mounts), A(unshare_user_and_net),
     A(clone_user), A(clone3_user), A(enter_namespace), A(raw_socket), A(packet_socket), A(vsock), A(ciphers),
     A(terminal), A(push_input), A(host_terminals), A(double_chroot), A(dot_dot), A(leaked_descriptors), A(secrets),
-    A(line_discipline), A(loop_device), A(write_sys), A(write_proc), A(firmware), A(trace), A(read_memory), A(io_uring), A(userfault), A(keys),
+    A(line_discipline), A(write_disk), A(loop_device), A(write_sys), A(write_proc), A(firmware), A(trace), A(read_memory), A(io_uring), A(userfault), A(keys),
     A(modules), A(restart), A(rename_machine), A(foreign_numbers), A(raise_rights), A(host_abstract_socket),
 };
 

@@ -2,21 +2,21 @@
 //! metadata services, in a network namespace of each test's own. Needs root, cgroup v2 and BPF.
 
 use super::{HELPER, MINUTE, with_program};
-use oven::error::{Kind, hint_of};
+use oven::device::DeviceNode;
 use oven::sandbox;
-use oven::sandbox::egress;
-use oven::sandbox::egress::EgressFence;
+use oven::sandbox::cgroup;
+use oven::sandbox::cgroup::StepCgroup;
 use oven::sandbox::spec::{ExitStatus, StepSpec};
 use oven::sys::namespaces;
 use oven_testing::busybox_image::spec_in;
 use oven_testing::programs::own_test;
 use oven_testing::{BusyboxImage, ring};
-use rustix::mount::{UnmountFlags, unmount};
 use rustix::thread::UnshareFlags;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -41,7 +41,7 @@ fn spec(root: &Path, argv: &[&str], fenced: bool) -> StepSpec {
 }
 
 /// Ends the step that runs [`UP`].
-fn let_go(image: &BusyboxImage) {
+pub fn let_go(image: &BusyboxImage) {
     fs::write(image.path("tmp/go"), "").unwrap();
 }
 
@@ -60,7 +60,7 @@ fn output(spec: &StepSpec) -> Vec<String> {
 }
 
 /// Runs in a thread with namespaces of its own.
-fn unshared<T: Send>(flags: UnshareFlags, test: impl FnOnce() -> T + Send) -> T {
+pub fn unshared<T: Send>(flags: UnshareFlags, test: impl FnOnce() -> T + Send) -> T {
     let _ring = ring::shared();
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
@@ -71,7 +71,7 @@ fn unshared<T: Send>(flags: UnshareFlags, test: impl FnOnce() -> T + Send) -> T 
     })
 }
 
-fn ip(arguments: &str) {
+pub fn ip(arguments: &str) {
     let done = Command::new("ip").args(arguments.split(' ')).output().expect("these tests need iproute2");
     assert!(done.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&done.stderr));
 }
@@ -193,21 +193,27 @@ fn without_the_network_there_is_no_way_at_all() {
     });
 }
 
-/// The cgroup v2 directory of this process.
-fn own_cgroup() -> PathBuf {
+/// The cgroup v2 directory of a process, from the content of its file `cgroup`.
+fn cgroup_directory(groups: &str) -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let mount = mounts.lines().find(|line| line.contains(" - cgroup2 ")).expect("these tests need cgroup v2");
-    let groups = fs::read_to_string("/proc/self/cgroup").unwrap();
-    let own = groups.lines().find_map(|line| line.strip_prefix("0::/")).unwrap();
-    Path::new(mount.split(' ').nth(4).unwrap()).join(own)
+    let path = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    Some(Path::new(mount.split(' ').nth(4).unwrap()).join(path))
+}
+
+/// The cgroup below which this process makes those of its steps.
+fn parent_cgroup() -> PathBuf {
+    let trial = StepCgroup::create(&spec(Path::new("/"), &["true"], false)).unwrap().unwrap();
+    let path = fs::read_link(format!("/proc/self/fd/{}", trial.cgroup().as_raw_fd())).unwrap();
+    path.parent().unwrap().to_owned()
 }
 
 /// What a step runs that says that it is up, and ends when [`let_go`] says so.
-const UP: &str = "echo up; while [ ! -e /tmp/go ]; do sleep 0.02; done";
+pub const UP: &str = "echo up; while [ ! -e /tmp/go ]; do sleep 0.02; done";
 
 /// The cgroup of a process that has `marker` in its environment. One that executes a program at this moment has no
 /// environment, and one that ends no cgroup: so it is looked for more than once.
-fn cgroup_of(marker: &str) -> PathBuf {
+pub fn cgroup_of(marker: &str) -> PathBuf {
     let began = Instant::now();
     while began.elapsed() < MINUTE {
         for entry in fs::read_dir("/proc").unwrap().flatten() {
@@ -217,9 +223,8 @@ fn cgroup_of(marker: &str) -> PathBuf {
                 continue;
             }
             let groups = fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
-            let name = groups.lines().find_map(|line| Some(line.strip_prefix("0::")?.rsplit_once('/')?.1));
-            if let Some(name) = name {
-                return own_cgroup().join(name);
+            if let Some(directory) = cgroup_directory(&groups) {
+                return directory;
             }
         }
         std::thread::yield_now();
@@ -228,7 +233,7 @@ fn cgroup_of(marker: &str) -> PathBuf {
 }
 
 /// A name for the environment of one test's steps.
-fn marker(spec: &mut StepSpec, test: &str) -> String {
+pub fn marker(spec: &mut StepSpec, test: &str) -> String {
     let value = format!("{test}-{}", std::process::id());
     spec.env.insert("OVEN_EGRESS_MARKER".into(), value.clone());
     format!("OVEN_EGRESS_MARKER={value}")
@@ -258,20 +263,6 @@ fn a_step_cannot_leave_its_cgroup_and_leaves_none() {
     let name = cgroup.file_name().unwrap().to_str().unwrap();
     assert!(name.starts_with("oven-step-"), "{name}");
     assert!(!cgroup.exists(), "{}", cgroup.display());
-}
-
-#[test]
-fn a_step_without_a_fence_has_no_cgroup() {
-    let image = image();
-    let mut spec = spec(image.root(), &["sh", "-c", UP], false);
-    let marker = marker(&mut spec, "plain");
-    let mut cgroup = None;
-    let status = try_run(&spec, &mut |_| {
-        cgroup = Some(cgroup_of(&marker));
-        let_go(&image);
-    });
-    assert_eq!(status.unwrap(), ExitStatus::Exited(0));
-    assert_eq!(cgroup.unwrap().components().as_path(), own_cgroup().components().as_path());
 }
 
 #[test]
@@ -337,7 +328,7 @@ fn what_a_killed_oven_left_is_removed_by_the_next_step() {
             std::thread::yield_now();
         }
         if by == "sweep" {
-            egress::sweep().unwrap();
+            cgroup::sweep().unwrap();
         } else {
             output(&spec(image.root(), &["sh", "-c", "true"], true));
         }
@@ -349,18 +340,21 @@ fn what_a_killed_oven_left_is_removed_by_the_next_step() {
 fn what_others_hold_is_left_alone() {
     let _ring = ring::exclusive();
     assert!(rustix::process::geteuid().is_root(), "these tests need root");
-    let (left, other) = (own_cgroup().join("oven-step-0000"), own_cgroup().join("oven-other-0000"));
+    let parent = parent_cgroup();
+    let (left, other) = (parent.join("oven-step-0000"), parent.join("oven-other-0000"));
     fs::create_dir(&other).unwrap();
     fs::create_dir(&left).unwrap();
-    let (first, second) = (EgressFence::make().unwrap(), EgressFence::make().unwrap());
-    egress::sweep().unwrap();
-    let alive = |fence: &EgressFence| rustix::fs::fstat(fence.cgroup()).is_ok_and(|stat| stat.st_nlink > 0);
+    let fenced = spec(Path::new("/"), &["true"], true);
+    let make = || StepCgroup::create(&fenced).unwrap().unwrap();
+    let (first, second) = (make(), make());
+    cgroup::sweep().unwrap();
+    let alive = |fence: &StepCgroup| rustix::fs::fstat(fence.cgroup()).is_ok_and(|stat| stat.st_nlink > 0);
     assert!(alive(&first) && alive(&second));
     assert!(!left.exists() && other.exists());
     fs::remove_dir(&other).unwrap();
     // By their names, too.
     let names = || -> BTreeSet<_> {
-        let entries = fs::read_dir(own_cgroup()).unwrap().flatten();
+        let entries = fs::read_dir(&parent).unwrap().flatten();
         // Those of the other tests' steps come and go.
         entries
             .filter_map(|entry| entry.metadata().ok())
@@ -374,34 +368,13 @@ fn what_others_hold_is_left_alone() {
 }
 
 #[test]
-fn a_fenced_step_is_refused_if_it_cannot_be_fenced() {
-    let image = image();
-    unshared(UnshareFlags::NEWNS, || {
-        namespaces::make_mounts_private().unwrap();
-        let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
-        for line in mounts.lines().filter(|line| line.contains(" - cgroup2 ")) {
-            // Of this thread's own namespace alone.
-            unmount(line.split(' ').nth(4).unwrap(), UnmountFlags::DETACH).unwrap();
-        }
-        let error = try_run(&spec(image.root(), &["sh", "-c", "true"], true), &mut |_| ()).unwrap_err();
-        assert_eq!(Kind::of(&error), Kind::Machine);
-        let text = format!("{error:#}");
-        assert!(text.contains("cannot block access to the builder's credentials"), "{text}");
-        assert!(text.contains("no cgroup v2 file system is mounted"), "{text}");
-        assert!(hint_of(&error).unwrap().contains("`imds = true`"));
-        output(&spec(image.root(), &["sh", "-c", "true"], false));
-        output(&StepSpec { network: false, ..spec(image.root(), &["sh", "-c", "true"], true) });
-    });
-}
-
-#[test]
 fn a_fence_costs_little() {
     let _ring = ring::exclusive();
     assert!(rustix::process::geteuid().is_root(), "these tests need root");
     let mut times: Vec<_> = (0..10)
         .map(|_| {
             let began = Instant::now();
-            drop(EgressFence::make().unwrap());
+            StepCgroup::check_fence().unwrap();
             began.elapsed()
         })
         .collect();
@@ -434,7 +407,14 @@ fn a_signal_in_the_middle_spoils_no_fence() {
                 std::thread::sleep(Duration::from_micros(20));
             }
         });
-        let fences: Vec<_> = (0..100).map(|_| EgressFence::make().map(drop)).collect();
+        // Each has another disk, so that the kernel verifies a program for it.
+        let fences: Vec<_> = (0..100)
+            .map(|rdev| {
+                let mut spec = spec(Path::new("/"), &["true"], true);
+                spec.nodes = vec![DeviceNode { name: "disk".into(), rdev, links: vec![] }];
+                StepCgroup::create(&spec).map(drop)
+            })
+            .collect();
         made.store(true, Ordering::Relaxed);
         let failed: Vec<_> = fences.into_iter().filter_map(Result::err).collect();
         assert!(failed.is_empty(), "{} of 100: {:#}", failed.len(), failed[0]);

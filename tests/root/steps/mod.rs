@@ -1,6 +1,7 @@
 //! Steps in a small root directory: what they see, how they end, and what they cannot do. Needs root.
 
 mod attacks;
+mod cgroup;
 mod costs;
 mod egress;
 mod endings;

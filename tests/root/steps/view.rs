@@ -136,7 +136,7 @@ fn a_disks_nodes_are_the_images_own() {
         },
     ];
     let seen = output(&spec);
-    assert_eq!(seen[..2], ["block special file 660 6 103,3", "../../loop7p1"]);
+    assert_eq!(seen[..2], ["block special file 440 6 103,3", "../../loop7p1"]);
     assert!(seen.contains(&"a b".to_owned()), "{seen:?}");
     spec.nodes[1].links = vec!["../../etc/passwd".into()];
     let error = format!("{:#}", try_run(&spec, MINUTE).unwrap_err());

@@ -109,6 +109,8 @@ pub fn spec_in(root: &Path, argv: &[&str]) -> StepSpec {
         binds: Vec::new(),
         caches: Vec::new(),
         nodes: Vec::new(),
+        disk_writable: false,
+        limits: oven::config::project::StepLimits::default(),
         throwaway: false,
         interactive: false,
     }

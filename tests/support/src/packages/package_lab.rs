@@ -176,6 +176,7 @@ impl PackageLab {
             network: &self.network,
             secrets: &secrets,
             guard: EgressGuard::Wanted,
+            limits: oven::config::project::StepLimits::default(),
             helper: &oven(),
             package_cache: Some(&kept),
             report: &report,

@@ -242,6 +242,7 @@ impl RpmLab {
             network: &NetworkSettings::default(),
             secrets: &Secrets::default(),
             guard: EgressGuard::Wanted,
+            limits: oven::config::project::StepLimits::default(),
             helper: &oven(),
             package_cache: Some(&kept),
             report: &report,

@@ -1,5 +1,12 @@
-//! The BPF programs of the filter, instruction by instruction. The kernel runs the packet filter for each packet that a
-//! socket of the cgroup sends. It runs the address filters for each address to which such a socket connects or sends.
+//! Prevents steps with the network from reading the builder's credentials.
+//!
+//! A step with the network uses the builder's network. In this network, the metadata service returns the credentials of
+//! the builder's role to every process. So the kernel runs programs for the sockets of the step's cgroup, which block
+//! the addresses of the service. A socket always belongs to the cgroup in which it was created. A step cannot leave its
+//! cgroup, because it cannot access a cgroup file system.
+//!
+//! The kernel runs the packet filter for each packet that a socket of the cgroup sends. It runs the address filters for
+//! each address to which such a socket connects or sends.
 //!
 //! The packet filter gives the main protection. It works for all protocols and types of sockets, because the header of
 //! every packet has the destination address. The address filters have two other purposes. First, they see an address
@@ -7,8 +14,18 @@
 //! loopback. Second, they make `connect` fail with EPERM immediately. If only the packets were dropped, `connect` would
 //! wait for minutes.
 
+use super::bpf::{
+    ADD, AND, ARGUMENT, BpfInstruction, BpfProgram, CALL, CONTEXT, Code, FRAME, IF_EQUAL, LOAD_BYTE,
+    LOAD_WORD, MOVE, R0, SET, TYPE_ADDRESS, UNLESS_EQUAL,
+};
+use crate::error::{Failure, Kind};
+use anyhow::{Context, Result};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
 /// The refused IPv4 addresses.
-pub const V4: [[u8; 4]; 3] = [
+const V4: [[u8; 4]; 3] = [
     [169, 254, 169, 254], // the metadata of an instance, with its role's credentials
     [169, 254, 170, 2],   // the credentials of an ECS task
     [169, 254, 170, 23],  // the credentials of an EKS pod
@@ -21,37 +38,15 @@ const V6_ENDS: [[u8; 4]; 2] = [
     [0, 0, 0, 0x23],    // fd00:ec2::23, the credentials of an EKS pod
 ];
 
-/// The kernel's `struct bpf_insn`. On x86-64 and arm64, the low four bits of `registers` are the number of the target
-/// register, and the high four bits are the number of the source register.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(C)]
-pub struct BpfInstruction {
-    code: u8,
-    registers: u8,
-    offset: i16,
-    immediate: i32,
-}
-
-/// A program and the hook to which it is attached. The numbers are those of linux/bpf.h.
-pub struct BpfProgram {
-    pub name: &'static str,
-    /// `BPF_PROG_TYPE_…`
-    pub kind: u32,
-    /// `BPF_CGROUP_…`
-    pub attach: u32,
-    pub code: Vec<BpfInstruction>,
-}
-
 const TYPE_SKB: u32 = 8;
-const TYPE_ADDRESS: u32 = 18;
 const EGRESS: u32 = 1;
 const CONNECT4: u32 = 10;
 const CONNECT6: u32 = 11;
 const SENDMSG4: u32 = 14;
 const SENDMSG6: u32 = 15;
 
-/// Returns all programs to attach to a cgroup.
-pub fn all() -> [BpfProgram; 5] {
+/// Returns the programs for a cgroup whose processes must not reach the credentials.
+pub fn programs() -> [BpfProgram; 5] {
     let of = |name, attach, code| BpfProgram { name, kind: TYPE_ADDRESS, attach, code };
     [
         BpfProgram { name: "packets", kind: TYPE_SKB, attach: EGRESS, code: packets() },
@@ -62,26 +57,37 @@ pub fn all() -> [BpfProgram; 5] {
     ]
 }
 
-// The registers. `R0` has the result. `ARGUMENT` has the program's argument, and r1 to r4 have the arguments of a call.
-// `CONTEXT` also has the program's argument, because a call changes r1 to r5 but not this register. `FRAME` is the
-// frame pointer.
-const R0: u8 = 0;
-const ARGUMENT: u8 = 1;
-const CONTEXT: u8 = 6;
-const FRAME: u8 = 10;
+/// Checks that the filter is effective. The helper calls this function in the step's cgroup, before any program of the
+/// image runs. Before Linux 5.15, the filter has no effect if the machine uses the controllers net_cls or net_prio of
+/// cgroup version 1, because then sockets do not record their cgroup.
+pub fn verify_filter() -> Result<()> {
+    let v6 = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
+    let addresses = V4.map(|bytes| IpAddr::from(Ipv4Addr::from(bytes)));
+    for address in addresses.into_iter().chain([v6.into()]) {
+        let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let socket = rustix::net::socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, None);
+        let socket = match socket {
+            Err(Errno::AFNOSUPPORT) => continue, // a kernel without IPv6
+            socket => socket.context("making a socket")?,
+        };
+        // Port 9 is the discard port. The filter refuses the packet before the kernel looks up a route.
+        let sent = rustix::net::sendto(&socket, &[], SendFlags::DONTWAIT, &SocketAddr::new(address, 9));
+        if sent != Err(Errno::PERM) {
+            return Err(unprotected(&format!("the filter does not block {address}")).into());
+        }
+    }
+    Ok(())
+}
 
-const LOAD_WORD: u8 = 0x61; // BPF_LDX | BPF_MEM | BPF_W
-const LOAD_BYTE: u8 = 0x71; // BPF_LDX | BPF_MEM | BPF_B
-const MOVE: u8 = 0xbf; // BPF_ALU64 | BPF_MOV | BPF_X
-const SET: u8 = 0xb7; // BPF_ALU64 | BPF_MOV | BPF_K
-const ADD: u8 = 0x07; // BPF_ALU64 | BPF_ADD | BPF_K
-const AND: u8 = 0x54; // BPF_ALU | BPF_AND | BPF_K
-// These jumps compare 32 bits. A 64-bit comparison would sign-extend the immediate. Then it would fail for every
-// address whose highest bit is set in the register.
-const IF_EQUAL: u8 = 0x16; // BPF_JMP32 | BPF_JEQ | BPF_K
-const UNLESS_EQUAL: u8 = 0x56; // BPF_JMP32 | BPF_JNE | BPF_K
-const CALL: u8 = 0x85; // BPF_JMP | BPF_CALL
-const EXIT: u8 = 0x95; // BPF_JMP | BPF_EXIT
+/// Returns the failure for a machine that cannot protect the credentials.
+pub fn unprotected(why: &str) -> Failure {
+    Kind::Machine
+        .failure(format!("oven cannot block access to the builder's credentials from a step with the network: {why}"))
+        .hint(
+            "This needs cgroup v2 and BPF. A container must be privileged. If the steps of an image may use the \
+             credentials, set `imds = true` in its image.toml.",
+        )
+}
 
 /// The number of `bpf_skb_load_bytes(skb, offset, to, length)`, which returns 0 if the packet has these bytes. Offset 0
 /// is the start of the network header.
@@ -131,40 +137,7 @@ fn addresses(body: impl FnOnce(&mut Code)) -> Vec<BpfInstruction> {
     code.finish()
 }
 
-/// A program that is being built.
-#[derive(Default)]
-struct Code {
-    instructions: Vec<BpfInstruction>,
-    /// The indexes of the jumps to the refusal at the end of the program.
-    refusals: Vec<usize>,
-}
-
 impl Code {
-    fn push(&mut self, code: u8, to: u8, from: u8, offset: i16, immediate: i32) {
-        self.instructions.push(BpfInstruction { code, registers: from << 4 | to, offset, immediate });
-    }
-
-    fn load(&mut self, width: u8, to: u8, from: u8, offset: i16) {
-        self.push(width, to, from, offset, 0);
-    }
-
-    /// Adds a jump whose condition tests the low 32 bits of r0. Returns the jump's index, with which [`Self::land`]
-    /// sets the target.
-    fn jump(&mut self, condition: u8, value: i32) -> usize {
-        self.push(condition, R0, 0, 0, value);
-        self.instructions.len() - 1
-    }
-
-    fn land(&mut self, jump: usize) {
-        let past = self.instructions.len() - jump - 1;
-        self.instructions[jump].offset = i16::try_from(past).expect("a program is a few instructions");
-    }
-
-    fn refuse(&mut self, condition: u8, value: i32) {
-        let jump = self.jump(condition, value);
-        self.refusals.push(jump);
-    }
-
     /// Copies the first `length` bytes of the packet to the frame. Refuses shorter packets, because no step needs them.
     fn load_header(&mut self, length: i32) {
         self.push(MOVE, 1, CONTEXT, 0, 0);
@@ -196,73 +169,13 @@ impl Code {
         others.into_iter().for_each(|jump| self.land(jump));
         self.refuse_v4(base, at + 12);
     }
-
-    fn allow(&mut self) {
-        self.push(SET, R0, 0, 0, 1);
-        self.push(EXIT, 0, 0, 0, 0);
-    }
-
-    fn finish(mut self) -> Vec<BpfInstruction> {
-        self.allow();
-        for jump in std::mem::take(&mut self.refusals) {
-            self.land(jump);
-        }
-        self.push(SET, R0, 0, 0, 0);
-        self.push(EXIT, 0, 0, 0, 0);
-        self.instructions
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sandbox::cgroup::bpf::test::allowed;
     use std::net::{Ipv4Addr, Ipv6Addr};
-
-    /// Runs a program as the kernel does. `memory` is the packet, or the argument that r1 points to.
-    fn allowed(code: &[BpfInstruction], memory: &[u8]) -> bool {
-        const FRAME_AT: u64 = 1 << 40;
-        let mut stack = [0xaa_u8; 64];
-        let (mut registers, mut at) = ([0_u64; 11], 0);
-        registers[usize::from(FRAME)] = FRAME_AT;
-        loop {
-            let step = code[at];
-            at += 1;
-            let (to, from) = (usize::from(step.registers & 15), usize::from(step.registers >> 4));
-            let read = |stack: &[u8; 64], length: usize| {
-                let address = registers[from].wrapping_add_signed(step.offset.into());
-                let bytes = match address.checked_sub(FRAME_AT - 64) {
-                    Some(below) => &stack[below as usize..below as usize + length],
-                    None => &memory[address as usize..address as usize + length],
-                };
-                let mut word = [0; 4];
-                word[..length].copy_from_slice(bytes);
-                u64::from(u32::from_le_bytes(word))
-            };
-            let mut jump = |truth: bool| at += if truth { step.offset as usize } else { 0 };
-            match step.code {
-                LOAD_WORD => registers[to] = read(&stack, 4),
-                LOAD_BYTE => registers[to] = read(&stack, 1),
-                MOVE => registers[to] = registers[from],
-                SET => registers[to] = step.immediate as u64,
-                ADD => registers[to] = registers[to].wrapping_add_signed(step.immediate.into()),
-                AND => registers[to] = u64::from(registers[to] as u32 & step.immediate as u32),
-                IF_EQUAL => jump(registers[to] as u32 == step.immediate as u32),
-                UNLESS_EQUAL => jump(registers[to] as u32 != step.immediate as u32),
-                CALL => {
-                    let (target, length) = ((registers[3] - (FRAME_AT - 64)) as usize, registers[4] as usize);
-                    registers[0] = match memory.get(..length) {
-                        Some(bytes) => {
-                            stack[target..target + length].copy_from_slice(bytes);
-                            0
-                        }
-                        None => -14_i64 as u64, // EFAULT
-                    };
-                }
-                EXIT => return registers[0] == 1,
-                code => panic!("unknown instruction {code:x}"),
-            }
-        }
-    }
 
     fn v4(to: &str) -> Vec<u8> {
         let mut packet = vec![0; 28];
@@ -353,7 +266,7 @@ mod tests {
 
     #[test]
     fn addresses_of_the_credentials_are_refused_and_no_others() {
-        let [_, connect4, connect6, sendmsg4, sendmsg6] = all();
+        let [_, connect4, connect6, sendmsg4, sendmsg6] = programs();
         for program in [connect4, sendmsg4] {
             for to in REFUSED_V4 {
                 assert!(!allowed(&program.code, &address(to, "::1")), "{} {to}", program.name);

@@ -1,0 +1,363 @@
+//! The cgroup of a step. Each step runs in a cgroup v2 of its own, if this machine has cgroup v2.
+//!
+//! The cgroup limits the memory and the processes of the step (the module `limits`), the device nodes that it can use
+//! (`devices`), and, if the step has the network, the addresses and ports that it can use (`egress`, `ports`). The
+//! module `hierarchy` finds the place for the cgroup. The step's first process is created in the cgroup. A step cannot
+//! leave its cgroup, because it cannot access a cgroup file system.
+//!
+//! A cgroup is a directory. If oven is killed with SIGKILL, the directory is the only part of the step that remains,
+//! and the cgroup has no processes. The process that creates a cgroup locks the directory. The next step of any oven on
+//! this machine, or `oven sweep`, removes the directories that are not locked. The kernel keeps the BPF programs until
+//! the directory is removed, so they are effective as long as the step runs.
+
+mod bpf;
+mod devices;
+pub mod egress;
+mod hierarchy;
+mod limits;
+mod ports;
+
+use super::spec::StepSpec;
+use crate::config::project::StepLimits;
+use crate::error::{Failure, Kind};
+use crate::report::Report;
+use crate::sys::lock::{lock_mutex, try_lock_until_closed};
+use anyhow::{Context, Result, bail, ensure};
+use devices::AllowedDevices;
+use hierarchy::{Hierarchy, InheritedLimits, open};
+use limits::CgroupLimits;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode};
+use rustix::io::Errno;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, Once, OnceLock};
+use std::time::Duration;
+
+/// The prefixes of the cgroups' names. 16 hexadecimal digits follow. The second one is that of the cgroup into which
+/// oven itself moves, if this is necessary for the limits of steps.
+const STEP: &str = "oven-step-";
+const MAIN: &str = "oven-main-";
+/// The number of attempts to create a cgroup. Another oven process may remove a new cgroup before this process has
+/// locked it.
+const ATTEMPTS: u32 = 16;
+/// The number of attempts to remove a cgroup. An attempt may fail, because the kernel still counts a process for a
+/// short time after its end. The first pause is 1 ms, and each later pause is twice as long. So the sum of all pauses
+/// is about 1 s.
+const REMOVALS: u32 = 10;
+
+/// What cgroups of steps can do on this machine.
+pub struct CgroupSupport {
+    /// The cgroup below which the cgroups of steps are made. The error says why there is none.
+    place: Result<Place, String>,
+    /// The error says why the kernel does not restrict the devices and ports of a step.
+    programs: Result<(), String>,
+}
+
+/// The place of steps' cgroups.
+struct Place {
+    dir: OwnedFd,
+    limits: Result<Limits, String>,
+    /// A file system that is not attached anywhere, and that has the cgroup.
+    _mount: Option<OwnedFd>,
+}
+
+/// What the limits of each step depend on.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    inherited: InheritedLimits,
+    /// The memory in bytes of which the default limit is a part.
+    memory: u64,
+}
+
+/// The cgroup from which this process moved, the one into which it moved, and the lock of the latter.
+static MOVED: Mutex<Option<(PathBuf, PathBuf, OwnedFd)>> = Mutex::new(None);
+
+impl CgroupSupport {
+    /// Returns what a trial has found. The trial is made once in a process.
+    pub fn get() -> &'static Self {
+        static SUPPORT: OnceLock<CgroupSupport> = OnceLock::new();
+        SUPPORT.get_or_init(Self::probe)
+    }
+
+    fn probe() -> Self {
+        let place = Place::find().map_err(|error| format!("{error:#}"));
+        let programs = match &place {
+            Ok(place) => place.try_programs().map_err(|error| format!("{error:#}")),
+            Err(why) => Err(why.clone()),
+        };
+        Self { place, programs }
+    }
+
+    /// Why steps have no limits for memory and processes, or `None` if they have.
+    pub fn limits_gap(&self) -> Option<&str> {
+        match &self.place {
+            Ok(place) => place.limits.as_ref().err().map(String::as_str),
+            Err(why) => Some(why),
+        }
+    }
+
+    /// Why the kernel does not restrict the devices of steps, or `None` if it does.
+    pub fn devices_gap(&self) -> Option<&str> {
+        self.programs.as_ref().err().map(String::as_str)
+    }
+
+    /// Reports what steps lack. Only the first call in this process has an effect.
+    pub fn report_gaps(&self, report: &Report) {
+        static REPORTED: Once = Once::new();
+        REPORTED.call_once(|| {
+            if let Some(why) = self.limits_gap() {
+                report.note(format!(
+                    "oven cannot limit the memory of steps (and, before Linux 6.14, the number of their processes): {why}"
+                ));
+            }
+            if let Some(why) = self.devices_gap() {
+                report.note(format!(
+                    "steps have no device nodes of the image's disk, because oven cannot make them read-only: {why}"
+                ));
+            }
+        });
+    }
+}
+
+impl Place {
+    fn find() -> Result<Self> {
+        let hierarchy = Hierarchy::find()?;
+        let (limited, why) = match Self::with_limits(&hierarchy) {
+            Ok(found) => (Some(found), String::new()),
+            Err(error) => (None, format!("{error:#}")),
+        };
+        let (dir, limits) = match limited {
+            Some((dir, limits)) => (dir, Ok(limits)),
+            // The limits of oven's cgroup apply to its steps, too.
+            None => {
+                let own = open(CWD, &hierarchy.own).context("opening the cgroup of this process")?;
+                remove_unlocked(own.as_fd());
+                (own, Err(why))
+            }
+        };
+        Ok(Self { dir, limits, _mount: hierarchy.mount })
+    }
+
+    /// Finds a place for cgroups with limits, and tries to make one.
+    fn with_limits(hierarchy: &Hierarchy) -> Result<(OwnedFd, Limits)> {
+        let parent = hierarchy.parent()?;
+        let machine = limits::machine_memory();
+        let memory = hierarchy.memory_limit().map_or(machine, |limit| limit.min(machine));
+        let mut locked = None;
+        let moved = hierarchy.enable(&parent, |dir| {
+            let (name, leaf) = make_directory(&open(CWD, dir)?, MAIN)?;
+            locked = Some(leaf);
+            Ok(dir.join(name))
+        })?;
+        if let (Some(leaf), Some(lock)) = (moved, locked) {
+            *lock_mutex(&MOVED) = Some((parent.dir.clone(), leaf, lock));
+        }
+        let dir = open(CWD, &parent.dir)?;
+        remove_unlocked(dir.as_fd());
+        let limits = Limits { inherited: parent.limits, memory };
+        let trial = StepCgroup::create_below(&dir)?;
+        // The parent may be threaded. Then the new cgroup cannot have processes.
+        let kind = limits::read(trial.cgroup(), "cgroup.type");
+        ensure!(kind.trim() == "domain", "a new cgroup has the type \"{}\"", kind.trim());
+        CgroupLimits::new(StepLimits::default(), limits.inherited, limits.memory).apply(trial.cgroup())?;
+        drop(trial);
+        Ok((dir, limits))
+    }
+
+    fn try_programs(&self) -> Result<()> {
+        let trial = StepCgroup::create_below(&self.dir)?;
+        trial.attach(&AllowedDevices::default().program())?;
+        trial.restrict_ports()
+    }
+}
+
+/// The cgroup of a step. Dropping the value removes the cgroup. All its processes must have ended before.
+pub struct StepCgroup {
+    parent: OwnedFd,
+    name: String,
+    /// The open directory, which is locked.
+    dir: OwnedFd,
+    limits: Option<CgroupLimits>,
+}
+
+impl StepCgroup {
+    /// Creates the cgroup for a step. Returns `None` if this machine has no cgroup v2.
+    ///
+    /// # Errors
+    /// [`Kind::Machine`], for example if the step must not reach the builder's credentials, and this machine lacks
+    /// cgroup v2 or BPF.
+    pub fn create(spec: &StepSpec) -> Result<Option<Self>> {
+        let support = CgroupSupport::get();
+        match &support.place {
+            Ok(place) => {
+                let cgroup = Self::create_in(place, support.programs.is_ok(), spec);
+                cgroup.map(Some).map_err(|error| Kind::Machine.unless_known(error))
+            }
+            Err(why) if spec.network && spec.fenced => Err(egress::unprotected(why).into()),
+            Err(_) => Ok(None),
+        }
+    }
+
+    fn create_in(place: &Place, has_programs: bool, spec: &StepSpec) -> Result<Self> {
+        remove_unlocked(place.dir.as_fd());
+        let mut cgroup = Self::create_below(&place.dir)?;
+        if let Ok(limits) = &place.limits {
+            let limits = CgroupLimits::new(spec.limits, limits.inherited, limits.memory);
+            limits.apply(cgroup.cgroup())?;
+            cgroup.limits = Some(limits);
+        }
+        if has_programs {
+            cgroup.attach(&allowed_devices(spec).program())?;
+            if spec.network {
+                cgroup.restrict_ports()?;
+            }
+        }
+        if spec.network && spec.fenced {
+            cgroup.fence()?;
+        }
+        Ok(cgroup)
+    }
+
+    /// Checks whether oven can block access to the builder's credentials.
+    ///
+    /// # Errors
+    /// [`Kind::Machine`] if this machine lacks cgroup v2 or BPF.
+    pub fn check_fence() -> Result<()> {
+        match &CgroupSupport::get().place {
+            Ok(place) => Self::create_below(&place.dir)?.fence(),
+            Err(why) => Err(egress::unprotected(why).into()),
+        }
+    }
+
+    fn fence(&self) -> Result<()> {
+        let fence = || egress::programs().iter().try_for_each(|program| self.attach(program));
+        fence().map_err(|error| egress::unprotected(&format!("{error:#}")).into())
+    }
+
+    fn restrict_ports(&self) -> Result<()> {
+        ports::programs().iter().try_for_each(|program| self.attach(program))
+    }
+
+    fn attach(&self, program: &bpf::BpfProgram) -> Result<()> {
+        bpf::attach(program, self.dir.as_fd())
+            .with_context(|| format!("attaching the filter of {}", program.name))
+    }
+
+    fn create_below(parent: &OwnedFd) -> Result<Self> {
+        let parent = parent.try_clone().context("copying a descriptor")?;
+        let (name, dir) = make_directory(&parent, STEP)?;
+        Ok(Self { parent, name, dir, limits: None })
+    }
+
+    /// Returns the descriptor for `CLONE_INTO_CGROUP`.
+    pub fn cgroup(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+
+    /// Whether the kernel counts the processes of the step, and so limits them.
+    pub fn limits_processes(&self) -> bool {
+        self.limits.is_some()
+    }
+
+    /// Returns the failure of a step that exceeded a limit. All its processes must have ended.
+    pub fn exceeded_limit(&self) -> Option<Failure> {
+        self.limits.as_ref()?.failure(self.dir.as_fd())
+    }
+}
+
+impl Drop for StepCgroup {
+    #[allow(clippy::disallowed_methods, reason = "a Drop cannot await, and it is for milliseconds")]
+    fn drop(&mut self) {
+        let mut pause = Duration::from_millis(1);
+        for _ in 0..REMOVALS {
+            match rustix::fs::unlinkat(&self.parent, &*self.name, AtFlags::REMOVEDIR) {
+                Err(Errno::BUSY) => std::thread::sleep(pause),
+                _ => return,
+            }
+            pause *= 2;
+        }
+        eprintln!("oven: the cgroup {} is still in use; remove it later with `oven sweep`", self.name);
+    }
+}
+
+/// Creates a cgroup, and locks its directory.
+fn make_directory(parent: &OwnedFd, prefix: &str) -> Result<(String, OwnedFd)> {
+    for _ in 0..ATTEMPTS {
+        let mut bytes = [0; 8];
+        rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())?;
+        let name = format!("{prefix}{:016x}", u64::from_ne_bytes(bytes));
+        // No other user has to see what a step uses.
+        rustix::fs::mkdirat(parent, &*name, Mode::RWXU).context("making a cgroup")?;
+        // If this fails, another process has removed the cgroup, because it was not locked yet.
+        let Ok(dir) = open(parent, Path::new(&name)) else { continue };
+        if lock(&dir) && exists(parent, &name, &dir) {
+            return Ok((name, dir));
+        }
+    }
+    bail!("another process removed each cgroup that oven created");
+}
+
+/// The step's helper can also create the nodes of these devices. It does so in the cgroup of the step.
+fn allowed_devices(spec: &StepSpec) -> AllowedDevices {
+    let mut devices = AllowedDevices {
+        disk: spec.nodes.iter().map(|node| node.rdev).collect(),
+        writable: spec.can_write_disk(),
+        terminals: Vec::new(),
+    };
+    if spec.interactive {
+        // A program may open the shell's terminal again, such as a serial line.
+        let standard = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
+        let stats = standard.iter().filter_map(|fd| rustix::fs::fstat(fd).ok());
+        let terminals =
+            stats.filter(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice);
+        devices.terminals.extend(terminals.map(|stat| stat.st_rdev));
+    }
+    devices
+}
+
+/// Removes the cgroups of oven processes that were killed.
+pub fn sweep() -> Result<()> {
+    let hierarchy = Hierarchy::find()?;
+    let mut dirs = vec![hierarchy.own.clone()];
+    dirs.extend(hierarchy.parent().map(|parent| parent.dir).ok().filter(|dir| *dir != hierarchy.own));
+    for dir in dirs {
+        remove_unlocked(open(CWD, &dir).with_context(|| format!("opening {}", dir.display()))?.as_fd());
+    }
+    Ok(())
+}
+
+/// Moves this process back into the cgroup in which it started. Call this when no step runs any more, at the end of the
+/// process.
+pub fn leave() {
+    if let Some((parent, leaf, _lock)) = lock_mutex(&MOVED).take() {
+        hierarchy::leave(&parent, &leaf);
+    }
+}
+
+fn remove_unlocked(parent: BorrowedFd<'_>) {
+    let Ok(entries) = Dir::read_from(parent) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        if ![STEP, MAIN].iter().any(|prefix| name.to_bytes().starts_with(prefix.as_bytes())) {
+            continue;
+        }
+        let Ok(dir) = open(parent, Path::new(OsStr::from_bytes(name.to_bytes()))) else { continue };
+        if lock(&dir) {
+            // If the cgroup still has a process, this fails, and the cgroup must remain.
+            _ = rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR);
+        }
+    }
+}
+
+fn lock(dir: &OwnedFd) -> bool {
+    try_lock_until_closed(dir).unwrap_or(false)
+}
+
+/// Returns whether `name` still leads to this directory.
+fn exists(parent: &OwnedFd, name: &str, dir: &OwnedFd) -> bool {
+    let there = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW);
+    let same = |stat: rustix::fs::Stat| rustix::fs::fstat(dir).is_ok_and(|own| own.st_ino == stat.st_ino);
+    there.is_ok_and(same)
+}
