@@ -5,6 +5,7 @@
 //! that were compressed, encrypted or changed in any other way are not found.
 
 use crate::error::{Kind, hint_of};
+use crate::text::without_control_characters;
 use anyhow::Result;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,7 +14,7 @@ use std::fmt;
 use std::sync::Arc;
 
 /// The replacement of a masked secret.
-const MASK: &str = "***";
+pub const MASK: &str = "***";
 /// The minimal length of a secret, in bytes. A shorter value occurs in many words. Masking it would make the output
 /// unreadable, and readers could guess the value from the masked words.
 const MIN: usize = 4;
@@ -53,9 +54,10 @@ impl Secrets {
             // Lines such as `-----BEGIN …` are not secret, because they are in every key.
             let lines: Vec<_> = lines.filter(|line| !line.starts_with("-----")).collect();
             for encoded in std::iter::once(whole).chain(lines.iter().copied()).flat_map(encodings) {
-                // Control characters are removed from a step's output before it is shown. So the secret is also masked
-                // without its control characters.
+                // Escape sequences and control characters are removed from a step's output before it is shown. So the
+                // secret is also masked without them.
                 masked.insert(encoded.chars().filter(|c| !c.is_control() || *c == '\t').collect());
+                masked.insert(without_control_characters(&encoded).replace('\n', ""));
                 masked.insert(encoded);
             }
             let lines = lines.into_iter().filter(|line| line.len() >= LINE_MIN && *line != whole);

@@ -1,5 +1,8 @@
 //! Formatting of text that people read.
 
+use std::borrow::Cow;
+use std::ffi::OsStr;
+
 pub fn count(number: usize, what: &str) -> String {
     if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
 }
@@ -15,9 +18,132 @@ pub fn list_first(items: &[String], max: usize, separator: &str) -> String {
     list
 }
 
-/// Removes all control characters that could control a terminal. Only tabs and newlines are not removed.
-pub fn without_control_characters(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control() || matches!(c, '\t' | '\n')).collect()
+/// The maximum length of an escape sequence with a text, such as the title of a window. Longer texts are not part of the
+/// sequence, so that a sequence without an end cannot hide the rest of a line.
+const SEQUENCE_TEXT_MAX: usize = 4096;
+/// The maximum length of the parameters of a control sequence.
+const PARAMETERS_MAX: usize = 64;
+
+/// Removes all escape sequences and all invisible characters: control characters, and the characters that change the
+/// direction of text or have no width. Only tabs and newlines are not removed.
+pub fn without_control_characters(text: &str) -> Cow<'_, str> {
+    if !text.contains(|c| is_unprintable(c) && !matches!(c, '\t' | '\n')) {
+        return Cow::Borrowed(text);
+    }
+    let mut filter = EscapeFilter::default();
+    Cow::Owned(text.chars().filter(|c| filter.passes(*c) || *c == '\n').collect())
+}
+
+/// Returns whether a character has no visible form: a control character, or a character that changes the direction of
+/// text, ends a line or has no width.
+pub fn is_unprintable(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
+            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+}
+
+/// Returns a name or another text that oven did not write, such as the path of a file in an image, in a form that can
+/// be printed: newlines and other invisible characters are escaped as in Rust, and bytes that are not UTF-8 as `\xNN`.
+pub fn escape_name<N: AsRef<OsStr> + ?Sized>(name: &N) -> String {
+    let mut escaped = String::new();
+    for chunk in name.as_ref().as_encoded_bytes().utf8_chunks() {
+        for c in chunk.valid().chars() {
+            match c {
+                '\n' | '\r' | '\t' => escaped.extend(c.escape_default()),
+                c if is_unprintable(c) => escaped.extend(c.escape_unicode()),
+                c => escaped.push(c),
+            }
+        }
+        chunk.invalid().iter().for_each(|byte| escaped += &format!("\\x{byte:02x}"));
+    }
+    escaped
+}
+
+/// Escapes the invisible characters of a JSON text that its serialization does not escape. Its value does not change.
+pub fn escape_json(json: &str) -> Cow<'_, str> {
+    let is_raw = |c: char| is_unprintable(c) && c != '\n';
+    if !json.contains(is_raw) {
+        return Cow::Borrowed(json);
+    }
+    let mut escaped = String::new();
+    for c in json.chars() {
+        match c {
+            c if is_raw(c) => {
+                c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| escaped += &format!("\\u{unit:04x}"))
+            }
+            c => escaped.push(c),
+        }
+    }
+    Cow::Owned(escaped)
+}
+
+/// Indents every line except the first by `spaces`, unless it is already indented. Then a text that contains newlines
+/// cannot look like several messages.
+pub fn indent_continuations<'t>(text: &'t str, spaces: &str) -> Cow<'t, str> {
+    if !text.contains('\n') {
+        return Cow::Borrowed(text);
+    }
+    let line =
+        |line: &str| if line.starts_with(spaces) { line.to_owned() } else { format!("{spaces}{line}") };
+    let mut lines = text.split('\n');
+    let first = lines.next().unwrap_or_default().to_owned();
+    Cow::Owned(lines.fold(first, |text, next| format!("{text}\n{}", line(next))))
+}
+
+/// Recognizes the escape sequences of terminals in a stream of characters (ECMA-48): control sequences (CSI), sequences
+/// with a text (OSC, DCS, PM, APC, SOS), and short sequences. The introducers of C1 are recognized, too. A newline and a
+/// carriage return end every sequence.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct EscapeFilter(Sequence);
+
+/// The part of a sequence that comes next.
+#[derive(Debug, Default, Clone, Copy)]
+enum Sequence {
+    /// No sequence.
+    #[default]
+    None,
+    /// The character after ESC.
+    Begun,
+    /// The end of a short sequence with intermediate characters, such as `ESC ( B`.
+    Short,
+    /// Parameters and the final character of a control sequence. The number is their length.
+    Control(usize),
+    /// The text of a sequence, which BEL or ST ends. The number is its length.
+    Text(usize),
+}
+
+impl EscapeFilter {
+    /// Returns whether no sequence has begun.
+    pub fn is_idle(self) -> bool {
+        matches!(self.0, Sequence::None)
+    }
+
+    /// Returns whether the next character of the stream is visible: it is not part of a sequence, and it is printable or
+    /// a tab.
+    pub fn passes(&mut self, c: char) -> bool {
+        let (state, is_part) = match (self.0, c) {
+            (_, '\u{1b}') => (Sequence::Begun, true),
+            (_, '\u{9b}') => (Sequence::Control(0), true),
+            (_, '\u{90}' | '\u{98}' | '\u{9d}'..='\u{9f}') => (Sequence::Text(0), true),
+            // CAN, SUB, ST and other C1 characters, and the ends of a line.
+            (_, '\n' | '\r' | '\u{18}' | '\u{1a}' | '\u{80}'..='\u{9f}') => (Sequence::None, true),
+            (Sequence::Begun, '[') => (Sequence::Control(0), true),
+            (Sequence::Begun, ']' | 'P' | 'X' | '^' | '_') => (Sequence::Text(0), true),
+            (Sequence::Begun | Sequence::Short, ' '..='/') => (Sequence::Short, true),
+            (Sequence::Begun | Sequence::Short, '0'..='~') => (Sequence::None, true),
+            (Sequence::Control(length), ' '..='?') if length < PARAMETERS_MAX => {
+                (Sequence::Control(length + 1), true)
+            }
+            (Sequence::Control(_), '@'..='~') => (Sequence::None, true),
+            (Sequence::Text(_), '\u{7}') => (Sequence::None, true),
+            (Sequence::Text(length), _) if length < SEQUENCE_TEXT_MAX => (Sequence::Text(length + 1), true),
+            // Any other character is not part of the sequence, which ends before it.
+            (_, _) => (Sequence::None, false),
+        };
+        self.0 = state;
+        !is_part && (c == '\t' || !is_unprintable(c))
+    }
 }
 
 /// Returns the parts of a text that the `*`s of a pattern match, or `None` if the pattern does not match the whole
@@ -56,5 +182,68 @@ mod tests {
         assert_eq!(list_first(&items, 2, ", "), "a, b, and 1 more");
         assert_eq!(list_first(&items, 1, "\n    "), "a\n    and 2 more");
         assert_eq!(list_first(&[], 1, ", "), "");
+    }
+
+    #[test]
+    fn names_are_escaped() {
+        use std::os::unix::ffi::OsStrExt;
+        for (name, expected) in [
+            (&b"/etc/caf\xc3\xa9 \xf0\x9f\xa6\x80"[..], "/etc/café 🦀"),
+            (b"x\nerror: forged", r"x\nerror: forged"),
+            (b"a\tb\rc", r"a\tb\rc"),
+            (b"\x1b[31mred\x07", r"\u{1b}[31mred\u{7}"),
+            (b"\x7f\xc2\x9b31m", r"\u{7f}\u{9b}31m"),
+            (b"invalid \xff\xc3", r"invalid \xff\xc3"),
+            ("gpj.\u{202e}exe".as_bytes(), r"gpj.\u{202e}exe"),
+            (
+                "\u{2066}a\u{2069}\u{200b}\u{feff}\u{61c}".as_bytes(),
+                r"\u{2066}a\u{2069}\u{200b}\u{feff}\u{61c}",
+            ),
+            ("tag\u{e0041}\u{2028}".as_bytes(), r"tag\u{e0041}\u{2028}"),
+            (br"system-systemd\x2dfsck.slice", r"system-systemd\x2dfsck.slice"),
+            (b"", ""),
+        ] {
+            assert_eq!(escape_name(OsStr::from_bytes(name)), expected, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn whole_escape_sequences_are_removed() {
+        let long = format!("\u{1b}]0;{}", "x".repeat(SEQUENCE_TEXT_MAX + 10));
+        for (text, expected) in [
+            ("plain\ttext\n", "plain\ttext\n"),
+            ("\u{1b}[31mred\u{1b}[0m", "red"),
+            ("\u{1b}[1;38;2;1;2;3mx\u{1b}[?25l\u{1b}[2K\u{1b}[>4;2m", "x"),
+            ("\u{9b}31mred\u{9b}m", "red"),
+            ("a\u{1b}]0;title\u{7}b\u{1b}]8;;http://x\u{1b}\\c\u{9d}2;t\u{9c}d", "abcd"),
+            ("a\u{1b}Pq#0\u{1b}\\b\u{1b}_apc\u{1b}\\c\u{1b}^pm\u{1b}\\d\u{1b}Xsos\u{1b}\\e", "abcde"),
+            ("\u{1b}(Bx\u{1b}7y\u{1b}=z\u{1b}c", "xyz"),
+            ("\u{1b}\u{1b}[31mx", "x"),
+            ("\u{1b}[31é", "é"),
+            ("\u{1b}]0;without an end\nnext", "\nnext"),
+            ("\u{1b}[31\nnext", "\nnext"),
+            ("\u{1b}", ""),
+            ("bell\u{7} del\u{7f} nul\0", "bell del nul"),
+            ("a\u{202e}b\u{200b}c", "abc"),
+            (&long, "xxxxxxxxxxxx"),
+        ] {
+            assert_eq!(without_control_characters(text), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn json_is_printable_and_has_the_same_value() {
+        let value = serde_json::json!({"name": "a\u{202e}b\u{9b}c\u{e0041}\n\u{7f}é"});
+        for text in [value.to_string(), format!("{value:#}")] {
+            let escaped = escape_json(&text);
+            assert!(!escaped.contains(|c| is_unprintable(c) && c != '\n'), "{escaped}");
+            assert_eq!(serde_json::from_str::<serde_json::Value>(&escaped).unwrap(), value);
+        }
+    }
+
+    #[test]
+    fn lines_after_the_first_are_indented() {
+        assert_eq!(indent_continuations("one", "  "), "one");
+        assert_eq!(indent_continuations("x\nerror: forged\n    | a", "  "), "x\n  error: forged\n    | a");
     }
 }

@@ -70,4 +70,22 @@ mod tests {
         update(dir.path(), None, &report);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
+
+    #[test]
+    fn a_link_in_the_project_is_replaced_and_its_target_is_not_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (id, report) = (ImageId("ami-1".into()), Report::silent());
+        let (target, link) = (dir.path().join("target"), dir.path().join(NAME));
+        for text in ["mine", "{\"ami_id\": \"ami-1\"}\n"] {
+            std::fs::write(&target, text).unwrap();
+            std::os::unix::fs::symlink(&target, &link).unwrap();
+            update(dir.path(), Some(&id), &report);
+            assert!(link.symlink_metadata().unwrap().is_file());
+            std::fs::remove_file(&link).unwrap();
+            std::os::unix::fs::symlink(&target, &link).unwrap();
+            update(dir.path(), None, &report);
+            assert!(link.symlink_metadata().is_err());
+            assert_eq!(std::fs::read_to_string(&target).unwrap(), text);
+        }
+    }
 }

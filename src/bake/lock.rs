@@ -3,9 +3,12 @@
 
 use super::Bake;
 use super::target::Target;
+use crate::error::Kind;
+use crate::site;
 use crate::sys::lock::{FileLock, LockMode};
+use crate::sys::state_files;
 use anyhow::{Context, Result};
-use std::fs::File;
+use rustix::fs::OFlags;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -23,10 +26,11 @@ pub struct BakeLock {
 
 /// Waits until no other bake of this fingerprint is running on this host. The lock is advisory (flock(2)).
 pub async fn acquire(bake: &Bake<'_>, target: &Target) -> Result<BakeLock> {
-    let path = bake.site.state.join("locks").join(target.inputs.fingerprint());
+    let path = bake.site.state.join(site::LOCKS).join(target.inputs.fingerprint());
     let mut reported = false;
     loop {
-        if let Some(lock) = try_acquire(&path).with_context(|| format!("locking {}", path.display()))? {
+        let lock = try_acquire(&path).map_err(|error| Kind::Machine.unless_known(error));
+        if let Some(lock) = lock.with_context(|| format!("locking {}", path.display()))? {
             return Ok(lock);
         }
         if !std::mem::replace(&mut reported, true) {
@@ -37,8 +41,8 @@ pub async fn acquire(bake: &Bake<'_>, target: &Target) -> Result<BakeLock> {
 }
 
 fn try_acquire(path: &Path) -> Result<Option<BakeLock>> {
-    std::fs::create_dir_all(path.parent().expect("a lock file is in a directory"))?;
-    let file = File::options().create(true).append(true).open(path)?;
+    state_files::create_dir(path.parent().expect("a lock file is in a directory"))?;
+    let file = state_files::open_file(path, OFlags::WRONLY | OFlags::CREATE)?;
     let Some(lock) = FileLock::try_acquire(file, LockMode::Exclusive)? else { return Ok(None) };
     // If the inodes differ, the previous holder has removed the file. A lock on a removed file excludes nobody, so the
     // caller tries again.

@@ -105,8 +105,8 @@ fn summarise(all: &[BatchItem], report: &Report) {
 }
 
 fn first_line(error: &anyhow::Error) -> String {
-    let text = without_control_characters(&format!("{error:#}"));
-    text.lines().next().unwrap_or_default().chars().take(REASON_MAX).collect()
+    let text = format!("{error:#}");
+    without_control_characters(&text).lines().next().unwrap_or_default().chars().take(REASON_MAX).collect()
 }
 
 /// The exit code of the first failure. A failed parent comes before its children. An interruption takes precedence over

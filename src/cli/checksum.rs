@@ -6,6 +6,7 @@ use crate::cli::args::GlobalArgs;
 use crate::definition::{self, Definition};
 use crate::identity::checksum::config_checksum_within;
 use crate::report::Report;
+use crate::text::escape_name;
 use anyhow::Result;
 use serde_json::json;
 use std::path::Path;
@@ -31,7 +32,7 @@ pub fn run(global: &GlobalArgs, args: &args::ChecksumArgs, report: &Report) -> R
     if !global.json {
         if global.verbose {
             for (path, sha1) in &checksum.files {
-                answer(format!("{sha1}  {}", path.to_string_lossy()));
+                answer(format!("{sha1}  {}", escape_name(path)));
             }
         }
         answer(&checksum.hex);

@@ -83,8 +83,9 @@ async fn export(site: &Site, snapshot: &SnapshotId, dir: &Path, args: &args::Exp
             .await
             .with_context(context)?;
     // The data may not be on the disk yet, because oven does not sync the file. cp, curl and qemu-img do not sync
-    // either.
-    temp.file().set_permissions(Permissions::from_mode(0o666 & !umask())).with_context(context)?;
+    // either. Only this user can read the file, whatever the umask is, because a disk contains keys and password
+    // hashes.
+    temp.file().set_permissions(Permissions::from_mode(0o600)).with_context(context)?;
     let metadata = temp.file().metadata().with_context(context)?;
     if args.force {
         temp.replace(&args.file)?;
@@ -96,11 +97,4 @@ async fn export(site: &Site, snapshot: &SnapshotId, dir: &Path, args: &args::Exp
         "snapshot_id": snapshot, "file": args.file, "size_gib": contents.size_gib,
         "blocks": contents.blocks.len(), "bytes_on_disk": metadata.blocks() * 512,
     })))
-}
-
-/// The umask of this process.
-fn umask() -> u32 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let mask = status.lines().find_map(|line| line.strip_prefix("Umask:"));
-    mask.and_then(|mask| u32::from_str_radix(mask.trim(), 8).ok()).unwrap_or(0o077)
 }

@@ -7,6 +7,7 @@ use crate::cloud::{Image, tag};
 use crate::ids::ImageId;
 use crate::report::Report;
 use crate::site::{Site, Use};
+use crate::text::escape_name;
 use anyhow::Result;
 use serde_json::json;
 
@@ -54,7 +55,7 @@ fn line(image: &Image) -> String {
         image.architecture,
         image.size_gib,
         image.created,
-        image.name
+        escape_name(&image.name)
     )
 }
 
@@ -72,15 +73,15 @@ fn print(image: &Image, packages: Option<&String>) {
     answer(line(image));
     answer(format!("snapshot  {}", image.snapshot));
     if !image.description.is_empty() {
-        answer(format!("about     {}", image.description));
+        answer(format!("about     {}", escape_name(&image.description)));
     }
     for (key, value) in &image.tags {
-        answer(format!("tag       {key} = {value}"));
+        answer(format!("tag       {} = {}", escape_name(key), escape_name(value)));
     }
     if let Some(packages) = packages {
         answer("packages");
         for package in packages.lines() {
-            answer(format!("  {}", package.replace('\t', "  ")));
+            answer(format!("  {}", escape_name(&package.replace('\t', "  "))));
         }
     }
 }
@@ -94,7 +95,7 @@ async fn remove(global: &GlobalArgs, site: &Site, ids: &[String]) -> Result<End>
     for Image { id, name, snapshot, .. } in &images {
         site.cloud.remove(id, snapshot).await?;
         if !global.json {
-            answer(format!("removed {id} ({name}) and {snapshot}"));
+            answer(format!("removed {id} ({}) and {snapshot}", escape_name(name)));
         }
     }
     Ok(End::success(json!({"removed": images})))

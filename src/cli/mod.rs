@@ -23,6 +23,7 @@ use crate::report::{Level, Report, Style};
 use crate::site::Site;
 use crate::sys::signals::{self, Signal};
 use crate::sys::{namespaces, private_tmpfs};
+use crate::text::{indent_continuations, without_control_characters};
 use crate::trace::Trace;
 use crate::undo::Leftover;
 use anyhow::{Error, Result};
@@ -173,7 +174,7 @@ fn completions(global: &GlobalArgs, shell: clap_complete::Shell) -> End {
     clap_complete::generate(shell, &mut Cli::command(), "oven", &mut script);
     let script = String::from_utf8_lossy(&script).into_owned();
     if !global.json {
-        answer(script.trim_end());
+        print_raw(script.trim_end());
     }
     End::success(json!({"script": script}))
 }
@@ -192,8 +193,16 @@ fn report(global: &GlobalArgs) -> (Report, Result<()>) {
     }
 }
 
-/// Prints a line of a verb's result. A closed pipe is ignored. Any other error, such as a full disk, causes a warning.
+/// Prints a line of a verb's result, without escape sequences and invisible characters. The lines after the first are
+/// indented.
 fn answer(line: impl Display) {
+    let line = line.to_string();
+    print_raw(indent_continuations(&without_control_characters(&line), "  "));
+}
+
+/// Prints a text of oven as a verb's result. A closed pipe is ignored. Any other error, such as a full disk, causes a
+/// warning.
+fn print_raw(line: impl Display) {
     if let Err(error) = writeln!(std::io::stdout().lock(), "{line}")
         && error.kind() != ErrorKind::BrokenPipe
     {

@@ -1,6 +1,6 @@
 //! `oven policy`.
 
-use super::{End, answer};
+use super::{End, print_raw};
 use crate::cli::args;
 use crate::cli::args::GlobalArgs;
 use crate::cloud::iam_policy;
@@ -21,7 +21,7 @@ pub fn run(global: &GlobalArgs, args: &args::PolicyArgs) -> Result<End> {
     };
     let policy = iam_policy::policy(disks, global.region.as_deref(), &args.kms_keys);
     if !global.json {
-        answer(iam_policy::text(&policy));
+        print_raw(iam_policy::text(&policy));
     }
     Ok(End::success(json!({"policy": policy})))
 }

@@ -19,6 +19,7 @@ use crate::config::template;
 use crate::config::toml_reader;
 use crate::config::toml_reader::Table;
 use crate::error::Kind;
+use crate::text::escape_name;
 use anyhow::Result;
 pub use attributes::{RegistrationSettings, misfits};
 pub use keys::{DEFAULT_TYPE, UEFI};
@@ -256,8 +257,8 @@ impl Definition {
             None => format!("`{key}`"),
         };
         match line {
-            Some(line) => format!("{}:{line}: {key}", file.display()),
-            None => format!("{}: {key}", file.display()),
+            Some(line) => format!("{}:{line}: {key}", escape_name(&file)),
+            None => format!("{}: {key}", escape_name(&file)),
         }
     }
 }

@@ -261,7 +261,7 @@ fn stderr_summary(words: &[u8]) -> String {
     let from = lines.len().saturating_sub(STDERR_LINES_SHOWN);
     lines[from..]
         .iter()
-        .map(|line| without_control_characters(&line.chars().take(400).collect::<String>()))
+        .map(|line| without_control_characters(&line.chars().take(400).collect::<String>()).into_owned())
         .collect::<Vec<_>>()
         .join("\n")
 }
@@ -269,7 +269,7 @@ fn stderr_summary(words: &[u8]) -> String {
 fn stderr_suffix(words: &str) -> String {
     match words {
         "" => String::new(),
-        words if words.contains('\n') => format!("; standard error:\n{words}"),
+        words if words.contains('\n') => format!("; standard error:\n    {}", words.replace('\n', "\n    ")),
         words => format!("; standard error: {words}"),
     }
 }

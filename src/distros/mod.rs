@@ -7,6 +7,7 @@ mod search_path;
 mod tests;
 
 use crate::error::Kind;
+use crate::text::escape_name;
 use anyhow::{Context, Result};
 use executable::ExecutablePlugin;
 use oven_distro::check::{InProcess, Speaker};
@@ -235,6 +236,6 @@ impl PluginRegistry {
 
 /// The name of an image's system, from its os-release.
 fn system_name(os: &OsRelease) -> String {
-    let name = os.get("PRETTY_NAME").map(|name| format!(", {name}")).unwrap_or_default();
-    format!("`{}`{name}", os.id())
+    let name = os.get("PRETTY_NAME").map(|name| format!(", {}", escape_name(name))).unwrap_or_default();
+    format!("`{}`{name}", escape_name(os.id()))
 }

@@ -6,6 +6,7 @@ use crate::error;
 use crate::error::Kind;
 use crate::sandbox::cgroup::{CgroupSupport, StepCgroup};
 use crate::sys::space::free_space;
+use crate::sys::state_files;
 use anyhow::Result;
 use rustix::thread::CapabilitySet;
 use serde::Serialize;
@@ -228,6 +229,11 @@ pub fn state_directory(dir: &Path) -> Check {
     let existing = dir.ancestors().find(|dir| dir.exists()).unwrap_or(dir);
     if let Err(errno) = nix::unistd::access(existing, nix::unistd::AccessFlags::W_OK) {
         return Check::new(&what, false, format!("oven cannot write to it: {}", errno.desc()), "Use sudo.");
+    }
+    if dir.symlink_metadata().is_ok()
+        && let Err(error) = state_files::examine_dir(dir)
+    {
+        return Check::from_result::<()>(&what, &Err(error), "");
     }
     let free = free_space(existing).unwrap_or_default();
     Check::optional(&what, free >= MIN_STATE_SPACE, &format!("only {} MiB are free", free >> 20))

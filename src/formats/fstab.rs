@@ -1,6 +1,7 @@
 //! Parses an image's fstab, and selects the partitions of the image's disk to mount below the root. Mounts nothing.
 
 use crate::error::Kind;
+use crate::text::escape_name;
 use anyhow::Result;
 
 /// The maximum number of mounts. No image has this many file systems on its disk, and a malicious image must not fill
@@ -140,8 +141,8 @@ pub fn plan(
         }
         let invalid = |why: &str| {
             let what = format!("line {} of the image's /etc/fstab", entry.line);
-            let failure =
-                Kind::Definition.failure(format!("{what} mounts {} on {}: {why}", entry.spec, entry.target));
+            let failure = Kind::Definition
+                .failure(escape_name(&format!("{what} mounts {} on {}: {why}", entry.spec, entry.target)));
             let hint = "Bake on an image whose file systems are all on its root disk, or add the option `nofail` to the \
                         line.";
             failure.hint(hint)

@@ -1,6 +1,7 @@
 //! Recognizes the content of a partition by its superblock. Nothing is mounted, and the kernel is not asked.
 
 use super::partition::{ReadAt, le16, le32};
+use crate::text::is_unprintable;
 use std::fmt;
 
 /// The type of a partition's content. Only some types can be a root. Error messages name the other types.
@@ -335,7 +336,7 @@ fn uuid(b: &[u8]) -> String {
 /// Returns a label up to its NUL byte, without padding.
 fn text(bytes: &[u8]) -> String {
     let bytes = bytes.split(|&b| b == 0).next().unwrap_or_default();
-    let text = String::from_utf8_lossy(bytes).replace(|c: char| c.is_control(), "\u{fffd}");
+    let text = String::from_utf8_lossy(bytes).replace(is_unprintable, "\u{fffd}");
     text.trim_end().to_owned()
 }
 

@@ -1,6 +1,7 @@
 //! Reads and writes SELinux labels, which are extended attributes.
 
 use super::tree::ImageTree;
+use crate::text::escape_name;
 use anyhow::{Context, Result};
 use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::fs::{OFlags, XattrFlags};
@@ -14,7 +15,7 @@ const MAX: usize = 4096;
 impl ImageTree {
     /// Labels an object itself. A symlink is not followed. Returns false if the object does not exist.
     pub fn set_label(&self, path: &str, label: &str) -> Result<bool> {
-        let doing = || format!("labelling {path} in the image");
+        let doing = || format!("labelling {} in the image", escape_name(path));
         let Some((_held, place)) = self.pinned_path(path).with_context(doing)? else { return Ok(false) };
         // The value ends with a zero byte, as libselinux writes it.
         let value = [label.as_bytes(), b"\0"].concat();
@@ -26,7 +27,7 @@ impl ImageTree {
 
     /// Returns an object's label, if it has one.
     pub fn label(&self, path: &str) -> Result<Option<String>> {
-        let doing = || format!("reading the label of {path} in the image");
+        let doing = || format!("reading the label of {} in the image", escape_name(path));
         let Some((_held, place)) = self.pinned_path(path).with_context(doing)? else { return Ok(None) };
         let mut value = vec![0u8; MAX];
         match rustix::fs::lgetxattr(&place, ATTRIBUTE, &mut value) {

@@ -2,6 +2,7 @@
 //! not followed.
 
 use super::tree::{ImageTree, absent, names, open_in, os_string};
+use crate::text::escape_name;
 use anyhow::{Context, Result, bail};
 use rustix::fs::{AtFlags, FileType, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
@@ -28,7 +29,7 @@ impl ImageTree {
     /// with `path` as it was given, and the object's own metadata. If there is no directory at `path`, nothing is
     /// visited.
     pub fn walk(&self, path: &str, visit: &mut dyn FnMut(&str, &Stat) -> Result<Walk>) -> Result<()> {
-        let doing = || format!("reading the directory {path} in the image");
+        let doing = || format!("reading the directory {} in the image", escape_name(path));
         let Some(top) = absent(self.open(path, OFlags::RDONLY | OFlags::DIRECTORY)).with_context(doing)?
         else {
             return Ok(());
@@ -41,7 +42,7 @@ impl ImageTree {
     /// not followed, and other mounts are not entered. If `path` itself is not a directory, or is a symlink, nothing is
     /// removed.
     pub fn remove_tree_content(&self, path: &str, keep: &dyn Fn(&str) -> bool) -> Result<u64> {
-        let doing = || format!("emptying the directory {path} in the image");
+        let doing = || format!("emptying the directory {} in the image", escape_name(path));
         let path = path.trim_end_matches('/');
         let top = match self.open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW) {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(0),
@@ -65,7 +66,7 @@ fn descend(dir: &OwnedFd, name: &CStr) -> rustix::io::Result<Option<OwnedFd>> {
 
 fn deeper(path: &str, depth: usize) -> Result<usize> {
     if depth == DEPTH_MAX {
-        bail!("{path} is more than {DEPTH_MAX} directories deep");
+        bail!("{} is more than {DEPTH_MAX} directories deep", escape_name(path));
     }
     Ok(depth + 1)
 }
@@ -77,17 +78,17 @@ fn walk(
     visit: &mut dyn FnMut(&str, &Stat) -> Result<Walk>,
 ) -> Result<()> {
     let depth = deeper(path, depth)?;
-    let mut found = names(dir).with_context(|| format!("listing {path}"))?;
+    let mut found = names(dir).with_context(|| format!("listing {}", escape_name(path)))?;
     found.sort_unstable();
     for name in found {
         let below = format!("{path}/{}", os_string(&name).display());
         let stat = match rustix::fs::statat(dir, &name, AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => continue,
-            stat => stat.with_context(|| format!("examining {below}"))?,
+            stat => stat.with_context(|| format!("examining {}", escape_name(&below)))?,
         };
         let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
         if visit(&below, &stat)? == Walk::On && is_dir {
-            let inner = descend(dir, &name).with_context(|| format!("opening {below}"))?;
+            let inner = descend(dir, &name).with_context(|| format!("opening {}", escape_name(&below)))?;
             if let Some(inner) = inner {
                 walk(&inner, &below, depth, visit)?;
             }
@@ -106,27 +107,29 @@ fn empty(
 ) -> Result<bool> {
     let depth = deeper(path, depth)?;
     let mut is_emptied = true;
-    for name in names(dir).with_context(|| format!("listing {path}"))? {
+    for name in names(dir).with_context(|| format!("listing {}", escape_name(path)))? {
         let below = format!("{path}/{}", os_string(&name).display());
         if keep(&below) {
             is_emptied = false;
             continue;
         }
         let removal = match rustix::fs::unlinkat(dir, &name, AtFlags::empty()) {
-            Err(Errno::ISDIR) => match descend(dir, &name).with_context(|| format!("opening {below}"))? {
-                Some(inner) if empty(&inner, &below, depth, keep, removed)? => {
-                    drop(inner);
-                    rustix::fs::unlinkat(dir, &name, AtFlags::REMOVEDIR)
+            Err(Errno::ISDIR) => {
+                match descend(dir, &name).with_context(|| format!("opening {}", escape_name(&below)))? {
+                    Some(inner) if empty(&inner, &below, depth, keep, removed)? => {
+                        drop(inner);
+                        rustix::fs::unlinkat(dir, &name, AtFlags::REMOVEDIR)
+                    }
+                    _ => {
+                        is_emptied = false;
+                        continue;
+                    }
                 }
-                _ => {
-                    is_emptied = false;
-                    continue;
-                }
-            },
+            }
             Err(Errno::NOENT) => continue,
             removal => removal,
         };
-        removal.with_context(|| format!("removing {below}"))?;
+        removal.with_context(|| format!("removing {}", escape_name(&below)))?;
         *removed += 1;
     }
     Ok(is_emptied)

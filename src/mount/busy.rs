@@ -2,6 +2,7 @@
 //! released.
 
 use crate::sys::mount::table;
+use crate::text::escape_name;
 use rustix::fs::{AtFlags, CWD, FileType};
 use std::collections::HashSet;
 use std::path::Path;
@@ -24,7 +25,7 @@ pub fn find_holders(devices: &[u64]) -> Vec<String> {
                 let table = std::fs::read(format!("{dir}/mountinfo")).unwrap_or_default();
                 for line in table::parse(&table).iter().filter(|line| devices.contains(&line.rdev)) {
                     let space = namespace.to_string_lossy().replace("mnt:", "");
-                    let (who, path) = (name(process), line.path.display());
+                    let (who, path) = (name(process), escape_name(&line.path));
                     found
                         .push(format!("{who} has mounted it on {path} in another mount namespace ({space})"));
                 }
@@ -66,7 +67,7 @@ fn open_file(process: u32, devices: &[u64]) -> Option<String> {
         let is_the_device = devices.contains(&rustix::fs::makedev(stat.stx_rdev_major, stat.stx_rdev_minor));
         let what = std::fs::read_link(&path).unwrap_or_default();
         (is_on_device || (is_block_device && is_the_device && !is_own))
-            .then(|| format!("{} has {} open as {place}", name(process), what.display()))
+            .then(|| format!("{} has {} open as {place}", name(process), escape_name(&what)))
     })
 }
 
@@ -96,7 +97,7 @@ fn numbered(dir: impl AsRef<Path>) -> Vec<u32> {
 
 fn name(process: u32) -> String {
     let comm = std::fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default();
-    format!("process {process} ({})", comm.trim_end())
+    format!("process {process} ({})", escape_name(comm.trim_end()))
 }
 
 #[cfg(test)]

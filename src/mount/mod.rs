@@ -20,6 +20,7 @@ use crate::image::tree::ImageTree;
 use crate::report::Report;
 use crate::sys::mount::api;
 use crate::sys::tasks::run_to_end;
+use crate::text::escape_name;
 use crate::text::{count, human_size};
 use anyhow::{Context, Result};
 use create::{MountRequest, UnknownFileSystem};
@@ -191,11 +192,13 @@ impl<'d> Root<'d> {
     fn mount_point(&self, target: &str) -> Result<OwnedFd> {
         self.inside.create_dir_all(target, 0o755)?;
         let point = self.inside.open(target, OFlags::PATH | OFlags::DIRECTORY);
-        let point = point.with_context(|| format!("opening {target} in the image"))?;
+        let point = point.with_context(|| format!("opening {} in the image", escape_name(target)))?;
         let place = |fd: &OwnedFd| rustix::fs::fstat(fd).map(|stat| (stat.st_dev, stat.st_ino));
         let root = rustix::fs::fstat(self.inside.dir()).map(|stat| (stat.st_dev, stat.st_ino));
         if place(&point)? == root? {
-            return Err(Kind::Definition.error(format!("{target} resolves to the root directory")));
+            return Err(
+                Kind::Definition.error(format!("{} resolves to the root directory", escape_name(target)))
+            );
         }
         Ok(point)
     }

@@ -14,7 +14,7 @@ use crate::sys::fds::open_directory;
 use crate::sys::mount::api;
 use crate::sys::mount::table::{self, MountEntry};
 use crate::sys::tasks;
-use crate::text::{count, human_size};
+use crate::text::{count, escape_name, human_size};
 use anyhow::{Context, Result};
 use rustix::fs::Mode;
 use rustix::io::Errno;
@@ -77,7 +77,8 @@ impl ImageMounts {
         part: Option<&DiskPart>,
     ) -> Result<()> {
         let id = create::mount_id(&mount)?;
-        api::attach(&mount, point).with_context(|| format!("attaching the mount of {target}"))?;
+        api::attach(&mount, point)
+            .with_context(|| format!("attaching the mount of {}", escape_name(target)))?;
         let device = part.map(|part| (part.name.clone(), part.rdev));
         let is_ext = part.is_some_and(|p| {
             matches!(
@@ -93,7 +94,7 @@ impl ImageMounts {
         // and unmounted first.
         let table = table::of_this_thread()?;
         for line in below(&table, id) {
-            let target = format!("{target} ({})", line.path.display());
+            let target = format!("{target} ({})", escape_name(&line.path));
             let part = String::new();
             self.list.push(ImageMount { id: line.id, fd: None, target, part, device: None, errors: None });
         }
@@ -129,12 +130,15 @@ impl ImageMounts {
         for mounted in &self.list {
             let (Some((device, _)), Some(fd)) = (&mounted.device, &mounted.fd) else { continue };
             let target = mounted.target.clone();
-            mounted.check().with_context(|| format!("checking the file system of {target} on {device}"))?;
+            mounted.check().with_context(|| {
+                format!("checking the file system of {} on {device}", escape_name(&target))
+            })?;
             let dir = rustix::fs::openat(fd, c".", DIR, Mode::empty());
-            let dir = dir.with_context(|| format!("opening {target} of the image"))?;
+            let dir = dir.with_context(|| format!("opening {} of the image", escape_name(&target)))?;
             let trimming = disk.trimming.clone();
             let trimmed = tasks::run_to_end(move || {
-                rustix::fs::syncfs(&dir).with_context(|| format!("syncing the file system of {target}"))?;
+                rustix::fs::syncfs(&dir)
+                    .with_context(|| format!("syncing the file system of {}", escape_name(&target)))?;
                 // All earlier writes are synced, and no step is running. So every range that is zeroed from now on is
                 // free space.
                 let trim = trimming.map(Trim::begin).transpose();
@@ -180,7 +184,8 @@ impl Drop for ImageMounts {
         while let Some(last) = self.list.pop() {
             if let Err(error) = create::unmount(last.id, !self.stuck) {
                 let error = add_users_if_busy(error, &last.target, &last);
-                self.report.warn(format!("{} stays mounted until oven exits: {error:#}", last.target));
+                self.report
+                    .warn(format!("{} stays mounted until oven exits: {error:#}", escape_name(&last.target)));
             }
         }
         match self.remove_point() {
@@ -240,6 +245,10 @@ fn add_users_if_busy(error: anyhow::Error, target: &str, mounted: &ImageMount) -
     let below = table::of_this_thread().unwrap_or_default();
     let below: Vec<_> = below.iter().filter(|line| line.parent == mounted.id).collect();
     let below: String =
-        below.iter().map(|line| format!("; {} is mounted below it", line.path.display())).collect();
-    Kind::Machine.error(format!("{target} of the image is busy{}{below}", busy::holders_clause(&devices)))
+        below.iter().map(|line| format!("; {} is mounted below it", escape_name(&line.path))).collect();
+    Kind::Machine.error(format!(
+        "{} of the image is busy{}{below}",
+        escape_name(target),
+        busy::holders_clause(&devices)
+    ))
 }

@@ -4,6 +4,7 @@
 use crate::error::Kind;
 use crate::image::tree::ImageTree;
 use crate::image::walk::Walk;
+use crate::text::escape_name;
 use anyhow::{Context, Result};
 use rustix::fs::FileType;
 use std::collections::BTreeMap;
@@ -35,11 +36,11 @@ impl UnsupportedMount {
         let gone = self.before.keys().filter(|path| !now.contains_key(*path));
         let new =
             now.iter().filter(|(path, state)| self.before.get(*path) != Some(state)).map(|(path, _)| path);
-        let changed: Vec<_> = gone.chain(new).take(NAMES_MAX).map(String::as_str).collect();
+        let changed: Vec<_> = gone.chain(new).take(NAMES_MAX).map(|path| escape_name(path)).collect();
         if changed.is_empty() {
             return Ok(());
         }
-        let (target, kind) = (&self.target, &self.kind);
+        let (target, kind) = (escape_name(&self.target), &self.kind);
         let what = format!(
             "a step changed {target}, but this kernel cannot mount its {kind} file system; the changed paths are: {}",
             changed.join(", ")
@@ -64,7 +65,7 @@ fn read_states(inside: &ImageTree, target: &str) -> Result<BTreeMap<String, Stat
         found.insert(path.to_owned(), state);
         Ok(Walk::On)
     });
-    walked.with_context(|| format!("reading {target}"))?;
+    walked.with_context(|| format!("reading {}", escape_name(target)))?;
     Ok(found)
 }
 

@@ -1,7 +1,7 @@
 //! Reads the output of a step, stores the last lines, and explains known errors. A distribution's plugin lists the
 //! known errors. An entry of this list is called a trouble. It has a pattern for output lines, and an explanation.
 
-use crate::text::match_wildcards;
+use crate::text::{is_unprintable, match_wildcards};
 use oven_distro::{Step, Trouble};
 use std::collections::VecDeque;
 
@@ -64,7 +64,8 @@ impl<'a> Diagnoser<'a> {
 
     pub fn line(&mut self, line: &str) {
         self.lines += 1;
-        let line: String = line.chars().filter(|c| !c.is_control() || *c == '\t').take(LINE_MAX).collect();
+        let line: String =
+            line.chars().filter(|c| !is_unprintable(*c) || *c == '\t').take(LINE_MAX).collect();
         let line = line.trim_end();
         let lower = line.to_ascii_lowercase();
         self.no_space |= NO_SPACE.iter().any(|words| lower.contains(words));

@@ -2,7 +2,7 @@
 
 use super::context::ProvisionContext;
 use crate::error::Kind;
-use crate::text::{list_first, match_wildcards};
+use crate::text::{escape_name, list_first, match_wildcards};
 use anyhow::Result;
 use oven_distro::{Expect, Wanted};
 use std::collections::BTreeMap;
@@ -60,7 +60,7 @@ pub fn ensure_sound(packages: &[InstalledPackage], expect: &Expect, where_: &str
         return Ok(());
     }
     let broken = packages.iter().filter(|p| !expect.sound.contains(&p.state));
-    let broken: Vec<_> = broken.map(|p| format!("`{}` is {}", p.name, p.state)).collect();
+    let broken: Vec<_> = broken.map(|p| escape_name(&format!("`{}` is {}", p.name, p.state))).collect();
     if broken.is_empty() {
         return Ok(());
     }

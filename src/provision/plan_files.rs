@@ -6,7 +6,7 @@ use crate::definition::validate;
 use crate::error::Kind;
 use crate::image::tree::ImageTree;
 use crate::sandbox::paths::keep_directory_times;
-use crate::text::count;
+use crate::text::{count, escape_name};
 use anyhow::{Context, Result};
 use oven_distro::{FILE_PLACES, Shim};
 use rustix::fs::{FileType, OFlags};
@@ -31,7 +31,8 @@ pub fn place_plan_files(place: &MountedImage<'_>, work: &ProvisionContext<'_>) -
             let what = format!("the plan puts a file at {:?}, which {what}", file.path);
             Kind::Step.failure(what).hint("This is a bug in the distribution's plugin.")
         })?;
-        write_file(place.inside, file, work).with_context(|| format!("placing {} of the plan", file.path))?;
+        write_file(place.inside, file, work)
+            .with_context(|| format!("placing {} of the plan", escape_name(&file.path)))?;
     }
     step.done();
     Ok(())
@@ -41,19 +42,20 @@ fn write_file(inside: &ImageTree, file: &Shim, work: &ProvisionContext<'_>) -> R
     let found = inside.metadata(&file.path)?.map(|stat| FileType::from_raw_mode(stat.st_mode));
     match found {
         Some(FileType::Directory) => {
-            return Err(Kind::Step.error(format!("the image's {} is a directory", file.path)));
+            return Err(Kind::Step.error(format!("the image's {} is a directory", escape_name(&file.path))));
         }
         Some(FileType::RegularFile)
             if inside.read(&file.path)?.as_deref() != Some(file.content.as_bytes()) =>
         {
-            work.report.warn(format!("{} of the base image is replaced", file.path));
+            work.report.warn(format!("{} of the base image is replaced", escape_name(&file.path)));
         }
         Some(FileType::RegularFile) | None => {}
-        Some(_) => work
-            .report
-            .warn(format!("{} of the base image is replaced, because it was not a regular file", file.path)),
+        Some(_) => work.report.warn(format!(
+            "{} of the base image is replaced, because it was not a regular file",
+            escape_name(&file.path)
+        )),
     }
-    work.report.detail(format!("{} ({:04o})", file.path, file.mode));
+    work.report.detail(format!("{} ({:04o})", escape_name(&file.path), file.mode));
     let write = || inside.write(&file.path, file.content.as_bytes(), file.mode, 0, 0);
     // The directory's times are preserved. With a newer time, package managers would treat data that an earlier bake
     // cached as outdated, even if the file's content has not changed.

@@ -1,13 +1,19 @@
 //! The log file of a run (the bake of one image). It is created when the first step begins. A run without steps has no
 //! log file.
 
+use crate::sys::state_files;
+use crate::text::indent_continuations;
+use anyhow::{Context, Result};
+use rustix::fs::OFlags;
 use std::fs::File;
-use std::io::{Result, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 /// The maximal number of logs in a directory. 200 logs cover weeks, and need only some MiB.
 const MAX_LOGS: usize = 200;
+/// The width of the time and the kind before the text of a line.
+const INDENT: usize = 18;
 
 #[derive(Default)]
 pub enum LogFile {
@@ -35,6 +41,8 @@ impl LogFile {
     }
 
     pub fn line(&mut self, time: Duration, kind: &str, text: &str) {
+        // The later lines of a text are indented, so that a text cannot forge a line of the log.
+        let text = indent_continuations(text, &" ".repeat(INDENT));
         let line = format!("{:>9.3} {kind:<7} {text}", time.as_secs_f64());
         match self {
             Self::None => {}
@@ -54,11 +62,13 @@ impl LogFile {
             }
         };
         if let Some(dir) = path.parent() {
-            std::fs::create_dir_all(dir)?;
+            state_files::create_dir(dir)?;
             prune(dir, MAX_LOGS - 1);
         }
-        let mut file = File::options().create(true).append(true).open(&path)?;
-        file.write_all(format!("{}\n", lines.join("\n")).as_bytes())?;
+        let creating = || format!("creating {}", path.display());
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND;
+        let mut file = state_files::open_file(&path, flags).with_context(creating)?;
+        file.write_all(format!("{}\n", lines.join("\n")).as_bytes()).with_context(creating)?;
         *self = Self::Open { path, file };
         Ok(())
     }
@@ -103,6 +113,12 @@ mod tests {
         log.begin().unwrap();
         let text = std::fs::read_to_string(log.path().unwrap()).unwrap();
         assert_eq!(text, "oven\n    0.000 note    waiting\n    1.500 step    testing\n");
+        log.line(Duration::ZERO, "error", "wrong:\n    0.000 error   forged");
+        let text = std::fs::read_to_string(log.path().unwrap()).unwrap();
+        assert!(
+            text.ends_with("    0.000 error   wrong:\n                      0.000 error   forged\n"),
+            "{text}"
+        );
     }
 
     #[test]

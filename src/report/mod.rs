@@ -5,7 +5,7 @@ pub mod events;
 mod log;
 mod screen;
 
-use crate::text::without_control_characters;
+use crate::text::{escape_json, indent_continuations, without_control_characters};
 pub use screen::{Screen, TextStyle};
 
 use crate::error;
@@ -187,7 +187,7 @@ impl Report {
         self.0.track.hide(secrets);
     }
 
-    /// Removes control characters from a text, and masks secrets in it.
+    /// Removes escape sequences and invisible characters from a text, and masks secrets in it.
     fn sanitize(&self, text: &str) -> String {
         self.0.secrets.borrow().mask(&without_control_characters(text)).into_owned()
     }
@@ -220,7 +220,7 @@ impl Report {
         let what = self.sanitize(&what.into());
         let begun = self.0.log.borrow_mut().begin();
         if let Err(error) = begun {
-            self.warn(format!("the log file of this run cannot be created: {error}"));
+            self.warn(format!("the log file of this run cannot be created: {error:#}"));
         }
         self.log("step", &what);
         self.event(json!({"event": "step", "phase": phase, "what": what}));
@@ -242,8 +242,8 @@ impl Report {
         }
     }
 
-    /// Reports a line of a step's output. Control characters are removed, because a package must not be able to control
-    /// the user's terminal.
+    /// Reports a line of a step's output. Escape sequences and invisible characters are removed, because a package must
+    /// not be able to control the user's terminal.
     pub fn output(&self, line: &str) {
         let line = self.sanitize(line);
         self.log("out", &line);
@@ -283,9 +283,10 @@ impl Report {
         if !self.shows(Level::Quiet) || kind == Kind::Interrupted {
             return;
         }
+        let text = indent_continuations(&text, "  ");
         let mut lines = format!("{} {text}", self.0.screen.paint(TextStyle::Red, "error:"));
         if let Some(hint) = hint {
-            lines += &format!("\n  {hint}");
+            lines += &format!("\n  {}", indent_continuations(&hint, "  "));
         }
         if let Some(log) = log {
             lines += &format!("\n  Full log: {}", log.display());
@@ -305,7 +306,7 @@ impl Report {
         event["format"] = json!(events::FORMAT);
         event["at_ms"] = json!(self.0.origin.elapsed().as_millis() as u64);
         // If standard output is a closed pipe (EPIPE), the bake continues.
-        _ = writeln!(std::io::stdout().lock(), "{event}");
+        _ = writeln!(std::io::stdout().lock(), "{}", escape_json(&event.to_string()));
     }
 
     /// The phases and their times, in the order of their first step.
@@ -343,6 +344,7 @@ impl Report {
         self.log(kind, &text);
         self.event(json!({"event": kind, "message": text}));
         if self.shows(level) {
+            let text = indent_continuations(&text, "    ");
             let warning = self.0.screen.paint(TextStyle::Yellow, "warning:");
             self.print(&if kind == "warning" { format!("  {warning} {text}") } else { format!("  {text}") });
         }

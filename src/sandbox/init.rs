@@ -5,6 +5,7 @@ use super::protocol::TERMINATE;
 use super::spec::{ExitStatus, StepSpec};
 use crate::sys::fds::close_from;
 use crate::sys::seccomp::SyscallFilter;
+use crate::text::escape_name;
 use anyhow::{Context, Result};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -131,7 +132,7 @@ fn list_processes() -> Result<BTreeMap<u32, String>> {
         let dead = stat.get(close + 2..).is_some_and(|state| state.starts_with(['Z', 'X']));
         if pid != 1 && !dead {
             let comm = stat.get(open + 1..close).unwrap_or_default();
-            processes.insert(pid, comm.chars().filter(|c| !c.is_control()).collect());
+            processes.insert(pid, escape_name(comm));
         }
     }
     Ok(processes)
@@ -242,14 +243,22 @@ fn exec(name: &str, programs: &[CString], arguments: &[CString], environment: &[
         let lacks_interpreter =
             missing && Path::new(std::ffi::OsStr::from_bytes(program.to_bytes())).is_file();
         if lacks_interpreter {
-            denied =
-                Some(anyhow::anyhow!("{}: its interpreter is not in the image", program.to_string_lossy()));
+            denied = Some(anyhow::anyhow!(
+                "{}: its interpreter is not in the image",
+                escape_name(std::ffi::OsStr::from_bytes(program.to_bytes()))
+            ));
         } else if !missing {
-            denied.get_or_insert(anyhow::anyhow!("{}: {error}", program.to_string_lossy()));
+            denied.get_or_insert(anyhow::anyhow!(
+                "{}: {error}",
+                escape_name(std::ffi::OsStr::from_bytes(program.to_bytes()))
+            ));
         }
     }
     match denied {
         Some(error) => NotStarted(error, NOT_EXECUTABLE),
-        None => NotStarted(anyhow::anyhow!("{name}: the program was not found in the image"), NOT_FOUND),
+        None => NotStarted(
+            anyhow::anyhow!("{}: the program was not found in the image", escape_name(name)),
+            NOT_FOUND,
+        ),
     }
 }

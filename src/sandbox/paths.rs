@@ -2,6 +2,7 @@
 //! directories.
 
 use crate::error::Kind;
+use crate::text::escape_name;
 use anyhow::{Context, Result, bail};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, Timespec, Timestamps};
@@ -78,20 +79,20 @@ pub(crate) fn resolve(root: BorrowedFd<'_>, path: &Path, follow: bool) -> Result
             Ok(stat) => stat,
             Err(Errno::NOENT) => {
                 if queue.iter().any(|name| name == "..") {
-                    bail!("{} contains `..` after a directory that does not exist", path.display());
+                    bail!("{} contains `..` after a directory that does not exist", escape_name(path));
                 }
                 return place(root, dirs, std::iter::once(name).chain(queue).collect(), None);
             }
-            Err(error) => return Err(error).with_context(|| format!("resolving {}", path.display())),
+            Err(error) => return Err(error).with_context(|| format!("resolving {}", escape_name(path))),
         };
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Symlink if follow || !queue.is_empty() => {
                 links += 1;
                 if links > MAX_LINKS {
-                    bail!("{} has a loop of symbolic links", path.display());
+                    bail!("{} has a loop of symbolic links", escape_name(path));
                 }
                 let target = rustix::fs::readlinkat(dir, &*name, Vec::new())
-                    .with_context(|| format!("reading a link of {}", path.display()))?;
+                    .with_context(|| format!("reading a link of {}", escape_name(path)))?;
                 let target = Path::new(OsStr::from_bytes(target.as_bytes()));
                 if target.is_absolute() {
                     dirs.clear();
@@ -103,11 +104,11 @@ pub(crate) fn resolve(root: BorrowedFd<'_>, path: &Path, follow: bool) -> Result
             FileType::Directory => {
                 let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let next = rustix::fs::openat(dir, &*name, flags, Mode::empty())
-                    .with_context(|| format!("opening a directory of {}", path.display()))?;
+                    .with_context(|| format!("opening a directory of {}", escape_name(path)))?;
                 dirs.push((next, name));
             }
             _ if queue.is_empty() => return place(root, dirs, vec![name], Some(stat)),
-            _ => bail!("{} leads through {name:?}, which is not a directory", path.display()),
+            _ => bail!("{} leads through {name:?}, which is not a directory", escape_name(path)),
         }
     }
     place(root, dirs, Vec::new(), None)

@@ -53,6 +53,93 @@ pub const MACHINE_ID: &str = "/etc/machine-id";
 pub const HOST_KEYS: &str = "/etc/ssh/ssh_host_*_key";
 pub const SNAKEOIL: &str = "/etc/ssl/private/ssl-cert-snakeoil.key";
 
+/// A path at which a program stores private keys or credentials. The lint rejects such a file if the bake added it.
+#[derive(Debug)]
+pub struct CredentialRule {
+    /// An absolute path, or a path in a home directory. `*` matches any characters within one name.
+    pub path: &'static str,
+    /// The end of the names that the rule does not cover.
+    pub except: Option<&'static str>,
+    /// The rule covers only files that contain one of these texts. If there is none, it covers all files that are not
+    /// empty.
+    pub contains: &'static [&'static str],
+    pub what: &'static str,
+}
+
+const fn credential(path: &'static str, what: &'static str) -> CredentialRule {
+    CredentialRule { path, except: None, contains: &[], what }
+}
+
+const fn setting(
+    path: &'static str,
+    contains: &'static [&'static str],
+    what: &'static str,
+) -> CredentialRule {
+    CredentialRule { path, except: None, contains, what }
+}
+
+const AWS: &str = "credentials for AWS";
+const REGISTRY: &str = "credentials for a registry of containers";
+const GOOGLE: &str = "credentials for Google Cloud";
+const AZURE: &str = "credentials for Azure";
+const GIT: &str = "credentials for git";
+const DATABASE: &str = "a password for a database";
+const PACKAGES: &str = "a token for a registry of packages";
+
+/// Private keys and credentials. The searched homes are those of all accounts, `/root`, and the directories in `/home`.
+pub const CREDENTIALS: &[CredentialRule] = &[
+    CredentialRule { path: ".ssh/id_*", except: Some(".pub"), contains: &[], what: "a private SSH key" },
+    credential(".ssh/authorized_keys", "a key that could log in to every instance"),
+    credential(".ssh/authorized_keys2", "a key that could log in to every instance"),
+    credential(".gnupg/private-keys-v1.d/*.key", "a private GnuPG key"),
+    credential(".gnupg/secring.gpg", "a private GnuPG key"),
+    credential(".aws/credentials", AWS),
+    setting(".aws/config", &["aws_secret_access_key", "aws_session_token"], AWS),
+    credential(".aws/cli/cache/*", AWS),
+    credential(".aws/sso/cache/*", AWS),
+    setting(".boto", &["secret_access_key", "refresh_token"], "credentials for a cloud"),
+    setting("/etc/boto.cfg", &["secret_access_key", "refresh_token"], "credentials for a cloud"),
+    setting(".s3cfg", &["secret_key"], AWS),
+    credential(".passwd-s3fs", AWS),
+    credential("/etc/passwd-s3fs", AWS),
+    credential(".config/gcloud/application_default_credentials.json", GOOGLE),
+    credential(".config/gcloud/credentials.db", GOOGLE),
+    credential(".config/gcloud/access_tokens.db", GOOGLE),
+    credential(".azure/accessTokens.json", AZURE),
+    credential(".azure/msal_token_cache.*", AZURE),
+    credential(".azure/service_principal_entries.*", AZURE),
+    setting(".docker/config.json", &["\"auth\"", "\"identitytoken\"", "\"registrytoken\""], REGISTRY),
+    credential(".dockercfg", REGISTRY),
+    credential(".config/containers/auth.json", REGISTRY),
+    credential(".kube/config", "credentials for Kubernetes"),
+    credential(".netrc", "passwords for servers"),
+    credential(".git-credentials", GIT),
+    credential(".config/git/credentials", GIT),
+    setting(".config/gh/hosts.yml", &["oauth_token"], "a token for GitHub"),
+    setting(".config/glab-cli/config.yml", &["token: "], "a token for GitLab"),
+    credential(".pgpass", DATABASE),
+    credential(".mylogin.cnf", DATABASE),
+    setting(".my.cnf", &["password"], DATABASE),
+    setting(".npmrc", &["_authToken", "_auth", "_password"], PACKAGES),
+    setting(".yarnrc.yml", &["npmAuthToken", "npmAuthIdent"], PACKAGES),
+    setting(".pypirc", &["password"], PACKAGES),
+    credential(".cargo/credentials", PACKAGES),
+    credential(".cargo/credentials.toml", PACKAGES),
+    credential(".gem/credentials", PACKAGES),
+    setting(".composer/auth.json", &["\"password\"", "token", "\"github-oauth\""], PACKAGES),
+    setting(".m2/settings.xml", &["<password>"], PACKAGES),
+    credential(".vault-token", "a token for Vault"),
+    credential(".terraform.d/credentials.tfrc.json", "a token for Terraform"),
+    setting(".config/rclone/rclone.conf", &["secret", "token", "pass"], "credentials for a cloud"),
+    credential("/etc/krb5.keytab", "a machine's Kerberos key"),
+    setting("/etc/wireguard/*.conf", &["PrivateKey", "PresharedKey"], "a private WireGuard key"),
+    setting(
+        "/etc/NetworkManager/system-connections/*",
+        &["psk=", "password=", "private-key="],
+        "a password for a network",
+    ),
+];
+
 /// Histories of shells and clients in a home directory.
 const HISTORIES: [&str; 4] = [".*history", ".lesshst", ".viminfo", ".wget-hsts"];
 
@@ -65,15 +152,20 @@ pub fn is_excluded(keep: &[String], path: &str) -> bool {
     })
 }
 
-/// Returns the history files in the home directories of all accounts, of root, and below /home.
-pub fn histories(inside: &ImageTree) -> Result<Vec<String>> {
+/// Returns the home directories of all accounts and of root, and the directories in /home.
+pub fn homes(inside: &ImageTree) -> Result<Vec<String>> {
     let mut homes = Accounts::read(inside)?.homes();
     homes.push("/root".to_owned());
     homes.extend(inside.expand("/home/*")?.into_iter().map(|(path, _)| path));
     homes.sort_unstable();
     homes.dedup();
+    Ok(homes)
+}
+
+/// Returns the history files in the home directories.
+pub fn histories(inside: &ImageTree) -> Result<Vec<String>> {
     let mut all = Vec::new();
-    for home in homes {
+    for home in homes(inside)? {
         for pattern in HISTORIES {
             let found = inside.expand(&format!("{}/{pattern}", home.trim_end_matches('/')))?;
             all.extend(

@@ -9,9 +9,9 @@ use crate::error::Kind;
 use crate::image::tree::ImageTree;
 use crate::image::walk::Walk;
 use crate::secrets::Secrets;
-use crate::text::list_first;
+use crate::text::{escape_name, list_first};
 use anyhow::{Context, Result};
-use rustix::fs::FileType;
+use rustix::fs::{FileType, Stat};
 use std::io::Read;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -33,6 +33,12 @@ impl BakeStart {
         let now = (SystemTime::now() - MARGIN).duration_since(UNIX_EPOCH).unwrap_or_default();
         Self(i64::try_from(now.as_secs()).unwrap_or_default())
     }
+
+    /// Returns whether a file was written, linked or changed after the bake began.
+    #[allow(clippy::unnecessary_cast, reason = "its type depends on the machine")]
+    pub fn includes(self, stat: &Stat) -> bool {
+        stat.st_ctime as i64 >= self.0
+    }
 }
 
 /// Fails if a secret is in the image. The error contains the paths, and the names of the secrets.
@@ -50,8 +56,7 @@ pub fn ensure_no_secrets(inside: &ImageTree, secrets: &Secrets, since: BakeStart
             if kind == FileType::Directory && stat.st_dev != device {
                 trees.push(path.to_owned());
             }
-            #[allow(clippy::unnecessary_cast, reason = "its type depends on the machine")]
-            if (stat.st_ctime as i64) < since.0 {
+            if !since.includes(stat) {
                 return Ok(Walk::On);
             }
             let name = path.rsplit('/').next().unwrap_or_default();
@@ -62,7 +67,7 @@ pub fn ensure_no_secrets(inside: &ImageTree, secrets: &Secrets, since: BakeStart
                     secrets.find(to.as_encoded_bytes())
                 }
                 FileType::RegularFile => find_in_file(inside, path, secrets)
-                    .with_context(|| format!("reading {path} in the image"))?,
+                    .with_context(|| format!("reading {} in the image", escape_name(path)))?,
                 _ => None,
             };
             found.extend(secret.map(|name| (path.to_owned(), name.to_owned())));
@@ -73,8 +78,10 @@ pub fn ensure_no_secrets(inside: &ImageTree, secrets: &Secrets, since: BakeStart
         return Ok(());
     }
 
-    let lines: Vec<_> =
-        found.iter().map(|(path, name)| format!("{path}: contains the secret {name}")).collect();
+    let lines: Vec<_> = found
+        .iter()
+        .map(|(path, name)| format!("{}: contains the secret {name}", escape_name(path)))
+        .collect();
     let list = list_first(&lines, NAMED_MAX, "\n    ");
     Err(Kind::Step
         .failure(format!("the image contains secrets:\n    {list}"))

@@ -10,6 +10,7 @@ use crate::error::Kind;
 use crate::image::tree::ImageTree;
 use crate::provision::command::{CommandRunner, ImageCommand};
 use crate::sys::mount::table;
+use crate::text::escape_name;
 use anyhow::{Context, Result};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -109,7 +110,9 @@ async fn verify(
         }
     }
     let mislabelled = |path: &str, why: &str| {
-        Kind::Step.failure(format!("the SELinux label of {path} {why}")).hint(AUTORELABEL_HINT)
+        Kind::Step
+            .failure(format!("the SELinux label of {} {}", escape_name(path), escape_name(why)))
+            .hint(AUTORELABEL_HINT)
     };
     for path in &sample {
         if inside.label(path)?.is_none() {

@@ -1,17 +1,18 @@
 //! Makes a [`Site`] in EC2. For some verbs (subcommands), this module also finds out on which instance oven runs.
 
-use super::{Findings, Site, Use};
+use super::{Findings, LOCKS, LOGS, Site, Use};
 use crate::cloud::aws::ebs::Ebs;
 use crate::cloud::aws::{ec2, imds, nvme};
 use crate::config::project::{Settings, Strategy};
 use crate::error::Kind;
 use crate::ids::VolumeId;
 use crate::report::Report;
+use crate::sys::state_files;
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-/// The directory for logs, locks, and texts that belong to images, such as the list of an image's packages.
+/// The directory for logs, locks, caches, and texts that belong to images, such as the list of an image's packages.
 const STATE_DIR: &str = "/var/lib/oven";
 const SYS: &str = "/sys";
 const DEV: &str = "/dev";
@@ -28,7 +29,14 @@ pub async fn site(settings: Settings, report: Report, used: Use) -> Result<Site>
         Use::Sweeps => identify_this_instance(&settings).await.ok(),
         Use::Looks | Use::Imports | Use::Checks => None,
     };
-    connect(settings, report, instance).await
+    let site = connect(settings, report, instance).await?;
+    if used == Use::Builds {
+        // An older oven made these directories with the modes that the umask permitted.
+        for dir in ["", LOGS, LOCKS] {
+            state_files::create_dir(&site.state.join(dir))?;
+        }
+    }
+    Ok(site)
 }
 
 /// Runs all checks, even if some fail. Also makes the site, if this is possible.

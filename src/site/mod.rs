@@ -21,12 +21,17 @@ use crate::error::Kind;
 use crate::ids::RunId;
 use crate::provision::context::EgressGuard;
 use crate::report::Report;
+use crate::sys::state_files;
 use crate::undo::UndoPolicy;
 use anyhow::{Context, Result};
 use oven_distro::Distro;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+/// The directory of the logs in the state directory.
+pub const LOGS: &str = "logs";
+/// The directory of the locks of bakes in the state directory.
+pub const LOCKS: &str = "locks";
 /// A disk with less free space than this, in bytes, is regarded as full.
 const FULL: u64 = 64 << 20;
 
@@ -182,13 +187,13 @@ impl Site {
     }
 
     pub fn log(&self, run: &RunId) -> PathBuf {
-        self.state.join("logs").join(format!("{}.log", run.short()))
+        self.state.join(LOGS).join(format!("{}.log", run.short()))
     }
 
     /// Creates an empty directory for the mount points of one bake.
     pub fn scratch(&self, run: &RunId) -> Result<PathBuf> {
         let dir = self.scratch.join(run.short());
-        std::fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
+        state_files::create_dir(&dir)?;
         Ok(dir)
     }
 

@@ -1,6 +1,7 @@
 //! File descriptors.
 
 use crate::error::Kind;
+use crate::text::escape_name;
 use anyhow::Context;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use std::fmt;
@@ -43,13 +44,13 @@ impl fmt::Display for PathRefusal {
         match self {
             Self::Io(error) => write!(f, "cannot be read: {error}"),
             Self::Outside(real) => {
-                write!(f, "resolves to {}, which is outside the project", real.display())
+                write!(f, "resolves to {}, which is outside the project", escape_name(real))
             }
             Self::InGit(real) => write!(
                 f,
                 "resolves to {}, which is inside a .git: oven does not use git's own files, because they may contain \
                  credentials",
-                real.display()
+                escape_name(real)
             ),
             Self::Special(metadata) => write!(f, "is {}, not a file", kind_of(metadata)),
         }

@@ -14,5 +14,6 @@ pub(crate) mod seccomp;
 pub mod signals;
 pub mod space;
 pub mod sparse_copy;
+pub mod state_files;
 pub mod tasks;
 pub mod temp_file;

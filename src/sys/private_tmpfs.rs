@@ -2,7 +2,7 @@
 
 use crate::error::Kind;
 use anyhow::{Context, Result};
-use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
 use sys_mount::{Mount, MountFlags};
 
 /// An empty directory on the host. This process mounts a tmpfs on the directory, in its private mount namespace. So the
@@ -11,11 +11,7 @@ pub const DIR: &str = "/run/oven";
 
 /// Mounts the file system. Call this once, in a private mount namespace. Errors: [`Kind::Machine`].
 pub fn mount() -> Result<()> {
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(DIR)
-        .with_context(|| format!("creating {DIR}"))?;
+    super::state_files::create_dir(Path::new(DIR))?;
     Mount::builder()
         .fstype("tmpfs")
         .flags(MountFlags::NOSUID | MountFlags::NOEXEC)

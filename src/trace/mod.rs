@@ -11,13 +11,14 @@ mod tests;
 
 use crate::error::Kind;
 use crate::secrets::Secrets;
-use crate::text::without_control_characters;
+use crate::text::{escape_name, without_control_characters};
 use anyhow::{Context, Result};
 use lanes::{EndedSpan, Lanes};
 use serde_json::{Map, Value, json};
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::future::Future;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::io::ErrorKind;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -34,6 +35,11 @@ const TEXT_MAX: usize = 2000;
 
 /// The end of the file. Each event overwrites the old end, and a new end follows the event.
 const END: &str = "\n]}\n";
+
+/// The beginning of the file. oven replaces an existing file only if it is empty or has this beginning.
+const BEGINNING: &str = "{\"displayTimeUnit\": \"ms\", \"otherData\": ";
+/// Traces contain command lines and paths, which other users need not know.
+const FILE_MODE: u32 = 0o600;
 
 /// A trace file. Clones write to the same file.
 #[derive(Clone)]
@@ -110,28 +116,25 @@ tokio::task_local! {
 }
 
 impl Trace {
-    /// Creates the file. Errors: [`Kind::Usage`] if it cannot be written.
+    /// Creates the file, which only this user can read. An older trace is replaced, but no other file is, and no symlink
+    /// is followed. Errors: [`Kind::Usage`] if it cannot be written.
     pub fn create(path: &Path) -> Result<Self> {
-        let mut options = File::options();
-        // With O_NONBLOCK, opening a pipe without a reader fails instead of blocking.
-        options.write(true).create(true).truncate(true).custom_flags(libc::O_NONBLOCK);
-        let file = options.open(path);
-        let file = file.map_err(|e| {
-            Kind::Usage.failure(format!("{}: {e}", path.display())).hint("Choose another file for --trace.")
+        let file = open(path).map_err(|why| {
+            Kind::Usage
+                .failure(format!("{}: {why}", escape_name(path)))
+                .hint("Choose another file for --trace.")
         })?;
-        if !file.metadata().is_ok_and(|about| about.is_file()) {
-            let failure = Kind::Usage.failure(format!("{} is not a regular file", path.display()));
-            return Err(failure
-                .hint("oven rewrites the end of the trace while it grows, so --trace needs a regular file.")
-                .into());
-        }
         let about = json!({
             "program": format!("oven {}", env!("CARGO_PKG_VERSION")),
             "began": humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
         });
-        let head = format!("{{\"displayTimeUnit\": \"ms\", \"otherData\": {about}, \"traceEvents\": [");
-        file.write_all_at(format!("{head}{END}").as_bytes(), 0)
-            .with_context(|| format!("writing {}", path.display()))?;
+        let head = format!("{BEGINNING}{about}, \"traceEvents\": [");
+        let write = || {
+            file.set_permissions(Permissions::from_mode(FILE_MODE))?;
+            file.set_len(0)?;
+            file.write_all_at(format!("{head}{END}").as_bytes(), 0)
+        };
+        write().with_context(|| format!("writing {}", path.display()))?;
         let state = State {
             file,
             end: head.len() as u64,
@@ -183,6 +186,41 @@ impl Trace {
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Opens the file of a trace, or creates it. Does not change an existing file. On failure, returns the reason.
+fn open(path: &Path) -> Result<File, String> {
+    // With O_NONBLOCK, opening a pipe without a reader fails instead of blocking.
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
+    let mut options = File::options();
+    options.read(true).write(true).mode(FILE_MODE).custom_flags(flags);
+    let file = match options.clone().create_new(true).open(path) {
+        Ok(file) => return Ok(file),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => options.open(path).map_err(|error| {
+            let is_link = error.raw_os_error() == Some(libc::ELOOP);
+            if is_link { "it is a link".to_owned() } else { error.to_string() }
+        })?,
+        Err(error) => return Err(error.to_string()),
+    };
+    let found = file.metadata().map_err(|error| error.to_string())?;
+    if !found.is_file() {
+        return Err(
+            "it is not a regular file, and oven rewrites the end of a trace while it grows".to_owned()
+        );
+    }
+    let sudo = std::env::var("SUDO_UID").ok().and_then(|uid| uid.parse().ok());
+    if ![Some(rustix::process::geteuid().as_raw()), sudo].contains(&Some(found.uid())) {
+        return Err("it belongs to another user".to_owned());
+    }
+    if found.nlink() > 1 {
+        return Err("it has another name (a hard link)".to_owned());
+    }
+    let mut beginning = vec![0; BEGINNING.len()];
+    let is_trace = file.read_exact_at(&mut beginning, 0).is_ok() && beginning == BEGINNING.as_bytes();
+    if found.len() > 0 && !is_trace {
+        return Err("it exists, and is not a trace of oven".to_owned());
+    }
+    Ok(file)
 }
 
 impl State {

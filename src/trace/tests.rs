@@ -162,3 +162,48 @@ fn a_write_error_is_reported_at_the_beginning_or_at_the_end_only() {
     assert!(error.contains("Bad file descriptor") && error.contains("trace.json"), "{error}");
     assert!(spans(&dir).is_empty());
 }
+
+#[test]
+fn a_trace_is_private_and_replaces_only_a_trace() {
+    use std::os::unix::fs::symlink;
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let mode = |name: &str| at(name).metadata().unwrap().permissions().mode() & 0o777;
+    let refused = |name: &str, why: &str| {
+        let error = Trace::create(&at(name)).err().unwrap_or_else(|| panic!("{name} is replaced"));
+        assert_eq!(Kind::of(&error), Kind::Usage);
+        assert!(error.to_string().contains(why), "{error}");
+    };
+    drop(Trace::create(&at("trace.json")).unwrap());
+    assert_eq!(mode("trace.json"), 0o600);
+    // A longer trace of an older oven is replaced as a whole.
+    let old = std::fs::read_to_string(at("trace.json")).unwrap() + &" ".repeat(5000);
+    std::fs::write(at("trace.json"), old).unwrap();
+    std::fs::set_permissions(at("trace.json"), Permissions::from_mode(0o644)).unwrap();
+    drop(Trace::create(&at("trace.json")).unwrap());
+    assert_eq!(mode("trace.json"), 0o600);
+    let text = std::fs::read_to_string(at("trace.json")).unwrap();
+    assert!(text.len() < 1000 && serde_json::from_str::<Value>(&text).is_ok(), "{text}");
+    std::fs::write(at("empty"), "").unwrap();
+    drop(Trace::create(&at("empty")).unwrap());
+
+    for text in ["precious", "{}", "{\"displayTimeUnit\": \"ns\", \"otherData\": "] {
+        std::fs::write(at("other"), text).unwrap();
+        refused("other", "it exists, and is not a trace of oven");
+        assert_eq!(std::fs::read_to_string(at("other")).unwrap(), text);
+    }
+    symlink(at("other"), at("link")).unwrap();
+    symlink(at("trace.json"), at("trace-link")).unwrap();
+    symlink(at("nothing"), at("dangling")).unwrap();
+    for name in ["link", "trace-link", "dangling"] {
+        refused(name, "it is a link");
+    }
+    assert!(!at("nothing").exists());
+    std::fs::hard_link(at("empty"), at("hard")).unwrap();
+    refused("hard", "it has another name");
+    if rustix::process::geteuid().is_root() {
+        std::fs::write(at("theirs"), "").unwrap();
+        std::os::unix::fs::chown(at("theirs"), Some(12345), None).unwrap();
+        refused("theirs", "belongs to another user");
+    }
+}

@@ -135,21 +135,34 @@ fn what_was_imported_is_exported_again_sparse_and_whole() {
 }
 
 #[test]
-fn a_files_mode_is_that_of_any_other() {
+fn an_exported_disk_and_a_region_are_private_whatever_the_umask_is() {
     let place = Place::new();
     place.raw("disk.raw", 1 << 20, [1]);
-    let (ami, _) = place.expect(0, &["import", "disk.raw", "--name", "base"]);
-    for (mask, mode) in [("022", 0o644), ("077", 0o600)] {
-        let script =
-            format!("umask {mask}; exec {} export {} {mask}.raw", env!("CARGO_BIN_EXE_oven"), ami.trim());
-        let status = Command::new("sh")
-            .args(["-c", &script])
-            .env("OVEN_REGION_DIR", "region")
-            .current_dir(&place.0)
-            .status();
-        assert!(status.unwrap().success());
-        let metadata = fs::metadata(place.path(&format!("{mask}.raw"))).unwrap();
-        assert_eq!(metadata.permissions().mode() & 0o777, mode);
+    for mask in ["0000", "0022", "0077", "0377"] {
+        let oven = |args: &str| {
+            let script = format!("umask {mask}; exec {} {args}", env!("CARGO_BIN_EXE_oven"));
+            let mut sh = Command::new("sh");
+            sh.args(["-c", &script]).env("OVEN_REGION_DIR", mask).current_dir(&place.0);
+            let ended = sh.output().unwrap();
+            assert!(ended.status.success(), "{args}: {}", String::from_utf8_lossy(&ended.stderr));
+            String::from_utf8(ended.stdout).unwrap().trim().to_owned()
+        };
+        if mask != "0377" || rustix::process::geteuid().is_root() {
+            let ami = oven("import disk.raw --name base");
+            oven(&format!("export {ami} {mask}.raw"));
+            let exported = fs::metadata(place.path(&format!("{mask}.raw"))).unwrap();
+            assert_eq!(exported.permissions().mode() & 0o777, 0o600, "{mask}");
+            assert_private(&place.path(mask));
+        }
+    }
+}
+
+fn assert_private(path: &Path) {
+    let found = path.symlink_metadata().unwrap();
+    let others = found.permissions().mode() & 0o077;
+    assert!(others == 0 && !found.is_symlink(), "{}: {others:o}", path.display());
+    if found.is_dir() {
+        fs::read_dir(path).unwrap().for_each(|entry| assert_private(&entry.unwrap().path()));
     }
 }
 

@@ -13,6 +13,7 @@ use crate::error::{Failure, Kind};
 use crate::formats::package;
 use crate::identity::checksum::hex;
 use crate::report::Report;
+use crate::sys::state_files;
 use anyhow::{Context, Result};
 use rustls::crypto::ring;
 use sha2::{Digest, Sha256};
@@ -136,7 +137,7 @@ async fn download(
     let dir = path.parent().context("the file has no directory")?;
     let definition_error =
         |what: String| Kind::Definition.failure(format!("{}: {what}", image.place("packages", Some(url))));
-    std::fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
+    state_files::create_dir(dir)?;
     remove_stale_parts(dir);
     let mut pause = PAUSE;
     for attempt in 1.. {

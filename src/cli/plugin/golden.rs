@@ -7,7 +7,9 @@ use anyhow::{Context, Result};
 use oven_distro::check::{self, Case, Speaker};
 use oven_distro::wire::{PlanAnswer, PlanRequest};
 use std::collections::BTreeSet;
-use std::io::Read;
+use std::fs::Permissions;
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 const REQUEST: &str = ".request.json";
@@ -68,16 +70,37 @@ pub fn bless(dir: &Path, cases: &mut [Case], speaker: &dyn Speaker) -> Result<Ve
         }
         let path = dir.join(format!("{}{ANSWER}", case.name));
         let stored = check::without_defaults(&PlanAnswer::new(answer.clone()));
-        // If the name is a link, the link is replaced. Writing through it could change any file of this machine.
-        match path.symlink_metadata() {
-            Ok(metadata) if metadata.is_symlink() => std::fs::remove_file(&path),
-            _ => Ok(()),
-        }
-        .with_context(|| format!("removing the link {}", path.display()))?;
-        std::fs::write(&path, format!("{stored:#}\n"))
-            .with_context(|| format!("writing {}", path.display()))?;
+        write(&path, &format!("{stored:#}\n")).with_context(|| format!("writing {}", path.display()))?;
         case.answer = Some(answer);
         written.push(path);
     }
     Ok(written)
+}
+
+/// Writes a temporary file and renames it. If the path is a symlink, for example in somebody else's repository, the
+/// symlink is replaced, and its target is not changed.
+fn write(path: &Path, text: &str) -> Result<()> {
+    let dir = path.parent().context("the file has no directory")?;
+    let readable = Permissions::from_mode(0o644);
+    let mut file = tempfile::Builder::new().prefix(".golden.").permissions(readable).tempfile_in(dir)?;
+    file.write_all(text.as_bytes())?;
+    file.persist(path)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_is_replaced_and_its_target_is_not_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (target, link) = (dir.path().join("target"), dir.path().join("case.answer.json"));
+        std::fs::write(&target, "mine").unwrap();
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        write(&link, "{}\n").unwrap();
+        assert_eq!(std::fs::read_to_string(&target).unwrap(), "mine");
+        assert!(link.symlink_metadata().unwrap().is_file());
+        assert_eq!(std::fs::read_to_string(&link).unwrap(), "{}\n");
+    }
 }

@@ -3,7 +3,7 @@
 mod golden;
 mod skeleton;
 
-use super::{End, answer};
+use super::{End, answer, print_raw};
 use crate::bake::target;
 use crate::cli::args;
 use crate::cli::args::GlobalArgs;
@@ -17,6 +17,7 @@ use crate::provision::programs;
 use crate::provision::scripts;
 use crate::report::{Report, TextStyle};
 use crate::site;
+use crate::text::{escape_json, escape_name, without_control_characters};
 use anyhow::Result;
 use oven_distro::check::{self, Rule};
 use oven_distro::wire::PlanRequest;
@@ -31,7 +32,7 @@ pub fn run(global: &GlobalArgs, args: &args::PluginVerb, report: &Report) -> Res
         args::PluginVerb::New(args) => {
             let made = skeleton::write(Path::new("."), args)?;
             if !global.json {
-                made.iter().for_each(|path| answer(path.display()));
+                made.iter().for_each(|path| answer(escape_name(path)));
             }
             report.note(format!("oven plugin check {}", made[0].display()));
             Ok(End::success(json!({"files": made})))
@@ -69,7 +70,7 @@ fn list(global: &GlobalArgs, report: &Report) -> Result<End> {
     let passed_over: Vec<_> = passed_over.map(|(path, why)| json!({"path": path, "why": why})).collect();
     if !global.json {
         let lines = registry.refused().iter();
-        lines.for_each(|(path, why)| answer(format!("{} is not used: it {why}", path.display())));
+        lines.for_each(|(path, why)| answer(format!("{} is not used: it {why}", escape_name(path))));
     }
     Ok(End::success(json!({"plugins": objects, "passed_over": passed_over})))
 }
@@ -115,7 +116,7 @@ fn check_all(global: &GlobalArgs, args: &args::PluginCheckArgs, report: &Report)
     let findings = check::check_speaker(&*known.speaker(), &cases);
     let (mut rules, mut faults) = (Vec::new(), 0);
     for rule in Rule::ALL {
-        let broken: Vec<_> = findings.of(rule).map(crate::text::without_control_characters).collect();
+        let broken: Vec<_> = findings.of(rule).map(without_control_characters).collect();
         let tried = !findings.incomplete || !broken.is_empty();
         if rule == Rule::Golden && cases.is_empty() {
             continue;
@@ -126,7 +127,7 @@ fn check_all(global: &GlobalArgs, args: &args::PluginCheckArgs, report: &Report)
                 (true, false) => "untried".to_owned(),
                 _ => report.screen().paint(TextStyle::Red, "FAILED "),
             };
-            answer(format!("{word} {rule}"));
+            print_raw(format!("{word} {rule}"));
             broken
                 .iter()
                 .for_each(|fault| answer(format!("          {}", fault.replace('\n', "\n            "))));
@@ -204,7 +205,7 @@ pub fn plan(global: &GlobalArgs, args: &args::PlanArgs, report: &Report) -> Resu
         origin => format!("planned by the plugin {} ({origin})", known.id),
     });
     if !global.json {
-        answer(format!("{value:#}"));
+        print_raw(escape_json(&format!("{value:#}")));
     }
     Ok(End::success(json!({"plugin": known.id, key: value})))
 }

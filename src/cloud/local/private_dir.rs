@@ -3,52 +3,40 @@
 //! user could place a link in it that makes root write to another file.
 
 use crate::error::Kind;
+use crate::sys::state_files;
 use anyhow::Result;
-use rustix::process::geteuid;
 use std::fs;
 use std::io::ErrorKind;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 
-/// The mode bit that lets everybody write. The group's write bit is not checked, because a user's default group often
-/// has no other members.
-const OTHERS_WRITE: u32 = 0o002;
+const HINT: &str =
+    "Correct its owner and mode (chown, chmod o-w), or pass a --region-dir that does not exist yet.";
 
 /// Creates the region's directory if it is missing, and checks its owner and mode.
 pub fn create_region_dir(dir: &Path) -> Result<()> {
-    create(dir)?;
-    // The user chose this path, so it is allowed to be a symbolic link. `metadata` follows the link.
-    check_owner_and_mode(dir, &fs::metadata(dir)?)
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    check_region_dir(dir)
 }
 
 /// Checks the owner and the mode of an existing region's directory.
 pub fn check_region_dir(dir: &Path) -> Result<()> {
-    check_owner_and_mode(dir, &fs::metadata(dir)?)
+    // The user chose this path, so it is allowed to be a symbolic link. `metadata` follows the link.
+    state_files::check_directory(dir, &fs::metadata(dir)?, HINT)
 }
 
-/// Creates a private directory in the region. If the directory exists, checks it.
+/// Creates a private directory in the region. If the directory exists, checks it and makes it private.
 pub fn create_subdirectory(dir: &Path) -> Result<()> {
-    match create(dir) {
-        // If a file or a link has this name, the check below reports it.
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-        created => created?,
-    }
-    check_subdirectory(dir)
+    state_files::create_dir(dir)
 }
 
-/// Checks that a directory in the region is private, if it exists. Its mode is not changed, because another program may
-/// depend on it.
+/// Checks that a directory in the region is private, if it exists. Changes nothing.
 pub fn check_subdirectory(dir: &Path) -> Result<()> {
     let found = match fs::symlink_metadata(dir) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
         found => found?,
     };
-    if !found.is_dir() {
-        let failure =
-            Kind::Machine.failure(format!("{} is a link or a file, not a directory", dir.display()));
-        return Err(failure.hint("Remove it, or pass another --region-dir.").into());
-    }
-    check_owner_and_mode(dir, &found)?;
+    state_files::examine_dir(dir)?;
     let mode = found.permissions().mode() & 0o7777;
     if mode & 0o077 != 0 {
         return Err(Kind::Machine
@@ -57,32 +45,4 @@ pub fn check_subdirectory(dir: &Path) -> Result<()> {
             .into());
     }
     Ok(())
-}
-
-fn create(dir: &Path) -> std::io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
-}
-
-fn check_owner_and_mode(dir: &Path, found: &fs::Metadata) -> Result<()> {
-    // The region may belong to the user who called sudo, because that user can become root anyway.
-    let sudo = std::env::var("SUDO_UID").ok().and_then(|uid| uid.parse().ok());
-    if ![Some(0), Some(geteuid().as_raw()), sudo].contains(&Some(found.uid())) {
-        return Err(unsafe_directory(
-            dir,
-            &format!("belongs to user {}, who is neither you nor root", found.uid()),
-        ));
-    }
-    if found.permissions().mode() & OTHERS_WRITE != 0 {
-        return Err(unsafe_directory(dir, "is writable by everybody"));
-    }
-    Ok(())
-}
-
-fn unsafe_directory(dir: &Path, why: &str) -> anyhow::Error {
-    Kind::Machine
-        .failure(format!("{} {why}", dir.display()))
-        .hint(
-            "Correct its owner and mode (chown, chmod o-w), or pass a --region-dir that does not exist yet.",
-        )
-        .into()
 }

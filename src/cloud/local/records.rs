@@ -7,16 +7,17 @@ use crate::error::Kind;
 use crate::ids::{Architecture, Digest, ImageId, SnapshotId, VolumeId};
 use crate::sys::lock::{FileLock, LockMode, is_unlocked};
 use crate::sys::poll::PollPolicy;
+use crate::sys::state_files;
 use crate::sys::tasks;
 use crate::sys::temp_file;
 use anyhow::{Context, Result};
+use rustix::fs::OFlags;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::ops::Deref;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -464,10 +465,9 @@ impl RegionStore {
         let path = self.dir.join("lock");
         // The file is opened again for each lock, because a lock belongs to an open file. So tasks of the same process
         // also exclude each other.
-        let mut options = File::options();
         // The file is private, because everybody who can open a file can lock it.
-        options.create(true).truncate(false).write(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
-        let file = options.open(&path).with_context(|| format!("opening {}", path.display()))?;
+        let file = state_files::open_file(&path, OFlags::WRONLY | OFlags::CREATE)
+            .map_err(|error| Kind::Machine.error(format!("opening {}: {error}", path.display())))?;
         let what = format!("the lock of the local region ({})", path.display());
         let locking = format!("locking {}", path.display());
         let lock = FileLock::poll(file, LockMode::Exclusive, &LOCK_WAIT, &what, &locking).await?;

@@ -8,11 +8,13 @@ use crate::device::Device;
 use crate::ids::{RunId, SnapshotId, VolumeId};
 use crate::sys::lock::try_lock_until_closed;
 use crate::sys::poll::{PollAnswer, PollPolicy, poll_until};
+use crate::sys::state_files;
 use crate::sys::tasks;
 use crate::sys::temp_file;
 use crate::sys::{loop_device, sparse_copy};
 use anyhow::{Context, Result};
 use async_trait::async_trait;
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -30,7 +32,7 @@ const RELEASE_WAIT: PollPolicy = PollPolicy::local(Duration::from_secs(5)).of_re
 /// attached.
 fn lock(store: &RegionStore, id: &VolumeId) -> Result<Option<File>> {
     let path = store.data::<VolumeRecord>(&id.0);
-    let file = match File::options().read(true).write(true).open(&path) {
+    let file = match state_files::open_file(&path, OFlags::RDWR) {
         Ok(file) => file,
         Err(e) => return Err(e).with_context(|| format!("opening {}", path.display())),
     };

@@ -12,13 +12,14 @@ use crate::error::Kind;
 use crate::ids::{RunId, SnapshotId};
 use crate::owner::{Owner, OwnerEnded};
 use crate::sys::lock::{is_unlocked, try_lock_until_closed};
+use crate::sys::state_files;
 use crate::sys::temp_file;
 use crate::sys::temp_file::TempFile;
 use anyhow::{Context, Result};
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, File};
 use std::io::ErrorKind;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -58,16 +59,11 @@ pub fn preserved_dir(state: &Path) -> PathBuf {
     state.join(DIR)
 }
 
-fn create_dir(dir: &Path) -> Result<()> {
-    let created = DirBuilder::new().recursive(true).mode(0o700).create(dir);
-    created.with_context(|| format!("creating {}", dir.display()))
-}
-
 impl WrittenFiles {
     /// Creates empty files.
     pub fn new(state: &Path) -> Result<Self> {
         let dir = preserved_dir(state);
-        create_dir(&dir)?;
+        state_files::create_dir(&dir)?;
         Ok(Self { upper: TempFile::new(&dir)?, marks: TempFile::new(&dir)? })
     }
 
@@ -82,7 +78,7 @@ impl WrittenFiles {
     /// Preserves the files by giving them names, and writes the record.
     pub fn keep(self, state: &Path, run: &RunId, record: &DiskRecord) -> Result<()> {
         let dir = preserved_dir(state).join(&run.0);
-        create_dir(&dir)?;
+        state_files::create_dir(&dir)?;
         self.upper.link(&dir.join(UPPER))?;
         self.marks.link(&dir.join(MARKS))?;
         temp_file::write_atomically(&dir.join(RECORD), &serde_json::to_vec_pretty(record)?, true)
@@ -121,7 +117,7 @@ pub fn open(state: &Path, run: &RunId) -> Result<Option<PreservedDisk>> {
     let dir = preserved_dir(state).join(&run.0);
     let Some(record) = read_record(&dir)? else { return Ok(None) };
     let open = |name: &str| {
-        let file = File::options().read(true).write(true).open(dir.join(name));
+        let file = state_files::open_file(&dir.join(name), OFlags::RDWR);
         file.with_context(|| format!("opening {}", dir.join(name).display()))
     };
     let (upper, marks) = (open(UPPER)?, open(MARKS)?);

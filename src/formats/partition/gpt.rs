@@ -1,6 +1,7 @@
 //! Reads the GUID partition table (UEFI specification, chapter 5.3), and grows a partition in it.
 
 use super::{DamagedTable, Partition, PartitionTable, PartitionType, ReadAt, TableScheme, le32, le64};
+use crate::text::is_unprintable;
 
 const SIGNATURE: &[u8; 8] = b"EFI PART";
 /// The length of the fields of a header. The specification allows more fields after them.
@@ -199,7 +200,7 @@ fn guid(b: &[u8]) -> String {
 fn name(bytes: &[u8]) -> String {
     let units = bytes.chunks_exact(2).map(|c| u16::from_le_bytes([c[0], c[1]])).take_while(|&u| u != 0);
     let name: String = char::decode_utf16(units).map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER)).collect();
-    name.replace(|c: char| c.is_control(), "\u{fffd}")
+    name.replace(is_unprintable, "\u{fffd}")
 }
 
 #[cfg(test)]

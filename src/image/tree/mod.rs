@@ -7,6 +7,7 @@
 #[cfg(test)]
 mod tests;
 
+use crate::text::escape_name;
 use anyhow::{Context, Result, bail};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
@@ -60,8 +61,8 @@ impl ImageTree {
         let Some(mut file) = self.open_file(path)? else { return Ok(None) };
         let mut content = Vec::new();
         let read = (&mut file).take(READ_MAX + 1).read_to_end(&mut content);
-        if read.with_context(|| format!("reading {path} in the image"))? as u64 > READ_MAX {
-            bail!("{path} in the image is larger than {} MiB", READ_MAX >> 20);
+        if read.with_context(|| format!("reading {} in the image", escape_name(path)))? as u64 > READ_MAX {
+            bail!("{} in the image is larger than {} MiB", escape_name(path), READ_MAX >> 20);
         }
         Ok(Some(content))
     }
@@ -73,13 +74,13 @@ impl ImageTree {
         let mut content = Vec::new();
         file.take(length)
             .read_to_end(&mut content)
-            .with_context(|| format!("reading {path} in the image"))?;
+            .with_context(|| format!("reading {} in the image", escape_name(path)))?;
         Ok(Some(content))
     }
 
     /// Opens a regular file for reading. Returns `None` if the file does not exist.
     pub fn open_file(&self, path: &str) -> Result<Option<File>> {
-        let doing = || format!("opening {path} in the image");
+        let doing = || format!("opening {} in the image", escape_name(path));
         // The type is checked before the file is opened for reading, because opening a device or a FIFO can have side
         // effects.
         let Some(found) = absent(self.open(path, OFlags::PATH)).with_context(doing)? else { return Ok(None) };
@@ -94,7 +95,7 @@ impl ImageTree {
     /// Returns whether a path leads to an object. A dangling symlink does not.
     pub fn exists(&self, path: &str) -> Result<bool> {
         let found = absent(self.open(path, OFlags::PATH));
-        Ok(found.with_context(|| format!("checking for {path} in the image"))?.is_some())
+        Ok(found.with_context(|| format!("checking for {} in the image", escape_name(path)))?.is_some())
     }
 
     /// Returns the metadata of the directory to which a path leads, or `None` if there is no directory.
@@ -102,15 +103,18 @@ impl ImageTree {
         match self.open(path, OFlags::PATH | OFlags::DIRECTORY) {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
             found => {
-                let found = found.with_context(|| format!("examining {path} in the image"))?;
-                Ok(Some(rustix::fs::fstat(&found).with_context(|| format!("examining {path} in the image"))?))
+                let found = found.with_context(|| format!("examining {} in the image", escape_name(path)))?;
+                Ok(Some(
+                    rustix::fs::fstat(&found)
+                        .with_context(|| format!("examining {} in the image", escape_name(path)))?,
+                ))
             }
         }
     }
 
     /// Returns the metadata of the object itself. A symlink is not followed.
     pub fn metadata(&self, path: &str) -> Result<Option<Stat>> {
-        let doing = || format!("examining {path} in the image");
+        let doing = || format!("examining {} in the image", escape_name(path));
         let Some(found) = absent(self.open(path, OFlags::PATH | OFlags::NOFOLLOW)).with_context(doing)?
         else {
             return Ok(None);
@@ -120,7 +124,7 @@ impl ImageTree {
 
     /// Returns the text of a symlink, or `None` if the object is not a symlink or does not exist.
     pub fn read_link(&self, path: &str) -> Result<Option<OsString>> {
-        let doing = || format!("reading the link {path} in the image");
+        let doing = || format!("reading the link {} in the image", escape_name(path));
         let Some(found) = absent(self.open(path, OFlags::PATH | OFlags::NOFOLLOW)).with_context(doing)?
         else {
             return Ok(None);
@@ -136,7 +140,7 @@ impl ImageTree {
 
     /// Returns the sorted names in a directory. The list is empty if the directory does not exist.
     pub fn list(&self, path: &str) -> Result<Vec<OsString>> {
-        let doing = || format!("listing {path} in the image");
+        let doing = || format!("listing {} in the image", escape_name(path));
         let dir = absent(self.open(path, OFlags::RDONLY | OFlags::DIRECTORY)).with_context(doing)?;
         let Some(dir) = dir else { return Ok(Vec::new()) };
         let mut names: Vec<_> = names(&dir).with_context(doing)?.into_iter().map(os_string).collect();
@@ -163,7 +167,7 @@ impl ImageTree {
         gid: u32,
         fill: &mut dyn FnMut(&mut File) -> std::io::Result<()>,
     ) -> Result<()> {
-        let doing = || format!("writing {path} in the image");
+        let doing = || format!("writing {} in the image", escape_name(path));
         let (parent, name) = split(path)?;
         self.create_dir_all(&parent, 0o755)?;
         let dir = self.open_directory(&parent).with_context(doing)?;
@@ -188,7 +192,7 @@ impl ImageTree {
 
     /// Removes a file or a symlink. A symlink is not followed. Returns false if nothing exists at the path.
     pub fn remove(&self, path: &str) -> Result<bool> {
-        let doing = || format!("removing {path} in the image");
+        let doing = || format!("removing {} in the image", escape_name(path));
         let (parent, name) = split(path)?;
         let Some(dir) = absent(self.open_directory(&parent)).with_context(doing)? else { return Ok(false) };
         match rustix::fs::unlinkat(&dir, name, AtFlags::empty()) {
@@ -199,7 +203,7 @@ impl ImageTree {
 
     /// Empties a regular file. A symlink is not followed. Returns false if there is no regular file.
     pub fn truncate(&self, path: &str) -> Result<bool> {
-        let doing = || format!("emptying {path} in the image");
+        let doing = || format!("emptying {} in the image", escape_name(path));
         let opened = absent(self.open(path, OFlags::PATH | OFlags::NOFOLLOW)).with_context(doing)?;
         let Some(found) = opened.filter(|found| ensure_regular(found, path).is_ok()) else {
             return Ok(false);
@@ -220,7 +224,7 @@ impl ImageTree {
     /// Creates a directory and its missing parents with this mode, owned by root. Existing directories keep their mode.
     /// A symlink to a directory counts as a directory.
     pub fn create_dir_all(&self, path: &str, mode: u32) -> Result<()> {
-        let doing = || format!("creating the directory {path} in the image");
+        let doing = || format!("creating the directory {} in the image", escape_name(path));
         let path = normalize(path)?;
         if self.open_directory(&path).is_ok() {
             return Ok(());
@@ -236,10 +240,11 @@ impl ImageTree {
                     Ok(()) => {}
                     Err(Errno::EXIST) => match self.read_link(so_far)? {
                         Some(to) => bail!(
-                            "{so_far} in the image is a symlink to {}, which does not exist",
-                            to.display()
+                            "{} in the image is a symlink to {}, which does not exist",
+                            escape_name(so_far),
+                            escape_name(&to)
                         ),
-                        None => bail!("{so_far} in the image is not a directory"),
+                        None => bail!("{} in the image is not a directory", escape_name(so_far)),
                     },
                     Err(error) => return Err(error).with_context(doing),
                 }
@@ -289,10 +294,11 @@ pub(crate) fn absent<T>(found: rustix::io::Result<T>) -> rustix::io::Result<Opti
 }
 
 fn ensure_regular(fd: &OwnedFd, path: &str) -> Result<()> {
-    let stat = rustix::fs::fstat(fd).with_context(|| format!("examining {path} in the image"))?;
+    let stat =
+        rustix::fs::fstat(fd).with_context(|| format!("examining {} in the image", escape_name(path)))?;
     match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile => Ok(()),
-        other => bail!("{path} in the image is not a regular file but {}", kind_name(other)),
+        other => bail!("{} in the image is not a regular file but {}", escape_name(path), kind_name(other)),
     }
 }
 
@@ -313,7 +319,7 @@ pub fn kind_name(kind: FileType) -> &'static str {
 fn normalize(path: &str) -> Result<String> {
     let parts: Vec<_> = path.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
     if parts.contains(&"..") {
-        bail!("the path {path} contains `..`");
+        bail!("the path {} contains `..`", escape_name(path));
     }
     Ok(format!("/{}", parts.join("/")))
 }
@@ -323,7 +329,7 @@ fn split(path: &str) -> Result<(String, String)> {
     let path = normalize(path)?;
     match path.rsplit_once('/') {
         Some((parent, name)) if !name.is_empty() => Ok((format!("{parent}/"), name.to_owned())),
-        _ => bail!("the path {path} is the root directory"),
+        _ => bail!("the path {} is the root directory", escape_name(&path)),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Describes the content of a cache's directory: all objects by path, with the digest of each file.
 
 use crate::sys::lock::lock_mutex;
+use crate::text::escape_name;
 use anyhow::{Context, Result, bail};
 use rustix::fs::{CWD, Mode, OFlags};
 use serde::{Deserialize, Serialize};
@@ -99,10 +100,10 @@ fn scan(
     files: &mut Vec<String>,
 ) -> Result<()> {
     if depth == DEPTH_MAX {
-        bail!("{} is more than {DEPTH_MAX} directories deep", dir.display());
+        bail!("{} is more than {DEPTH_MAX} directories deep", escape_name(dir));
     }
     let at = dir.join(path);
-    let reading = || format!("reading {}", at.display());
+    let reading = || format!("reading {}", escape_name(&at));
     let metadata = fs::symlink_metadata(&at).with_context(reading)?;
     changes.tree.insert(path.to_owned(), read_entry(&at, &metadata)?.with_context(reading)?);
     for child in fs::read_dir(&at).with_context(reading)? {
@@ -138,7 +139,7 @@ fn read_entry(path: &Path, metadata: &Metadata) -> Result<Option<CacheEntry>> {
     Ok(if metadata.is_dir() {
         Some(CacheEntry::Directory { mode, uid, gid })
     } else if metadata.is_symlink() {
-        let target = fs::read_link(path).with_context(|| format!("reading {}", path.display()))?;
+        let target = fs::read_link(path).with_context(|| format!("reading {}", escape_name(path)))?;
         target.into_os_string().into_string().ok().map(CacheEntry::Link)
     } else if metadata.is_file() {
         let size = metadata.size();
@@ -194,7 +195,7 @@ fn digests(dir: &Path, files: Vec<String>) -> Result<Vec<(String, String)>> {
 }
 
 fn digest(path: &Path, buffer: &mut [u8]) -> Result<String> {
-    let reading = || format!("reading {}", path.display());
+    let reading = || format!("reading {}", escape_name(path));
     let mut file = open(path).with_context(reading)?;
     let mut hasher = blake3::Hasher::new();
     loop {
@@ -218,7 +219,7 @@ pub fn open(path: &Path) -> Result<File> {
 pub fn create_tree(to: &Path, tree: &CacheTree, put: &dyn Fn(&str, &Path) -> Result<()>) -> Result<()> {
     for (path, entry) in tree {
         let at = if path.is_empty() { PathBuf::from(to) } else { to.join(path) };
-        let making = || format!("making {}", at.display());
+        let making = || format!("making {}", escape_name(&at));
         match entry {
             CacheEntry::Directory { mode, uid, gid } => {
                 fs::create_dir(&at).with_context(making)?;

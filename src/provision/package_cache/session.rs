@@ -5,13 +5,14 @@ use super::manifest::{CacheChanges, CacheEntry, CacheTree};
 use super::store::{CacheGeneration, CacheStore, Index, remove, total_bytes};
 use super::store::{LOCK, lock_file};
 use crate::sys::lock::{FileLock, LockMode};
+use crate::sys::state_files;
 use anyhow::{Context, Result, bail};
 use oven_distro::Cache;
 use oven_distro::Holds;
 use rustix::fs::{CWD, FileType, Mode};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, Permissions};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -66,7 +67,7 @@ impl CacheSession {
         let key = store.dir().join(key);
         let store_lock = store.lock()?;
         store.sweep();
-        fs::create_dir_all(&key).with_context(|| format!("making {}", key.display()))?;
+        state_files::create_dir(&key)?;
         let dir = store.work(&store_lock)?.keep();
         let lock = lock_file(&dir.join(LOCK), LockMode::Exclusive)?;
         let generation = CacheGeneration::newest(&key, caches.len())?;
@@ -360,7 +361,7 @@ fn hide_file(upper: &Path, path: &str, tree: &CacheTree) -> Result<()> {
 /// Copies a cached file, with its owner, mode and modification time.
 fn copy(from: &Path, to: &Path, entry: &CacheEntry) -> Result<()> {
     let CacheEntry::File { mode, uid, gid, modified, .. } = entry else { bail!("it is not a file") };
-    let mut file = File::options().write(true).create_new(true).open(to)?;
+    let mut file = File::options().write(true).create_new(true).mode(0o600).open(to)?;
     std::io::copy(&mut manifest::open(from)?, &mut file)?;
     std::os::unix::fs::fchown(&file, Some(*uid), Some(*gid))?;
     file.set_permissions(Permissions::from_mode(*mode))?;

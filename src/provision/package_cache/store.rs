@@ -10,13 +10,13 @@ use super::manifest;
 use super::manifest::{CacheEntry, CacheTree};
 use crate::image::tree::ImageTree;
 use crate::sys::lock::{FileLock, LockMode};
+use crate::sys::state_files;
 use anyhow::{Context, Result};
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File, Permissions};
+use std::fs;
 use std::io::{self, BufReader, BufWriter, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use tempfile::TempDir;
@@ -92,9 +92,7 @@ impl CacheStore {
 
     /// Locks the store. Callers hold the lock only for a moment, while they read the store or publish.
     pub fn lock(&self) -> Result<FileLock> {
-        fs::create_dir_all(&self.dir).with_context(|| format!("making {}", self.dir.display()))?;
-        fs::set_permissions(&self.dir, Permissions::from_mode(0o700))
-            .with_context(|| format!("restricting the access to {}", self.dir.display()))?;
+        state_files::create_dir(&self.dir)?;
         lock_file(&self.dir.join(LOCK), LockMode::Exclusive)
     }
 
@@ -237,9 +235,8 @@ fn children(dir: &Path) -> impl Iterator<Item = (String, PathBuf)> {
 /// Opens a file, or creates it if it is missing, and waits for its lock.
 pub fn lock_file(path: &Path, mode: LockMode) -> Result<FileLock> {
     let locking = || format!("locking {}", path.display());
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(CWD, path, flags, Mode::RUSR | Mode::WUSR).with_context(locking)?;
-    FileLock::wait(File::from(file), mode).with_context(locking)
+    let file = state_files::open_file(path, OFlags::RDWR | OFlags::CREATE).with_context(locking)?;
+    FileLock::wait(file, mode).with_context(locking)
 }
 
 /// Locks a file if nobody else has locked it.

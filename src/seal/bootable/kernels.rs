@@ -1,6 +1,7 @@
 //! Finds the kernels of an image, and their drivers for an instance's disk and network.
 
 use crate::image::tree::ImageTree;
+use crate::text::escape_name;
 use anyhow::{Context, Result};
 use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
@@ -65,7 +66,7 @@ fn is_module(file: &[u8], name: &[u8]) -> bool {
 
 /// Returns `None` if there is no regular file at the path. Symlinks are followed inside the image.
 pub fn file_stamp(inside: &ImageTree, path: &str) -> Result<Option<Stamp>> {
-    let doing = || format!("reading the metadata of {path} in the image");
+    let doing = || format!("reading the metadata of {} in the image", escape_name(path));
     let found = match inside.open(path, OFlags::PATH) {
         Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
         found => rustix::fs::fstat(found.with_context(doing)?).with_context(doing)?,

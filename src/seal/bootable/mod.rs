@@ -16,7 +16,7 @@ use crate::image::tree::ImageTree;
 use crate::provision::context::MountedImage;
 use crate::report::Report;
 use crate::sys::tasks::run_to_end;
-use crate::text::list_first;
+use crate::text::{escape_name, list_first};
 use anyhow::{Context, Result};
 use device_names::DiskNames;
 use kernels::{DriverSet, Kernel};
@@ -69,7 +69,10 @@ pub async fn check_bootable(place: &MountedImage<'_>, before: &BootBaseline, rep
     let mut found = Vec::new();
     for (path, kind, text) in texts(place.inside)? {
         if before.texts.get(&path) != Some(&text) {
-            report.detail(format!("checking that {path}, which has changed, names the image's own disk"));
+            report.detail(format!(
+                "checking that {}, which has changed, names the image's own disk",
+                escape_name(&path)
+            ));
             let findings = device_names::lint(kind, &String::from_utf8_lossy(&text), &own);
             found.extend(
                 findings.into_iter().map(|finding| format!("{path}:{}: {}", finding.line, finding.what)),
@@ -112,8 +115,10 @@ async fn check_kernel(
                 drivers
             }
             Err(error) if error.is::<crate::formats::initramfs::UnknownFormat>() => {
-                report
-                    .warn(format!("{path}: it is {error}, so it is unknown whether it has the nvme driver"));
+                report.warn(format!(
+                    "{}: it is {error}, so it is unknown whether it has the nvme driver",
+                    escape_name(path)
+                ));
                 DriverSet { nvme: true, ..built_in }
             }
             Err(error) => return Ok(vec![format!("{path}: {error:#}")]),
@@ -139,7 +144,8 @@ async fn check_kernel(
 /// Returns the drivers that are built into a kernel or are in its initramfs. The outer error means that the initramfs
 /// cannot be opened. The inner error means that its content cannot be read.
 async fn read_drivers(inside: &ImageTree, path: &str, built_in: DriverSet) -> Result<Result<DriverSet>> {
-    let file = inside.open_file(path)?.with_context(|| format!("opening {path} in the image"))?;
+    let file =
+        inside.open_file(path)?.with_context(|| format!("opening {} in the image", escape_name(path)))?;
     let read = move || {
         let mut drivers = built_in;
         crate::formats::initramfs::list_files(file, &mut |name| drivers.see(name)).map(|()| drivers)
@@ -154,7 +160,7 @@ fn log_drivers(path: &str, built_in: DriverSet, found: DriverSet, report: &Repor
         (false, false) => "is not in it",
     };
     let (nvme, ena) = (place(built_in.nvme, found.nvme), place(built_in.ena, found.ena));
-    report.detail(format!("{path}: nvme {nvme}, ena {ena}"));
+    report.detail(format!("{}: nvme {nvme}, ena {ena}", escape_name(path)));
 }
 
 /// Returns the paths, formats and contents of all boot texts that the image has.
@@ -179,7 +185,8 @@ fn fail_if_any(found: &[String], own: &DiskNames) -> Result<()> {
     if found.is_empty() {
         return Ok(());
     }
-    let list = list_first(found, NAMED_MAX, "\n    ");
+    let found: Vec<_> = found.iter().map(|finding| escape_name(finding)).collect();
+    let list = list_first(&found, NAMED_MAX, "\n    ");
     let mut hint = String::from(
         "A package or a script of this bake wrote these files. Correct the script, or add a [[run]] that corrects \
          the files.",

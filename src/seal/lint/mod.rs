@@ -2,6 +2,7 @@
 //! both, and these checks find what it missed. They report only what is certainly wrong, because each finding fails the
 //! bake.
 
+mod credentials;
 #[cfg(test)]
 mod tests;
 
@@ -12,8 +13,9 @@ use crate::error::Kind;
 use crate::image::tree::ImageTree;
 use crate::image::walk::Walk;
 use crate::provision::context::ProvisionContext;
-use crate::text::list_first;
+use crate::text::{escape_name, list_first};
 use anyhow::Result;
+use credentials::CredentialBaseline;
 use oven_distro::Cache;
 use rustix::fs::FileType;
 use std::collections::BTreeSet;
@@ -47,6 +49,7 @@ pub struct LintBaseline {
     own_shims: BTreeSet<String>,
     /// Files of the base image that already name the proxy or the mirror.
     settings: BTreeSet<String>,
+    credentials: CredentialBaseline,
     had_run: bool,
 }
 
@@ -83,6 +86,7 @@ impl LintBaseline {
             has_builders_resolv_conf: false,
             own_shims: own.map(|shim| shim.path.clone()).collect(),
             settings: settings(inside, &needles(work))?.into_iter().collect(),
+            credentials: CredentialBaseline::of(inside)?,
             had_run: inside.exists(RUN)?,
         })
     }
@@ -128,17 +132,27 @@ fn servers(resolv_conf: &str) -> impl Iterator<Item = &str> {
 pub fn lint(inside: &ImageTree, work: &ProvisionContext<'_>, before: &LintBaseline) -> Result<()> {
     let mut found = machine_data(inside, &work.plan.caches)?;
     found.extend(bake_leftovers(inside, work, before)?);
-    found.retain(|finding| !is_excluded(&work.image.keep, &finding.path));
+    let is_kept = |path: &str| is_excluded(&work.image.keep, path);
+    let credentials = before.credentials.find(inside, &is_kept)?;
+    if !credentials.is_complete {
+        work.report.warn("the bake added so many files that not all were searched for private keys");
+    }
+    let known: BTreeSet<_> = found.iter().map(|finding| finding.path.clone()).collect();
+    found.extend(credentials.findings.into_iter().filter(|finding| !known.contains(&finding.path)));
+    found.retain(|finding| !is_kept(&finding.path));
     let Some(first) = found.first() else { return Ok(()) };
     let hint = format!(
         "Remove them in a script. If every instance should have one of them, accept it in image.toml: \
          [clean] keep = [\"{}\"].",
-        first.path
+        escape_name(&first.path)
     );
-    let lines: Vec<_> = found.iter().map(|finding| format!("{}: {}", finding.path, finding.what)).collect();
+    let lines: Vec<_> =
+        found.iter().map(|finding| format!("{}: {}", escape_name(&finding.path), finding.what)).collect();
     let list = list_first(&lines, NAMED_MAX, "\n    ");
     Err(Kind::Step
-        .failure(format!("the image contains machine-specific data or leftovers of the bake:\n    {list}"))
+        .failure(format!(
+            "the image contains machine-specific data, credentials or leftovers of the bake:\n    {list}"
+        ))
         .hint(hint)
         .into())
 }

@@ -94,6 +94,103 @@ const FORBIDDEN: &[&str] = &[
     "usr/sbin/policy-rc.d",
 ];
 
+/// Credentials that the lint must report, with their content. The clean-up does not remove them.
+const CREDENTIALS: &[(&str, &str)] = &[
+    ("root/.ssh/id_ed25519", "x"),
+    ("root/.ssh/id_rsa", "x"),
+    ("home/admin/.ssh/id_work", "x"),
+    ("root/.ssh/authorized_keys", "ssh-ed25519 AAAA me"),
+    ("home/admin/.ssh/authorized_keys", "ssh-ed25519 AAAA me"),
+    ("var/lib/app/.ssh/id_rsa", "x"),
+    ("root/.aws/credentials", "[default]"),
+    ("root/.aws/config", "[default]\naws_secret_access_key = x\n"),
+    ("root/.netrc", "machine x login y password z"),
+    ("root/.docker/config.json", "{\"auths\": {\"x\": {\"auth\": \"eA==\"}}}"),
+    ("home/admin/.config/containers/auth.json", "{}"),
+    ("root/.kube/config", "apiVersion: v1"),
+    ("root/.git-credentials", "https://a:b@example.com"),
+    ("root/.pgpass", "*:*:*:a:b"),
+    ("root/.my.cnf", "[client]\npassword=x\n"),
+    ("root/.npmrc", "//registry.npmjs.org/:_authToken=x"),
+    ("root/.cargo/credentials.toml", "[registry]"),
+    ("root/.vault-token", "x"),
+    ("root/.config/gh/hosts.yml", "github.com:\n  oauth_token: x\n"),
+    ("etc/krb5.keytab", "x"),
+    ("etc/wireguard/wg0.conf", "[Interface]\nPrivateKey = x\n"),
+    ("etc/app/deep/site.pem", PRIVATE_KEY),
+    ("home/admin/notes", PRIVATE_KEY),
+    ("root/env", "AWS_ACCESS_KEY_ID=AKIAABCDEFGHIJKLMNOP\nAWS_SECRET_ACCESS_KEY=x\n"),
+];
+
+/// Files that the lint accepts.
+const HARMLESS: &[(&str, &str)] = &[
+    ("root/.ssh/id_ed25519.pub", "ssh-ed25519 AAAA me"),
+    ("root/.ssh/known_hosts", "example.com ssh-ed25519 AAAA"),
+    ("root/.ssh/authorized_keys", ""),
+    ("root/.aws/config", "[default]\nregion = eu-west-1\n"),
+    ("root/.docker/config.json", "{\"psFormat\": \"table\"}"),
+    ("root/.my.cnf", "[client]\nuser=x\n"),
+    ("root/.npmrc", "fund=false"),
+    (
+        "etc/ssl/certs/ca.pem",
+        "-----BEGIN CERTIFICATE-----\nMIIBszCCAVmgAwIBAgIUabc\n-----END CERTIFICATE-----\n",
+    ),
+    ("usr/share/doc/x/key.pem", PRIVATE_KEY),
+    ("home/app/node_modules/x/test/key.pem", PRIVATE_KEY),
+    ("srv/app/id_rsa", PRIVATE_KEY),
+];
+const PRIVATE_KEY: &str = "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAABG5vbmU=\n";
+const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\napp:x:9:9::/var/lib/app:/bin/sh\n";
+
+#[test]
+fn credentials_that_the_bake_added_are_found_unless_keep_names_them() {
+    for (path, content) in CREDENTIALS {
+        let mut bench = Bench::new();
+        let tree = Tree::new();
+        tree.file("etc/passwd", PASSWD);
+        let found = bench.lint(&tree, |tree| tree.file(path, content)).unwrap_err();
+        assert!(found.contains(&format!("/{path}: ")), "{path}: {found}");
+        assert!(found.contains(&format!("[clean] keep = [\"/{path}\"]")), "{found}");
+        assert_eq!(bench.lint(&tree, |_| ()), Ok(()), "{path} is in the base");
+        tree.remove(path);
+        let dir = path.rsplit_once('/').unwrap().0;
+        for keep in [format!("/{path}"), format!("/{dir}")] {
+            bench.image.keep = vec![keep];
+            assert_eq!(bench.lint(&tree, |tree| tree.file(path, content)), Ok(()), "{path}");
+            tree.remove(path);
+        }
+    }
+}
+
+#[test]
+fn files_without_credentials_are_not_found() {
+    for (path, content) in HARMLESS {
+        let tree = Tree::new();
+        assert_eq!(Bench::new().lint(&tree, |tree| tree.file(path, content)), Ok(()), "{path}");
+    }
+}
+
+#[test]
+fn a_credential_of_the_base_is_found_if_the_bake_changed_it() {
+    let tree = Tree::new();
+    tree.file("root/.ssh/authorized_keys", "ssh-ed25519 AAAA me");
+    let found =
+        Bench::new().lint(&tree, |tree| tree.file("root/.ssh/authorized_keys", "ssh-ed25519 BBBBB you"));
+    assert!(found.unwrap_err().contains("/root/.ssh/authorized_keys: a key that could log in"));
+}
+
+#[test]
+fn names_of_files_cannot_forge_lines_of_the_error() {
+    let tree = Tree::new();
+    let found = Bench::new().lint(&tree, |tree| {
+        tree.file("var/tmp/x\nerror: forged", "");
+        tree.file("var/tmp/gpj.\u{202e}exe\u{1b}[31m", "");
+    });
+    let found = found.unwrap_err();
+    assert!(found.contains("/var/tmp/x\\nerror: forged: a temporary file\n"), "{found}");
+    assert!(found.contains("/var/tmp/gpj.\\u{202e}exe\\u{1b}[31m: a temporary file"), "{found}");
+}
+
 #[test]
 fn each_thing_is_found_unless_keep_names_it() {
     for path in FORBIDDEN {

@@ -126,3 +126,38 @@ fn doctor_asks_for_no_instance_and_says_what_it_cannot_judge() {
     assert!(!ended.out.contains("NVMe") && !ended.out.contains("AttachVolume"), "{}", ended.out);
     assert_eq!(world.made(), Default::default());
 }
+
+#[test]
+fn the_state_directory_is_private_and_no_link_in_it_is_followed() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    fn assert_private(path: &std::path::Path) {
+        let mode = path.symlink_metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{} is open to others: {mode:o}", path.display());
+        if path.is_dir() {
+            path.read_dir().unwrap().for_each(|entry| assert_private(&entry.unwrap().path()));
+        }
+    }
+    let world = Ec2World::tiny(ServerOptions { policy: Some(policy()), ..ServerOptions::default() });
+    world.define(&world.base(), "");
+    let state = world.local.path("state");
+    // An older oven made them.
+    for dir in ["", "logs", "locks"] {
+        std::fs::create_dir_all(state.join(dir)).unwrap();
+        std::fs::set_permissions(state.join(dir), PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    bake(&world);
+    for part in ["logs", "locks", "blocks"] {
+        assert!(state.join(part).is_dir(), "{part}");
+    }
+    assert_private(&state);
+    let (made, precious) = (world.made(), world.local.path("precious"));
+    std::fs::create_dir(&precious).unwrap();
+    std::fs::remove_dir(state.join("locks")).unwrap();
+    symlink(&precious, state.join("locks")).unwrap();
+    world.local.write("image/new", "x");
+    let plugin = world.local.path("plugin");
+    let refused = direct(&world, &["--plugin", plugin.to_str().unwrap(), "bake", "image"]);
+    assert_eq!(refused.code(), Some(8), "{}", refused.err);
+    assert!(refused.err.contains("/var/lib/oven/locks is a link or a file"), "{}", refused.err);
+    assert_eq!((world.made(), precious.read_dir().unwrap().count()), (made, 0));
+}

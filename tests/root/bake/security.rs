@@ -153,3 +153,118 @@ fn a_ca_file_holds_certificates() {
     let log: String = logs.map(|log| fs::read_to_string(log.unwrap().path()).unwrap()).collect();
     assert!(log.contains("-----BEGIN CERTIFICATE-----") && !log.contains("PRIVATE"), "{log}");
 }
+
+/// Bakes with this umask. Definitions get scripts as `s.sh`.
+fn bake_with(world: &LocalWorld, umask: &str) -> Output {
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", &format!("umask {umask}; exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_oven-test-bake")]);
+    command.arg(world.region()).arg("image").current_dir(world.dir.path()).output().unwrap()
+}
+
+fn assert_private(path: &Path) {
+    let found = path.symlink_metadata().unwrap();
+    assert_eq!(found.mode() & 0o077, 0, "{} is open to others: {:o}", path.display(), found.mode());
+    if found.is_dir() {
+        fs::read_dir(path).unwrap().for_each(|entry| assert_private(&entry.unwrap().path()));
+    }
+}
+
+#[test]
+fn all_state_is_private_whatever_the_umask_is() {
+    for umask in ["0000", "0022"] {
+        let world = LocalWorld::tiny();
+        let baked = bake_with(&world, umask);
+        assert!(baked.status.success(), "{umask}: {}", stderr(&baked));
+        for part in ["logs", "locks", "images", "snapshots"] {
+            assert!(world.region().join(part).is_dir(), "{part}");
+        }
+        assert_private(&world.region());
+        // A directory that an older oven made, and a link that somebody planted.
+        fs::set_permissions(world.region().join("locks"), fs::Permissions::from_mode(0o755)).unwrap();
+        world.write("image/new", "x");
+        assert!(bake_with(&world, umask).status.success());
+        assert_private(&world.region());
+        let (locks, precious) = (world.region().join("locks"), world.path("precious"));
+        fs::remove_dir(&locks).unwrap();
+        fs::create_dir(&precious).unwrap();
+        symlink(&precious, &locks).unwrap();
+        world.write("image/new", "y");
+        let refused = bake_with(&world, umask);
+        assert_eq!(refused.status.code(), Some(8), "{}", stderr(&refused));
+        assert!(stderr(&refused).contains("locks is a link or a file"), "{}", stderr(&refused));
+        assert_eq!(fs::read_dir(&precious).unwrap().count(), 0);
+        world.assert_no_traces("after a refused bake");
+    }
+}
+
+#[test]
+fn credentials_that_a_bake_adds_fail_it_unless_keep_names_them() {
+    const SCRIPT: &str = "#!/bin/sh -e\nmkdir -p /root/.aws /root/.ssh /etc/app\n\
+        echo '[default]' > /root/.aws/credentials\n\
+        echo 'ssh-ed25519 AAAA me' > /root/.ssh/authorized_keys\n\
+        echo fake > /root/.ssh/id_ed25519\necho fake > /root/.ssh/id_ed25519.pub\n\
+        printf -- '-----BEGIN OPENSSH PRIVATE KEY-----\\nb3BlbnNzaC1rZXktdjEAAAAABG5vbmU=\\n' > /etc/app/key\n";
+    let world = LocalWorld::tiny();
+    let toml = "name = \"image\"\nfrom = { name = \"tiny\" }\n[[run]]\nscript = \"s.sh\"\n";
+    world.write("image/image.toml", toml);
+    world.write("image/s.sh", SCRIPT);
+    let refused = bake(&world);
+    let err = stderr(&refused);
+    assert_eq!(refused.status.code(), Some(5), "{err}");
+    for line in [
+        "/etc/app/key: it contains a private key",
+        "/root/.aws/credentials: credentials for AWS",
+        "/root/.ssh/authorized_keys: a key that could log in to every instance",
+        "/root/.ssh/id_ed25519: a private SSH key",
+        "[clean] keep = [",
+    ] {
+        assert!(err.contains(line), "no {line:?} in {err}");
+    }
+    assert!(!err.contains("id_ed25519.pub"), "{err}");
+    let keep = "[clean]\nkeep = [\"/root/.aws\", \"/root/.ssh\", \"/etc/app/key\"]\n";
+    world.write("image/image.toml", &format!("{toml}{keep}"));
+    let kept = bake(&world);
+    assert!(kept.status.success(), "{}", stderr(&kept));
+    // The next image inherits them. It does not add them, even if it changes their owners.
+    world.write("child/image.toml", "name = \"child\"\nfrom = \"../image\"\n[[run]]\nscript = \"s.sh\"\n");
+    world.write("child/s.sh", "#!/bin/sh -e\nchown -R 7 /root/.ssh /etc/app\n");
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_oven-test-bake"));
+    let child = command.arg(world.region()).arg("child").current_dir(world.dir.path()).output().unwrap();
+    assert!(child.status.success(), "{}", stderr(&child));
+    world.assert_no_traces("after the bakes");
+}
+
+#[test]
+fn output_and_names_cannot_forge_lines_or_control_the_terminal() {
+    let world = LocalWorld::tiny();
+    world.write(
+        "image/image.toml",
+        "name = \"image\"\nfrom = { name = \"tiny\" }\n[[run]]\nscript = \"s.sh\"\n",
+    );
+    world.write(
+        "image/s.sh",
+        "#!/bin/sh -e\nprintf '\\033[31mred\\033[0m\\n\\033]0;title\\007text\\n10%%\\r50%%\\r100%%\\r\\n'\n\
+         printf 'a\\342\\200\\256b\\n\\033]0;endless\\nnext\\n'\nmkdir -p /root/.ssh\n\
+         echo x > \"/root/.ssh/id_$(printf 'x\\nerror: forged\\n    0.000 error   forged\\033[2J\\342\\200\\256')y\"\n",
+    );
+    let refused = bake(&world);
+    let err = stderr(&refused);
+    assert_eq!(refused.status.code(), Some(5), "{err}");
+    let name =
+        r"/root/.ssh/id_x\nerror: forged\n    0.000 error   forged\u{1b}[2J\u{202e}y: a private SSH key";
+    assert!(err.contains(name), "{err}");
+    let logs: Vec<_> = fs::read_dir(world.region().join("logs")).unwrap().flatten().collect();
+    assert_eq!(logs.len(), 1);
+    let log = fs::read_to_string(logs[0].path()).unwrap();
+    assert!(log.contains(name), "{log}");
+    for line in ["red", "text", "100%", "ab", "", "next"] {
+        assert!(
+            log.lines().any(|l| l.get(10..) == Some(format!("out     {line}").as_str())),
+            "no {line:?} in {log}"
+        );
+    }
+    for text in [&err, &log] {
+        assert!(!text.lines().any(|line| line.starts_with("error: forged")), "{text}");
+        assert!(!text.contains(['\u{1b}', '\u{7}', '\r', '\u{202e}']) && !text.contains("title"), "{text:?}");
+    }
+}

@@ -21,14 +21,15 @@ use crate::error::{Kind, hint_of};
 use crate::ids::SnapshotId;
 use crate::ids::{BLOCK, Digest, digest_of};
 use crate::sys::lock::{FileLock, LockMode, lock_mutex};
+use crate::sys::state_files;
 use crate::sys::temp_file;
 use anyhow::{Context, Result};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::OFlags;
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::SystemTime;
@@ -130,14 +131,8 @@ impl BlockCache {
         let failed = |error| cache_error(error, &context());
         // Another process may evict the snapshot before its directory is locked. In that case, the loop tries again.
         for _ in 0..MAX_TRIES {
-            let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir);
-            match made {
-                // Another process created or removed the directory at the same moment.
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && !is_not_directory(&dir) => {
-                    continue;
-                }
-                made => made.map_err(failed)?,
-            }
+            state_files::create_dir(&dir)
+                .map_err(|error| error.downcast().map_or_else(|error| error, failed))?;
             let Some(digests) = none_if_missing(open(&dir.join(DIGESTS))).map_err(failed)? else { continue };
             let digests = FileLock::wait(digests, LockMode::Shared)
                 .map_err(|error| error.downcast().map_or_else(|error| error, failed))?;
@@ -211,11 +206,6 @@ fn has_name(file: &File, path: &Path) -> bool {
     there.is_ok_and(|(there, open)| (open.dev(), open.ino()) == (there.dev(), there.ino()))
 }
 
-/// Returns whether this path exists and is not a directory.
-fn is_not_directory(path: &Path) -> bool {
-    fs::symlink_metadata(path).is_ok_and(|there| !there.is_dir())
-}
-
 fn none_if_missing<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -235,8 +225,7 @@ pub enum BlockOrigin {
 }
 
 fn open(path: &Path) -> io::Result<File> {
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    Ok(File::from(rustix::fs::open(path, flags, Mode::from_raw_mode(0o600))?))
+    state_files::open_file(path, OFlags::RDWR | OFlags::CREATE)
 }
 
 /// Returns the error for an unusable cache. `doing` is a gerund with the path, such as "reading …".

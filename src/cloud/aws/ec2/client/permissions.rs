@@ -9,10 +9,12 @@ use crate::cloud::aws::ec2::images::convert::{filter, tag_specification};
 use crate::cloud::{Base, Permission, PermissionVerdict, Tags, tag};
 use crate::error::Kind;
 use crate::ids::SnapshotId;
+use crate::sys::state_files;
 use anyhow::{Context, Result};
 use aws_sdk_ec2::Client;
 use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_ec2::types::{self, ResourceType};
+use rustix::fs::OFlags;
 use sha2::{Digest, Sha256};
 use std::fs;
 use std::future::Future;
@@ -82,8 +84,9 @@ impl Ec2 {
         let Some(path) = self.cache_file() else { return Ok(()) };
         let dir = &self.0.options.documents;
         let context = || format!("writing {}", path.display());
-        fs::create_dir_all(dir).with_context(context)?;
-        fs::write(&path, "").with_context(context)
+        state_files::create_dir(dir).with_context(context)?;
+        let file = state_files::open_file(&path, OFlags::WRONLY | OFlags::CREATE).with_context(context)?;
+        file.set_modified(SystemTime::now()).with_context(context)
     }
 
     /// Sends one DryRun. `tagged` means that the minimal policy permits the action only for resources with oven's tags.

@@ -4,6 +4,7 @@
 
 use crate::cloud::aws::ec2::Ec2;
 use crate::ids::{ImageId, RunId};
+use crate::sys::state_files;
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 use std::fs;
@@ -27,7 +28,7 @@ impl DocumentDraft {
         }
         let context = || format!("storing the documents of an image in {}", dir.display());
         let write = || -> Result<Self> {
-            fs::create_dir_all(dir)?;
+            state_files::create_dir(dir)?;
             let mut file = tempfile::Builder::new().prefix(&format!(".{}-", run.short())).tempfile_in(dir)?;
             file.write_all(&serde_json::to_vec_pretty(documents)?)?;
             file.as_file().sync_all()?;
