@@ -134,6 +134,7 @@ impl Place {
             None => {
                 let own = open(CWD, &hierarchy.own).context("opening the cgroup of this process")?;
                 remove_unlocked(own.as_fd());
+                StepCgroup::trial(&own)?;
                 (own, Err(why))
             }
         };
@@ -157,10 +158,7 @@ impl Place {
         let dir = open(CWD, &parent.dir)?;
         remove_unlocked(dir.as_fd());
         let limits = Limits { inherited: parent.limits, memory };
-        let trial = StepCgroup::create_below(&dir)?;
-        // The parent may be threaded. Then the new cgroup cannot have processes.
-        let kind = limits::read(trial.cgroup(), "cgroup.type");
-        ensure!(kind.trim() == "domain", "a new cgroup has the type \"{}\"", kind.trim());
+        let trial = StepCgroup::trial(&dir)?;
         CgroupLimits::new(StepLimits::default(), limits.inherited, limits.memory).apply(trial.cgroup())?;
         drop(trial);
         Ok((dir, limits))
@@ -243,6 +241,14 @@ impl StepCgroup {
     fn attach(&self, program: &bpf::BpfProgram) -> Result<()> {
         bpf::attach(program, self.dir.as_fd())
             .with_context(|| format!("attaching the filter of {}", program.name))
+    }
+
+    /// Creates a cgroup, and checks that it can have processes. It cannot if its parent is threaded.
+    fn trial(parent: &OwnedFd) -> Result<Self> {
+        let trial = Self::create_below(parent)?;
+        let kind = limits::read(trial.cgroup(), "cgroup.type");
+        ensure!(kind.trim() == "domain", "a new cgroup has the type \"{}\"", kind.trim());
+        Ok(trial)
     }
 
     fn create_below(parent: &OwnedFd) -> Result<Self> {

@@ -103,12 +103,12 @@ fn damaged_input_harms_no_parser() {
 /// Runs targets, each with its run number, on this many threads. The outcomes have the order of the tasks.
 fn run_all(tasks: &[(&Target, u64)], budget: Budget, threads: usize) -> Vec<Outcome> {
     let queue = Mutex::new(tasks.iter().enumerate());
+    let next = || queue.lock().unwrap().next();
     let outcomes = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
-                loop {
-                    let Some((index, (target, run))) = queue.lock().unwrap().next() else { break };
+                while let Some((index, (target, run))) = next() {
                     let outcome = campaign::run(target, *run, budget);
                     outcomes.lock().unwrap().push((index, outcome));
                 }

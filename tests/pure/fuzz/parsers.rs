@@ -108,8 +108,8 @@ const PARTITIONS: [PartitionIds<'static>; 4] = [
 
 pub fn parse_fstab(_: &mut World, input: &[u8]) -> bool {
     let entries = fstab::parse(&String::from_utf8_lossy(input));
-    for root in 0..PARTITIONS.len() {
-        _ = fstab::is_root_by_fstab(&entries, &PARTITIONS[root]);
+    for (root, ids) in PARTITIONS.iter().enumerate() {
+        _ = fstab::is_root_by_fstab(&entries, ids);
         for mount in fstab::plan(&entries, root, &PARTITIONS).unwrap_or_default() {
             let parts: Vec<_> = mount.target.split('/').skip(1).collect();
             let is_plain = |part: &&str| !part.is_empty() && ![".", ".."].contains(part);
@@ -257,7 +257,7 @@ pub fn explain_inputs(_: &mut World, input: &[u8]) -> bool {
     let stored = fs::read_to_string(repository().join("tests/data/fuzz/inputs/stored.json")).unwrap();
     let new = serde_json::from_str(&stored).unwrap();
     let text = String::from_utf8_lossy(input);
-    let by_tag = explain(&PreviousInputs::Digest(text.clone().into_owned()), &new);
+    let by_tag = explain(&PreviousInputs::Digest(text.to_string()), &new);
     let by_json = PreviousInputs::of(Some(&text), None).map(|old| explain(&old, &new));
     by_json.is_some() || !by_tag.iter().any(|line| line.contains("cannot be parsed"))
 }
