@@ -296,7 +296,11 @@ impl<'a> CommandRunner<'a> {
             full = self.downloads.full(call.caches == CacheAccess::Write) => return Err(full),
         };
         span.add_arg("status", exit.status.to_string());
-        Ok(exit)
+        // The command may have ended well although it could not write everything.
+        match self.downloads.limit_failure().filter(|_| call.caches == CacheAccess::Write) {
+            Some(failure) => Err(failure.into()),
+            None => Ok(exit),
+        }
     }
 
     /// Reports the explanations of output lines that the user should know.
