@@ -11,6 +11,7 @@ use crate::error::{Failure, Kind};
 use crate::sandbox;
 use crate::sandbox::cgroup::CgroupSupport;
 use crate::sandbox::spec::{BindMount, ExitStatus, StepExit, StepSpec};
+use crate::sandbox::tmpfs;
 use anyhow::{Context, Result};
 use oven_distro::{Shim, Trouble};
 use std::cell::OnceCell;
@@ -218,7 +219,7 @@ impl<'a> CommandRunner<'a> {
                 if call.trusted {
                     self.downloads.settle(report).await; // so that later bakes can use the finished downloads
                 }
-                return Err(self.failure(call, exit.status, &diagnoser, meaning).into());
+                return Err(self.failure(call, &exit, &diagnoser, meaning).into());
             }
             report.warn(format!("{} failed ({}): retrying in {} s", call.why, exit.status, pause.as_secs()));
             tokio::time::sleep(pause).await;
@@ -267,7 +268,7 @@ impl<'a> CommandRunner<'a> {
         let exit = self.once(call, &mut on_line).await.with_context(|| call.why.clone())?;
         if !exit.status.success() {
             let meaning = diagnoser.meaning();
-            return Err(self.failure(call, exit.status, &diagnoser, meaning).into());
+            return Err(self.failure(call, &exit, &diagnoser, meaning).into());
         }
         Ok(answer)
     }
@@ -304,7 +305,11 @@ impl<'a> CommandRunner<'a> {
             full = self.downloads.full(call.caches == CacheAccess::Write) => return Err(full),
         };
         span.add_arg("status", exit.status.to_string());
-        Ok(exit)
+        // The command may have ended well although it could not write everything.
+        match self.downloads.limit_failure().filter(|_| call.caches == CacheAccess::Write) {
+            Some(failure) => Err(failure.into()),
+            None => Ok(exit),
+        }
     }
 
     /// Reports the explanations of output lines that the user should know.
@@ -336,11 +341,11 @@ impl<'a> CommandRunner<'a> {
     fn failure(
         &self,
         call: &ImageCommand<'_>,
-        status: ExitStatus,
+        exit: &StepExit,
         diagnoser: &Diagnoser,
         meaning: Option<Diagnosis>,
     ) -> Failure {
-        let image = self.work.image;
+        let (image, status) = (self.work.image, exit.status);
         let tail = diagnoser.tail();
         let how = match status {
             ExitStatus::TimedOut => {
@@ -353,8 +358,12 @@ impl<'a> CommandRunner<'a> {
         {
             return no_space_failure(&dir);
         }
-        let full = diagnoser.no_space || DiskSpace::of(self.place.root).is_ok_and(|space| space.is_full());
-        if full {
+        let disk_is_full = DiskSpace::of(self.place.root).is_ok_and(|space| space.is_full());
+        if !disk_is_full && let Some(full) = full_memory(call, exit, diagnoser) {
+            let what = format!("{} failed: {full} ({how}){tail}", call.why);
+            return Kind::Step.failure(what).hint(space::LARGER_MEMORY_HINT);
+        }
+        if disk_is_full || diagnoser.no_space {
             let what = format!("{} failed: the image's disk is full ({how}){tail}", call.why);
             return Kind::Step.failure(what).hint(space::LARGER_DISK_HINT);
         }
@@ -409,6 +418,14 @@ impl<'a> CommandRunner<'a> {
             _ => failure,
         }
     }
+}
+
+/// Returns a description of the step's file system in memory that was full, or `None` if none was.
+fn full_memory(call: &ImageCommand<'_>, exit: &StepExit, diagnoser: &Diagnoser<'_>) -> Option<String> {
+    let measured = exit.full_file_systems.first().cloned();
+    // The command may have removed its files before it ended. The image's disk was not full, because no write of the
+    // command went there.
+    measured.or_else(|| (call.throwaway && diagnoser.no_space).then(tmpfs::throwaway_is_full))
 }
 
 #[cfg(test)]

@@ -8,6 +8,10 @@ use std::path::Path;
 /// The hint for a full disk.
 pub const LARGER_DISK_HINT: &str = "Use a larger disk: set `size_gib` of `[disk]` in image.toml.";
 
+/// The hint for a full file system of a step that is in memory.
+pub const LARGER_MEMORY_HINT: &str =
+    "Write less to this place, or use a builder with more memory: the limit grows with it.";
+
 /// The disk counts as full if at most 1/1024 of it is free. Then a write may have failed, even if no program reported
 /// an error.
 const MIN_FREE_SHARE: u64 = 1024;

@@ -3,6 +3,7 @@
 
 use super::paths::api_directory;
 use super::spec::StepSpec;
+use super::tmpfs::{TmpfsLimits, new_tmpfs};
 use crate::device::DeviceNode;
 use crate::sys::mount::api::{PLAIN, attach, new_file_system};
 use anyhow::{Context, Result, bail};
@@ -24,14 +25,11 @@ const LINKS: [(&str, &str); 5] = [
 ];
 /// The id of the group `disk` in every distribution.
 const DISK: u32 = 6;
-/// The size limit of `/dev`. Nodes and links need little space. If the node `/dev/sdx` does not exist, `dd of=/dev/sdx`
-/// creates a file in `/dev`. Without the limit, this file could fill the memory.
-const SIZE: &str = "4m";
 
 /// Mounts the step's `/dev`, and returns the mount.
 pub fn mount_dev(root: BorrowedFd<'_>, spec: &StepSpec) -> Result<OwnedFd> {
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    let dev = new_file_system("tmpfs", &[("mode", "0755"), ("size", SIZE)], attributes)?;
+    let dev = new_tmpfs("0755", TmpfsLimits::DEV, attributes)?;
     for (name, major, minor) in NODES {
         let mode = Mode::from_raw_mode(0o666);
         rustix::fs::mknodat(&dev, name, FileType::CharacterDevice, mode, makedev(major, minor))
@@ -52,7 +50,7 @@ pub fn mount_dev(root: BorrowedFd<'_>, spec: &StepSpec) -> Result<OwnedFd> {
     let no_exec = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     attach(new_file_system("devpts", &options, no_exec)?, api_directory(dev.as_fd(), "pts")?)
         .context("mounting /dev/pts")?;
-    attach(new_file_system("tmpfs", &[("mode", "1777")], PLAIN)?, api_directory(dev.as_fd(), "shm")?)
+    attach(new_tmpfs("1777", TmpfsLimits::run(), PLAIN)?, api_directory(dev.as_fd(), "shm")?)
         .context("mounting /dev/shm")?;
     Ok(dev)
 }

@@ -8,6 +8,7 @@
 use super::cgroup::egress;
 use super::protocol::HelperMessage;
 use super::spec::StepSpec;
+use super::tmpfs::TmpfsLimits;
 use super::{init, mount_tree};
 use crate::error::Kind;
 use crate::sys::fds::close_from;
@@ -34,6 +35,14 @@ pub const CONTROL: i32 = 4;
 const HOST_NAME: &str = "localhost";
 /// The smallest number that the kernel accepts as `pid_max`.
 const MIN_PID_MAX: u64 = 301;
+/// The value for `oom_score_adj`. When memory runs out, the kernel kills the step before the builder's other processes.
+const OOM_SCORE: &str = "800";
+/// The maximum number of message queues of System V. Each can hold 16 KiB of the kernel's memory, and the kernel's own
+/// limit is 32,000 queues.
+const MAX_QUEUES: &str = "1024";
+/// The limits of semaphores of System V: per set, in total, per call, and the number of sets. The kernel's own limit in
+/// total is 10^9, and each semaphore takes 64 bytes of the kernel's memory. Databases need some thousands.
+const MAX_SEMAPHORES: &str = "32000 262144 500 1024";
 /// Since this version of Linux, each PID namespace has its own `pid_max`. In earlier versions, the whole machine has
 /// only one `pid_max`, so oven must not set it.
 const PID_MAX_IS_NAMESPACED: (u32, u32) = (6, 14);
@@ -101,6 +110,8 @@ fn serve(mut spec: File, control: &OwnedFd) -> Result<HelperMessage> {
         egress::verify_filter()?;
     }
     let limited = limit_processes(spec.limits.pids);
+    yield_memory_first();
+    limit_ipc();
     mount_tree::enter_mount_tree(&spec)?;
     rustix::process::chdir(&*spec.cwd)
         .with_context(|| format!("entering the step's directory {}", spec.cwd))?;
@@ -116,8 +127,7 @@ fn serve(mut spec: File, control: &OwnedFd) -> Result<HelperMessage> {
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .context("protecting the step's helper")?;
     let mut filter = SyscallFilter::new(spec.interactive);
-    let (status, surviving_processes) = init::run(&spec, &mut filter, control.as_fd())?;
-    Ok(HelperMessage::Ended { status, surviving_processes })
+    init::run(&spec, &mut filter, control.as_fd()).map(HelperMessage::Ended)
 }
 
 /// Creates the step's namespaces, except the PID namespace, which exists already.
@@ -169,6 +179,29 @@ fn limit_processes(most: u64) -> Result<()> {
     }
     std::fs::write("/proc/sys/kernel/pid_max", most.max(MIN_PID_MAX).to_string())
         .context("limiting the step's processes")
+}
+
+/// Makes the kernel end this step before the builder's other processes when memory runs out. All processes of the step
+/// inherit the score. If a process with `CAP_SYS_RESOURCE` writes the score, it is also the minimum for processes
+/// without this capability. So this call is made while the helper still has the capability, and no process of the step
+/// can lower its score. A failure is ignored, because the score is not essential and some kernels do not permit the
+/// change.
+fn yield_memory_first() {
+    _ = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE);
+}
+
+/// Limits the memory that the step's IPC namespace can use. Such memory belongs to no process, so the kernel could not
+/// free it by killing one. The host's `/proc` is still mounted, but these writes change only the limits of the writer's
+/// own namespace. A failure is ignored, because a kernel may lack System V IPC, and a container may have made
+/// `/proc/sys` read-only.
+#[allow(unsafe_code)]
+fn limit_ipc() {
+    // SAFETY: the call has no requirements. It returns -1 only for names that libc does not know.
+    let page_bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as u64;
+    let pages = TmpfsLimits::run().bytes / page_bytes;
+    for (name, limit) in [("shmall", &*pages.to_string()), ("msgmni", MAX_QUEUES), ("sem", MAX_SEMAPHORES)] {
+        _ = std::fs::write(format!("/proc/sys/kernel/{name}"), limit);
+    }
 }
 
 /// Gives the step a new, empty session keyring. An error is ignored, because a kernel without keyrings has nothing to

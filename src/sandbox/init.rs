@@ -2,7 +2,8 @@
 //! processes that are still running when the program has ended.
 
 use super::protocol::TERMINATE;
-use super::spec::{ExitStatus, StepSpec};
+use super::spec::{ExitStatus, StepExit, StepSpec};
+use super::tmpfs;
 use crate::sys::fds::close_from;
 use crate::sys::seccomp::SyscallFilter;
 use crate::text::escape_name;
@@ -26,19 +27,12 @@ use std::time::{Duration, Instant};
 const GRACE: Duration = Duration::from_millis(100);
 /// The maximum number of reported names.
 const MAX_NAMES: usize = 32;
-/// The value for `oom_score_adj`. When memory runs out, the kernel kills the step before the builder's other processes.
-const OOM_SCORE: &str = "800";
 /// Exit codes as shells use them.
 const NOT_FOUND: i32 = 127;
 const NOT_EXECUTABLE: i32 = 126;
 
-/// Runs the step's program until it ends. Returns the program's status, and the names of the processes that are still
-/// running after the program's end.
-pub fn run(
-    spec: &StepSpec,
-    filter: &mut SyscallFilter,
-    control: BorrowedFd<'_>,
-) -> Result<(ExitStatus, Vec<String>)> {
+/// Runs the step's program until it ends.
+pub fn run(spec: &StepSpec, filter: &mut SyscallFilter, control: BorrowedFd<'_>) -> Result<StepExit> {
     let children = child_signals().context("watching for processes that end")?;
     let main = start(spec, filter).context("starting the step's program")?;
     let status = loop {
@@ -62,7 +56,8 @@ pub fn run(
             break status;
         }
     };
-    Ok((status, remaining(&children)?))
+    let surviving_processes = remaining(&children)?;
+    Ok(StepExit { status, surviving_processes, full_file_systems: tmpfs::full_file_systems(spec.throwaway) })
 }
 
 /// Returns a descriptor that becomes readable when a child has ended.
@@ -185,8 +180,6 @@ fn execute(spec: &StepSpec, filter: &mut SyscallFilter) -> Result<Infallible, No
             .context("opening /dev/null")?;
         rustix::stdio::dup2_stdin(&null).context("setting standard input")?;
     }
-    // A failure is ignored, because the score is not essential and some kernels do not permit the change.
-    let _ = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE);
     rustix::process::umask(Mode::from_raw_mode(0o022));
     let environment = spec.environment();
     let programs = candidates(&spec.argv, environment.get("PATH").map_or("", String::as_str))?;

@@ -18,6 +18,7 @@ mod protocol;
 pub mod shims;
 mod spawn;
 pub mod spec;
+pub(crate) mod tmpfs;
 
 use crate::error::Kind;
 use crate::secrets::Secrets;
@@ -215,19 +216,10 @@ async fn supervise(
         (_, Some(HelperMessage::Failed { kind, message, hint }), _) => {
             Err(HelperMessage::failure(kind, &message, hint)).context("starting a contained step")
         }
-        (true, message, _) => {
-            let surviving_processes = match message {
-                Some(HelperMessage::Ended { surviving_processes, .. }) => surviving_processes,
-                _ => Vec::new(),
-            };
-            Ok(StepExit { status: ExitStatus::TimedOut, surviving_processes })
-        }
-        (false, Some(HelperMessage::Ended { status, surviving_processes }), _) => {
-            Ok(StepExit { status, surviving_processes })
-        }
-        (false, None, Some(signal)) => {
-            Ok(StepExit { status: ExitStatus::Signaled(signal), surviving_processes: Vec::new() })
-        }
+        (true, Some(HelperMessage::Ended(exit)), _) => Ok(StepExit { status: ExitStatus::TimedOut, ..exit }),
+        (true, None, _) => Ok(StepExit::of(ExitStatus::TimedOut)),
+        (false, Some(HelperMessage::Ended(exit)), _) => Ok(exit),
+        (false, None, Some(signal)) => Ok(StepExit::of(ExitStatus::Signaled(signal))),
         (false, None, None) => Err(Kind::Step
             .error(format!("the step's helper process {} ended without a result", helper.display()))),
     }

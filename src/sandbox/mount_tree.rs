@@ -4,11 +4,12 @@ use super::mountpoints::Placeholders;
 use super::paths::{api_directory, resolve};
 use super::shims::ShimMounter;
 use super::spec::StepSpec;
+use super::tmpfs::{TmpfsLimits, new_tmpfs};
 use super::{dev, masks};
 use crate::sandbox::spec::CacheMount;
 use crate::sys::fds::open_directory;
 use crate::sys::mount::api;
-use crate::sys::mount::api::{PLAIN, READ_ONLY, attach, clone_mount, new_file_system, open_plain, restrict};
+use crate::sys::mount::api::{PLAIN, READ_ONLY, attach, clone_mount, open_plain, restrict};
 use crate::sys::mount::table;
 use crate::sys::namespaces;
 use anyhow::{Context, Result};
@@ -105,7 +106,7 @@ fn root(spec: &StepSpec) -> Result<(OwnedFd, OwnedFd)> {
     let place = open(&spec.root)?;
     let lower = if spec.throwaway { lower(&spec.root)? } else { Vec::new() };
     let tree = if spec.throwaway { None } else { Some(clone_mount(&place, "", true)?) };
-    let scratch = new_file_system("tmpfs", &[("mode", "0700")], PLAIN)?;
+    let scratch = new_tmpfs("0700", TmpfsLimits::throwaway(), PLAIN)?;
     attach(&scratch, &place)?;
     rustix::fs::mkdirat(&scratch, "root", Mode::from_raw_mode(0o755))?;
     let root = match tree {
@@ -169,7 +170,7 @@ fn overlay(scratch: BorrowedFd<'_>, index: usize, lower: BorrowedFd<'_>) -> Resu
 /// Mounts an almost empty `/run`. So the step does not see this machine's sockets, and packages detect that the image
 /// is not a running system.
 fn mount_run(root: BorrowedFd<'_>) -> Result<()> {
-    let run = new_file_system("tmpfs", &[("mode", "0755")], PLAIN)?;
+    let run = new_tmpfs("0755", TmpfsLimits::run(), PLAIN)?;
     rustix::fs::mkdirat(&run, "lock", Mode::from_raw_mode(0o1777)).context("making /run/lock")?;
     attach(run, api_directory(root, "run")?).context("mounting /run")
 }

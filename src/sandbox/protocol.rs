@@ -1,7 +1,7 @@
 //! The messages between a step's helper and oven. The helper sends JSON objects, each in one datagram. oven sends only
 //! [`TERMINATE`].
 
-use super::spec::ExitStatus;
+use super::spec::StepExit;
 use crate::error::{Failure, Kind, hint_of};
 use anyhow::{Context, Result};
 use rustix::fd::AsFd;
@@ -19,8 +19,8 @@ pub const TERMINATE: &[u8] = b"terminate";
 pub enum HelperMessage {
     /// The step could not be started.
     Failed { kind: u8, message: String, hint: Option<String> },
-    /// The step's program ended, while these other processes were still running.
-    Ended { status: ExitStatus, surviving_processes: Vec<String> },
+    /// The step's program ended.
+    Ended(StepExit),
 }
 
 impl HelperMessage {

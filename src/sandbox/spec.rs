@@ -73,11 +73,20 @@ pub struct BindMount {
 }
 
 /// How a step ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StepExit {
     pub status: ExitStatus,
     /// The names of processes that were still running when the command ended. These processes were killed.
     pub surviving_processes: Vec<String>,
+    /// Descriptions of the step's file systems in memory that were full when the command ended.
+    pub full_file_systems: Vec<String>,
+}
+
+impl StepExit {
+    /// The result of a command about which only its status is known.
+    pub fn of(status: ExitStatus) -> Self {
+        Self { status, surviving_processes: Vec::new(), full_file_systems: Vec::new() }
+    }
 }
 
 /// How a step's command ended.

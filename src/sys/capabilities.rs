@@ -17,8 +17,7 @@ pub const ALLOWED: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::SETFCAP)
     .union(CapabilitySet::KILL)
     .union(CapabilitySet::SYS_CHROOT)
-    .union(CapabilitySet::NET_BIND_SERVICE)
-    .union(CapabilitySet::AUDIT_WRITE);
+    .union(CapabilitySet::NET_BIND_SERVICE);
 
 /// The capabilities that a process needs to become another user and to give up its other capabilities.
 pub const BECOMING: CapabilitySet = CapabilitySet::SETGID.union(CapabilitySet::SETUID);

@@ -9,13 +9,16 @@ use sys_mount::{Mount, MountFlags};
 /// host's directory remains empty, even if the process is killed.
 pub const DIR: &str = "/run/oven";
 
+/// The file system has only mount points and device nodes, so it needs little memory.
+const OPTIONS: &str = "mode=0700,size=16m,nr_inodes=16384";
+
 /// Mounts the file system. Call this once, in a private mount namespace. Errors: [`Kind::Machine`].
 pub fn mount() -> Result<()> {
     super::state_files::create_dir(Path::new(DIR))?;
     Mount::builder()
         .fstype("tmpfs")
         .flags(MountFlags::NOSUID | MountFlags::NOEXEC)
-        .data("mode=0700")
+        .data(OPTIONS)
         .mount("oven", DIR)
         .map(drop)
         .map_err(|error| Kind::Machine.failure(error).hint("`oven doctor` lists what this machine lacks."))

@@ -7,7 +7,7 @@
 //! be installed, unless a script of the package *runs* the program.
 
 use anyhow::{Context, Result};
-use libc::{EAFNOSUPPORT, ENOSYS, EPERM, c_long, sock_filter};
+use libc::{EAFNOSUPPORT, ENOSYS, EPERM, EPROTONOSUPPORT, ESOCKTNOSUPPORT, c_long, sock_filter};
 use std::io;
 
 #[cfg(target_arch = "x86_64")]
@@ -105,27 +105,62 @@ const ABSENT: &[c_long] = &[
     libc::SYS_io_uring_setup,
     libc::SYS_io_uring_enter,
     libc::SYS_io_uring_register,
+    // takes contexts from a number that the whole machine shares (fs.aio-max-nr); databases fall back to plain reads
+    libc::SYS_io_setup,
+    SYS_MEMFD_SECRET, // memory that the kernel can neither move nor swap
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_modify_ldt, // segments of 16-bit programs; kernels can be built without it
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_uselib, // unused since the time of a.out
 ];
+/// The number is the same on both architectures. libc has it only for some of them.
+const SYS_MEMFD_SECRET: c_long = 447;
 
 /// Calls that succeed immediately and do nothing. One real sync is made when the root is closed. `msync` is not in this
 /// list, because it also makes a mapping's changes visible to other readers. Few programs use it.
 const SYNCS: &[c_long] =
     &[libc::SYS_fsync, libc::SYS_fdatasync, libc::SYS_sync, libc::SYS_syncfs, libc::SYS_sync_file_range];
 
-/// The request that puts characters into the terminal's input, as if the user had typed them.
-const TIOCSTI: u32 = 0x5412;
-/// A request that can put characters into the input of a virtual console by pasting its selection.
-const TIOCLINUX: u32 = 0x541c;
-/// The request that sets another line discipline of a terminal. It could make the kernel load a module that no step
-/// needs.
-const TIOCSETD: u32 = 0x5423;
+/// Requests of `ioctl` that are refused. Most of them need a capability that steps do not have, and are listed so that
+/// there are two obstacles.
+const REQUESTS: &[u32] = &[
+    // Terminals: put characters into the input, as if the user had typed them (TIOCSTI, or TIOCLINUX on a virtual
+    // console); take the machine's console (TIOCCONS); set another line discipline, for which the kernel could load a
+    // module (TIOCSETD).
+    0x5412,
+    0x541c,
+    0x541d,
+    0x5423,
+    // File systems (linux/fs.h, ext4, xfs): freeze, thaw, trim, shut down, and resize the one that is mounted.
+    0xc004_5877,
+    0xc004_5878,
+    0xc018_5879,
+    0x8004_587d,
+    0x4008_6610,
+    0x4010_586e,
+    // Bridges and VLANs (linux/sockios.h). The kernel loads their modules even for a process without any rights.
+    0x8940,
+    0x8941,
+    0x89a0,
+    0x89a1,
+    0x8982,
+    0x8983,
+];
 /// All requests to loop devices are `0x4C..` (linux/loop.h). They are refused, because the image's disk may be a loop
 /// device to which the step can write. With such a request, the step could change the device's offset in its file, or
 /// keep the device bound after all users have closed it.
 const LOOP: u32 = 0x4c00;
-/// The allowed socket families. If a process without any rights creates a socket of another family, the kernel may load
-/// a module. An AF_VSOCK socket would reach the hypervisor from every network namespace.
-const FAMILIES: [i32; 4] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
+/// The second byte of a request is its type. All requests of these types are refused: commands for NVMe and SCSI
+/// devices, which go past the kernel's file systems and partitions, and keyboards, fonts and screens of virtual
+/// consoles.
+const REQUEST_TYPES: &[u32] = &[0x4e00, 0x2200, 0x4b00, 0x5600];
+
+/// The protocols of `AF_INET` and `AF_INET6` sockets: TCP, UDP, and ICMP for `ping`. 0 is the usual one of a type. For
+/// another protocol, the kernel may load a module, such as the one of SCTP.
+const STREAM_PROTOCOLS: &[i32] = &[0, libc::IPPROTO_TCP];
+const DATAGRAM_PROTOCOLS: &[i32] = &[0, libc::IPPROTO_UDP, libc::IPPROTO_ICMP, libc::IPPROTO_ICMPV6];
+/// The bits of a socket's type without its flags.
+const SOCKET_TYPE: u32 = 0xf;
 
 const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
 const AND: u16 = (libc::BPF_ALU | libc::BPF_AND | libc::BPF_K) as u16;
@@ -172,20 +207,18 @@ impl SyscallFilter {
         filter.argument(libc::SYS_mknod, 1, Self::refuse_devices);
         filter.argument(libc::SYS_mknodat, 2, Self::refuse_devices);
         filter.argument(libc::SYS_ioctl, 1, |block| {
-            block.when(JUMP_EQUAL, TIOCSTI, EPERM);
-            block.when(JUMP_EQUAL, TIOCLINUX, EPERM);
-            block.when(JUMP_EQUAL, TIOCSETD, EPERM);
+            for request in REQUESTS {
+                block.when(JUMP_EQUAL, *request, EPERM);
+            }
             block.push(AND, 0, 0, 0xffff_ff00);
             block.when(JUMP_EQUAL, LOOP, EPERM);
+            block.push(AND, 0, 0, 0xff00);
+            for kind in REQUEST_TYPES {
+                block.when(JUMP_EQUAL, *kind, EPERM);
+            }
         });
         for number in [libc::SYS_socket, libc::SYS_socketpair] {
-            filter.argument(number, 0, |block| {
-                for family in FAMILIES {
-                    block.push(JUMP_EQUAL, 0, 1, family as u32);
-                    block.answer(libc::SECCOMP_RET_ALLOW);
-                }
-                block.answer(libc::SECCOMP_RET_ERRNO | EAFNOSUPPORT as u32);
-            });
+            filter.argument(number, 0, Self::judge_socket);
         }
         filter.answer(libc::SECCOMP_RET_ALLOW);
         filter
@@ -213,6 +246,65 @@ impl SyscallFilter {
         block.when(JUMP_EQUAL, libc::S_IFBLK, EPERM);
     }
 
+    /// Allows the sockets that package managers, scripts and services need. The loaded argument is the family. If a
+    /// process without any rights creates another socket, the kernel may load a module. An AF_VSOCK socket would reach
+    /// the hypervisor from every network namespace.
+    ///
+    /// Of AF_NETLINK, only NETLINK_ROUTE is allowed, with which programs list addresses and routes. With NETLINK_AUDIT,
+    /// root could write records into the host's audit log. EPROTONOSUPPORT means that the kernel has no audit. Then
+    /// `useradd`, PAM, sudo and sshd continue without it. With EPERM, `useradd` would fail. Other protocols make the
+    /// kernel load modules, show devices of the host, or reach services of the host that listen to NETLINK_USERSOCK.
+    ///
+    /// Raw sockets need a capability that steps do not have. Programs like `ping` expect EPERM.
+    fn judge_socket(block: &mut Self) {
+        block.push(JUMP_EQUAL, 0, 1, libc::AF_UNIX as u32);
+        block.answer(libc::SECCOMP_RET_ALLOW);
+        block.nested(libc::AF_NETLINK, |netlink| {
+            netlink.load_argument(2);
+            netlink.allow_only(&[libc::NETLINK_ROUTE], EPROTONOSUPPORT);
+        });
+        for family in [libc::AF_INET, libc::AF_INET6] {
+            block.nested(family, |internet| {
+                internet.load_argument(1);
+                internet.push(AND, 0, 0, SOCKET_TYPE);
+                for (kind, protocols) in
+                    [(libc::SOCK_STREAM, STREAM_PROTOCOLS), (libc::SOCK_DGRAM, DATAGRAM_PROTOCOLS)]
+                {
+                    internet.nested(kind, |protocol| {
+                        protocol.load_argument(2);
+                        protocol.allow_only(protocols, EPROTONOSUPPORT);
+                    });
+                }
+                internet.when(JUMP_EQUAL, libc::SOCK_RAW as u32, EPERM);
+                internet.answer(libc::SECCOMP_RET_ERRNO | ESOCKTNOSUPPORT as u32);
+            });
+        }
+        block.answer(libc::SECCOMP_RET_ERRNO | EAFNOSUPPORT as u32);
+    }
+
+    /// Allows the call if the loaded value is one of `values`. Otherwise the call fails with `errno`.
+    fn allow_only(&mut self, values: &[i32], errno: i32) {
+        for value in values {
+            self.push(JUMP_EQUAL, 0, 1, *value as u32);
+            self.answer(libc::SECCOMP_RET_ALLOW);
+        }
+        self.answer(libc::SECCOMP_RET_ERRNO | errno as u32);
+    }
+
+    /// Adds instructions for the case that the loaded value is `value`. They have to end with an answer, so in all
+    /// other cases the loaded value is still the same.
+    fn nested(&mut self, value: i32, judge: impl FnOnce(&mut Self)) {
+        let mut block = Self(Vec::new());
+        judge(&mut block);
+        let past = u8::try_from(block.0.len()).expect("a block is a few instructions");
+        self.push(JUMP_EQUAL, 0, past, value as u32);
+        self.0.append(&mut block.0);
+    }
+
+    fn load_argument(&mut self, index: u32) {
+        self.load(ARGUMENTS_AT + 8 * index);
+    }
+
     fn push(&mut self, code: u16, jt: u8, jf: u8, k: u32) {
         self.0.push(sock_filter { code, jt, jf, k });
     }
@@ -234,7 +326,7 @@ impl SyscallFilter {
     /// call, the call is allowed.
     fn argument(&mut self, number: c_long, index: u32, judge: impl FnOnce(&mut Self)) {
         let mut block = Self(Vec::new());
-        block.load(ARGUMENTS_AT + 8 * index);
+        block.load_argument(index);
         judge(&mut block);
         block.answer(libc::SECCOMP_RET_ALLOW);
         let past = u8::try_from(block.0.len()).expect("a block is a few instructions");
@@ -331,11 +423,49 @@ mod tests {
         for request in [0x5412, 0x1_0000_5412, 0x541c, 0x5423, 0x4c00, 0x4c04, 0x4c0a, 0x4c82] {
             assert_eq!(judge(&filter, ARCH, libc::SYS_ioctl, [0, request, 0]), errno(EPERM));
         }
+        // FIFREEZE, EXT4_IOC_SHUTDOWN, SIOCBRADDBR, NVME_IOCTL_ADMIN_CMD, NVME_IOCTL_IO_CMD, SG_IO, KDSKBENT, VT_ACTIVATE
+        for request in [0xc004_5877, 0x8004_587d, 0x89a0, 0xc048_4e41, 0xc048_4e43, 0x2285, 0x4b47, 0x5606] {
+            assert_eq!(judge(&filter, ARCH, libc::SYS_ioctl, [0, request, 0]), errno(EPERM), "{request:x}");
+        }
+        for number in ABSENT {
+            assert_eq!(judge(&filter, ARCH, *number, [0; 3]), errno(ENOSYS), "{number}");
+        }
+    }
+
+    #[test]
+    fn sockets_have_known_families_types_and_protocols() {
+        let filter = SyscallFilter::new(false);
+        let (stream, datagram, raw) = (1, 2, 3);
         for number in [libc::SYS_socket, libc::SYS_socketpair] {
+            let judge = |family, kind, protocol| judge(&filter, ARCH, number, [family, kind, protocol]);
             for family in 0..64 {
-                let known = [1, 2, 10, 16].contains(&family);
-                let want = if known { ALLOW } else { errno(EAFNOSUPPORT) };
-                assert_eq!(judge(&filter, ARCH, number, [family, 0, 0]), want, "{family}");
+                let want = match family {
+                    1 | 2 | 10 | 16 => ALLOW,
+                    _ => errno(EAFNOSUPPORT),
+                };
+                assert_eq!(judge(family, stream, 0), want, "{family}");
+            }
+            let flags = (libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK) as u64;
+            for protocol in 0..300 {
+                for family in [2, 10] {
+                    let want = |known: &[u64]| {
+                        if known.contains(&protocol) { ALLOW } else { errno(EPROTONOSUPPORT) }
+                    };
+                    assert_eq!(judge(family, stream | flags, protocol), want(&[0, 6]), "{protocol}");
+                    assert_eq!(
+                        judge(family, datagram | flags, protocol),
+                        want(&[0, 1, 17, 58]),
+                        "{protocol}"
+                    );
+                    assert_eq!(judge(family, raw | flags, protocol), errno(EPERM), "{protocol}");
+                    for kind in [0, 4, 5, 6, 10, 15] {
+                        assert_eq!(judge(family, kind, protocol), errno(ESOCKTNOSUPPORT), "{kind}");
+                    }
+                }
+                // The kernel takes the low half of each argument.
+                let want = if protocol == 0 { ALLOW } else { errno(EPROTONOSUPPORT) };
+                assert_eq!(judge(16, raw, 1 << 32 | protocol), want, "of netlink: {protocol}");
+                assert_eq!(judge(1, stream, protocol), ALLOW);
             }
         }
     }

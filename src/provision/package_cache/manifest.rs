@@ -4,6 +4,7 @@ use crate::sys::lock::lock_mutex;
 use crate::text::escape_name;
 use anyhow::{Context, Result, bail};
 use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, Metadata, Permissions};
@@ -20,6 +21,13 @@ const MAX_THREADS: usize = 4;
 /// The attribute that marks an opaque directory in an overlay's upper layer. Such a directory hides the content of the
 /// lower layer's directory with the same path.
 const OPAQUE: &str = "trusted.overlay.opaque";
+
+/// The bits of a mode that cached objects may have. Set-user-ID, set-group-ID and sticky bits, and the permission to
+/// write for others than the owner, are not cached.
+const MODE: u32 = 0o755;
+/// The extended attributes that no cached file may have: capabilities and access control lists.
+const FORBIDDEN_ATTRIBUTES: [&[u8]; 3] =
+    [b"security.capability", b"system.posix_acl_access", b"system.posix_acl_default"];
 
 /// An object in a cache. An object of another type, or with a name that is not UTF-8, is not cached.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,7 +47,38 @@ pub enum CacheEntry {
         modified: (i64, i64),
         digest: String,
     },
-    Link(String),
+}
+
+impl CacheEntry {
+    /// Returns the object as it is cached: a file that belongs to root, or a directory, without special rights. A
+    /// directory keeps its owner, because package managers let another user download to it.
+    fn plain(self) -> Self {
+        match self {
+            Self::Directory { mode, uid, gid } => Self::Directory { mode: mode & MODE, uid, gid },
+            Self::File { mode, size, modified, digest, .. } => {
+                let (uid, gid) = file_owner();
+                Self::File { mode: mode & MODE, uid, gid, size, modified, digest }
+            }
+        }
+    }
+
+    /// Returns the size of a file, and 0 for a directory.
+    pub fn bytes(&self) -> u64 {
+        if let Self::File { size, .. } = self { *size } else { 0 }
+    }
+
+    /// Returns whether [`Self::plain`] would change nothing.
+    pub fn is_plain(&self) -> bool {
+        match self {
+            Self::Directory { mode, .. } => mode & !MODE == 0,
+            Self::File { mode, uid, gid, .. } => mode & !MODE == 0 && (*uid, *gid) == file_owner(),
+        }
+    }
+}
+
+/// The owner of cached files: the user who runs oven, which is root.
+fn file_owner() -> (u32, u32) {
+    (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw())
 }
 
 /// The objects below a directory by path. A parent comes before its children. The directory itself has the empty path.
@@ -76,6 +115,13 @@ impl CacheChanges {
         Ok(changes)
     }
 
+    /// Like [`Self::read`], but returns the objects as they are cached.
+    pub fn of_downloads(dir: &Path) -> Result<Self> {
+        let changes = Self::read(dir)?;
+        let tree = changes.tree.into_iter().map(|(path, entry)| (path, entry.plain())).collect();
+        Ok(Self { tree, ..changes })
+    }
+
     /// Returns the older tree with these changes.
     pub fn over(&self, older: &CacheTree) -> CacheTree {
         let hidden = |path: &str| {
@@ -105,7 +151,7 @@ fn scan(
     let at = dir.join(path);
     let reading = || format!("reading {}", escape_name(&at));
     let metadata = fs::symlink_metadata(&at).with_context(reading)?;
-    changes.tree.insert(path.to_owned(), read_entry(&at, &metadata)?.with_context(reading)?);
+    changes.tree.insert(path.to_owned(), read_entry(&metadata).with_context(reading)?);
     for child in fs::read_dir(&at).with_context(reading)? {
         let child = child.with_context(reading)?;
         let Ok(name) = child.file_name().into_string() else { continue };
@@ -118,7 +164,7 @@ fn scan(
                 changes.emptied.push(below.clone());
             }
             scan(dir, &below, depth + 1, changes, files)?;
-        } else if let Some(entry) = read_entry(&child.path(), &metadata)? {
+        } else if let Some(entry) = read_entry(&metadata) {
             if metadata.is_file() {
                 files.push(below.clone());
             }
@@ -134,13 +180,10 @@ fn is_opaque(dir: &Path) -> bool {
 }
 
 /// Returns `None` for an object that is not cached. A file's digest is added later.
-fn read_entry(path: &Path, metadata: &Metadata) -> Result<Option<CacheEntry>> {
+fn read_entry(metadata: &Metadata) -> Option<CacheEntry> {
     let (mode, uid, gid) = (metadata.mode() & 0o7777, metadata.uid(), metadata.gid());
-    Ok(if metadata.is_dir() {
+    if metadata.is_dir() {
         Some(CacheEntry::Directory { mode, uid, gid })
-    } else if metadata.is_symlink() {
-        let target = fs::read_link(path).with_context(|| format!("reading {}", escape_name(path)))?;
-        target.into_os_string().into_string().ok().map(CacheEntry::Link)
     } else if metadata.is_file() {
         let size = metadata.size();
         // Whenever package managers run, they change the times of their empty lock files. So the time of an empty file
@@ -149,15 +192,30 @@ fn read_entry(path: &Path, metadata: &Metadata) -> Result<Option<CacheEntry>> {
         Some(CacheEntry::File { mode, uid, gid, size, modified, digest: String::new() })
     } else {
         None
-    })
+    }
 }
 
-/// Compares `dir` with `tree`. Returns the paths of missing, changed and new objects, and whether a directory is among
+/// Returns whether a file has capabilities or an access control list.
+fn has_forbidden_attribute(file: &Path) -> bool {
+    let mut names = [0_u8; 4096];
+    match rustix::fs::llistxattr(file, &mut names[..]) {
+        Ok(len) => names[..len].split(|byte| *byte == 0).any(|name| FORBIDDEN_ATTRIBUTES.contains(&name)),
+        Err(Errno::NOTSUP) => false,
+        Err(_) => true, // more attributes than any cached file has
+    }
+}
+
+/// Compares `dir` with `tree`. Returns the paths of missing, changed and new objects, and of those with forbidden
+/// attributes, and whether a directory is among
 /// these objects.
 pub fn differences(dir: &Path, tree: &CacheTree) -> Result<(Vec<String>, bool)> {
     let found = CacheChanges::read(dir)?;
     let paths: BTreeSet<_> = tree.keys().chain(found.tree.keys()).chain(&found.gone).collect();
-    let differ = |path: &&String| !tree.contains_key(*path) || tree.get(*path) != found.tree.get(*path);
+    let differ = |path: &&String| {
+        !tree.contains_key(*path)
+            || tree.get(*path) != found.tree.get(*path)
+            || has_forbidden_attribute(&dir.join(path))
+    };
     let paths: Vec<_> = paths.into_iter().filter(differ).cloned().collect();
     let is_directory = |path: &String| {
         [tree, &found.tree].iter().any(|t| matches!(t.get(path), Some(CacheEntry::Directory { .. })))
@@ -227,7 +285,6 @@ pub fn create_tree(to: &Path, tree: &CacheTree, put: &dyn Fn(&str, &Path) -> Res
                 fs::set_permissions(&at, Permissions::from_mode(*mode)).with_context(making)?;
             }
             CacheEntry::File { .. } => put(path, &at).with_context(making)?,
-            CacheEntry::Link(target) => std::os::unix::fs::symlink(target, &at).with_context(making)?,
         }
     }
     Ok(())

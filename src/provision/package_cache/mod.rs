@@ -9,6 +9,7 @@
 //! of fetch steps. Later steps cannot change published files. The definition's scripts can write to the caches, but
 //! only later steps of the same bake see what they wrote. These files are discarded when the bake ends.
 
+mod area;
 pub(crate) mod key;
 pub(crate) mod manifest;
 mod session;
@@ -46,8 +47,10 @@ pub const LIMIT: u64 = 4 << 30;
 /// The number of bytes that must stay free on this machine's disk. If fewer bytes are free, a step that downloads
 /// fails. So the builder continues to work even if an image's package manager downloads too much.
 const MIN_FREE: u64 = 1 << 30;
-/// The interval between checks of the free space.
-const POLL_INTERVAL: Duration = Duration::from_millis(500);
+/// The number of inodes that must stay free on this machine's disk, like [`MIN_FREE`].
+const MIN_FREE_INODES: u64 = 20_000;
+/// The interval between checks of the free space. The fastest disks write about 500 MiB in this time.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How a step may use the caches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,7 +131,34 @@ impl<'a> DownloadCaches<'a> {
                 }
             };
         }
+        if wanted.access == CacheAccess::Write {
+            self.limit_writes().await;
+        }
         Ok(self.caches.borrow().as_ref().map_or_else(Vec::new, |caches| caches.mounts(wanted.access)))
+    }
+
+    /// Limits the size and the number of the files that steps write to the caches. If this machine cannot do this, only
+    /// the free space is watched ([`Self::full`]).
+    async fn limit_writes(&self) {
+        let Some(OpenCaches { dir, caches, mut working }) = self.caches.take() else { return };
+        let limited = tokio::task::spawn_blocking(move || (working.limit_writes(), working)).await;
+        // If the thread panicked, later steps see the image's own directories.
+        let (limited, working) = match limited {
+            Ok((limited, working)) => (limited, Some(working)),
+            Err(error) => (Err(error.into()), None),
+        };
+        if let Err(error) = limited {
+            self.request.report.warn(format!(
+                "downloads have no limit for their size, so oven only ends them if less than {} MiB are free: {error:#}",
+                MIN_FREE >> 20
+            ));
+        }
+        *self.caches.borrow_mut() = working.map(|working| OpenCaches { dir, caches, working });
+    }
+
+    /// Returns the failure of a step that wrote to the caches and reached the limit of the downloads.
+    pub fn limit_failure(&self) -> Option<Failure> {
+        self.caches.borrow().as_ref().and_then(|caches| caches.working.limit_failure())
     }
 
     /// Returns the package cache's directory if the caches are open.
@@ -140,7 +170,7 @@ impl<'a> DownloadCaches<'a> {
     /// the step does not write to the caches. Never returns if `writes` is false or if the caches are not open.
     pub async fn full(&self, writes: bool) -> anyhow::Error {
         let Some(dir) = self.dir().filter(|_| writes) else { return std::future::pending().await };
-        while crate::sys::space::free_space(&dir).is_none_or(|free| free >= MIN_FREE) {
+        while !is_almost_full(&dir) {
             tokio::time::sleep(POLL_INTERVAL).await;
         }
         no_space_failure(&dir).into()
@@ -271,6 +301,16 @@ impl OpenCaches {
         step.done();
         working.map(|working| Self { dir, caches, working })
     }
+}
+
+/// Returns whether less than [`MIN_FREE`] bytes or [`MIN_FREE_INODES`] inodes are free. A file system that creates
+/// inodes as needed reports none in total.
+fn is_almost_full(dir: &Path) -> bool {
+    let low = |space: rustix::fs::StatVfs| {
+        space.f_bavail.saturating_mul(space.f_frsize) < MIN_FREE
+            || space.f_files > 0 && space.f_favail < MIN_FREE_INODES
+    };
+    rustix::fs::statvfs(dir).is_ok_and(low)
 }
 
 /// Returns the failure for a disk without space for downloads.

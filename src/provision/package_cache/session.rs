@@ -1,10 +1,14 @@
 //! The caches of one bake. They consist of the downloads of earlier bakes, and the changes that this bake makes.
 
+use super::MIN_FREE;
+use super::area::{DownloadArea, DownloadLimits};
 use super::manifest;
 use super::manifest::{CacheChanges, CacheEntry, CacheTree};
 use super::store::{CacheGeneration, CacheStore, Index, remove, total_bytes};
 use super::store::{LOCK, lock_file};
+use crate::error::Failure;
 use crate::sys::lock::{FileLock, LockMode};
+use crate::sys::space::{free_space, no_space};
 use crate::sys::state_files;
 use anyhow::{Context, Result, bail};
 use oven_distro::Cache;
@@ -49,7 +53,14 @@ pub struct CacheSession {
     pub cached_bytes: u64,
     /// The number of damaged objects in the generation.
     pub damaged: usize,
+    /// The damaged paths of each cache.
+    damaged_paths: Vec<Vec<String>>,
     dir: PathBuf,
+    /// The file system with the directories to which steps write. `None` until [`Self::limit_writes`] is called, or if
+    /// this machine cannot mount one.
+    area: Option<DownloadArea>,
+    /// Whether [`Self::limit_writes`] was called.
+    tried_to_limit: bool,
     _lock: FileLock,
 }
 
@@ -102,11 +113,36 @@ impl CacheSession {
             done,
             cached_bytes,
             damaged,
+            damaged_paths,
             dir,
+            area: None,
+            tried_to_limit: false,
             _lock: lock,
         };
-        working.lay_out(&damaged_paths)?;
+        working.lay_out()?;
         Ok(working)
+    }
+
+    /// Mounts the file system that limits what steps write. Call this before the first step that may write. Later calls
+    /// do nothing.
+    pub fn limit_writes(&mut self) -> Result<()> {
+        if std::mem::replace(&mut self.tried_to_limit, true) {
+            return Ok(());
+        }
+        let free = free_space(&self.dir).with_context(|| format!("measuring {}", self.dir.display()))?;
+        let mut limits = DownloadLimits::new(self.store.limit(), free);
+        if !self.overlays {
+            let files: usize = self.trees.iter().map(CacheTree::len).sum();
+            limits = limits.plus(self.cached_bytes, files as u64);
+        }
+        self.area = Some(DownloadArea::mount(&self.dir.join("area"), limits)?);
+        // Nothing was written to the earlier directories.
+        self.lay_out()
+    }
+
+    /// Returns the failure of a step if it reached the limit of the downloads.
+    pub fn limit_failure(&self) -> Option<Failure> {
+        self.area.as_ref()?.limit_failure(self.store.dir())
     }
 
     /// Returns the layers in the order of the plan's caches.
@@ -114,22 +150,26 @@ impl CacheSession {
         &self.layers
     }
 
-    /// Creates new layers for the steps that follow. `damaged` lists the damaged files of each cache. Steps do not see
-    /// these files.
-    fn lay_out(&mut self, damaged: &[Vec<String>]) -> Result<()> {
+    /// Creates new layers for the steps that follow. Steps do not see damaged files. Removes the earlier layers.
+    fn lay_out(&mut self) -> Result<()> {
         self.layouts += 1;
         let layers: Result<_> = self
             .trees
             .iter()
             .enumerate()
-            .map(|(cache, tree)| self.create_layers(cache, tree, &damaged[cache]))
+            .map(|(cache, tree)| self.create_layers(cache, tree, &self.damaged_paths[cache]))
             .collect();
-        self.layers = layers?;
+        for earlier in std::mem::replace(&mut self.layers, layers?) {
+            // If this fails, the directory is removed when the bake ends.
+            _ = remove(&earlier.upper);
+            _ = remove(&earlier.work);
+        }
         Ok(())
     }
 
     fn create_layers(&self, cache: usize, tree: &CacheTree, damaged: &[String]) -> Result<CacheLayers> {
-        let new_dir = |what: &str| self.dir.join(format!("{what}-{cache}-{}", self.layouts));
+        let area = self.area.as_ref().map_or(&*self.dir, DownloadArea::path);
+        let new_dir = |what: &str| area.join(format!("{what}-{cache}-{}", self.layouts));
         let (upper, work) = (new_dir("upper"), new_dir("work"));
         let Some((generation, top)) = self.generation.as_ref().zip(tree.get("")) else {
             manifest::create_tree(&upper, &self.seeds[cache], &|_, _| bail!("a new cache has no files"))?;
@@ -159,7 +199,7 @@ impl CacheSession {
             return Ok(false);
         };
         for (cache, layers) in self.layers.iter().enumerate() {
-            let changes = CacheChanges::read(&layers.upper)?;
+            let changes = CacheChanges::of_downloads(&layers.upper)?;
             let tree = match layers.lower {
                 Some(_) => changes.over(&self.trees[cache]),
                 None => changes.tree,
@@ -182,7 +222,7 @@ impl CacheSession {
     pub fn publish(&mut self) -> Result<u64> {
         let mut mine = Vec::new();
         for (cache, layers) in self.layers.iter().enumerate() {
-            let changes = CacheChanges::read(&layers.upper)?;
+            let changes = CacheChanges::of_downloads(&layers.upper)?;
             let tree = match layers.lower {
                 Some(_) => changes.over(&self.trees[cache]),
                 None => changes.tree.clone(),
@@ -227,10 +267,13 @@ impl CacheSession {
         }
         let before: u64 = (0..trees.len()).filter_map(theirs).map(total_bytes).sum();
         let after: u64 = trees.iter().map(total_bytes).sum();
+        self.ensure_space(&trees, &mine)?;
         let put = |cache: usize, path: &str, to: &Path| {
             let entry = &trees[cache][path];
             let from = if mine[cache].0.tree.get(path) == Some(entry) {
-                self.layers[cache].upper.join(path)
+                // A copy has only the content, the modification time, and the recorded mode and owner. It has no
+                // extended attributes, and no other name.
+                return copy(&self.layers[cache].upper.join(path), to, entry);
             } else if let (Some(our_entry), Some(ours)) = (self.trees[cache].get(path), &self.generation)
                 && our_entry == entry
             {
@@ -246,11 +289,30 @@ impl CacheSession {
         drop((self.generation.replace(published), newest));
         self.trees = trees;
         self.damaged = 0;
-        let no_damage = vec![Vec::new(); self.trees.len()];
-        self.lay_out(&no_damage)?;
+        self.damaged_paths = vec![Vec::new(); self.trees.len()];
+        self.lay_out()?;
         self.store.trim();
         drop(store_lock);
         Ok(after.saturating_sub(before))
+    }
+
+    /// Fails if the downloads do not fit on this machine's disk, or almost fill it. `trees` is the content that is being
+    /// published, and `mine` is this bake's.
+    fn ensure_space(&self, trees: &[CacheTree], mine: &[(CacheChanges, CacheTree)]) -> Result<()> {
+        let is_new =
+            |cache: usize, path: &String, entry: &CacheEntry| mine[cache].0.tree.get(path) == Some(entry);
+        let new = |(cache, tree): (usize, &CacheTree)| -> u64 {
+            tree.iter()
+                .filter(|(path, entry)| is_new(cache, path, entry))
+                .map(|(_, entry)| entry.bytes())
+                .sum()
+        };
+        let needed = trees.iter().enumerate().map(new).sum::<u64>().saturating_add(MIN_FREE);
+        let dir = self.store.dir();
+        match free_space(dir) {
+            Some(free) if free < needed => Err(no_space(dir, needed)),
+            _ => Ok(()),
+        }
     }
 
     /// Returns the steps that later bakes can skip. `trees` is the content that is being published. The steps of this
@@ -326,6 +388,7 @@ impl CacheSession {
 
 impl Drop for CacheSession {
     fn drop(&mut self) {
+        drop(self.area.take());
         // If this fails, the next bake removes the directory.
         _ = remove(&self.dir);
     }

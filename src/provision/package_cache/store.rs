@@ -158,7 +158,8 @@ impl Index {
     fn read(generation: &Path) -> Option<Self> {
         let file = manifest::open(&generation.join(INDEX)).ok()?;
         let index: Self = serde_json::from_reader(BufReader::new(file)).ok()?;
-        (index.format == FORMAT && index.trees.len() == index.download_times.len()).then_some(index)
+        let plain = index.trees.iter().flat_map(CacheTree::values).all(CacheEntry::is_plain);
+        (index.format == FORMAT && index.trees.len() == index.download_times.len() && plain).then_some(index)
     }
 }
 
@@ -210,14 +211,18 @@ impl CacheGeneration {
 
 /// Removes a directory with its content. Links are not followed, and mounted file systems are not entered.
 pub fn remove(dir: &Path) -> Result<()> {
-    ImageTree::open_dir(dir)?.remove_tree_content("/", &|_| false)?;
+    empty(dir)?;
     fs::remove_dir(dir).with_context(|| format!("removing {}", dir.display()))
+}
+
+/// Removes the content of a directory, like [`remove`].
+pub fn empty(dir: &Path) -> Result<()> {
+    ImageTree::open_dir(dir)?.remove_tree_content("/", &|_| false).map(drop)
 }
 
 /// Returns the size of all files of a tree.
 pub fn total_bytes(tree: &CacheTree) -> u64 {
-    let size = |entry: &CacheEntry| if let CacheEntry::File { size, .. } = entry { *size } else { 0 };
-    tree.values().map(size).sum()
+    tree.values().map(CacheEntry::bytes).sum()
 }
 
 /// Returns the numbers of a key's generations, the newest last.

@@ -6,7 +6,7 @@ use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
-    fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
 use std::io;
 use std::path::Path;
@@ -17,7 +17,7 @@ pub const PLAIN: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID.union(MountA
 pub const READ_ONLY: MountAttrFlags = PLAIN.union(MountAttrFlags::MOUNT_ATTR_RDONLY);
 
 /// Creates a file system that is not attached anywhere yet. Mount tables show its type as its source, unless `options`
-/// has a `source`.
+/// has a `source`. An option with an empty value is a flag.
 pub fn new_file_system(kind: &str, options: &[(&str, &str)], attributes: MountAttrFlags) -> Result<OwnedFd> {
     let mount = || -> io::Result<OwnedFd> {
         let fs = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
@@ -25,7 +25,11 @@ pub fn new_file_system(kind: &str, options: &[(&str, &str)], attributes: MountAt
             fsconfig_set_string(&fs, "source", kind)?;
         }
         for (key, value) in options {
-            fsconfig_set_string(&fs, *key, *value)?;
+            if value.is_empty() {
+                fsconfig_set_flag(&fs, *key)?;
+            } else {
+                fsconfig_set_string(&fs, *key, *value)?;
+            }
         }
         fsconfig_create(&fs)?;
         Ok(fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)

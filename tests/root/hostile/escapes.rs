@@ -77,6 +77,16 @@ fn attempts(lab: &HostileLab) -> Vec<(&'static str, String)> {
         ("a control group", "grep { mkdir \"$_/oven\" } '/sys/fs/cgroup', glob('/sys/fs/cgroup/*')".into()),
         ("bpf", call(libc::SYS_bpf, "0, pack('L4', 1, 4, 4, 1), 16")),
         ("keyctl", call(libc::SYS_keyctl, "0, -3, 1")),
+        ("audit", call(libc::SYS_socket, "16, 3, 9")),
+        ("kernel events", call(libc::SYS_socket, "16, 3, 15")),
+        ("generic netlink", call(libc::SYS_socket, "16, 3, 16")),
+        ("SCTP", call(libc::SYS_socket, "2, 1, 132")),
+        ("MPTCP", call(libc::SYS_socket, "2, 1, 262")),
+        ("a socket to the hypervisor", call(libc::SYS_socket, "40, 1, 0")),
+        ("a bridge", "socket($f, 2, 2, 0) && ioctl($f, 0x8940, $s = \"\\0\" x 64)".into()),
+        ("a thaw of the root", "open($f, '<', '/') && ioctl($f, 0xc0045878, 0)".into()),
+        ("a lower score", "open($f, '>', '/proc/self/oom_adj') && syswrite($f, '-17')".into()),
+        ("AIO contexts", call(libc::SYS_io_setup, "65536, \"\\0\" x 8")),
         ("io_uring", call(libc::SYS_io_uring_setup, "1, \"\\0\" x 120")),
         ("the host's name", call(libc::SYS_sethostname, "'owned', 5")),
         ("dmesg", call(libc::SYS_syslog, "3, \"\\0\" x 99, 99")),
@@ -110,6 +120,8 @@ fn allowed() -> Vec<(&'static str, String)> {
         ("a chroot", "do { my $p = fork; if (!$p) { POSIX::_exit(chroot('/opt') ? 0 : 1) } waitpid($p, 0); $? == 0 }".into()),
         ("its own disk", "($d) = grep { -b } glob('/dev/*'); open($f, '<', $d) && sysread($f, $x, 512)".into()),
         ("/proc/cpuinfo", "open($f, '<', '/proc/cpuinfo') && sysread($f, $x, 1)".into()),
+        ("an address list", call(libc::SYS_socket, "16, 3, 0")),
+        ("UDP", call(libc::SYS_socket, "10, 2, 17")),
         ("/sys/class", "opendir($f, '/sys/class')".into()),
     ]
 }
@@ -129,6 +141,13 @@ fn whatever_reaches_for_the_host_is_refused() {
     }
     // Process 1 of a namespace takes no signal from inside that it does not handle.
     script += "kill 'KILL', 1;\nexit 0;\n";
+    let docs =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/explain/security.md")).unwrap();
+    assert!(
+        docs.contains(&format!(" {} attempts", attempts.len())),
+        "{} attempts, unlike the page",
+        attempts.len()
+    );
     lab.define(&[Deb::new("hostile").script("postinst", &script)], "");
     let (disk, baked) = lab.image();
     let results = disk.read("/results").expect(&baked.err);

@@ -39,3 +39,23 @@ fn a_full_disk_is_reported_with_a_remedy() {
         assert!(full, "{what}:\n{}", baked.err);
     }
 }
+
+/// What a step writes to memory has limits, and the failure names the place.
+#[test]
+fn a_full_file_system_in_memory_is_reported_by_name() {
+    let lab = HostileLab::new();
+    let fill = |at: &str| {
+        format!("#!/bin/sh\nexec perl -e 'for (1..9e6) {{ open(F, \">\", \"{at}/$_\") or die \"$!\\n\" }}'\n")
+    };
+    for (name, at) in [("run", "/run"), ("shm", "/dev/shm"), ("opt", "/opt")] {
+        lab.world.write(&format!("image/{name}.sh"), &fill(at));
+    }
+    for (table, name, words) in [
+        ("run", "run", "/run, which is in memory"),
+        ("run", "shm", "/dev/shm, which is in memory"),
+        ("test", "opt", "the memory for writes that are discarded"),
+    ] {
+        lab.define(&[], &format!("[[{table}]]\nscript = \"{name}.sh\""));
+        lab.fails(5, &[words, "files, is full", "No space left on device", "more memory"]);
+    }
+}

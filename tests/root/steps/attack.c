@@ -16,9 +16,13 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
+#include <sys/ipc.h>
 #include <sys/ptrace.h>
+#include <sys/resource.h>
+#include <sys/shm.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/swap.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
@@ -320,6 +324,139 @@ static int host_abstract_socket(void) {
     return connect(fd, (struct sockaddr *)&address, 2 + 1 + strlen("oven-step-test")) == 0;
 }
 
+/* Sockets that a step does not need: for most of them, the kernel would load a module, or did so already. */
+static int other_families(void) {
+    for (int family = 0; family < 128; family++) {
+        if (family == AF_UNIX || family == AF_INET || family == AF_INET6 || family == AF_NETLINK) continue;
+        for (int type = 1; type <= 5; type++)
+            if (socket(family, type, 0) >= 0 || errno != EAFNOSUPPORT) return 1;
+    }
+    return 0;
+}
+static int netlink(int protocol) { return socket(AF_NETLINK, SOCK_RAW, protocol) >= 0 || errno != EPROTONOSUPPORT; }
+static int netlink_audit(void) { return netlink(9); }
+static int netlink_usersock(void) { return netlink(2); }
+static int netlink_sock_diag(void) { return netlink(4); }
+static int netlink_uevent(void) { return netlink(15); }
+static int netlink_generic(void) { return netlink(16); }
+static int other_netlinks(void) {
+    for (int protocol = 1; protocol < 64; protocol++)
+        if (netlink(protocol)) return 1;
+    return syscall(SYS_socket, 0x100000000UL | AF_NETLINK, SOCK_DGRAM, 0x100000000UL | 9) >= 0;
+}
+static int internet(int type, int protocol) {
+    return socket(AF_INET, type, protocol) >= 0 || errno != EPROTONOSUPPORT || socket(AF_INET6, type, protocol) >= 0;
+}
+static int sctp(void) { return internet(SOCK_STREAM, 132); }
+static int mptcp(void) { return internet(SOCK_STREAM, 262); }
+static int udp_lite(void) { return internet(SOCK_DGRAM, 136); }
+static int l2tp(void) { return internet(SOCK_DGRAM, 115); }
+static int other_types(void) {
+    /* SOCK_SEQPACKET, SOCK_DCCP, and SOCK_PACKET, which the kernel turns into AF_PACKET. */
+    int types[] = {SOCK_RDM, SOCK_SEQPACKET, SOCK_DCCP, SOCK_PACKET};
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++)
+        if (socket(AF_INET, types[i], 0) >= 0 || errno != ESOCKTNOSUPPORT) return 1;
+    int pair[2];
+    return socketpair(AF_INET, SOCK_SEQPACKET, 132, pair) == 0 || errno != ESOCKTNOSUPPORT;
+}
+static int request(int fd, unsigned long number) {
+    char argument[512] = {0};
+    errno = 0;
+    return ioctl(fd, number, argument) >= 0 || errno != EPERM;
+}
+static int on_socket(unsigned long number) { return request(socket(AF_INET, SOCK_DGRAM, 0), number); }
+static int bridge(void) { return on_socket(0x8940) || on_socket(0x8941) || on_socket(0x89a0) || on_socket(0x89a1); }
+static int vlan(void) { return on_socket(0x8982) || on_socket(0x8983); }
+/* A file system that cannot be frozen: the kernel asks for rights before it looks at that. */
+static int freeze(void) { return request(open("/proc", O_RDONLY), 0xc0045877) || request(open("/", O_RDONLY), 0xc0045878); }
+static int trim(void) { return request(open("/", O_RDONLY), 0xc0185879); }
+static int shut_down(void) {
+    unsigned flags = 99; /* no flags that a kernel knows */
+    return ioctl(open("/", O_RDONLY), 0x8004587d, &flags) == 0 || errno != EPERM;
+}
+static int resize(void) {
+    int fd = open("/", O_RDONLY);
+    return ioctl(fd, 0x40086610, 0) == 0 || errno != EPERM || ioctl(fd, 0x4010586e, 0) == 0 || errno != EPERM;
+}
+static int immutable(void) {
+    int fd = open("/root/immutable", O_RDWR | O_CREAT, 0600), flags = 0x10;
+    int allowed = ioctl(fd, 0x40086602, &flags) == 0; /* FS_IOC_SETFLAGS */
+    if (!allowed) unlink("/root/immutable");
+    return allowed;
+}
+/* Of the disk's node: read-only at block level, the partition table anew, caches, commands for NVMe and SCSI devices. */
+static int disk_state(void) {
+    int fd = open("/dev/image", O_RDONLY), on = 0;
+    if (fd < 0) return 1;
+    return ioctl(fd, 0x125d, &on) == 0 || ioctl(fd, 0x125f, 0) == 0 || ioctl(fd, 0x1261, 0) == 0;
+}
+static int disk_commands(void) {
+    int fd = open("/dev/image", O_RDONLY);
+    return request(fd, 0x4e40) || request(fd, 0xc0484e41) || request(fd, 0xc0484e43) || request(fd, 0x2285) || request(fd, 0x2282);
+}
+static int console(void) {
+    int pty = posix_openpt(O_RDWR);
+    return request(pty, 0x541d) || request(pty, 0x541c) || request(pty, 0x4b47) || request(pty, 0x5606);
+}
+static int audit_log(void) {
+    /* What useradd sends, to a socket of any netlink that there is. */
+    struct { uint32_t length; uint16_t type, flags; uint32_t sequence, port; char text[16]; } record = {32, 1100, 5, 1, 0, "forged"};
+    int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, 9);
+    return fd >= 0 && send(fd, &record, sizeof record, 0) > 0;
+}
+/* Where this machine's root lacks CAP_SYS_RESOURCE (24), the kernel keeps no minimum: the test says so. */
+static int score(void) {
+    if (getenv("NO_MINIMUM")) return 0;
+    int fd = open("/proc/self/oom_score_adj", O_WRONLY), old = open("/proc/self/oom_adj", O_WRONLY);
+    return (fd >= 0 && write(fd, "0", 1) == 1) || (old >= 0 && write(old, "-17", 3) == 3);
+}
+static int priority(void) {
+    struct sched_param real_time = {.sched_priority = 1};
+    return sched_setscheduler(0, SCHED_FIFO, &real_time) == 0 || setpriority(PRIO_PROCESS, 0, -5) == 0 ||
+           syscall(SYS_ioprio_set, 1, 0, 1 << 13) == 0;
+}
+static int limits(void) {
+    struct rlimit more = {RLIM_INFINITY, RLIM_INFINITY};
+    return setrlimit(RLIMIT_NOFILE, &more) == 0 || setrlimit(RLIMIT_CORE, &more) == 0;
+}
+/* Memory that is no process's: a segment of System V that is larger than /dev/shm may become. */
+static int shared_memory(void) {
+    struct statvfs shm;
+    if (statvfs("/dev/shm", &shm) || !shm.f_blocks || !shm.f_files) return 1;
+    size_t most = shm.f_blocks * shm.f_frsize;
+    int id = shmget(IPC_PRIVATE, most + (1 << 20), IPC_CREAT | 0600);
+    if (id >= 0) shmctl(id, IPC_RMID, 0);
+    return id >= 0;
+}
+static int secret_memory(void) { return syscall(447, 0) >= 0 || errno != ENOSYS; }
+static int aio_contexts(void) {
+    unsigned long context = 0;
+    return syscall(SYS_io_setup, 65536, &context) >= 0 || errno != ENOSYS;
+}
+static int segments(void) {
+#ifdef __x86_64__
+    char text[16];
+    return syscall(SYS_modify_ldt, 0, text, sizeof text) >= 0 || errno != ENOSYS;
+#else
+    return 0;
+#endif
+}
+static int accounting(void) { return syscall(SYS_acct, "/root/acct") == 0 || errno != EPERM; }
+static int quota(void) { return syscall(SYS_quotactl, 0x80000100, 0, 0, 0) == 0 || errno != EPERM; }
+static int hang_up(void) { return syscall(SYS_vhangup) == 0 || errno != EPERM; }
+static int watch_all_files(void) { return syscall(SYS_fanotify_init, 0, 0) >= 0 || errno != EPERM; }
+static int move_memory(void) {
+    return syscall(SYS_move_pages, 0, 0, 0, 0, 0, 0) == 0 || syscall(SYS_migrate_pages, 0, 0, 0, 0) == 0;
+}
+static int foreign_descriptor(void) {
+    int process = syscall(SYS_pidfd_open, 1, 0);
+    return syscall(SYS_pidfd_getfd, process, 0, 0) >= 0;
+}
+static int wake_up(void) {
+    timer_t timer;
+    return timer_create(CLOCK_REALTIME_ALARM, 0, &timer) == 0;
+}
+
 static const struct { const char *name; int (*attempt)(void); } ATTEMPTS[] = {
 #define A(name) {#name, name}
     A(mknod_block), A(mknod_shm), A(mknod_dev), A(mknod_char), A(mknod_whiteout), A(image_node), A(mount_tmpfs),
@@ -332,6 +469,11 @@ static const struct { const char *name; int (*attempt)(void); } ATTEMPTS[] = {
     A(terminal), A(push_input), A(host_terminals), A(double_chroot), A(dot_dot), A(leaked_descriptors), A(secrets),
     A(line_discipline), A(write_disk), A(loop_device), A(write_sys), A(write_proc), A(firmware), A(trace), A(read_memory), A(io_uring), A(userfault), A(keys),
     A(modules), A(restart), A(rename_machine), A(foreign_numbers), A(raise_rights), A(host_abstract_socket),
+    A(other_families), A(netlink_audit), A(netlink_usersock), A(netlink_sock_diag), A(netlink_uevent), A(netlink_generic),
+    A(other_netlinks), A(sctp), A(mptcp), A(udp_lite), A(l2tp), A(other_types), A(bridge), A(vlan), A(freeze), A(trim),
+    A(shut_down), A(resize), A(immutable), A(disk_state), A(disk_commands), A(console), A(audit_log), A(score),
+    A(priority), A(limits), A(shared_memory), A(secret_memory), A(aio_contexts), A(segments), A(accounting), A(quota),
+    A(hang_up), A(watch_all_files), A(move_memory), A(foreign_descriptor), A(wake_up),
 };
 
 int main(int argc, char **argv) {

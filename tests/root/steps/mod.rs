@@ -6,6 +6,7 @@ mod costs;
 mod egress;
 mod endings;
 mod host_files;
+mod limits;
 mod terminal;
 mod view;
 
@@ -56,11 +57,7 @@ fn run(spec: &StepSpec) -> (StepExit, Vec<String>) {
 /// The output of a step that succeeds and leaves nothing.
 fn output(spec: &StepSpec) -> Vec<String> {
     let (exit, lines) = run(spec);
-    assert_eq!(
-        exit,
-        StepExit { status: ExitStatus::Exited(0), surviving_processes: Vec::new() },
-        "{lines:#?}"
-    );
+    assert_eq!(exit, StepExit::of(ExitStatus::Exited(0)), "{lines:#?}");
     lines
 }
 

@@ -371,3 +371,106 @@ fn a_bake_that_is_killed_during_downloads_leaves_the_cache_intact() {
     assert_eq!(answered(&archive), ["200 pool/two_1.0_all.deb", "304 dists/stable/InRelease"]);
     assert_eq!(cached_file(&lab, "b-*"), Path::new(""));
 }
+
+/// Does something before the image's own apt-get, in each step that downloads.
+fn hostile_apt(lab: &PackageLab, what: &str) {
+    let apt = lab.image("usr/bin/apt-get");
+    fs::rename(&apt, apt.with_file_name("apt-get.real")).unwrap();
+    let script = format!(
+        "#!/bin/sh\nif test -w /var/cache/apt/archives; then\n{what}\nfi\nexec apt-get.real \"$@\"\n"
+    );
+    fs::write(&apt, script).unwrap();
+    fs::set_permissions(&apt, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// The loop devices whose file was in the store.
+fn loop_devices(lab: &PackageLab) -> Vec<String> {
+    let store = lab.store.dir().to_str().unwrap().to_owned();
+    let files = fs::read_dir("/sys/block").unwrap().flatten();
+    let files = files.filter_map(|disk| fs::read_to_string(disk.path().join("loop/backing_file")).ok());
+    files.filter(|file| file.contains(&store)).collect()
+}
+
+fn free(dir: &Path) -> (u64, u64) {
+    let space = rustix::fs::statvfs(dir).unwrap();
+    (space.f_bavail * space.f_frsize, space.f_favail)
+}
+
+/// A base image whose programs fill the directory for downloads.
+#[test]
+fn downloads_have_a_limit_for_their_size_and_their_number() {
+    let files = "perl -e 'for (1..200000) { open(F, \">\", \"/var/cache/apt/archives/$_\") or last }'";
+    let deep = "d=/var/lib/apt/lists; for i in $(seq 40); do d=$d/d; mkdir $d; done; \
+                head -c 1G /dev/zero > $d/x 2> /dev/null";
+    for (what, said) in [
+        ("head -c 1G /dev/zero > /var/cache/apt/archives/x.deb", "No space left on device"),
+        ("head -c 1G /dev/zero > /var/cache/apt/archives/x.deb 2> /dev/null; exit 0", ""),
+        (files, ""),
+        (deep, ""),
+    ] {
+        let (mut lab, archive, key) = (lab(), Archive::new(), Key::new());
+        // Four times as much may be downloaded: 64 MiB and 4096 files.
+        lab.store = CacheStore::new(lab.store.dir(), 16 << 20);
+        let pool = [package(&lab, &archive, "tool", "1.0", &[])];
+        archive.publish("stable", "", &pool, Some(&key));
+        define(&lab, &archive, &key, "\"tool\"", "");
+        hostile_apt(&lab, what);
+        let before = free(lab.store.dir().ancestors().find(|dir| dir.exists()).unwrap());
+        let baked = lab.bake();
+        baked
+            .fails(5, &["the downloads reached their limit of 64 MiB and 4096 files", "free some space in "]);
+        assert!(baked.log.contains(said), "{what}: {}", baked.log);
+        assert_eq!(files_of(&lab), ["lock"], "{what}");
+        assert_eq!(loop_devices(&lab), [""; 0], "{what}");
+        // Other programs use this disk meanwhile.
+        let after = free(lab.store.dir());
+        assert!(
+            after.0 + (512 << 20) > before.0 && after.1 + 50_000 > before.1,
+            "{what}: {before:?} {after:?}"
+        );
+    }
+}
+
+/// The paths in the store, without directories of keys.
+fn files_of(lab: &PackageLab) -> Vec<String> {
+    let found =
+        Command::new("find").arg(lab.store.dir()).args(["-type", "f", "-printf", "%f\n"]).output().unwrap();
+    String::from_utf8(found.stdout).unwrap().lines().map(str::to_owned).collect()
+}
+
+/// Within the limit, everything works as without it, and nothing with special rights is cached.
+#[test]
+fn a_hostile_base_leaves_no_special_rights_in_the_cache() {
+    let (lab, archive, key) = (lab(), Archive::new(), Key::new());
+    let pool = [package(&lab, &archive, "tool", "1.0", &[])];
+    archive.publish("stable", "", &pool, Some(&key));
+    define(&lab, &archive, &key, "\"tool\"", "");
+    let setxattr = libc::SYS_setxattr;
+    hostile_apt(
+        &lab,
+        &format!(
+            "cd /var/cache/apt/archives; cp /bin/true su.deb; cp /bin/true ping.deb; chown 33:33 su.deb; chmod 6777 su.deb\n\
+             perl -e '($f, $n, $v) = (\"ping.deb\", \"security.capability\", pack(\"V5\", 0x02000001, 0x2000, 0, 0, 0)); \
+             syscall({setxattr}, $f, $n, $v, 20, 0) == 0 or die $!'\n\
+             mkdir -p open; chmod 7777 open; ln -sf /etc/shadow link.deb; mkfifo fifo.deb 2> /dev/null; cd /"
+        ),
+    );
+    let baked = lab.bake();
+    assert!(!baked.log.contains("have no limit"), "{}", baked.log);
+    baked.facts();
+    assert_eq!(loop_devices(&lab), [""; 0]);
+    let find = |arguments: &[&str]| {
+        let found = Command::new("find").arg(lab.store.dir()).args(arguments).output().unwrap();
+        String::from_utf8(found.stdout).unwrap()
+    };
+    assert_eq!(find(&["-perm", "/7022"]), "", "special modes");
+    assert_eq!(find(&["-type", "f", "-not", "-user", "0"]), "", "owners");
+    assert_eq!(find(&["-not", "-type", "f", "-not", "-type", "d"]), "", "links and others");
+    let su = cached_file(&lab, "su.deb");
+    assert!(su.exists(), "it is cached, without its rights");
+    for file in ["su.deb", "ping.deb"] {
+        let mut names = [0_u8; 256];
+        let len = rustix::fs::llistxattr(cached_file(&lab, file), &mut names[..]).unwrap();
+        assert!(!String::from_utf8_lossy(&names[..len]).contains("capability"), "{file}");
+    }
+}

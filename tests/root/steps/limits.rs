@@ -1,0 +1,87 @@
+//! How much of this machine's memory a step can take, without a control group.
+
+use super::{output, run};
+use oven::sandbox::spec::ExitStatus;
+use oven_testing::BusyboxImage;
+
+/// Whether this machine's root has `CAP_SYS_RESOURCE` (24). Without it, the kernel takes no minimum for a score.
+pub fn may_set_a_minimum() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let capabilities = status.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap();
+    u64::from_str_radix(capabilities.trim(), 16).unwrap() & 1 << 24 != 0
+}
+
+#[test]
+fn a_step_is_killed_first_and_cannot_change_that() {
+    let image = BusyboxImage::new();
+    assert_eq!(output(&image.shell("cat /proc/self/oom_score_adj /proc/1/oom_score_adj")), ["800", "800"]);
+    if !may_set_a_minimum() {
+        return;
+    }
+    let lower = "for file in oom_score_adj oom_adj; do for value in 0 -17 799; do\n\
+        (echo $value > /proc/self/$file) 2> /dev/null && echo \"$value in $file\"\ndone; done\n\
+        echo 900 > /proc/$$/oom_score_adj; cat /proc/$$/oom_score_adj\n\
+        (echo 0 > /proc/$$/oom_score_adj) 2> /dev/null; cat /proc/$$/oom_score_adj";
+    for network in [false, true] {
+        let mut spec = image.shell(lower);
+        spec.network = network;
+        assert_eq!(output(&spec), ["900", "900"], "with the network: {network}");
+    }
+}
+
+#[test]
+fn file_systems_in_memory_have_limits() {
+    let image = BusyboxImage::new();
+    let memory = std::fs::read_to_string("/proc/meminfo").unwrap();
+    let memory = memory.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10;
+    let mut spec = image.shell("for at in /run /dev/shm / /dev; do stat -f -c '%s %b %c' $at; done");
+    spec.throwaway = true;
+    let limits: Vec<_> = output(&spec)
+        .iter()
+        .map(|line| line.split(' ').map(|number| number.parse::<u64>().unwrap()).collect::<Vec<_>>())
+        .map(|numbers| (numbers[0] * numbers[1], numbers[2]))
+        .collect();
+    assert!(limits.iter().all(|(bytes, files)| *bytes > 0 && *files > 0), "{limits:?}");
+    assert!(limits.iter().all(|(_, files)| *files <= 262_144), "{limits:?}");
+    let page = 64 << 10; // the largest one; limits are rounded up
+    assert!(limits[..2].iter().all(|(bytes, _)| *bytes <= memory / 8 + page), "{limits:?} of {memory}");
+    assert!(limits[2].0 <= (memory / 4).max(512 << 20) + page, "{limits:?} of {memory}");
+    assert_eq!(limits[3], (4 << 20, 4096));
+}
+
+#[test]
+fn a_full_file_system_in_memory_is_named() {
+    let image = BusyboxImage::new();
+    let bytes = |at: &str| format!("! dd if=/dev/zero of={at}/x bs=64k 2> /dev/null");
+    let files = |at: &str| format!("i=0; while true > {at}/$i; do i=$((i + 1)); done 2> /dev/null; exit 3");
+    for (script, name) in [
+        (bytes("/dev"), "/dev, "),
+        (files("/dev"), "/dev, "),
+        (files("/run"), "/run, "),
+        (files("/root"), "the memory for writes that are discarded, "),
+    ] {
+        let mut spec = image.shell(&script);
+        spec.throwaway = true;
+        let (exit, lines) = run(&spec);
+        assert!(matches!(exit.status, ExitStatus::Exited(0 | 1 | 3)), "{script}: {exit:?} {lines:?}");
+        assert_eq!(exit.full_file_systems.len(), 1, "{script}: {exit:?}");
+        assert!(exit.full_file_systems[0].starts_with(name), "{script}: {exit:?}");
+    }
+    assert_eq!(run(&image.shell("true")).0.full_file_systems, [""; 0]);
+}
+
+#[test]
+fn shared_memory_of_system_v_has_the_limit_of_dev_shm() {
+    let image = BusyboxImage::new();
+    let hosts = || {
+        ["shmall", "msgmni", "sem"]
+            .map(|name| std::fs::read_to_string(format!("/proc/sys/kernel/{name}")).unwrap())
+    };
+    let before = hosts();
+    let seen = output(&image.shell(
+        "cat /proc/sys/kernel/shmall /proc/sys/kernel/msgmni /proc/sys/kernel/sem; stat -f -c '%b' /dev/shm",
+    ));
+    assert_eq!(seen[0], seen[3], "in pages");
+    assert_eq!(seen[1..3], ["1024", "32000\t262144\t500\t1024"]);
+    assert_eq!(hosts(), before, "the host's limits stay");
+}
