@@ -115,7 +115,7 @@ impl<'d> Root<'d> {
             report: report.clone(),
             device,
         };
-        mounted.mount_rest(root).await?;
+        mounted.mount_rest(root).await.map_err(|error| Kind::Definition.unless_machine(error))?;
         Ok(mounted)
     }
 
@@ -209,12 +209,14 @@ impl<'d> Root<'d> {
 
     /// Reads `/etc/os-release` or `/usr/lib/os-release`.
     pub fn os_release(&self) -> Result<OsRelease> {
-        crate::image::os_release::os_release(&self.inside)
+        let found = crate::image::os_release::os_release(&self.inside);
+        found.map_err(|error| Kind::Definition.unless_machine(error))
     }
 
     /// Returns the architecture of the image's `/bin/sh`.
     pub fn architecture(&self) -> Result<Architecture> {
-        crate::image::os_release::architecture(&self.inside)
+        let found = crate::image::os_release::architecture(&self.inside);
+        found.map_err(|error| Kind::Definition.unless_machine(error))
     }
 
     /// Returns the nodes of the disk and its partitions, and the links to them, for the private `/dev` of a step.
@@ -249,8 +251,9 @@ async fn choose(disk: &DiskNodes) -> Result<usize> {
     for index in candidates {
         let part = &disk.parts[index];
         let mount = create_mount(disk, part, true).await.context("finding the root partition")?;
-        let content =
-            choose_root::examine(&ImageTree::new(mount)).with_context(|| format!("reading {}", part.name))?;
+        let content = choose_root::examine(&ImageTree::new(mount))
+            .with_context(|| format!("reading {}", part.name))
+            .map_err(|error| Kind::Definition.unless_machine(error))?;
         contents.push((index, content));
     }
     choose_root::choose_by_content(&disk.parts, &contents).context("finding the root partition")

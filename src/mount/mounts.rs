@@ -180,18 +180,19 @@ impl Drop for ImageMounts {
 impl ImageMount {
     fn check(&self) -> Result<()> {
         let Some(fd) = &self.fd else { return Ok(()) };
+        let name = self.device.as_ref().map_or("", |(name, _)| name);
         let statistics = rustix::fs::fstatfs(fd).map_err(|error| match error {
-            Errno::IO => damaged("the kernel shut it down"),
+            Errno::IO => storage_failed("the kernel shut it down"),
             error => error.into(),
         })?;
         if statistics.f_flags as u64 & READ_ONLY != 0 {
-            return Err(damaged("it became read-only"));
+            return Err(damaged("it became read-only", name));
         }
-        let name = self.device.as_ref().map_or("", |(name, _)| name);
         if let (Some(before), Some(now)) = (self.errors, errors_of(name))
             && now > before
         {
-            return Err(damaged(&format!("the kernel found {} errors in it during the bake", now - before)));
+            let what = format!("the kernel found {} errors in it during the bake", now - before);
+            return Err(damaged(&what, name));
         }
         Ok(())
     }
@@ -211,10 +212,30 @@ fn below(table: &[MountEntry], id: u64) -> Vec<&MountEntry> {
     found
 }
 
-pub(crate) fn damaged(what: &str) -> anyhow::Error {
-    let hint =
-        "The base image's file system or this machine's storage is damaged. See the kernel's log (dmesg).";
+/// Returns the failure for damage that the kernel found in a mounted file system. `name` is the device's name. The base
+/// is at fault, unless the kernel recorded that the device failed.
+pub(crate) fn damaged(what: &str, name: &str) -> anyhow::Error {
+    if last_error_of(name) == Some(EXT4_ERR_EIO) {
+        return storage_failed(what);
+    }
+    let hint = "The base image's file system is damaged. Repair it (e2fsck, xfs_repair), or bake on another image. The \
+                kernel's log (dmesg) says where.";
+    Kind::Definition.failure(what).hint(hint).into()
+}
+
+fn storage_failed(what: &str) -> anyhow::Error {
+    let hint = "This machine's storage may be damaged. See the kernel's log (dmesg).";
     Kind::Machine.failure(what).hint(hint).into()
+}
+
+/// The number with which ext4 records an I/O error (`EXT4_ERR_EIO` in the kernel's fs/ext4/ext4.h).
+const EXT4_ERR_EIO: u64 = 2;
+
+/// Returns the number of the last error that the kernel has recorded in a mounted ext file system. `None` if there is
+/// none, or if the kernel is older than 5.7.
+fn last_error_of(name: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/sys/fs/ext4/{name}/last_error_errcode")).ok()?;
+    text.trim().parse().ok()
 }
 
 /// Returns the number of errors that the kernel has recorded in a mounted ext file system.

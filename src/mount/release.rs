@@ -77,10 +77,15 @@ async fn prove_released(disk: &DiskNodes, used: &[(String, u64)]) -> Result<()> 
 /// Fails if a step damaged the partition table, or changed a partition that was mounted. Steps can write to the disk's
 /// nodes, because they may have to install a boot loader.
 fn check_partition_table(disk: &DiskNodes, device: &Device, used: &[(String, u64)]) -> Result<()> {
-    let now = partition::read(&DeviceBytes { fd: device.node.as_fd(), size: disk.size }, disk.sector)?;
     let changed = |what: String| {
         Kind::Step.failure(what).hint("Find the script that writes to the block device instead of to files.")
     };
+    let now = partition::read(&DeviceBytes { fd: device.node.as_fd(), size: disk.size }, disk.sector);
+    // The table was valid before the first step.
+    let now = now.map_err(|error| match Kind::of(&error) {
+        Kind::Definition => changed(format!("a step damaged the partition table: {error:#}")).into(),
+        _ => error,
+    })?;
     if let Some(warning) = now.warnings.iter().find(|warning| !disk.table.warnings.contains(warning)) {
         return Err(changed(format!("a step damaged the partition table: {warning}")).into());
     }
@@ -101,10 +106,10 @@ fn check_superblock(part: &DiskPart) -> Result<()> {
     let Some(before) = &part.fs else { return Ok(()) };
     let bytes = DeviceBytes { fd: part.node.as_fd(), size: part.size };
     let Some(after) = superblock::probe(&bytes, 0, part.size) else {
-        return Err(damaged("it no longer has a valid superblock"));
+        return Err(damaged("it no longer has a valid superblock", &part.name));
     };
     if after.kind != before.kind || after.errors > before.errors || after.dirty {
-        return Err(damaged("its superblock records new errors"));
+        return Err(damaged("its superblock records new errors", &part.name));
     }
     Ok(())
 }

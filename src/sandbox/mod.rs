@@ -103,11 +103,13 @@ pub async fn run_with(
     // processes are killed first. Then the terminal is restored, and then the files in the image and the cgroup are
     // removed.
     let fence = if spec.network && spec.fenced { Some(EgressFence::make()?) } else { None };
-    let placeholders = placeholders(spec).context("preparing the image for a step")?;
+    let placeholders = placeholders(spec)
+        .context("preparing the image for a step")
+        .map_err(|error| Kind::Step.unless_machine(error))?;
     let terminal = if spec.interactive { TerminalState::note() } else { None };
     let exit = match start(helper, spec, fence.as_ref()) {
         Ok(running) => supervise(running, helper, secrets, timeout, on_line).await,
-        Err(error) => Err(error),
+        Err(error) => Err(Kind::Machine.unless_known(error)),
     };
     drop(terminal);
     drop(fence);
@@ -116,7 +118,9 @@ pub async fn run_with(
     // If the step failed, an error of the removal is ignored, because no image is made from the disk. The step's own
     // failure, such as a full disk, is more useful to the user.
     if exit.status.success() {
-        removed.context("removing the step's temporary files from the image")?;
+        removed
+            .context("removing the step's temporary files from the image")
+            .map_err(|error| Kind::Step.unless_machine(error))?;
     }
     Ok(exit)
 }
@@ -214,7 +218,7 @@ async fn supervise(
         (false, None, Some(signal)) => {
             Ok(StepExit { status: ExitStatus::Signaled(signal), surviving_processes: Vec::new() })
         }
-        (false, None, None) => Err(Kind::Step
+        (false, None, None) => Err(Kind::Machine
             .error(format!("the step's helper process {} ended without a result", helper.display()))),
     }
 }

@@ -515,7 +515,7 @@ fn an_error_in_the_file_system_fails_the_bake() {
         fs::write(format!("/sys/fs/ext4/{name}/trigger_fs_error"), "test").unwrap();
         let error = root.close().await.unwrap_err();
         assert!(format!("{error:#}").contains("checking the file system of / on loop"), "{error:#}");
-        assert_eq!((Kind::of(&error), disk.mounts()), (Kind::Machine, 0));
+        assert_eq!((Kind::of(&error), disk.mounts()), (Kind::Definition, 0));
     });
 }
 
