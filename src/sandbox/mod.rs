@@ -174,7 +174,12 @@ async fn supervise(
                 }
                 len = read(output.as_ref(), &mut buffer) => match len? {
                     0 => output = None,
-                    len => lines.add(&buffer[..len], on_line),
+                    len => {
+                        lines.add(&buffer[..len], on_line);
+                        // A step may write without a pause. Without this, a signal would be noticed only after many
+                        // more chunks of output.
+                        tokio::task::yield_now().await;
+                    }
                 },
                 () = sleep_until(deadline) => {
                     if timed_out {

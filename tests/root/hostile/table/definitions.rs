@@ -55,10 +55,10 @@ fn texts() -> Vec<DefinitionCase> {
             toml(dir, &format!("[{}]\n", vec!["a"; 50_000].join(".")));
         }),
         case("a file of 10 MiB", 3, &["image.toml"], |dir| toml(dir, &"#".repeat(10 << 20))),
-        case("a hundred thousand keys", 3, &["image.toml:", "more"], |dir| {
-            toml(dir, &(0..90_000).map(|n| format!("k{n}=1\n")).collect::<String>());
+        case("50,000 keys", 3, &["image.toml:", "more"], |dir| {
+            toml(dir, &(0..50_000).map(|n| format!("k{n}=1\n")).collect::<String>());
         }),
-        case("an integer of 1000 digits", 3, &["image.toml:2"], |dir| {
+        case("an integer of 1000 digits", 3, &["image.toml:3", "size_gib"], |dir| {
             toml(dir, &format!("[disk]\nsize_gib = {}\n", "9".repeat(1000)));
         }),
         case("a NUL", 3, &["image.toml:2"], |dir| toml(dir, "description = \"a\0b\"\n")),
@@ -209,14 +209,20 @@ fn graphs() -> Vec<DefinitionCase> {
             write(dir, "image.toml", "from = \"../other\"\n");
             write(dir.parent().unwrap(), "other/image.toml", "from = \"../image\"\n");
         }),
-        case("inputs that contain each other", 3, &["image.toml:2", "inputs"], |dir| {
-            toml(dir, "inputs = [\"..\"]\n");
-            symlink("..", dir.join("up")).unwrap();
+        case("inputs that contain the region", 3, &["is inside the directory"], |dir| {
+            toml(dir, "inputs = [\"..\"]\n")
+        }),
+        case("inputs that lead to each other", 0, &[], |dir| {
+            let common = dir.parent().unwrap().join("common");
+            write(&common, "x", "x");
+            symlink("../image", common.join("image")).unwrap();
+            symlink("../common", dir.join("common")).unwrap();
+            toml(dir, "inputs = [\"../common\"]\n");
         }),
         case("inputs outside the project", 3, &["image.toml:2", "inputs"], |dir| {
             toml(dir, "inputs = [\"../../../../etc\"]\n")
         }),
-        case("a directory that leads to itself", 3, &["loop"], |dir| {
+        case("a directory that leads to itself", 0, &[], |dir| {
             toml(dir, "");
             symlink(".", dir.join("loop")).unwrap();
         }),
@@ -244,8 +250,8 @@ fn steps() -> Vec<DefinitionCase> {
         case("a program that is not in the image", 5, &["image.toml:2", "not found"], |dir| {
             toml(dir, "[[run]]\ncommand = [\"/nowhere\"]\n");
         }),
-        case("a secret that is not set", 3, &["OVEN_TABLE_NONE"], |dir| {
-            toml(dir, "[[run]]\ncommand = [\"true\"]\nsecrets = [\"OVEN_TABLE_NONE\"]\n");
+        case("a secret that is not set", 3, &["TABLE_NONE"], |dir| {
+            toml(dir, "[[run]]\ncommand = [\"true\"]\nsecrets = [\"TABLE_NONE\"]\n");
         }),
     ]
 }

@@ -9,7 +9,7 @@ use std::process::Command;
 /// Where the partition with the root file system begins on a disk with a table.
 pub const START: u64 = 1 << 20;
 /// The size of the root file system. The file is sparse.
-pub const SIZE: u64 = 24 << 20;
+pub const SIZE: u64 = 48 << 20;
 
 /// How a disk is made.
 #[derive(Clone, Copy)]
@@ -49,13 +49,20 @@ pub fn make(dir: &Path, damage: Damage) -> PathBuf {
 pub fn format_ext4(raw: &Path, tree: &Path, options: &[&str]) {
     File::create(raw).unwrap().set_len(SIZE).unwrap();
     let mut mkfs = Command::new("mkfs.ext4");
-    let made = mkfs.args(["-q", "-F", "-N", "4096", "-d"]).arg(tree).args(options).arg(raw).output().unwrap();
+    let made = mkfs
+        .args(["-q", "-F", "-b", "4096", "-N", "4096", "-d"])
+        .arg(tree)
+        .args(options)
+        .arg(raw)
+        .output()
+        .unwrap();
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
 }
 
 /// A disk without damage. It is made once.
 pub fn whole() -> PathBuf {
-    let path = cache_dir().join("hostile-table.raw");
+    // The name changes with the code that makes the disk.
+    let path = cache_dir().join(format!("hostile-table-{:08x}.raw", crc32(include_bytes!("disk.rs"))));
     if !path.exists() {
         let temp = tempfile::tempdir_in(cache_dir()).unwrap();
         make_tree(&temp.path().join("tree"));
@@ -95,7 +102,7 @@ pub fn make_tree(tree: &Path) {
         fs::create_dir_all(tree.join(dir)).unwrap();
     }
     fs::copy("/bin/busybox", tree.join("bin/busybox")).expect("busybox-static: scripts/setup installs it");
-    for applet in ["sh", "cat", "mkdir", "sleep", "true", "touch", "dd", "yes", "head", "chmod", "find"] {
+    for applet in ["sh", "cat", "mkdir", "sleep", "true", "touch", "dd", "yes", "head", "chmod"] {
         symlink("busybox", tree.join("bin").join(applet)).unwrap();
     }
     write(tree, "etc/os-release", "ID=debian\nVERSION_ID=\"12\"\nVERSION_CODENAME=bookworm\n");
@@ -105,6 +112,8 @@ pub fn make_tree(tree: &Path) {
     write(tree, PACKAGES, "busybox\t1\tamd64\tinstalled\t\n");
     program(tree, "usr/bin/dpkg-query", DPKG_QUERY);
     program(tree, "usr/bin/apt-get", APT_GET);
+    // The find of busybox lacks options with which apt's caches are emptied.
+    program(tree, "usr/bin/find", "#!/bin/sh\n");
 }
 
 pub fn write(tree: &Path, path: &str, content: impl AsRef<[u8]>) {
@@ -169,9 +178,12 @@ pub fn copy_into(from: &Path, to: &Path, offset: u64) {
     sh(&format!("dd if={from} of={to} bs=1M seek={seek} conv=notrunc,sparse status=none"));
 }
 
+/// The disk has a size of whole GiB, like a volume, so that the second copy of the GPT is at its end.
+const MIB: u64 = 1024;
+
 /// A GPT with the root as its first partition, and this one as its second.
 pub fn gpt(raw: &Path, second: &str) {
-    partition(raw, 64, &format!("label: gpt\nstart=2048, size=49152, type=L\n{second}\n"));
+    partition(raw, MIB, &format!("label: gpt\nstart=2048, size=98304, type=L\n{second}\n"));
 }
 
 /// Changes the entries or the header of both copies of a GPT, and corrects their checksums.
