@@ -1,5 +1,6 @@
 //! Kinds of failure. Each has an exit code.
 
+use rustix::io::Errno;
 use std::fmt;
 
 /// A kind of failure. Its number is the process's exit code.
@@ -8,17 +9,19 @@ use std::fmt;
 pub enum Kind {
     /// The command line is wrong.
     Usage = 2,
-    /// A definition or a setting is wrong. The message names the file and the key.
+    /// A definition, a setting or the base image is wrong. The message names the file and the key, or what is wrong in
+    /// the image. A defect counts as the base's if the image had it before the first step.
     Definition = 3,
     /// A base image, an image or a run does not exist.
     NotFound = 4,
-    /// A step in the image failed.
+    /// A step in the image failed, or the image failed a check after the steps.
     Step = 5,
-    /// The cloud refused a request, or the cloud failed. An error of unknown kind also has this exit code.
+    /// The cloud refused a request, or the cloud failed. The cloud is EC2 and EBS, or the records of a local region.
     Cloud = 6,
     /// The work succeeded, but some temporary resources could not be removed.
     LeftBehind = 7,
-    /// This machine lacks something. `oven doctor` lists everything that it lacks.
+    /// This machine lacks something, such as rights, devices, space or a feature of the kernel, or its disk fails. An
+    /// error of unknown kind also has this exit code, because it is an error of the operating system.
     Machine = 8,
     /// Stopped by a signal.
     Interrupted = 130,
@@ -54,17 +57,33 @@ impl Kind {
         self.failure(message).into()
     }
 
-    /// The kind of the outermost [`Failure`] in an error's chain; [`Kind::Cloud`] if the chain has none.
+    /// The kind of the outermost [`Failure`] in an error's chain; [`Kind::Machine`] if the chain has none.
     pub fn of(error: &anyhow::Error) -> Self {
-        error.chain().find_map(|cause| cause.downcast_ref::<Failure>()).map_or(Self::Cloud, |f| f.kind)
+        failure_in(error).map_or(Self::Machine, |failure| failure.kind)
     }
 
     /// Returns the error itself if it has a kind, otherwise an error of this kind with the same message.
     pub fn unless_known(self, error: anyhow::Error) -> anyhow::Error {
-        if error.chain().any(|cause| cause.is::<Failure>()) {
-            error
-        } else {
-            self.error(format!("{error:#}"))
+        if failure_in(&error).is_some() { error } else { self.error(format!("{error:#}")) }
+    }
+
+    /// Like [`Self::unless_known`], but for work on the files of an image. If the cause is an error of this machine,
+    /// such as an I/O error of the disk, the kind is [`Kind::Machine`].
+    pub fn unless_machine(self, error: anyhow::Error) -> anyhow::Error {
+        let kind = if errno_of(&error).is_some_and(is_of_machine) { Self::Machine } else { self };
+        kind.unless_known(error)
+    }
+
+    /// Returns the error of a step that failed before any step changed the image. Its kind is [`Kind::Definition`]
+    /// instead of [`Kind::Step`], because the base image has the defect. Other kinds do not change.
+    pub fn of_base(error: anyhow::Error) -> anyhow::Error {
+        if Self::of(&error) != Self::Step {
+            return error;
+        }
+        let failure = Self::Definition.failure(format!("{error:#}"));
+        match hint_of(&error) {
+            Some(hint) => failure.hint(hint).into(),
+            None => failure.into(),
         }
     }
 
@@ -83,6 +102,24 @@ impl Kind {
     }
 }
 
+/// The outermost failure of an error: one that was added as a context, or one of the causes.
+fn failure_in(error: &anyhow::Error) -> Option<&Failure> {
+    error.downcast_ref().or_else(|| error.chain().find_map(|cause| cause.downcast_ref()))
+}
+
+/// The first error number of the operating system in an error's chain.
+pub fn errno_of(error: &anyhow::Error) -> Option<Errno> {
+    error.chain().find_map(|cause| {
+        let io = cause.downcast_ref::<std::io::Error>().and_then(Errno::from_io_error);
+        io.or_else(|| cause.downcast_ref().copied())
+    })
+}
+
+/// Returns whether an error number means that this machine is at fault, whatever the image contains.
+pub fn is_of_machine(errno: Errno) -> bool {
+    matches!(errno, Errno::IO | Errno::NOMEM | Errno::MFILE | Errno::NFILE | Errno::NOSYS)
+}
+
 /// The outermost hint in an error's chain, if there is one.
 pub fn hint_of(error: &anyhow::Error) -> Option<String> {
     error.chain().find_map(|cause| cause.downcast_ref::<Failure>()?.hint.clone())
@@ -98,7 +135,7 @@ impl std::error::Error for Failure {}
 #[cfg(test)]
 mod tests {
     use super::*;
-    use anyhow::Context;
+    use anyhow::{Context, Error};
 
     #[test]
     fn kind_and_hint_survive_contexts() {
@@ -111,11 +148,41 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_failure_is_the_clouds_unless_it_is_known_better() {
-        assert_eq!(Kind::of(&anyhow::anyhow!("?")), Kind::Cloud);
+    fn an_unknown_failure_is_this_machines_unless_it_is_known_better() {
+        assert_eq!(Kind::of(&anyhow::anyhow!("?")), Kind::Machine);
         let error = Kind::Step.unless_known(anyhow::anyhow!("?").context("asking"));
         assert_eq!((Kind::of(&error), format!("{error:#}")), (Kind::Step, "asking: ?".into()));
         let error = Kind::Step.unless_known(Kind::Machine.failure("no loop").hint("Load it.").into());
         assert_eq!((Kind::of(&error), hint_of(&error).as_deref()), (Kind::Machine, Some("Load it.")));
+        let error = anyhow::anyhow!("gone").context(Kind::Cloud.failure("refused")).context("taking");
+        assert_eq!((Kind::of(&error), format!("{error:#}")), (Kind::Cloud, "taking: refused: gone".into()));
+    }
+
+    #[test]
+    fn an_error_of_the_disk_is_not_the_images() {
+        let kind = |errno: Errno| {
+            let io = anyhow::Error::from(std::io::Error::from(errno)).context("reading /etc/fstab");
+            let plain = anyhow::Error::from(errno).context("reading /etc/fstab");
+            let [io, plain] = [io, plain].map(|error| Kind::of(&Kind::Definition.unless_machine(error)));
+            assert_eq!(io, plain);
+            io
+        };
+        for errno in [Errno::IO, Errno::NOMEM, Errno::MFILE, Errno::NFILE] {
+            assert_eq!(kind(errno), Kind::Machine, "{errno}");
+        }
+        for errno in [Errno::LOOP, Errno::PERM, Errno::UCLEAN, Errno::BADMSG, Errno::NAMETOOLONG] {
+            assert_eq!(kind(errno), Kind::Definition, "{errno}");
+        }
+        let known = Kind::Step.unless_machine(Kind::Cloud.error("refused"));
+        assert_eq!(Kind::of(&known), Kind::Cloud);
+    }
+
+    #[test]
+    fn what_fails_before_any_step_is_the_bases() {
+        let step = Error::from(Kind::Step.failure("status 1").hint("Look.")).context("listing packages");
+        let error = Kind::of_base(step);
+        assert_eq!((Kind::of(&error), hint_of(&error).as_deref()), (Kind::Definition, Some("Look.")));
+        assert_eq!(format!("{error:#}"), "listing packages: status 1");
+        assert_eq!(Kind::of(&Kind::of_base(Kind::Machine.error("no loop"))), Kind::Machine);
     }
 }

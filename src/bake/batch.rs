@@ -12,7 +12,7 @@ use crate::ids::{ImageId, RunId};
 use crate::report::Report;
 use crate::site::Site;
 use crate::undo::Leftover;
-use anyhow::{Error, Result, bail};
+use anyhow::{Error, Result};
 use std::path::PathBuf;
 use std::rc::Rc;
 use tokio::sync::{Semaphore, watch};
@@ -130,7 +130,10 @@ async fn parent_image(image: &Definition, parent: Option<(String, Parent)>) -> R
     let (name, mut parent) = match (&image.from, parent) {
         (BaseSource::Image(from), _) => return Ok(from.clone()),
         (BaseSource::Parent(_), Some(parent)) => parent,
-        (BaseSource::Parent(dir), None) => bail!("{} is not among the definitions to bake", dir.display()),
+        (BaseSource::Parent(dir), None) => {
+            let what = format!("{} is not among the definitions to bake", dir.display());
+            return Err(Kind::Definition.error(what));
+        }
     };
     match parent.wait_for(Option::is_some).await.as_deref() {
         Ok(Some(Some(id))) => Ok(BaseRef::Id(id.clone())),

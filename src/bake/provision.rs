@@ -60,7 +60,7 @@ pub fn runner<'a>(
         package_cache: Some(&job.cache),
         report: &bake.site.report,
     };
-    CommandRunner::new(&place, &work).map_err(|error| work.explain(error))
+    CommandRunner::new(&place, &work).map_err(|error| work.explain_base(error))
 }
 
 /// Runs the plan, places the definition's files and runs its scripts and tests. `baseline` is what the later checks

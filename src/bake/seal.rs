@@ -6,7 +6,7 @@ use anyhow::Result;
 
 /// Records the state of the image before anything is changed in it.
 pub fn baseline(runner: &CommandRunner<'_>) -> Result<Baseline> {
-    Baseline::take(runner).map_err(|error| runner.work.explain(error))
+    Baseline::take(runner).map_err(|error| runner.work.explain_base(error))
 }
 
 /// Cleans the image, then checks it.

@@ -1,7 +1,7 @@
 //! Mounts through descriptors: a mount is created, verified, and only then attached. Mounts are unmounted by their ids.
 
 use super::{busy, damage};
-use crate::error::Kind;
+use crate::error::{Kind, is_of_machine};
 use crate::sys::mount::table;
 use crate::sys::namespaces;
 use anyhow::{Context, Result, bail};
@@ -135,6 +135,8 @@ fn refusal_error(error: Errno, messages: &str, request: &MountRequest) -> anyhow
             request.name,
             busy::holders_clause(&[request.rdev])
         )),
+        // If a superblock names a block beyond the end of the device, the error is EIO, too. oven reads the superblock
+        // before the mount, so a disk that fails was found before this point.
         Errno::INVAL | Errno::UCLEAN | Errno::IO | Errno::BADMSG => {
             let what = format!(
                 "the {} file system on {} is damaged, or this kernel is too old for it ({error}{messages})",
@@ -142,7 +144,12 @@ fn refusal_error(error: Errno, messages: &str, request: &MountRequest) -> anyhow
             );
             damage::error(&what, true)
         }
-        _ => anyhow::Error::new(error).context(format!("the kernel rejected the mount{messages}")),
+        _ => {
+            let lacks_rights = matches!(error, Errno::PERM | Errno::ACCESS | Errno::NXIO | Errno::NODEV);
+            let of_machine = is_of_machine(error) || lacks_rights;
+            let kind = if of_machine { Kind::Machine } else { Kind::Definition };
+            kind.error(format!("the kernel rejected the mount{messages} ({error})"))
+        }
     }
 }
 

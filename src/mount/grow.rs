@@ -17,6 +17,7 @@ use crate::sys::{capabilities, landlock, namespaces};
 use crate::text::human_size;
 use anyhow::{Context, Result};
 use rustix::fs::Mode;
+use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, UnshareFlags};
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -107,14 +108,15 @@ pub async fn grow_file_system(mount: &OwnedFd, part: &DiskPart) -> Result<Option
     let doing = format!("growing the {} on {}", fs.kind, part.name);
     let (kind, blocks, percent) = (fs.kind, part.size / fs.block_size, fs.inode_percent);
     let dir = rustix::fs::openat(mount, c".", DIR, Mode::empty()).with_context(|| doing.clone())?;
-    let expected = part.size - fs.size();
+    let (expected, recorded_errors) = (part.size - fs.size(), fs.errors > 0);
     tasks::run_to_end(move || {
         let total = |dir: &OwnedFd| rustix::fs::fstatfs(dir).map(|s| s.f_blocks * s.f_bsize as u64);
         let before = total(&dir)?;
         match kind {
-            FileSystemType::Xfs => block_ioctls::xfs_grow(dir.as_fd(), blocks, percent)?,
-            _ => block_ioctls::ext4_resize(dir.as_fd(), blocks)?,
+            FileSystemType::Xfs => block_ioctls::xfs_grow(dir.as_fd(), blocks, percent),
+            _ => block_ioctls::ext4_resize(dir.as_fd(), blocks),
         }
+        .map_err(|error| refusal_error(error, recorded_errors))?;
         let after = total(&dir)?;
         // Inode tables use a part of the new space: 1.6 % by default, and more if the file system was created with many
         // inodes. So an error is reported only if less than half of the space was added.
@@ -126,6 +128,18 @@ pub async fn grow_file_system(mount: &OwnedFd, part: &DiskPart) -> Result<Option
     })
     .await
     .context(doing)
+}
+
+/// Returns the error for a file system that the kernel does not extend. ext4 returns EPERM if its superblock records
+/// errors.
+fn refusal_error(error: Errno, recorded_errors: bool) -> anyhow::Error {
+    let of_image = match error {
+        Errno::UCLEAN | Errno::BADMSG | Errno::INVAL | Errno::OPNOTSUPP => true,
+        error => error == Errno::PERM && recorded_errors,
+    };
+    let kind = if of_image { Kind::Definition } else { Kind::Machine };
+    let hint = "Check the base image's file system (e2fsck, xfs_repair), or leave `size_gib` out.";
+    kind.failure(format!("the kernel refused to grow the file system ({error})")).hint(hint).into()
 }
 
 /// Returns the file system of a partition if there is enough unused space to extend the file system.
@@ -211,7 +225,13 @@ async fn run_tool(name: &str, arguments: &[&str], device: &OwnedFd, good: &[i32]
     }
     let output = [done.stdout, done.stderr].concat();
     let output = String::from_utf8_lossy(&output).split_whitespace().collect::<Vec<_>>().join(" ");
-    Err(Kind::Machine.error(format!("{name} failed ({}): {output}", done.status)))
+    let what = format!("{name} failed ({}): {output}", done.status);
+    // With this exit code, e2fsck found damage that it does not repair without a question.
+    if name == "e2fsck" && done.status.code() == Some(4) {
+        let hint = "Repair the base image's file system with e2fsck, or bake on another image.";
+        return Err(Kind::Definition.failure(what).hint(hint).into());
+    }
+    Err(Kind::Machine.error(what))
 }
 
 #[cfg(test)]

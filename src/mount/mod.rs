@@ -120,7 +120,8 @@ impl<'d> Root<'d> {
             device,
         };
         let rest = mounted.mount_rest(root).await;
-        rest.map_err(|error| damage::explain(error, &mounted.disk.parts[root]))?;
+        rest.map_err(|error| damage::explain(error, &mounted.disk.parts[root]))
+            .map_err(|error| Kind::Definition.unless_machine(error))?;
         Ok(mounted)
     }
 
@@ -216,12 +217,14 @@ impl<'d> Root<'d> {
 
     /// Reads `/etc/os-release` or `/usr/lib/os-release`.
     pub fn os_release(&self) -> Result<OsRelease> {
-        crate::image::os_release::os_release(&self.inside)
+        let found = crate::image::os_release::os_release(&self.inside);
+        found.map_err(|error| Kind::Definition.unless_machine(error))
     }
 
     /// Returns the architecture of the image's `/bin/sh`.
     pub fn architecture(&self) -> Result<Architecture> {
-        crate::image::os_release::architecture(&self.inside)
+        let found = crate::image::os_release::architecture(&self.inside);
+        found.map_err(|error| Kind::Definition.unless_machine(error))
     }
 
     /// Returns the nodes of the disk and its partitions, and the links to them, for the private `/dev` of a step.
@@ -279,7 +282,10 @@ async fn choose(disk: &DiskNodes) -> Result<usize> {
         let mount = create_mount(disk, part, true).await.context(DOING)?;
         let content =
             choose_root::examine(&ImageTree::new(mount)).with_context(|| format!("reading {}", part.name));
-        contents.push((index, content.map_err(|error| damage::explain(error, part)).context(DOING)?));
+        let content = content
+            .map_err(|error| damage::explain(error, part))
+            .map_err(|error| Kind::Definition.unless_machine(error));
+        contents.push((index, content.context(DOING)?));
     }
     protection.disable().context(DOING)?;
     choose_root::choose_by_content(&disk.parts, &contents).context(DOING)

@@ -25,6 +25,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
+/// The superblocks of ext4 and xfs end before this byte of a partition.
+const SUPERBLOCK_END: u64 = 4096;
+
 /// Reads a block device as a sequence of bytes. The descriptor is borrowed from the owner of the disk.
 pub struct DeviceBytes<'a> {
     pub fd: BorrowedFd<'a>,
@@ -127,6 +130,8 @@ pub fn open_disk(device: &Device) -> Result<DiskNodes> {
     let size = block_ioctls::device_size(device.node.as_fd()).with_context(disk)?;
     let sector = block_ioctls::sector_size(&device.node).with_context(disk)?;
     let bytes = DeviceBytes { fd: device.node.as_fd(), size };
+    ensure_readable(&bytes, 0, 2 * sector).with_context(disk)?;
+    ensure_readable(&bytes, size.saturating_sub(sector), sector).with_context(disk)?;
     let table = partition::read(&bytes, sector).with_context(disk)?;
     let tmpfs = tmpfs().context("making a private tmpfs for device nodes")?;
     let name = name_of(device.rdev)?;
@@ -135,6 +140,7 @@ pub fn open_disk(device: &Device) -> Result<DiskNodes> {
     let mut parts = Vec::new();
     for partition in &table.partitions {
         let (name, rdev) = ensure_in_kernel(device, partition)?;
+        ensure_readable(&bytes, partition.start, SUPERBLOCK_END.min(partition.size)).with_context(disk)?;
         let fs = superblock::probe(&bytes, partition.start, partition.size);
         let node = node(&tmpfs, &name, rdev)?;
         let real = block_ioctls::device_size(node.as_fd()).with_context(|| format!("examining {name}"))?;
@@ -158,6 +164,19 @@ pub fn open_disk(device: &Device) -> Result<DiskNodes> {
     Ok(DiskNodes { tmpfs, name, rdev: device.rdev, size, sector, table, parts })
 }
 
+/// Fails if the disk itself cannot be read at `start`. Without this check, a disk that fails would look like an image
+/// without a partition table or without a file system.
+fn ensure_readable(disk: &DeviceBytes<'_>, start: u64, length: u64) -> Result<()> {
+    let length = length.min(disk.size.saturating_sub(start));
+    match disk.bytes(start, length as usize) {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            let failure = Kind::Machine.failure(format!("reading the disk failed at byte {start}: {error}"));
+            Err(failure.hint("The kernel's log (dmesg) may say more.").into())
+        }
+    }
+}
+
 /// Returns the kernel's name and device number of a partition. If the kernel has no partition with this number, adds
 /// it.
 fn ensure_in_kernel(device: &Device, partition: &Partition) -> Result<(String, u64)> {
@@ -177,6 +196,12 @@ fn ensure_in_kernel(device: &Device, partition: &Partition) -> Result<(String, u
         // EBUSY means that another program, such as udev, added a partition first. The code below checks that this is
         // the same partition.
         Ok(()) | Err(Errno::BUSY) => {}
+        // The kernel has a limit for the number of partitions, and refuses partitions that are not whole sectors.
+        Err(Errno::INVAL) => {
+            let failure = Kind::Definition.failure("the kernel does not accept this partition");
+            return Err(failure.hint("Repair the base image's partition table, or bake on another image."))
+                .with_context(doing);
+        }
         Err(error) => return Err(error).with_context(doing),
     }
     let found = lookup(device.rdev, partition)?;

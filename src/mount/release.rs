@@ -78,10 +78,15 @@ async fn prove_released(disk: &DiskNodes, used: &[(String, u64)]) -> Result<()> 
 /// Fails if a step damaged the partition table, or changed a partition that was mounted. Steps can write to the disk's
 /// nodes, because they may have to install a boot loader.
 fn check_partition_table(disk: &DiskNodes, device: &Device, used: &[(String, u64)]) -> Result<()> {
-    let now = partition::read(&DeviceBytes { fd: device.node.as_fd(), size: disk.size }, disk.sector)?;
     let changed = |what: String| {
         Kind::Step.failure(what).hint("Find the script that writes to the block device instead of to files.")
     };
+    let now = partition::read(&DeviceBytes { fd: device.node.as_fd(), size: disk.size }, disk.sector);
+    // The table was valid before the first step.
+    let now = now.map_err(|error| match Kind::of(&error) {
+        Kind::Definition => changed(format!("a step damaged the partition table: {error:#}")).into(),
+        _ => error,
+    })?;
     if let Some(warning) = now.warnings.iter().find(|warning| !disk.table.warnings.contains(warning)) {
         return Err(changed(format!("a step damaged the partition table: {warning}")).into());
     }

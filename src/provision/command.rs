@@ -14,7 +14,7 @@ use crate::sandbox::spec::{BindMount, ExitStatus, StepExit, StepSpec};
 use crate::sandbox::tmpfs;
 use anyhow::{Context, Result};
 use oven_distro::{Shim, Trouble};
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
@@ -81,6 +81,8 @@ pub struct CommandRunner<'a> {
     /// Whether steps with the network are prevented from reaching the builder's credentials. This is determined when
     /// the first step with the network starts.
     fenced: OnceCell<bool>,
+    /// Whether a command has run in the image. If the first one cannot even start, the base is at fault.
+    entered: Cell<bool>,
     /// The environment of commands that download packages.
     network_env: BTreeMap<String, String>,
     certificates: Option<Shim>,
@@ -171,8 +173,17 @@ impl<'a> CommandRunner<'a> {
             certificates: certificates.clone(),
             report: work.report,
         });
-        let fenced = OnceCell::new();
-        Ok(Self { place: *place, work: *work, packages, fenced, network_env, certificates, downloads })
+        let (fenced, entered) = (OnceCell::new(), Cell::new(false));
+        Ok(Self {
+            place: *place,
+            work: *work,
+            packages,
+            fenced,
+            entered,
+            network_env,
+            certificates,
+            downloads,
+        })
     }
 
     /// The mount point of the image.
@@ -301,9 +312,13 @@ impl<'a> CommandRunner<'a> {
         let mut span = self.work.report.command(&call.argv);
         let run = sandbox::run_with(self.work.helper, &spec, self.work.secrets, call.timeout, on_line);
         let exit = tokio::select! {
-            exit = run => exit?,
+            exit = run => match exit {
+                Err(error) if !self.entered.get() => return Err(Kind::of_base(error)),
+                exit => exit?,
+            },
             full = self.downloads.full(call.caches == CacheAccess::Write) => return Err(full),
         };
+        self.entered.set(true);
         span.add_arg("status", exit.status.to_string());
         // The command may have ended well although it could not write everything.
         match self.downloads.limit_failure().filter(|_| call.caches == CacheAccess::Write) {

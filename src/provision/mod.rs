@@ -18,6 +18,7 @@ pub mod space;
 #[cfg(test)]
 pub(crate) mod test;
 
+use crate::error::Kind;
 use crate::text::count;
 use anyhow::Result;
 use command::CommandRunner;
@@ -34,18 +35,20 @@ const BASE: &str = "packages of the base image are not installed correctly";
 /// if the plan changes nothing, or if it has no fact that lists the packages. A fact is a command whose output
 /// describes the image.
 ///
-/// Errors: `Step` if a step fails or the image's packages are not in the expected state; `Definition` if the definition
-/// requests something impossible, such as a package that does not exist.
+/// Errors: `Step` if a step fails or the image's packages are not in the expected state afterwards; `Definition` if the
+/// definition requests something impossible, such as a package that does not exist, or if the base's own packages
+/// cannot be listed or are not in the expected state.
 pub async fn packages(runner: &CommandRunner<'_>) -> Result<Option<Vec<InstalledPackage>>> {
     let (place, work) = (&runner.place, &runner.work);
     let changes = plan_steps::provisioning(work.plan).next().is_some();
-    let base = if changes { packages_of(runner).await? } else { None };
+    // No step has changed the image yet, so its package database is the base's.
+    let base = if changes { packages_of(runner).await.map_err(Kind::of_base)? } else { None };
     if let Some(base) = &base {
-        packages::ensure_sound(base, &work.plan.expect, BASE)?;
+        packages::ensure_sound(base, &work.plan.expect, BASE).map_err(Kind::of_base)?;
     }
-    let held = if changes { held_packages(runner).await? } else { Vec::new() };
+    let held = if changes { held_packages(runner).await.map_err(Kind::of_base)? } else { Vec::new() };
     packages::ensure_not_held(&held, base.as_deref().unwrap_or_default(), work)?;
-    plan_files::place_plan_files(place, work)?;
+    plan_files::place_plan_files(place, work).map_err(|error| work.explain_base(error))?;
     for step in plan_steps::provisioning(work.plan) {
         run_step(runner, step).await?;
     }
@@ -80,12 +83,15 @@ pub async fn facts(
 ) -> Result<BTreeMap<String, String>> {
     let work = &runner.work;
     if installed.is_none() || !work.image.runs.is_empty() {
-        installed = packages_of(runner).await?;
-        let whose = match work.image.runs[..] {
-            [] => BASE,
-            _ => "packages are not installed correctly after the definition's scripts",
+        let list = async |whose: &str| {
+            let found = packages_of(runner).await?;
+            packages::ensure_sound(found.as_deref().unwrap_or_default(), &work.plan.expect, whose)?;
+            Ok(found)
         };
-        packages::ensure_sound(installed.as_deref().unwrap_or_default(), &work.plan.expect, whose)?;
+        installed = match work.image.runs[..] {
+            [] => list(BASE).await.map_err(Kind::of_base)?,
+            _ => list("packages are not installed correctly after the definition's scripts").await?,
+        };
     }
     plan_steps::facts(runner, installed).await
 }

@@ -19,7 +19,8 @@ const MAX_BYTES: usize = 4 << 20;
 /// and prints a warning.
 ///
 /// # Errors
-/// [`Kind::Step`] if a file of the plan is not allowed, or if the image has a directory at its path.
+/// [`Kind::Machine`] if the plugin puts a file where it may not. [`Kind::Definition`] if the image has a directory at the
+/// path of a file.
 pub fn place_plan_files(place: &MountedImage<'_>, work: &ProvisionContext<'_>) -> Result<()> {
     let files = &work.plan.files;
     if files.is_empty() {
@@ -29,7 +30,7 @@ pub fn place_plan_files(place: &MountedImage<'_>, work: &ProvisionContext<'_>) -
     for file in files {
         check(file, place.unmounted).map_err(|what| {
             let what = format!("the plan puts a file at {:?}, which {what}", file.path);
-            Kind::Step.failure(what).hint("This is a bug in the distribution's plugin.")
+            Kind::Machine.failure(what).hint("This is a bug in the distribution's plugin.")
         })?;
         write_file(place.inside, file, work)
             .with_context(|| format!("placing {} of the plan", escape_name(&file.path)))?;
@@ -42,7 +43,9 @@ fn write_file(inside: &ImageTree, file: &Shim, work: &ProvisionContext<'_>) -> R
     let found = inside.metadata(&file.path)?.map(|stat| FileType::from_raw_mode(stat.st_mode));
     match found {
         Some(FileType::Directory) => {
-            return Err(Kind::Step.error(format!("the image's {} is a directory", escape_name(&file.path))));
+            return Err(
+                Kind::Definition.error(format!("the image's {} is a directory", escape_name(&file.path)))
+            );
         }
         Some(FileType::RegularFile)
             if inside.read(&file.path)?.as_deref() != Some(file.content.as_bytes()) =>

@@ -4,9 +4,10 @@
 
 use super::network::CA_FILE;
 use crate::definition::Definition;
+use crate::error::Kind;
 use crate::sandbox::spec::BindMount;
 use crate::sys::fds::{GIT, changed, open_file_within};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use oven_distro::Shim;
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -78,7 +79,9 @@ pub fn script_path(image: &Definition, script: &Path, seen: &mut ScriptBinds) ->
         None => Path::new(LINKED).join(script.file_name().unwrap_or_default()),
     };
     let Some(text) = target.to_str().map(str::to_owned) else {
-        bail!("the name of the script {} is not UTF-8", script.display())
+        return Err(
+            Kind::Definition.error(format!("the name of the script {} is not UTF-8", script.display()))
+        );
     };
     if below.is_none() {
         let within = Some(image.project.clone());

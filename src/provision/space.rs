@@ -1,6 +1,6 @@
 //! Checks the free space on the image's disk.
 
-use crate::error::Kind;
+use crate::error::{Kind, errno_of};
 use anyhow::{Context, Error, Result};
 use rustix::io::Errno;
 use std::path::Path;
@@ -11,6 +11,9 @@ pub const LARGER_DISK_HINT: &str = "Use a larger disk: set `size_gib` of `[disk]
 /// The hint for a full file system of a step that is in memory.
 pub const LARGER_MEMORY_HINT: &str =
     "Write less to this place, or use a builder with more memory: the limit grows with it.";
+
+/// The hint for damage that the kernel finds. Steps cannot write to the mounted device, so the base has the damage.
+const DAMAGE_HINT: &str = "The base image's file system is damaged. The kernel's log (dmesg) says where.";
 
 /// The disk counts as full if at most 1/1024 of it is free. Then a write may have failed, even if no program reported
 /// an error.
@@ -65,19 +68,18 @@ impl DiskSpace {
 
 /// Explains a failure of oven's own writes to the image if the disk is full or broken.
 pub fn explain_full_disk(error: Error) -> Error {
-    let errno = error.chain().find_map(|cause| {
-        let io = cause.downcast_ref::<std::io::Error>().and_then(Errno::from_io_error);
-        io.or_else(|| cause.downcast_ref().copied())
-    });
-    match errno {
+    match errno_of(&error) {
         Some(Errno::NOSPC | Errno::DQUOT) => {
             Kind::Step.failure(format!("the image's disk is full: {error:#}")).hint(LARGER_DISK_HINT).into()
         }
-        // This error means that the kernel found damage and made the file system read-only. Either a script wrote to
-        // the disk device itself, or the disk is broken.
-        Some(Errno::ROFS) => Kind::Step
+        // This error means that the kernel found damage and made the file system read-only.
+        Some(Errno::ROFS) => Kind::Definition
             .failure(format!("the image's file system became read-only: {error:#}"))
-            .hint("The file system is damaged. The kernel's log (dmesg) says where.")
+            .hint(DAMAGE_HINT)
+            .into(),
+        Some(Errno::UCLEAN | Errno::BADMSG) => Kind::Definition
+            .failure(format!("the image's file system is damaged: {error:#}"))
+            .hint(DAMAGE_HINT)
             .into(),
         _ => error,
     }
@@ -96,7 +98,11 @@ mod tests {
             assert!(error.to_string().starts_with("the image's disk is full: writing /x: "), "{error}");
             assert_eq!((Kind::of(&error), hint_of(&error).as_deref()), (Kind::Step, Some(LARGER_DISK_HINT)));
         }
-        assert!(explain_full_disk(Errno::ROFS.into()).to_string().contains("became read-only"));
+        for (errno, words) in [(Errno::ROFS, "became read-only"), (Errno::UCLEAN, "is damaged")] {
+            let error = explain_full_disk(errno.into());
+            assert!(error.to_string().contains(words), "{error}");
+            assert_eq!(Kind::of(&error), Kind::Definition);
+        }
         assert_eq!(
             explain_full_disk(Error::from(Errno::ACCESS).context("writing /x")).to_string(),
             "writing /x"

@@ -57,7 +57,7 @@ pub fn main() -> ExitCode {
         eprintln!("oven: {} is only for oven itself", super::VERB);
         return ExitCode::from(Kind::Usage as u8);
     };
-    let ended = serve(spec, &control).unwrap_or_else(|error| HelperMessage::failed(&error));
+    let ended = serve(spec, &control).unwrap_or_else(HelperMessage::failed);
     match ended.send(&control) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE, // oven has ended

@@ -107,11 +107,13 @@ pub async fn run_with(
     // processes are killed first. Then the terminal is restored, and then the files in the image and the cgroup are
     // removed.
     let cgroup = StepCgroup::create(spec)?;
-    let placeholders = placeholders(spec).context("preparing the image for a step")?;
+    let placeholders = placeholders(spec)
+        .context("preparing the image for a step")
+        .map_err(|error| Kind::Step.unless_machine(error))?;
     let terminal = if spec.interactive { TerminalState::note() } else { None };
     let exit = match start(helper, spec, cgroup.as_ref()) {
         Ok(running) => supervise(running, helper, secrets, timeout, on_line).await,
-        Err(error) => Err(error),
+        Err(error) => Err(Kind::Machine.unless_known(error)),
     };
     drop(terminal);
     let has_succeeded = exit.as_ref().is_ok_and(|exit| exit.status.success());
@@ -125,7 +127,9 @@ pub async fn run_with(
     // If the step failed, an error of the removal is ignored, because no image is made from the disk. The step's own
     // failure, such as a full disk, is more useful to the user.
     if exit.status.success() {
-        removed.context("removing the step's temporary files from the image")?;
+        removed
+            .context("removing the step's temporary files from the image")
+            .map_err(|error| Kind::Step.unless_machine(error))?;
     }
     Ok(exit)
 }
@@ -185,7 +189,12 @@ async fn supervise(
                 }
                 len = read(output.as_ref(), &mut buffer) => match len? {
                     0 => output = None,
-                    len => lines.add(&buffer[..len], on_line),
+                    len => {
+                        lines.add(&buffer[..len], on_line);
+                        // A step may write without a pause. Without this, a signal would be noticed only after many
+                        // more chunks of output.
+                        tokio::task::yield_now().await;
+                    }
                 },
                 () = sleep_until(deadline) => {
                     if timed_out {
@@ -220,7 +229,7 @@ async fn supervise(
         (true, None, _) => Ok(StepExit::of(ExitStatus::TimedOut)),
         (false, Some(HelperMessage::Ended(exit)), _) => Ok(exit),
         (false, None, Some(signal)) => Ok(StepExit::of(ExitStatus::Signaled(signal))),
-        (false, None, None) => Err(Kind::Step
+        (false, None, None) => Err(Kind::Machine
             .error(format!("the step's helper process {} ended without a result", helper.display()))),
     }
 }

@@ -2,9 +2,10 @@
 //! [`TERMINATE`].
 
 use super::spec::StepExit;
-use crate::error::{Failure, Kind, hint_of};
+use crate::error::{Failure, Kind, errno_of, hint_of};
 use anyhow::{Context, Result};
 use rustix::fd::AsFd;
+use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 use serde::{Deserialize, Serialize};
 
@@ -24,8 +25,13 @@ pub enum HelperMessage {
 }
 
 impl HelperMessage {
-    pub fn failed(error: &anyhow::Error) -> Self {
-        Self::Failed { kind: Kind::of(error) as u8, message: format!("{error:#}"), hint: hint_of(error) }
+    /// Makes the message for an error. An error without a kind comes from the image's files, unless this machine lacks
+    /// a right or fails.
+    pub fn failed(error: anyhow::Error) -> Self {
+        let lacks_rights = matches!(errno_of(&error), Some(Errno::PERM | Errno::ACCESS));
+        let kind = if lacks_rights { Kind::Machine } else { Kind::Step };
+        let error = kind.unless_machine(error);
+        Self::Failed { kind: Kind::of(&error) as u8, message: format!("{error:#}"), hint: hint_of(&error) }
     }
 
     /// Converts the fields of a [`HelperMessage::Failed`] into a failure. Every kind except `Machine` becomes `Step`.

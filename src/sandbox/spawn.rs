@@ -89,7 +89,10 @@ impl StepProcess {
             let left = deadline.saturating_duration_since(Instant::now());
             let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
             match poll(&mut [PollFd::new(&self.process, PollFlags::IN)], Some(&left)) {
-                Ok(0) => anyhow::bail!("the step's processes do not end; perhaps the disk does not respond"),
+                Ok(0) => {
+                    let what = "the step's processes do not end; perhaps the disk does not respond";
+                    return Err(Kind::Machine.error(what));
+                }
                 Err(rustix::io::Errno::INTR) => continue,
                 result => _ = result.context("waiting for the step")?,
             }

@@ -8,6 +8,7 @@ pub mod rules;
 pub mod secret_scan;
 pub mod selinux;
 
+use crate::image::accounts::Accounts;
 use crate::provision::command::CommandRunner;
 use crate::provision::plan_steps;
 use crate::provision::space::DiskSpace;
@@ -27,6 +28,8 @@ pub struct Baseline {
 impl Baseline {
     pub fn take(runner: &CommandRunner<'_>) -> Result<Self> {
         let (place, work) = (&runner.place, &runner.work);
+        // The clean-up needs the accounts. If the base's cannot be read, the bake fails before its first step.
+        Accounts::read(place.inside)?;
         Ok(Self {
             begun: SystemTime::now(),
             space: DiskSpace::of(place.root)?,

@@ -5,6 +5,7 @@ use async_trait::async_trait;
 use oven::cloud::block_api::{BlockApi, NewSnapshot, ParentUse, SnapshotContents, SnapshotReader};
 use oven::cloud::*;
 use oven::device::Device;
+use oven::error::Kind;
 use oven::ids::Digest;
 use oven::ids::{ImageId, RunId, SnapshotId, VolumeId};
 use oven::undo::Undo;
@@ -96,7 +97,7 @@ impl<T> Faulty<T> {
 
     async fn strike(&self, name: &str, number: usize, when: When) -> Result<()> {
         match find(&self.faults, false, number, when) {
-            Some(What::Error) => bail!("injected fault {when:?} {name}"),
+            Some(What::Error) => Err(Kind::Cloud.error(format!("injected fault {when:?} {name}"))),
             Some(What::Kill) => {
                 kill()?;
                 std::future::pending().await
@@ -131,7 +132,7 @@ struct FaultyReader {
 impl FaultyReader {
     fn strike(&self, number: usize, when: When) -> Result<()> {
         match find(&self.faults, true, number, when) {
-            Some(What::Error) => bail!("injected fault {when:?} read"),
+            Some(What::Error) => Err(Kind::Cloud.error(format!("injected fault {when:?} read"))),
             Some(What::Kill) => {
                 kill()?;
                 forever()

@@ -167,7 +167,7 @@ pub fn job(
     let architecture = root.architecture()?;
     fits(base, architecture)?;
     let mut job = job::from_definition(image, root.os_release()?, architecture, &settings.network);
-    job::add_image_facts(&mut job, claims, root.tree())?;
+    job::add_image_facts(&mut job, claims, root.tree()).map_err(|e| Kind::Definition.unless_machine(e))?;
     Ok(job)
 }
 

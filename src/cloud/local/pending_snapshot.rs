@@ -8,6 +8,7 @@ use super::records::PendingWrites;
 use super::records::{PUT, RegionStore, SnapshotRecord, now};
 use crate::cloud::block_api::SnapshotExpired;
 use crate::cloud::ec2_rules::{ec2_error, not_found_error};
+use crate::error::Kind;
 use crate::ids::SnapshotId;
 use crate::ids::{BLOCK, Digest};
 use crate::owner::Owner;
@@ -98,8 +99,8 @@ impl RegionStore {
         match self.snapshot_state(&record) {
             SnapshotState::Error(why) => {
                 let text = format!("The snapshot '{id}' is in the error state: {why}.");
-                Err(anyhow::Error::new(SnapshotExpired(id.clone()))
-                    .context(invalid("INVALID_SNAPSHOT_ID", text)))
+                let refused = Kind::Cloud.failure(invalid("INVALID_SNAPSHOT_ID", text));
+                Err(anyhow::Error::new(SnapshotExpired(id.clone())).context(refused))
             }
             _ => Ok((record, written)),
         }

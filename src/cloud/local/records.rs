@@ -3,7 +3,7 @@
 use super::private_dir;
 use crate::cloud::ec2_rules::{is_id, not_found_error};
 use crate::cloud::{ImageState, Tags};
-use crate::error::Kind;
+use crate::error::{Failure, Kind};
 use crate::ids::{Architecture, Digest, ImageId, SnapshotId, VolumeId};
 use crate::sys::lock::{FileLock, LockMode, is_unlocked};
 use crate::sys::poll::PollPolicy;
@@ -330,8 +330,7 @@ impl RegionStore {
                 false,
             );
         };
-        let found: Format =
-            serde_json::from_slice(&text).with_context(|| format!("reading {}", path.display()))?;
+        let found: Format = serde_json::from_slice(&text).map_err(|error| invalid_record(&path, &error))?;
         if found.format > FORMAT {
             let text = format!(
                 "the region {} was made by a newer oven: it has the format {}",
@@ -381,11 +380,7 @@ impl RegionStore {
         }
         let path = self.record::<R>(id);
         let Some(text) = read_if_exists(&path)? else { return Ok(None) };
-        let record = serde_json::from_slice(&text).map_err(|error| {
-            let hint = "Another program changed this file. If you delete it, the resource that it describes is lost.";
-            Kind::Cloud.failure(format!("{} is not a valid record: {error}", path.display())).hint(hint)
-        })?;
-        Ok(Some(record))
+        Ok(Some(serde_json::from_slice(&text).map_err(|error| invalid_record(&path, &error))?))
     }
 
     /// Returns a record. Fails if it does not exist.
@@ -427,7 +422,7 @@ impl RegionStore {
     pub fn documents(&self, id: &ImageId) -> Result<BTreeMap<String, String>> {
         let path = self.documents_of(id);
         let Some(text) = read_if_exists(&path)? else { return Ok(BTreeMap::new()) };
-        serde_json::from_slice(&text).with_context(|| format!("reading {}", path.display()))
+        Ok(serde_json::from_slice(&text).map_err(|error| invalid_record(&path, &error))?)
     }
 
     /// Returns the state of an image. An image without its snapshot has failed.
@@ -548,6 +543,11 @@ impl LockedRegion {
         }
         Ok(())
     }
+}
+
+fn invalid_record(path: &Path, error: &serde_json::Error) -> Failure {
+    let hint = "Another program changed this file. If you delete it, the resource that it describes is lost.";
+    Kind::Cloud.failure(format!("{} is not a valid record: {error}", path.display())).hint(hint)
 }
 
 /// Returns whether a record exists. An empty file does not count as a record ([`read_if_exists`]).

@@ -344,7 +344,9 @@ impl<B: BlockApi + 'static> DirectDisks<B> {
     fn create_files(&self, size_gib: u64, base: &SnapshotContents) -> Result<WrittenFiles> {
         let doing = || format!("creating a disk in {}", self.state.display());
         let blocks = size_gib.checked_mul(BLOCKS_PER_GIB).and_then(|blocks| u32::try_from(blocks).ok());
-        let blocks = blocks.with_context(|| format!("a disk of {size_gib} GiB is larger than EBS allows"))?;
+        let too_large =
+            || Kind::Definition.error(format!("a disk of {size_gib} GiB is larger than EBS allows"));
+        let blocks = blocks.ok_or_else(too_large)?;
         let written = WrittenFiles::new(&self.state).with_context(doing)?;
         written.upper().set_len(size_gib << 30).map_err(|error| disk_error(error, &doing()))?;
         block_map::create(written.marks(), blocks, base).with_context(doing)?;

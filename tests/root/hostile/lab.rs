@@ -200,6 +200,11 @@ impl HostileLab {
         for word in words {
             assert!(baked.err.contains(word), "no \"{word}\" in\n{}", baked.err);
         }
+        self.assert_no_image(baked);
+    }
+
+    /// Checks that a bake made no image, and left nothing in the region.
+    pub fn assert_no_image(&self, baked: &Baked) {
         assert_eq!(baked.out, "");
         assert_eq!(self.world.files(), *self.files.borrow(), "of the region\n{}", baked.err);
     }

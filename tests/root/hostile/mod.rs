@@ -11,3 +11,4 @@ mod package_files;
 mod planted_files;
 mod real;
 mod space;
+mod table;

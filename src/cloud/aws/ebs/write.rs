@@ -240,7 +240,7 @@ impl Ebs {
         match sent.await {
             Ok(()) => Ok(()),
             Err(refused) if is_final(&refused) && self.has_expired(id).await? => {
-                Err(Error::new(SnapshotExpired(id.clone())).context(refused.to_string()))
+                Err(Error::new(SnapshotExpired(id.clone())).context(Kind::Cloud.failure(refused)))
             }
             Err(refused) => Err(refused.into()),
         }
@@ -307,7 +307,9 @@ impl Ebs {
     async fn discard(&self, id: &SnapshotId, error: Error) -> Error {
         let expired = self.ec2.snapshot_state(id).await.is_ok_and(is_discarded);
         let error = match expired {
-            true => Error::new(SnapshotExpired(id.clone())).context(format!("{error:#}")),
+            true => {
+                Error::new(SnapshotExpired(id.clone())).context(Kind::Cloud.failure(format!("{error:#}")))
+            }
             false => error,
         };
         // A failure to delete the snapshot does not hide the first error. The clean-up tries again to delete the

@@ -11,6 +11,7 @@ mod tests;
 use super::block_cache::{BlockOrigin, CachedSnapshot, RESERVED_SPACE};
 use super::fault::FirstFault;
 use crate::cloud::block_api::{BlockIndexes, SnapshotContents, SnapshotReader};
+use crate::error::Kind;
 use crate::ids::SnapshotId;
 use crate::ids::digest_of;
 use crate::ids::{BLOCK, Digest};
@@ -149,12 +150,14 @@ impl BackingStore {
     pub fn fetch(&self, index: u32) -> Result<Digest> {
         let context = || format!("reading block {index} of {}", self.snapshot);
         if !self.blocks.contains(index) {
-            anyhow::bail!("{}: the snapshot does not have this block", context());
+            return Err(Kind::Cloud.error("the snapshot does not have this block")).with_context(context);
         }
         let read = || {
             let (data, digest) = self.reader.read(index)?;
-            anyhow::ensure!(data.len() == BLOCK, "the block has {} bytes instead of {BLOCK}", data.len());
-            Ok((data, digest))
+            match data.len() {
+                BLOCK => Ok((data, digest)),
+                len => Err(Kind::Cloud.error(format!("the block has {len} bytes instead of {BLOCK}"))),
+            }
         };
         let to_cache_error = |error| {
             super::fault::disk_error(error, &format!("caching the block in {}", self.cached.dir().display()))

@@ -1,0 +1,237 @@
+//! Hostile images and hostile definitions, each with the exit code and the words with which its bake has to end.
+//!
+//! Whatever the outcome: a bake takes at most 256 MiB of memory, ends, leaves nothing on the machine, and changes nothing
+//! of the host. A signal ends it at any moment. By default a sample of the images is baked, with `--full` all of them.
+
+mod definitions;
+mod disk;
+mod images;
+
+use super::lab::HostileLab;
+use disk::Damage;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use oven_testing::{Dice, each, full, pause};
+use std::fs::{self, File};
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+/// The memory that oven's process may take, in KiB.
+const MEMORY_MAX: u64 = 256 << 10;
+/// A bake that takes longer is killed. It is far more than a bake needs, because the machine may be busy.
+const LIMIT: Duration = Duration::from_secs(120);
+/// How long oven may take to end after SIGTERM. On an idle machine it takes less than two seconds.
+const STOP_LIMIT: Duration = Duration::from_secs(30);
+/// The number of images that are baked by default, and of those that are stopped.
+const SAMPLE: usize = 30;
+const STOPPED: usize = 6;
+
+/// A hostile image, the rest of the definition, and how its bake has to end.
+#[derive(Clone, Copy)]
+struct Case {
+    name: &'static str,
+    damage: Damage,
+    more: &'static str,
+    code: i32,
+    words: &'static [&'static str],
+}
+
+/// A bake that runs one program, and succeeds.
+const PLAIN: Case = Case {
+    name: "",
+    damage: Damage::Debugfs(&[]),
+    more: "[[run]]\ncommand = [\"/bin/true\"]",
+    code: 0,
+    words: &[],
+};
+
+/// What the bakes of a test needed, for whoever reads the test's output.
+#[derive(Default)]
+struct Costs(Mutex<Vec<(Duration, u64, String)>>);
+
+impl Costs {
+    fn add(&self, ended: &Ended, name: &str) {
+        self.0.lock().unwrap().push((ended.took, ended.memory, name.to_owned()));
+    }
+}
+
+impl Drop for Costs {
+    fn drop(&mut self) {
+        let mut all = self.0.lock().unwrap();
+        all.sort();
+        all.iter()
+            .rev()
+            .take(5)
+            .for_each(|(took, kib, name)| println!("{took:.1?} {} MiB {name}", kib >> 10));
+        all.sort_by_key(|(_, kib, _)| *kib);
+        if let Some((_, kib, name)) = all.last() {
+            println!("the most memory: {} MiB {name}", kib >> 10);
+        }
+    }
+}
+
+/// A process that ended.
+struct Ended {
+    output: Output,
+    took: Duration,
+    /// The most memory that it had, in KiB (`VmHWM`).
+    memory: u64,
+    /// The time from the signal to the end.
+    heard: Option<Duration>,
+}
+
+/// A region with a base, and a directory for oven's temporary files.
+struct Table {
+    lab: HostileLab,
+}
+
+impl Table {
+    fn on(raw: &Path) -> Self {
+        let lab = HostileLab::on(raw);
+        fs::create_dir(lab.world.path("tmp")).unwrap();
+        Self { lab }
+    }
+
+    fn command(&self) -> Command {
+        let mut command = self.lab.command();
+        command.env("TMPDIR", self.lab.world.path("tmp")).env("TABLE_SECRET", "a-secret-of-this-test");
+        command
+    }
+
+    /// Runs the bake, and sends it SIGTERM after `stop`.
+    fn run(&self, name: &str, stop: Option<Duration>) -> Ended {
+        let [out, err] = ["out", "err"].map(|file| self.lab.world.path(file));
+        let mut command = self.command();
+        command.stdout(File::create(&out).unwrap()).stderr(File::create(&err).unwrap());
+        let (start, mut child) = (Instant::now(), command.spawn().unwrap());
+        let pid = child.id();
+        let (mut memory, mut signalled) = (0, None);
+        let status = loop {
+            memory = memory.max(peak_memory(pid));
+            if let Some(status) = child.try_wait().unwrap() {
+                break status;
+            }
+            if let (Some(stop), None) = (stop, signalled)
+                && start.elapsed() >= stop
+            {
+                kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGTERM).unwrap();
+                signalled = Some(Instant::now());
+            }
+            let late = signalled.is_some_and(|at: Instant| at.elapsed() > STOP_LIMIT);
+            if late || start.elapsed() > LIMIT {
+                child.kill().unwrap();
+                child.wait().unwrap();
+                panic!("{name}: it did not end\n{}", String::from_utf8_lossy(&fs::read(err).unwrap()));
+            }
+            pause(Duration::from_millis(5));
+        };
+        let output = Output { status, stdout: fs::read(out).unwrap(), stderr: fs::read(err).unwrap() };
+        Ended { output, took: start.elapsed(), memory, heard: signalled.map(|at| at.elapsed()) }
+    }
+
+    /// Checks how a bake ended, and what is left of it. `code` is `None` if the bake was stopped.
+    fn check(&self, name: &str, ended: &Ended, code: Option<i32>, words: &[&str]) {
+        let baked = self.lab.ended(&ended.output, ended.took);
+        let said = format!("{name}: {:?} in {:.1?}\n{}", baked.code, ended.took, baked.err);
+        match (code, baked.code) {
+            (Some(code), _) => assert_eq!(baked.code, Some(code), "{said}"),
+            // It may have ended by itself before the signal.
+            (None, Some(0 | 3 | 5 | 130)) => {}
+            // Before it listens for signals, a signal ends it immediately. It has created nothing then.
+            (None, None) => assert_eq!(ended.output.status.signal(), Some(libc::SIGTERM), "{said}"),
+            (None, _) => panic!("{said}"),
+        }
+        for word in words {
+            assert!(baked.err.contains(word), "no \"{word}\" in\n{said}");
+        }
+        if baked.code != Some(0) {
+            self.lab.assert_no_image(&baked);
+        }
+        assert!(ended.memory <= MEMORY_MAX, "{} MiB of memory: {said}", ended.memory >> 10);
+        assert!(!baked.err.contains(['\x1b', '\x07', '\u{202e}']), "{said}");
+        assert!(!baked.err.lines().any(|line| line.starts_with("error: forged")), "{said}");
+        let left: Vec<_> = fs::read_dir(self.lab.world.path("tmp")).unwrap().flatten().collect();
+        assert!(left.is_empty(), "{left:?} {said}");
+    }
+}
+
+/// The most memory that a process has had, in KiB; 0 if it has ended.
+fn peak_memory(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok()).unwrap_or(0)
+}
+
+fn with_disk<T>(case: &Case, test: impl FnOnce(&Table) -> T) -> T {
+    let dir = tempfile::Builder::new().prefix("oven-disk.").tempdir().unwrap();
+    let table = Table::on(&disk::make(dir.path(), case.damage));
+    let more = case.more;
+    table.lab.world.write("image/image.toml", &format!("from = {{ name = \"base\" }}\n{more}\n"));
+    test(&table)
+}
+
+/// Chooses `count` of all cases, always the same ones. With `--full` it chooses all.
+fn sample<T: Clone>(all: &[T], count: usize, seed: u64) -> Vec<T> {
+    if full() {
+        return all.to_vec();
+    }
+    let (mut rest, mut dice) = (all.to_vec(), Dice(seed));
+    (0..count.min(all.len())).map(|_| rest.swap_remove(dice.roll(rest.len()))).collect()
+}
+
+fn bake_all(cases: &[Case]) {
+    let costs = Costs::default();
+    each(cases, |case| {
+        with_disk(case, |table| {
+            let ended = table.run(case.name, None);
+            costs.add(&ended, case.name);
+            table.check(case.name, &ended, Some(case.code), case.words);
+        });
+    });
+}
+
+#[test]
+fn hostile_images() {
+    let all = images::all();
+    assert!(all.len() >= 60, "{}", all.len());
+    bake_all(&sample(&all, SAMPLE, 12));
+}
+
+#[test]
+fn hostile_definitions() {
+    let all = definitions::all();
+    assert!(all.len() >= 30, "{}", all.len());
+    let costs = Costs::default();
+    each(&all, |case| {
+        let table = Table::on(&disk::whole());
+        (case.make)(&table.lab.world.path("image"));
+        let ended = table.run(case.name, None);
+        costs.add(&ended, case.name);
+        table.check(case.name, &ended, Some(case.code), case.words);
+    });
+}
+
+#[test]
+fn a_signal_ends_the_bake_of_a_hostile_image() {
+    let cases: Vec<_> = [images::all(), images::bounds()].concat().into_iter().enumerate().collect();
+    let slowest = Mutex::new(Duration::ZERO);
+    each(&sample(&cases, STOPPED, 21), |(number, case)| {
+        with_disk(case, |table| {
+            let stop = Duration::from_millis(Dice(*number as u64).roll(800) as u64);
+            let ended = table.run(case.name, Some(stop));
+            table.check(&format!("{}, stopped after {stop:?}", case.name), &ended, None, &[]);
+            let mut slowest = slowest.lock().unwrap();
+            *slowest = (*slowest).max(ended.heard.unwrap_or_default());
+        });
+    });
+    println!("the slowest end after a signal: {:?}", slowest.lock().unwrap());
+}
+
+/// What needs bounds in memory and time.
+#[test]
+fn images_without_bounds() {
+    bake_all(&images::bounds());
+}
