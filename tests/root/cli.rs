@@ -371,13 +371,21 @@ fn what_is_no_disk_is_not_imported_and_what_was_is_removed() {
 
 #[test]
 fn doctor_tries_and_names_what_is_missing() {
-    let world = LocalWorld::empty();
-    let (out, _) = world.expect(0, &["doctor"]);
-    assert!(
-        out.contains("ok     a contained step\n") && out.contains("ok     a disk in the region\n"),
-        "{out}"
-    );
-    assert_nothing_left(&world, "doctor");
+    let fresh = LocalWorld::empty();
+    for args in [&["doctor"][..], &["doctor", "--disks", "direct"]] {
+        let (out, _) = fresh.expect(0, args);
+        assert!(out.contains("ok     a contained step\n"), "{out}");
+        assert!(out.contains("ok     a disk in the region\n"), "{out}");
+        assert!(out.contains("there is no region yet, and `oven import RAW --name NAME` makes it"), "{out}");
+        assert!(!fresh.region().exists(), "only an import makes a region");
+    }
+    let world = LocalWorld::tiny();
+    for args in [&["doctor"][..], &["doctor", "--disks", "direct"]] {
+        let (out, _) = world.expect(0, args);
+        assert!(out.contains("ok     a disk in the region\n"), "{out}");
+        assert!(!out.contains("there is no region"), "{out}");
+        assert_nothing_left(&world, "doctor");
+    }
     let doctor = world.command(&["doctor"]);
     let mut weak = Command::new("setpriv");
     weak.arg("--bounding-set=-mknod,-net_admin").arg(doctor.get_program()).args(doctor.get_args());

@@ -153,7 +153,7 @@ mod tests {
     fn a_child_that_reaches_a_limit_ends_alone() {
         let memory = |bytes: usize| run(move || Ok(vec![1u8; bytes].len().to_string())).unwrap();
         assert_eq!(memory(16 << 20), Ok((16 << 20).to_string()));
-        assert!(memory(MEMORY as usize).unwrap_err().contains("too much memory"));
+        assert!(memory(2 * MEMORY as usize).unwrap_err().contains("too much memory"));
         assert!(memory(usize::MAX / 4).unwrap_err().contains("too much memory"));
         let panic = || if std::hint::black_box(true) { panic!("a bug") } else { Ok(String::new()) };
         assert!(run(panic).unwrap().is_err());

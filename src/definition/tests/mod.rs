@@ -381,7 +381,7 @@ fn mistakes_of_syntax_name_line_and_column_and_quote_nothing() {
             "unexpected leading zero, expected nothing; write a mode in quotes, such as \"0644\"",
         ),
         ("from = \"../x\"", "2: not valid TOML in column 1: duplicate key"),
-        ("packages = [", "column 12: unclosed array"),
+        ("packages = [", "column 13: unclosed array"),
         ("[disk", "unclosed table, expected `]`"),
         ("c2VjcmV0 c2VjcmV0==", "2: not valid TOML in column "),
         ("PASSWORD: c2VjcmV0", "2: not valid TOML in column "),
