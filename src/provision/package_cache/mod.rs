@@ -43,6 +43,8 @@ pub const DIR: &str = "packages";
 /// second.
 pub const LIMIT: u64 = 4 << 30;
 
+/// The maximum number of directories that a new cache takes over from the image. Usual images have less than 20.
+const SEED_MAX: usize = 1000;
 /// The number of bytes that must stay free on this machine's disk. If fewer bytes are free, a step that downloads
 /// fails. So the builder continues to work even if an image's package manager downloads too much.
 const MIN_FREE: u64 = 1 << 30;
@@ -296,6 +298,10 @@ fn read_seed(inside: &ImageTree, path: &str) -> Result<Option<CacheTree>> {
             && let Some(below) = found.strip_prefix(path)
         {
             tree.insert(below.trim_start_matches('/').to_owned(), directory(stat));
+        }
+        if tree.len() > SEED_MAX {
+            let what = format!("{path} in the image has more than {SEED_MAX} directories");
+            return Err(inside.meter().exceeded(what));
         }
         Ok(Walk::On)
     })?;

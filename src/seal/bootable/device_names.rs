@@ -71,7 +71,12 @@ pub struct BootFinding {
     pub what: String,
 }
 
-/// Returns all names in a text that do not identify the disk on every instance.
+/// The maximum number of findings in a text.
+const FINDINGS_MAX: usize = 100;
+/// Only this number of bytes of a word is checked. A kernel's command line has at most 4096 bytes.
+const WORD_MAX: usize = 4096;
+
+/// Returns the names in a text that do not identify the disk on every instance, but at most `FINDINGS_MAX`.
 pub fn lint(kind: BootTextKind, text: &str, own: &DiskNames) -> Vec<BootFinding> {
     let mut found: Vec<BootFinding> = Vec::new();
     for (index, line) in text.lines().enumerate() {
@@ -85,6 +90,9 @@ pub fn lint(kind: BootTextKind, text: &str, own: &DiskNames) -> Vec<BootFinding>
             let finding = BootFinding { line: line_number, what };
             if !found.contains(&finding) {
                 found.push(finding);
+            }
+            if found.len() == FINDINGS_MAX {
+                return found;
             }
         }
     }
@@ -109,9 +117,13 @@ fn check_words(line: &str, own: &DiskNames) -> Vec<String> {
     let words: Vec<_> = line
         .split(|c: char| c.is_whitespace() || "\"'`;".contains(c))
         .filter(|word| !word.is_empty())
+        .map(|word| &word[..word.floor_char_boundary(WORD_MAX)])
         .collect();
     let mut found: Vec<String> = check_grub_search(&words, own).into_iter().collect();
     for word in &words {
+        if found.len() >= FINDINGS_MAX {
+            break;
+        }
         for at in word.match_indices("/dev/").map(|(at, _)| at) {
             // `/dev/` is not the start of a path if it follows a letter or a digit, as in `/srv/dev/x`. It is the start
             // of a path at the start of the word, or after `=`, `:` or a bracket.
