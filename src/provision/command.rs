@@ -210,7 +210,7 @@ impl<'a> CommandRunner<'a> {
                 || meaning.as_ref().is_some_and(|meaning| meaning.package.is_some());
             if attempt == call.retries || hopeless {
                 if call.trusted {
-                    self.downloads.settle(report).await; // so that later bakes can use the finished downloads
+                    self.downloads.settle().await; // so that later bakes can use the finished downloads
                 }
                 return Err(self.failure(call, exit.status, &diagnoser, meaning).into());
             }

@@ -116,7 +116,7 @@ impl<'a> DownloadCaches<'a> {
     pub async fn mounts(&self, wanted: CacheUse) -> Result<Vec<CacheMount>> {
         let report = self.request.report;
         if !wanted.trusted {
-            self.settle(report).await;
+            self.settle().await;
         }
         let Some(cache) = self.request.cache else { return Ok(Vec::new()) };
         if wanted.fetches && !self.tried_to_open.replace(true) {
@@ -152,34 +152,47 @@ impl<'a> DownloadCaches<'a> {
     pub fn is_done(&self, step: &str) -> bool {
         let caches = self.caches.borrow();
         !self.distrusted.get()
-            && caches.as_ref().is_some_and(|caches| caches.working.is_done(step).unwrap_or(false))
+            && caches
+                .as_ref()
+                .is_some_and(|caches| caches.session().is_some_and(|s| s.is_done(step).unwrap_or(false)))
     }
 
     /// Records that a fetch step was done.
     pub fn note_done(&self, step: String) {
-        if let Some(caches) = self.caches.borrow_mut().as_mut() {
-            caches.working.note_done(step);
+        if let Some(session) = self.caches.borrow_mut().as_mut().and_then(|caches| caches.working.as_mut()) {
+            session.note_done(step);
         }
     }
 
     /// Publishes the downloads of fetch steps at the first call. Later calls do nothing, because package code or a
     /// script may have run after the first call.
-    pub async fn settle(&self, report: &Report) {
+    pub async fn settle(&self) {
         if self.distrusted.replace(true) {
             return;
         }
         let caches = self.caches.take();
         if let Some(caches) = caches {
-            *self.caches.borrow_mut() = caches.publish(report).await;
+            *self.caches.borrow_mut() = caches.publish().await;
         }
     }
 }
 
-/// The caches that are open.
+/// The caches that are open. When the value is dropped, the downloads that were not published are removed. If that
+/// fails, a warning is printed.
 struct OpenCaches {
     dir: PathBuf,
     caches: Vec<Cache>,
-    working: CacheSession,
+    /// `None` if publishing panicked.
+    working: Option<CacheSession>,
+    report: Report,
+}
+
+impl Drop for OpenCaches {
+    fn drop(&mut self) {
+        if let Some(Err(error)) = self.working.take().map(CacheSession::close) {
+            self.report.warn(format!("{error:#}"));
+        }
+    }
 }
 
 /// The caches that a thread is opening.
@@ -233,15 +246,20 @@ impl OpenCaches {
     async fn open(opening: Result<Option<Opening>>, report: &Report) -> Result<Option<Self>> {
         let Some(Opening { dir, caches, working }) = opening? else { return Ok(None) };
         let step = report.step("cache", "verifying cached packages");
-        let working = working.await.context("waiting for a thread")??;
+        let mut working = working.await.context("waiting for a thread")??;
         step.done();
+        report_failures(&mut working, report);
         let (bytes, damaged) = (working.cached_bytes, working.damaged);
         if damaged > 0 {
             let dir = dir.display();
             report.warn(format!("{damaged} files in {dir} are damaged and are not used"));
         }
         report.detail(format!("{} MiB are cached", bytes >> 20));
-        Ok(Some(Self { dir, caches, working }))
+        Ok(Some(Self { dir, caches, working: Some(working), report: report.clone() }))
+    }
+
+    fn session(&self) -> Option<&CacheSession> {
+        self.working.as_ref()
     }
 
     fn mounts(&self, access: CacheAccess) -> Vec<CacheMount> {
@@ -252,26 +270,40 @@ impl OpenCaches {
         };
         match access {
             CacheAccess::None => Vec::new(),
-            _ => self.caches.iter().zip(self.working.layers()).map(mount).collect(),
+            _ => {
+                let layers = self.session().map_or(&[][..], CacheSession::layers);
+                self.caches.iter().zip(layers).map(mount).collect()
+            }
         }
     }
 
     /// Publishes the downloads. If the publishing thread panics, the caches are lost, and this function returns `None`.
     /// Then later steps see the image's own directories.
-    async fn publish(self, report: &Report) -> Option<Self> {
-        let step = report.step("cache", "caching packages");
-        let Self { dir, caches, mut working } = self;
+    async fn publish(mut self) -> Option<Self> {
+        let step = self.report.step("cache", "caching packages");
+        let mut working = self.working.take()?;
         let published = tokio::task::spawn_blocking(move || (working.publish(), working)).await;
-        let (published, working) = match published {
-            Ok((published, working)) => (published, Some(working)),
-            Err(error) => (Err(error.into()), None),
+        let published = match published {
+            Ok((published, mut working)) => {
+                report_failures(&mut working, &self.report);
+                self.working = Some(working);
+                published
+            }
+            Err(error) => Err(error.into()),
         };
         match published {
-            Ok(bytes) => report.detail(format!("{} MiB were added to the package cache", bytes >> 20)),
-            Err(error) => report.warn(format!("packages are not cached: {error:#}")),
+            Ok(bytes) => self.report.detail(format!("{} MiB were added to the package cache", bytes >> 20)),
+            Err(error) => self.report.warn(format!("packages are not cached: {error:#}")),
         }
         step.done();
-        working.map(|working| Self { dir, caches, working })
+        self.working.is_some().then_some(self)
+    }
+}
+
+/// Prints a warning for everything in the package cache that could not be removed.
+fn report_failures(working: &mut CacheSession, report: &Report) {
+    for error in working.failures.drain(..) {
+        report.warn(format!("{error:#}"));
     }
 }
 
@@ -313,13 +345,16 @@ fn read_seed(inside: &ImageTree, path: &str) -> Result<Option<CacheTree>> {
 fn supports_overlays(store: &CacheStore) -> bool {
     let try_overlay = || -> Result<()> {
         let lock = store.lock()?;
-        let temp = store.work(&lock)?;
+        // Without a lock file of its own, the directory counts as a leftover if it is not removed here.
+        let temp = store.work(&lock)?.keep();
         let layers = ["lower", "upper", "work"].map(|name| -> Result<OwnedFd> {
-            std::fs::create_dir(temp.path().join(name))?;
-            open_directory(&temp.path().join(name))
+            std::fs::create_dir(temp.join(name))?;
+            open_directory(&temp.join(name))
         });
         let [lower, upper, work] = layers;
-        overlay(lower?.as_fd(), upper?.as_fd(), work?.as_fd())?;
+        let made = overlay(lower?.as_fd(), upper?.as_fd(), work?.as_fd());
+        store::remove(&temp)?;
+        made?;
         Ok(())
     };
     try_overlay().is_ok()

@@ -5,7 +5,7 @@ use super::manifest::{CacheChanges, CacheEntry, CacheTree};
 use super::store::{CacheGeneration, CacheStore, Index, remove, total_bytes};
 use super::store::{LOCK, lock_file};
 use crate::sys::lock::{FileLock, LockMode};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, bail};
 use oven_distro::Cache;
 use oven_distro::Holds;
 use rustix::fs::{CWD, FileType, Mode};
@@ -48,6 +48,8 @@ pub struct CacheSession {
     pub cached_bytes: u64,
     /// The number of damaged objects in the generation.
     pub damaged: usize,
+    /// The errors of leftovers and old generations that could not be removed.
+    pub failures: Vec<Error>,
     dir: PathBuf,
     _lock: FileLock,
 }
@@ -65,7 +67,7 @@ impl CacheSession {
     ) -> Result<Self> {
         let key = store.dir().join(key);
         let store_lock = store.lock()?;
-        store.sweep();
+        let failures = store.sweep();
         fs::create_dir_all(&key).with_context(|| format!("making {}", key.display()))?;
         let dir = store.work(&store_lock)?.keep();
         let lock = lock_file(&dir.join(LOCK), LockMode::Exclusive)?;
@@ -101,6 +103,7 @@ impl CacheSession {
             done,
             cached_bytes,
             damaged,
+            failures,
             dir,
             _lock: lock,
         };
@@ -247,9 +250,14 @@ impl CacheSession {
         self.damaged = 0;
         let no_damage = vec![Vec::new(); self.trees.len()];
         self.lay_out(&no_damage)?;
-        self.store.trim();
+        self.failures.extend(self.store.trim());
         drop(store_lock);
         Ok(after.saturating_sub(before))
+    }
+
+    /// Removes the downloads that were not published.
+    pub fn close(self) -> Result<()> {
+        remove(&self.dir)
     }
 
     /// Returns the steps that later bakes can skip. `trees` is the content that is being published. The steps of this
@@ -325,7 +333,7 @@ impl CacheSession {
 
 impl Drop for CacheSession {
     fn drop(&mut self) {
-        // If this fails, the next bake removes the directory.
+        // After `close`, the directory is missing. If the removal fails, the next bake reports that.
         _ = remove(&self.dir);
     }
 }
