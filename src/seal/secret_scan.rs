@@ -23,6 +23,8 @@ const CHUNK: usize = 1 << 20;
 /// The number of bytes that may be searched, as a multiple of the size of the image's file systems. A file with several
 /// hard links is searched only once. But files that share their data (reflinks) are searched separately.
 const SEARCHED_MAX: u64 = 2;
+/// The kernel's limit for a path.
+const PATH_MAX: usize = 4096;
 /// The maximum number of paths that an error message names.
 const NAMED_MAX: usize = 20;
 
@@ -102,7 +104,7 @@ impl<'a> Search<'a> {
     fn note(&mut self, path: &str, name: &str) {
         self.count += 1;
         if self.found.len() < NAMED_MAX {
-            self.found.push(format!("{path}: contains the secret {name}"));
+            self.found.push(format!("{}: contains the secret {name}", shorten(path)));
         }
     }
 
@@ -169,6 +171,16 @@ impl<'a> Search<'a> {
     }
 }
 
+/// Replaces the middle of a path that is longer than the kernel permits.
+fn shorten(path: &str) -> String {
+    if path.len() <= PATH_MAX {
+        return path.to_owned();
+    }
+    let start = path.floor_char_boundary(PATH_MAX / 8);
+    let end = path.ceil_char_boundary(path.len() - PATH_MAX / 8);
+    format!("{}…{}", &path[..start], &path[end..])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -226,7 +238,7 @@ mod tests {
         // The path of this file is longer than the kernel permits.
         let tree = Tree::new();
         tree.deep_file(&"d".repeat(200), 300, "hunter2-hunter2");
-        assert!(search(&tree, BakeStart::now()).unwrap_err().contains("/d: contains the secret TOKEN"));
+        assert!(search(&tree, BakeStart::now()).unwrap_err().contains("ddd: contains the secret TOKEN"));
         let tree = Tree::new();
         tree.deep_file("\u{e9}", 3, "hunter2-hunter2");
         assert!(search(&tree, BakeStart::now()).is_err());
@@ -259,7 +271,7 @@ mod tests {
             remaining: of_file,
             buffer: Vec::new(),
         };
-        let mut walk = |search: &mut Search<'_>| {
+        let walk = |search: &mut Search<'_>| {
             inside.walk_entries("/", &mut |entry| search.search(entry).map(|_| Walk::On))
         };
         walk(&mut search).unwrap();
