@@ -31,7 +31,12 @@ pub struct ReadLimits {
 
 impl Default for ReadLimits {
     fn default() -> Self {
-        Self { time: Duration::from_secs(30 * 60), objects: 10_000_000, content: 1 << 30, unpacked: 4 << 30 }
+        Self {
+            time: Duration::from_secs(30 * 60),
+            objects: 10_000_000,
+            content: 256 << 20,
+            unpacked: 4 << 30,
+        }
     }
 }
 

@@ -1,10 +1,10 @@
 //! Finds files, directories and other objects of an image by path or by pattern. If a directory in a path is a symlink,
 //! the path counts as missing, because the symlink may lead to `/`.
 
-use super::tree::ImageTree;
+use super::tree::{ImageTree, open_in};
 use crate::text::match_wildcards;
 use anyhow::{Context, Result};
-use rustix::fs::{FileType, OFlags};
+use rustix::fs::{FileType, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 /// The maximum number of paths that match a pattern. The longest lists of usual images have some hundred paths.
@@ -13,17 +13,18 @@ const MATCHES_MAX: usize = 100_000;
 impl ImageTree {
     /// Returns the type of the object itself, if it exists and no directory in its path is a symlink.
     pub fn kind_of(&self, path: &str) -> Result<Option<FileType>> {
-        let parents = path.match_indices('/').map(|(at, _)| &path[..at]).skip(1);
-        for parent in parents {
-            if self.own_kind(parent)? != Some(FileType::Directory) {
-                return Ok(None);
+        let doing = || format!("examining {path} in the image");
+        self.count_object().with_context(doing)?;
+        let path = if path.is_empty() { "/" } else { path };
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
+        // With these flags, a symlink as the last name of the path is opened itself.
+        match open_in(self.dir(), path, OFlags::PATH | OFlags::NOFOLLOW, resolve) {
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+            found => {
+                let stat = rustix::fs::fstat(found.with_context(doing)?).with_context(doing)?;
+                Ok(Some(FileType::from_raw_mode(stat.st_mode)))
             }
         }
-        self.own_kind(path)
-    }
-
-    fn own_kind(&self, path: &str) -> Result<Option<FileType>> {
-        Ok(self.metadata(path)?.map(|stat| FileType::from_raw_mode(stat.st_mode)))
     }
 
     /// Returns whether the path is a directory, and no directory above it is a symlink.

@@ -9,5 +9,6 @@ mod escapes;
 mod network;
 mod package_files;
 mod planted_files;
+mod reads;
 mod real;
 mod space;
