@@ -139,7 +139,8 @@ oven verifies every block. The file is sparse. It appears only when complete.";
 The exit code is that of the shell. Changes to an image are discarded. Changes
 to the disk of a run are preserved until `oven sweep --kept` removes the disk.";
     pub const SWEEP: &str = "oven never removes resources of a run that is known to be active. Disks that\n\
-        --keep-on-failure preserved are removed only with --kept.";
+        --keep-on-failure preserved are removed only with --kept. Without --run, the downloads\n\
+        that killed bakes left in this machine's package cache are removed, too.";
     pub const POLICY: &str = "Examples:
   oven policy > oven.json
   aws iam put-role-policy --role-name builder --policy-name oven \\

@@ -258,7 +258,17 @@ pub static RESULTS: &[EventSpec] = &[
                 List(&Object(STALE_RUN)),
                 "Runs whose leftovers were removed, or with `--dry-run` would be removed.",
             ),
-            always("failed", Integer, "The number of runs whose leftovers could not be removed."),
+            always(
+                "caches",
+                List(&Text),
+                "Directories of the package cache that killed bakes left, and that were removed, or with `--dry-run` would \
+                 be removed.",
+            ),
+            always(
+                "failed",
+                Integer,
+                "The number of runs and of directories of the package cache that could not be removed.",
+            ),
             always(
                 "kept",
                 List(&Object(STALE_RUN)),

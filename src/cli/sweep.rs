@@ -9,6 +9,7 @@ use crate::disk::strategy::stale_runs;
 use crate::error::{Kind, SUCCESS};
 use crate::ids::RunId;
 use crate::owner::{Owner, OwnerEnded};
+use crate::provision::package_cache::{self, CacheStore};
 use crate::report::Report;
 use crate::sandbox::cgroup;
 use crate::site::{Site, Use};
@@ -55,11 +56,26 @@ pub async fn run(global: &GlobalArgs, args: &args::SweepArgs, report: &Report) -
             run.resources.join(", ")
         ));
     }
-    if swept.is_empty() && failed == 0 && kept.is_empty() {
+    // The directories of the package cache belong to no run that can be named.
+    let mut caches = Vec::new();
+    if args.run.is_none() {
+        let store = CacheStore::new(&site.state.join(package_cache::DIR), package_cache::LIMIT);
+        let found = store.remove_leftovers(args.dry_run)?;
+        for error in &found.failures {
+            report.failure(error);
+            failed += 1;
+        }
+        caches = found.found;
+        for dir in caches.iter().filter(|_| !global.json) {
+            answer(format!("{verb} {}, the downloads of a bake that was killed", dir.display()));
+        }
+    }
+    if swept.is_empty() && caches.is_empty() && failed == 0 && kept.is_empty() {
         report.note("there are no leftovers of ended runs");
     }
     let code = if failed == 0 { SUCCESS } else { Kind::LeftBehind as u8 };
-    let result = json!({"swept": swept, "dry_run": args.dry_run, "failed": failed, "kept": kept});
+    let result =
+        json!({"swept": swept, "caches": caches, "dry_run": args.dry_run, "failed": failed, "kept": kept});
     Ok(End { code, result })
 }
 

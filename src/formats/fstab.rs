@@ -4,6 +4,8 @@ use crate::error::Kind;
 use crate::text::escape_name;
 use anyhow::Result;
 
+/// The maximum size of an fstab in bytes. Usually, it has some KiB. The parsed lines need much more memory.
+pub const TEXT_MAX: u64 = 1 << 20;
 /// The maximum number of mounts. No image has this many file systems on its disk, and a malicious image must not fill
 /// the mount table.
 const PLANNED_MAX: usize = 64;

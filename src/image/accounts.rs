@@ -2,6 +2,12 @@
 
 use super::tree::ImageTree;
 use anyhow::Result;
+use std::collections::BTreeSet;
+
+/// The maximum size of /etc/passwd and of /etc/group in bytes. 50,000 accounts need about 3 MiB.
+const TABLE_MAX: u64 = 8 << 20;
+/// The maximum number of home directories. Examining one takes about 50 us.
+pub(crate) const HOMES_MAX: usize = 50_000;
 
 /// The image's accounts, from /etc/passwd and /etc/group in the image. The accounts of this machine are not used.
 pub struct Accounts {
@@ -13,7 +19,7 @@ impl Accounts {
     pub fn read(inside: &ImageTree) -> Result<Self> {
         let text = |path| -> Result<String> {
             Ok(inside
-                .read(path)?
+                .read_at_most(path, TABLE_MAX)?
                 .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
                 .unwrap_or_default())
         };
@@ -29,14 +35,19 @@ impl Accounts {
         id(&self.group, name)
     }
 
-    /// Returns the home directories of all accounts, without duplicates. Returns at most `HOMES_MAX` directories.
-    pub fn homes(&self) -> Vec<String> {
-        let fields = self.passwd.lines().filter_map(|line| line.split(':').nth(5));
-        let mut homes: Vec<_> = fields.filter(|home| home.starts_with('/')).map(str::to_owned).collect();
-        homes.sort_unstable();
-        homes.dedup();
-        homes.truncate(HOMES_MAX);
-        homes
+    /// Returns the home directories of all accounts, sorted and without duplicates. Returns `None` if there are more
+    /// than `HOMES_MAX`.
+    pub fn homes(&self) -> Option<Vec<String>> {
+        let mut homes = BTreeSet::new();
+        for home in self.passwd.lines().filter_map(|line| line.split(':').nth(5)) {
+            if home.starts_with('/') {
+                homes.insert(home);
+            }
+            if homes.len() > HOMES_MAX {
+                return None;
+            }
+        }
+        Some(homes.into_iter().map(str::to_owned).collect())
     }
 }
 
@@ -51,7 +62,3 @@ fn id(table: &str, name: &str) -> Option<u32> {
         found => found,
     }
 }
-
-/// The maximum number of home directories. Examining a home directory takes about 50 us. oven reacts to a signal only
-/// after it has examined all of them, so their number must be limited.
-pub(crate) const HOMES_MAX: usize = 10_000;

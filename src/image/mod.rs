@@ -1,9 +1,13 @@
 //! The files of an image: a directory tree that is not trusted.
 
 pub mod accounts;
+mod cursor;
+pub mod data;
 pub mod label;
+pub mod limits;
 pub mod os_release;
 pub mod patterns;
+pub mod remove;
 #[cfg(test)]
 pub(crate) mod test;
 pub mod tree;

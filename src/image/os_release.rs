@@ -6,12 +6,15 @@ use crate::ids::Architecture;
 use anyhow::{Context, Result};
 use oven_distro::OsRelease;
 
+/// The maximum size of os-release in bytes. Usually, it has less than 1 KiB.
+const OS_RELEASE_MAX: u64 = 64 << 10;
 /// The paths of os-release, in the order of os-release(5).
 const OS_RELEASE: [&str; 2] = ["/etc/os-release", "/usr/lib/os-release"];
 
 pub fn os_release(inside: &ImageTree) -> Result<OsRelease> {
     for path in OS_RELEASE {
-        if let Some(content) = inside.read(path).context("reading the image's os-release")? {
+        let content = inside.read_at_most(path, OS_RELEASE_MAX);
+        if let Some(content) = content.context("reading the image's os-release")? {
             return Ok(OsRelease::parse(&String::from_utf8_lossy(&content)));
         }
     }

@@ -1,25 +1,30 @@
 //! Finds files, directories and other objects of an image by path or by pattern. If a directory in a path is a symlink,
 //! the path counts as missing, because the symlink may lead to `/`.
 
-use super::tree::ImageTree;
+use super::tree::{ImageTree, open_in};
 use crate::text::match_wildcards;
-use anyhow::Result;
-use rustix::fs::FileType;
+use anyhow::{Context, Result};
+use rustix::fs::{FileType, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+/// The maximum number of paths that match a pattern. The longest lists of usual images have some hundred paths.
+const MATCHES_MAX: usize = 100_000;
 
 impl ImageTree {
     /// Returns the type of the object itself, if it exists and no directory in its path is a symlink.
     pub fn kind_of(&self, path: &str) -> Result<Option<FileType>> {
-        let parents = path.match_indices('/').map(|(at, _)| &path[..at]).skip(1);
-        for parent in parents {
-            if self.own_kind(parent)? != Some(FileType::Directory) {
-                return Ok(None);
+        let doing = || format!("examining {path} in the image");
+        self.count_object().with_context(doing)?;
+        let path = if path.is_empty() { "/" } else { path };
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
+        // With these flags, a symlink as the last name of the path is opened itself.
+        match open_in(self.dir(), path, OFlags::PATH | OFlags::NOFOLLOW, resolve) {
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+            found => {
+                let stat = rustix::fs::fstat(found.with_context(doing)?).with_context(doing)?;
+                Ok(Some(FileType::from_raw_mode(stat.st_mode)))
             }
         }
-        self.own_kind(path)
-    }
-
-    fn own_kind(&self, path: &str) -> Result<Option<FileType>> {
-        Ok(self.metadata(path)?.map(|stat| FileType::from_raw_mode(stat.st_mode)))
     }
 
     /// Returns whether the path is a directory, and no directory above it is a symlink.
@@ -29,6 +34,7 @@ impl ImageTree {
 
     /// Returns the paths that match a pattern, each with its type. `*` matches any characters within one name.
     pub fn expand(&self, pattern: &str) -> Result<Vec<(String, FileType)>> {
+        let _timer = self.meter().start();
         let mut found = vec![String::new()];
         for part in pattern.split('/').filter(|part| !part.is_empty()) {
             let mut next = Vec::new();
@@ -40,6 +46,10 @@ impl ImageTree {
                     next.extend(
                         names.filter(|n| match_wildcards(part, n).is_some()).map(|n| format!("{dir}/{n}")),
                     );
+                }
+                if next.len() > MATCHES_MAX {
+                    let what = format!("the image has more than {MATCHES_MAX} paths that match {pattern}");
+                    return Err(self.meter().exceeded(what));
                 }
             }
             found = next;
@@ -65,10 +75,18 @@ impl ImageTree {
         Ok(any)
     }
 
-    /// Returns the text of a file, or an empty text if the file does not exist or cannot be read.
-    pub fn read_text(&self, path: &str) -> String {
-        let bytes = self.read(path).ok().flatten().unwrap_or_default();
-        String::from_utf8_lossy(&bytes).into_owned()
+    /// Returns the text of a file, or an empty text if there is no regular file.
+    pub fn read_text(&self, path: &str) -> Result<String> {
+        let doing = || format!("examining {path} in the image");
+        let found = match self.open(path, OFlags::PATH) {
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(String::new()),
+            found => rustix::fs::fstat(found.with_context(doing)?).with_context(doing)?,
+        };
+        if FileType::from_raw_mode(found.st_mode) != FileType::RegularFile {
+            return Ok(String::new());
+        }
+        let bytes = self.read(path)?.unwrap_or_default();
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 }
 
@@ -134,7 +152,7 @@ mod tests {
     #[test]
     fn what_is_not_a_file_has_no_text() {
         let tree = tree();
-        assert_eq!(tree.tree().read_text("/var/log/a.log"), "var/log/a.log");
-        assert_eq!(["/none", "/var/log"].map(|path| tree.tree().read_text(path)), ["", ""]);
+        assert_eq!(tree.tree().read_text("/var/log/a.log").unwrap(), "var/log/a.log");
+        assert_eq!(["/none", "/var/log"].map(|path| tree.tree().read_text(path).unwrap()), ["", ""]);
     }
 }

@@ -31,6 +31,30 @@ impl Tree {
         std::fs::write(self.parent(path), content).unwrap();
     }
 
+    /// Opens a file for reading and writing.
+    pub fn open(&self, path: &str) -> std::fs::File {
+        std::fs::File::options().read(true).write(true).open(self.path(path)).unwrap()
+    }
+
+    pub fn rename(&self, from: &str, to: &std::ffi::OsStr) {
+        std::fs::rename(self.path(from), self.0.path().join("root").join(to)).unwrap();
+    }
+
+    /// Creates a file below this many directories of the same name. The file has this name, too.
+    pub fn deep_file(&self, name: &str, depth: usize, content: &str) {
+        use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
+        let open = |dir: &dyn std::os::fd::AsFd, path: &Path| {
+            openat(dir, path, OFlags::RDONLY, Mode::empty()).unwrap()
+        };
+        let mut dir = open(&CWD, &self.path(""));
+        for _ in 0..depth {
+            mkdirat(&dir, name, Mode::RWXU).unwrap();
+            dir = open(&dir, Path::new(name));
+        }
+        let file = openat(&dir, name, OFlags::WRONLY | OFlags::CREATE, Mode::RWXU).unwrap();
+        std::io::Write::write_all(&mut std::fs::File::from(file), content.as_bytes()).unwrap();
+    }
+
     pub fn link(&self, to: &str, path: &str) {
         symlink(to, self.parent(path)).unwrap();
     }
@@ -47,9 +71,7 @@ impl Tree {
     pub fn remove(&self, path: &str) {
         let path = self.path(path);
         match path.symlink_metadata() {
-            // The directory belongs to this test and is in a temporary directory.
-            #[allow(clippy::disallowed_methods)]
-            Ok(found) if found.is_dir() => std::fs::remove_dir_all(path).unwrap(),
+            Ok(found) if found.is_dir() => super::remove::remove_directory(&path, &|| false).unwrap(),
             Ok(_) => std::fs::remove_file(path).unwrap(),
             Err(_) => {}
         }

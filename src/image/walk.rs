@@ -1,17 +1,21 @@
-//! Walks and empties directories of a tree that is not trusted. Directories are opened by descriptors, and symlinks are
-//! not followed.
+//! Walks directories of a tree that is not trusted. Directories are opened by descriptors, and symlinks are not
+//! followed. A tree may have any depth.
 
-use super::tree::{ImageTree, absent, names, open_in, os_string};
+use super::cursor::DirectoryCursor;
+use super::tree::{ImageTree, NameList, absent, ensure_regular, os_string};
 use crate::text::escape_name;
-use anyhow::{Context, Result, bail};
-use rustix::fs::{AtFlags, FileType, OFlags, ResolveFlags, Stat};
+use anyhow::{Context, Result};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
-use std::ffi::CStr;
+use std::ffi::{CStr, CString, OsString};
+use std::fs::File;
+use std::os::fd::BorrowedFd;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 
-/// The maximum depth of a tree. Each level needs an open descriptor, and a process can usually have 1024 of them. No
-/// normal image has a deeper tree.
-const DEPTH_MAX: usize = 200;
+/// The maximum size in bytes of the names that a walk remembers: those in the directories at and above the current one.
+/// A directory with a million names of usual lengths needs about 60 MiB.
+const NAMES_MAX: usize = 96 << 20;
 
 /// Whether a walk enters an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +26,78 @@ pub enum Walk {
     Past,
 }
 
+/// An object that a walk visits.
+pub struct WalkEntry<'a> {
+    /// The path, which begins with the walk's path as it was given. A name that is not UTF-8 is not exact in it. And the
+    /// path may be longer than the kernel permits, so methods of this type open the object by its directory.
+    pub path: &'a str,
+    /// The object's own metadata.
+    pub stat: &'a Stat,
+    dir: BorrowedFd<'a>,
+    name: &'a CStr,
+}
+
+impl WalkEntry<'_> {
+    pub fn kind(&self) -> FileType {
+        FileType::from_raw_mode(self.stat.st_mode)
+    }
+
+    /// Returns the last name of the path.
+    pub fn name(&self) -> &[u8] {
+        self.name.to_bytes()
+    }
+
+    /// Opens a regular file for reading. Returns `None` if the file does not exist any more.
+    pub fn open_file(&self) -> Result<Option<File>> {
+        self.open(OFlags::RDONLY)
+    }
+
+    /// Returns the text of a symlink.
+    pub fn read_link(&self) -> Result<OsString> {
+        let target = rustix::fs::readlinkat(self.dir, self.name, Vec::new());
+        let target = target.with_context(|| format!("reading the link {} in the image", self.path))?;
+        Ok(OsString::from_vec(target.into_bytes()))
+    }
+
+    /// Removes an object that is not a directory.
+    pub fn remove(&self) -> Result<()> {
+        match rustix::fs::unlinkat(self.dir, self.name, AtFlags::empty()) {
+            Err(Errno::NOENT) => Ok(()),
+            done => done.with_context(|| format!("removing {} in the image", self.path)),
+        }
+    }
+
+    /// Empties a regular file.
+    pub fn truncate(&self) -> Result<()> {
+        match self.open(OFlags::WRONLY)? {
+            Some(file) => file.set_len(0).with_context(|| format!("emptying {} in the image", self.path)),
+            None => Ok(()),
+        }
+    }
+
+    fn open(&self, flags: OFlags) -> Result<Option<File>> {
+        if self.kind() != FileType::RegularFile {
+            return Ok(None);
+        }
+        let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let opened = absent(rustix::fs::openat(self.dir, self.name, flags, Mode::empty()));
+        let opened = opened.with_context(|| format!("opening {} in the image", self.path))?;
+        let Some(file) = opened else { return Ok(None) };
+        ensure_regular(&file, self.path)?;
+        Ok(Some(File::from(file)))
+    }
+}
+
+/// A directory at or above the current position of a walk.
+struct WalkLevel {
+    /// The names that were not visited yet, in reverse order.
+    names: Vec<CString>,
+    /// The size of all names of the directory.
+    size: usize,
+    /// The length of the directory's path.
+    path_length: usize,
+}
+
 impl ImageTree {
     /// Visits everything below a directory. Each directory is visited before its content. The objects in a directory
     /// are visited in the order of their names. `path` itself may be a symlink. Symlinks below it are visited but not
@@ -29,108 +105,61 @@ impl ImageTree {
     /// with `path` as it was given, and the object's own metadata. If there is no directory at `path`, nothing is
     /// visited.
     pub fn walk(&self, path: &str, visit: &mut dyn FnMut(&str, &Stat) -> Result<Walk>) -> Result<()> {
-        let doing = || format!("reading the directory {} in the image", escape_name(path));
-        let Some(top) = absent(self.open(path, OFlags::RDONLY | OFlags::DIRECTORY)).with_context(doing)?
-        else {
-            return Ok(());
-        };
-        walk(&top, path.trim_end_matches('/'), 0, visit)
+        self.walk_entries(path, &mut |entry| visit(entry.path, entry.stat))
     }
 
-    /// Empties a directory, and returns the number of removed objects. `keep` gets each object's path, which begins
-    /// with `path` as it was given. If `keep` returns true, the object and its content are not removed. Symlinks are
-    /// not followed, and other mounts are not entered. If `path` itself is not a directory, or is a symlink, nothing is
-    /// removed.
-    pub fn remove_tree_content(&self, path: &str, keep: &dyn Fn(&str) -> bool) -> Result<u64> {
-        let doing = || format!("emptying the directory {} in the image", escape_name(path));
-        let path = path.trim_end_matches('/');
-        let top = match self.open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW) {
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(0),
-            top => top.with_context(doing)?,
-        };
-        let mut removed = 0;
-        empty(&top, path, 0, keep, &mut removed).with_context(doing)?;
-        Ok(removed)
-    }
-}
-
-/// Opens a directory in a directory. Returns `None` if it is a symlink, or if something is mounted on it.
-fn descend(dir: &OwnedFd, name: &CStr) -> rustix::io::Result<Option<OwnedFd>> {
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
-    match open_in(dir.as_fd(), name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW, resolve) {
-        // Something is mounted on the directory, or the directory was replaced meanwhile.
-        Err(Errno::XDEV | Errno::NOTDIR | Errno::LOOP | Errno::NOENT) => Ok(None),
-        other => other.map(Some),
-    }
-}
-
-fn deeper(path: &str, depth: usize) -> Result<usize> {
-    if depth == DEPTH_MAX {
-        bail!("{} is more than {DEPTH_MAX} directories deep", escape_name(path));
-    }
-    Ok(depth + 1)
-}
-
-fn walk(
-    dir: &OwnedFd,
-    path: &str,
-    depth: usize,
-    visit: &mut dyn FnMut(&str, &Stat) -> Result<Walk>,
-) -> Result<()> {
-    let depth = deeper(path, depth)?;
-    let mut found = names(dir).with_context(|| format!("listing {}", escape_name(path)))?;
-    found.sort_unstable();
-    for name in found {
-        let below = format!("{path}/{}", os_string(&name).display());
-        let stat = match rustix::fs::statat(dir, &name, AtFlags::SYMLINK_NOFOLLOW) {
-            Err(Errno::NOENT) => continue,
-            stat => stat.with_context(|| format!("examining {}", escape_name(&below)))?,
-        };
-        let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-        if visit(&below, &stat)? == Walk::On && is_dir {
-            let inner = descend(dir, &name).with_context(|| format!("opening {}", escape_name(&below)))?;
-            if let Some(inner) = inner {
-                walk(&inner, &below, depth, visit)?;
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Returns whether everything was removed.
-fn empty(
-    dir: &OwnedFd,
-    path: &str,
-    depth: usize,
-    keep: &dyn Fn(&str) -> bool,
-    removed: &mut u64,
-) -> Result<bool> {
-    let depth = deeper(path, depth)?;
-    let mut is_emptied = true;
-    for name in names(dir).with_context(|| format!("listing {}", escape_name(path)))? {
-        let below = format!("{path}/{}", os_string(&name).display());
-        if keep(&below) {
-            is_emptied = false;
-            continue;
-        }
-        let removal = match rustix::fs::unlinkat(dir, &name, AtFlags::empty()) {
-            Err(Errno::ISDIR) => {
-                match descend(dir, &name).with_context(|| format!("opening {}", escape_name(&below)))? {
-                    Some(inner) if empty(&inner, &below, depth, keep, removed)? => {
-                        drop(inner);
-                        rustix::fs::unlinkat(dir, &name, AtFlags::REMOVEDIR)
-                    }
-                    _ => {
-                        is_emptied = false;
-                        continue;
-                    }
+    /// Like [`Self::walk`]. The visitor can also read, empty and remove the object.
+    pub fn walk_entries(
+        &self,
+        path: &str,
+        visit: &mut dyn FnMut(&WalkEntry<'_>) -> Result<Walk>,
+    ) -> Result<()> {
+        let doing = || format!("reading the directory {} in the image", escape_name(&path));
+        let top = absent(self.open(path, OFlags::RDONLY | OFlags::DIRECTORY)).with_context(doing)?;
+        let Some(top) = top else { return Ok(()) };
+        let _timer = self.meter().start();
+        let mut path = path.trim_end_matches('/').to_owned();
+        let mut cursor = DirectoryCursor::new(top).with_context(doing)?;
+        let mut levels = vec![self.walk_level(cursor.dir(), &path, 0)?];
+        while let Some(level) = levels.last_mut() {
+            path.truncate(level.path_length);
+            let Some(name) = level.names.pop() else {
+                levels.pop();
+                if !levels.is_empty() {
+                    cursor.leave().with_context(|| format!("leaving {}", escape_name(&path)))?;
                 }
+                continue;
+            };
+            push_name(&mut path, &name);
+            let stat = match rustix::fs::statat(cursor.dir(), &name, AtFlags::SYMLINK_NOFOLLOW) {
+                Err(Errno::NOENT) => continue,
+                stat => stat.with_context(|| format!("examining {}", escape_name(&path)))?,
+            };
+            let entry = WalkEntry { path: &path, stat: &stat, dir: cursor.dir().as_fd(), name: &name };
+            let is_directory = entry.kind() == FileType::Directory;
+            if visit(&entry)? == Walk::On
+                && is_directory
+                && cursor.enter(&name).with_context(|| format!("opening {}", escape_name(&path)))?
+            {
+                let size = levels.iter().map(|level| level.size).sum();
+                levels.push(self.walk_level(cursor.dir(), &path, size)?);
             }
-            Err(Errno::NOENT) => continue,
-            removal => removal,
-        };
-        removal.with_context(|| format!("removing {}", escape_name(&below)))?;
-        *removed += 1;
+        }
+        Ok(())
     }
-    Ok(is_emptied)
+
+    /// Lists a directory. `size` is the size of the names that the walk remembers already.
+    fn walk_level(&self, dir: &OwnedFd, path: &str, size: usize) -> Result<WalkLevel> {
+        let max = NAMES_MAX.saturating_sub(size);
+        let list = self.names_of(dir, path, max).with_context(|| format!("listing {path}"))?;
+        let NameList { mut names, size } = list;
+        names.sort_unstable_by(|a, b| b.cmp(a));
+        Ok(WalkLevel { names, size, path_length: path.len() })
+    }
+}
+
+/// Adds a name to the path of its directory.
+pub(crate) fn push_name(path: &mut String, name: &CStr) {
+    path.push('/');
+    path.push_str(&os_string(name).to_string_lossy());
 }

@@ -126,7 +126,9 @@ pub fn choose_by_content(parts: &[DiskPart], contents: &[(usize, CandidateConten
 
 /// Reads the facts for [`choose_by_content`] from a file system that is mounted read-only.
 pub fn examine(inside: &ImageTree) -> Result<CandidateContent> {
-    let fstab = inside.read("/etc/fstab").context("reading /etc/fstab of a possible root")?;
+    let fstab = inside
+        .read_at_most("/etc/fstab", fstab::TEXT_MAX)
+        .context("reading /etc/fstab of a possible root")?;
     let released = inside.exists("/etc/os-release")? || inside.exists("/usr/lib/os-release")?;
     let entries =
         fstab.as_deref().map(|text| fstab::parse(&String::from_utf8_lossy(text))).unwrap_or_default();

@@ -127,7 +127,9 @@ impl<'d> Root<'d> {
 
     /// Mounts the other file systems of this disk that the image's fstab lists.
     async fn mount_rest(&mut self, root: usize) -> Result<()> {
-        let Some(text) = self.inside.read("/etc/fstab")? else { return Ok(()) };
+        let Some(text) = self.inside.read_at_most("/etc/fstab", crate::formats::fstab::TEXT_MAX)? else {
+            return Ok(());
+        };
         let ids: Vec<_> = self.disk.parts.iter().map(DiskPart::ids).collect();
         let plan = crate::formats::fstab::plan(
             &crate::formats::fstab::parse(&String::from_utf8_lossy(&text)),

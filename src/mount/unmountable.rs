@@ -9,6 +9,8 @@ use anyhow::{Context, Result};
 use rustix::fs::FileType;
 use std::collections::BTreeMap;
 
+/// The maximum number of files in the directory. Usually it is empty, because a file system is mounted on it.
+const FILES_MAX: usize = 10_000;
 /// The maximum number of paths that an error message names.
 const NAMES_MAX: usize = 5;
 
@@ -63,6 +65,10 @@ fn read_states(inside: &ImageTree, target: &str) -> Result<BTreeMap<String, Stat
             (state.3, state.4, state.5) = (0, 0, 0);
         }
         found.insert(path.to_owned(), state);
+        if found.len() > FILES_MAX {
+            let what = format!("{target} in the image is a mount point, and has more than {FILES_MAX} files");
+            return Err(inside.meter().exceeded(what));
+        }
         Ok(Walk::On)
     });
     walked.with_context(|| format!("reading {}", escape_name(target)))?;

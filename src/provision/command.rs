@@ -24,9 +24,9 @@ const PACKAGES: &str = "/run/oven/packages";
 const PAUSE: Duration = Duration::from_secs(2);
 /// The time limit for the command that runs before a retry. This command deletes a cache, which usually takes seconds.
 const BEFORE_RETRY_TIMEOUT: Duration = Duration::from_secs(5 * 60);
-/// The maximum size of the output that [`CommandRunner::ask`] returns. Lines that do not fit are dropped. The list
-/// of packages, the longest output, is far below this limit.
-const ANSWER_MAX: usize = 16 << 20;
+/// The maximum size of the output that [`CommandRunner::ask`] returns, in bytes. A list of all packages has less than 1
+/// MiB. The labels of 400,000 new files have about 48 MiB.
+const ANSWER_MAX: usize = 48 << 20;
 
 /// A command, and its permissions.
 pub struct ImageCommand<'a> {
@@ -228,7 +228,7 @@ impl<'a> CommandRunner<'a> {
                 || meaning.as_ref().is_some_and(|meaning| meaning.package.is_some());
             if attempt == call.retries || hopeless {
                 if call.trusted {
-                    self.downloads.settle(report).await; // so that later bakes can use the finished downloads
+                    self.downloads.settle().await; // so that later bakes can use the finished downloads
                 }
                 return Err(self.failure(call, &exit, &diagnoser, meaning).into());
             }
@@ -265,13 +265,14 @@ impl<'a> CommandRunner<'a> {
         Ok(())
     }
 
-    /// Runs a command, and returns its output.
+    /// Runs a command, and returns its output. Fails if the output is too long.
     pub async fn ask(&self, call: &ImageCommand<'_>) -> Result<String> {
         let mut diagnoser = Diagnoser::new(call.troubles);
-        let mut answer = String::new();
+        let (mut answer, mut is_too_long) = (String::new(), false);
         let mut on_line = |line: &str| {
             diagnoser.line(line);
-            if answer.len() + line.len() < ANSWER_MAX {
+            is_too_long |= answer.len() + line.len() >= ANSWER_MAX;
+            if !is_too_long {
                 answer.push_str(line);
                 answer.push('\n');
             }
@@ -280,6 +281,11 @@ impl<'a> CommandRunner<'a> {
         if !exit.status.success() {
             let meaning = diagnoser.meaning();
             return Err(self.failure(call, &exit, &diagnoser, meaning).into());
+        }
+        if is_too_long {
+            let what =
+                format!("{}: the output of {} has more than {} MiB", call.why, call.name, ANSWER_MAX >> 20);
+            return Err(Kind::Step.error(what));
         }
         Ok(answer)
     }
@@ -309,6 +315,7 @@ impl<'a> CommandRunner<'a> {
             interactive: false,
         };
         CgroupSupport::get().report_gaps(self.work.report);
+        self.place.inside.meter().note_step();
         let mut span = self.work.report.command(&call.argv);
         let run = sandbox::run_with(self.work.helper, &spec, self.work.secrets, call.timeout, on_line);
         let exit = tokio::select! {

@@ -166,9 +166,11 @@ mod tests {
         let accounts = Accounts::read(&inside).unwrap();
         assert_eq!((accounts.user("www"), accounts.group("www")), (Some(1033), Some(1034)));
         assert_eq!((accounts.user("root"), accounts.user("7"), accounts.user("q")), (Some(0), Some(7), None));
-        assert_eq!(accounts.homes(), ["/var/www"]);
-        let many: String = (0..=HOMES_MAX).map(|home| format!("x:x:1:1::/h/{home}:\n")).collect();
-        std::fs::write(root.join("etc/passwd"), many).unwrap();
-        assert_eq!(Accounts::read(&inside).unwrap().homes().len(), HOMES_MAX);
+        assert_eq!(accounts.homes().unwrap(), ["/var/www"]);
+        let homes = |count| (0..count).map(|home| format!("x:x:1:1::/h/{home}:\n")).collect::<String>();
+        for (count, are_listed) in [(HOMES_MAX, true), (HOMES_MAX + 1, false)] {
+            std::fs::write(root.join("etc/passwd"), homes(count)).unwrap();
+            assert_eq!(Accounts::read(&inside).unwrap().homes().is_some(), are_listed);
+        }
     }
 }

@@ -37,31 +37,23 @@ fn clean_logs(inside: &ImageTree, keep: &[String]) -> Result<()> {
     if !inside.is_directory(rules::LOGS)? {
         return Ok(());
     }
-    let (mut empty, mut remove) = (Vec::new(), Vec::new());
-    inside.walk(rules::LOGS, &mut |path, stat| {
-        if is_excluded(keep, path) {
+    inside.walk_entries(rules::LOGS, &mut |entry| {
+        if is_excluded(keep, entry.path) {
             return Ok(Walk::Past);
         }
-        let name = path.rsplit('/').next().unwrap_or(path);
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        if entry.kind() != FileType::RegularFile {
             return Ok(Walk::On);
         }
+        let name = String::from_utf8_lossy(entry.name());
         // If a log has several hard links, the same file may have another name outside of `/var/log`. Emptying the file
         // would destroy the content under both names. So only the name in `/var/log` is removed.
-        if rules::is_rotated(name) || stat.st_nlink > 1 {
-            remove.push(path.to_owned());
-        } else if stat.st_size > 0 {
-            empty.push(path.to_owned());
+        if rules::is_rotated(&name) || entry.stat.st_nlink > 1 {
+            entry.remove()?;
+        } else if entry.stat.st_size > 0 {
+            entry.truncate()?;
         }
         Ok(Walk::On)
-    })?;
-    for path in remove {
-        inside.remove(&path)?;
-    }
-    for path in empty {
-        inside.truncate(&path)?;
-    }
-    Ok(())
+    })
 }
 
 /// Makes `/etc/machine-id` an empty file, so that each instance generates its own id. If the file were missing or

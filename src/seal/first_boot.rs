@@ -11,6 +11,9 @@ use rustix::io::Errno;
 /// The directories in which systemd searches for units, the administrator's first.
 const UNITS: [&str; 3] = ["/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"];
 
+/// The maximum number of enabled units. A usual image has less than 200.
+const UNITS_MAX: usize = 10_000;
+
 const SSH_UNIT: &str = "oven-ssh-keys.service";
 /// The unit must run before sshd's socket units, because systemd may start sshd at the first connection. Socket units
 /// start before basic.target. With default dependencies, this unit would start after basic.target. That would be a
@@ -113,7 +116,7 @@ fn makes_host_keys(inside: &ImageTree) -> Result<bool> {
     if has_systemd(inside)? {
         for name in enabled_units(inside)? {
             // sshd-keygen.target is the unit of Fedora and related distributions.
-            if name.starts_with("sshd-keygen") || runs_ssh_keygen(&unit_text(inside, &name)?) {
+            if name.starts_with("sshd-keygen") || unit_runs_ssh_keygen(inside, &name)? {
                 return Ok(true);
             }
         }
@@ -121,7 +124,12 @@ fn makes_host_keys(inside: &ImageTree) -> Result<bool> {
     }
     let mut scripts = inside.expand("/etc/rc*.d/S*")?;
     scripts.extend(inside.expand("/etc/rc.local")?);
-    Ok(scripts.iter().any(|(path, _)| runs_ssh_keygen(&inside.read_text(path))))
+    for (path, _) in scripts {
+        if runs_ssh_keygen(&inside.read_text(&path)?) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Returns whether a line that is not a comment runs `ssh-keygen -A`.
@@ -140,7 +148,7 @@ fn cloud_init_makes_them(inside: &ImageTree) -> Result<bool> {
     let disabled = inside.exists("/etc/cloud/cloud-init.disabled")?
         || is_masked(inside, "cloud-init.target")?
         || is_masked(inside, "cloud-init.service")?;
-    let modules = inside.read_text("/etc/cloud/cloud.cfg");
+    let modules = inside.read_text("/etc/cloud/cloud.cfg")?;
     let ssh = modules.lines().any(|line| matches!(line.trim(), "- ssh" | "- \"ssh\"" | "- 'ssh'"));
     Ok(generator && !disabled && ssh && inside.exists("/usr/bin/cloud-init")?)
 }
@@ -157,6 +165,10 @@ fn enabled_units(inside: &ImageTree) -> Result<Vec<String>> {
         for kind in ["wants", "requires"] {
             for (wants, _) in inside.expand(&format!("{dir}/*.{kind}"))? {
                 names.extend(inside.list(&wants)?.into_iter().filter_map(|name| name.into_string().ok()));
+                if names.len() > UNITS_MAX {
+                    let what = format!("more than {UNITS_MAX} units are enabled in the image");
+                    return Err(inside.meter().exceeded(what));
+                }
             }
         }
     }
@@ -171,20 +183,23 @@ fn enabled_units(inside: &ImageTree) -> Result<Vec<String>> {
     Ok(all)
 }
 
-/// Returns the texts of a unit and its drop-ins. For an instance of a template, adds the template's texts.
-fn unit_text(inside: &ImageTree, name: &str) -> Result<String> {
+/// Returns whether a unit, one of its drop-ins, or its template runs `ssh-keygen -A`.
+fn unit_runs_ssh_keygen(inside: &ImageTree, name: &str) -> Result<bool> {
     let template =
         name.split_once('@').and_then(|(stem, rest)| Some(format!("{stem}@.{}", rest.rsplit_once('.')?.1)));
-    let mut all = String::new();
     for name in std::iter::once(name).chain(template.as_deref()) {
         for dir in UNITS {
-            all += &inside.read_text(&format!("{dir}/{name}"));
-            for (path, _) in inside.expand(&format!("{dir}/{name}.d/*.conf"))? {
-                all += &inside.read_text(&path);
+            let mut paths = vec![format!("{dir}/{name}")];
+            let drop_ins = inside.expand(&format!("{dir}/{name}.d/*.conf"))?;
+            paths.extend(drop_ins.into_iter().map(|(path, _)| path));
+            for path in paths {
+                if runs_ssh_keygen(&inside.read_text(&path)?) {
+                    return Ok(true);
+                }
             }
         }
     }
-    Ok(all)
+    Ok(false)
 }
 
 /// Adds a unit and enables it, as `systemctl enable` does.

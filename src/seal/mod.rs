@@ -28,6 +28,7 @@ pub struct Baseline {
 impl Baseline {
     pub fn take(runner: &CommandRunner<'_>) -> Result<Self> {
         let (place, work) = (&runner.place, &runner.work);
+        let _timer = place.inside.meter().start();
         // The clean-up needs the accounts. If the base's cannot be read, the bake fails before its first step.
         Accounts::read(place.inside)?;
         Ok(Self {
@@ -57,11 +58,13 @@ pub async fn image(runner: &CommandRunner<'_>, baseline: Baseline) -> Result<()>
     }
     bootable::check_bootable(place, &baseline.boot, work.report).await?;
     let step = work.report.step("clean", "cleaning (machine-id, host keys, logs)");
+    let timer = place.inside.meter().start();
     for note in clean::clean(place.inside, &work.image.keep).context("cleaning the image")? {
         work.report.note(note);
     }
     lint::lint(place.inside, work, &baseline.lint)?;
     secret_scan::ensure_no_secrets(place.inside, work.secrets, baseline.bake_start)?;
+    drop(timer);
     step.done();
     selinux::label(runner, place.inside, work.image.selinux, baseline.begun).await?;
     baseline.space.ensure_not_full(place.root)

@@ -2,7 +2,7 @@
 //! and [`super::lint`] checks that no such data remains. The caches of package managers are not listed here. A
 //! distribution's plan lists them, and the plan's clean-up steps empty them.
 
-use crate::image::accounts::Accounts;
+use crate::image::accounts::{Accounts, HOMES_MAX};
 use crate::image::tree::ImageTree;
 use crate::text::match_wildcards;
 use anyhow::Result;
@@ -154,11 +154,16 @@ pub fn is_excluded(keep: &[String], path: &str) -> bool {
 
 /// Returns the home directories of all accounts and of root, and the directories in /home.
 pub fn homes(inside: &ImageTree) -> Result<Vec<String>> {
-    let mut homes = Accounts::read(inside)?.homes();
+    let too_many =
+        || inside.meter().exceeded(format!("the image has more than {HOMES_MAX} home directories"));
+    let mut homes = Accounts::read(inside)?.homes().ok_or_else(too_many)?;
     homes.push("/root".to_owned());
     homes.extend(inside.expand("/home/*")?.into_iter().map(|(path, _)| path));
     homes.sort_unstable();
     homes.dedup();
+    if homes.len() > HOMES_MAX {
+        return Err(too_many());
+    }
     Ok(homes)
 }
 

@@ -12,6 +12,7 @@ use crate::provision::command::{CommandRunner, ImageCommand};
 use crate::sys::mount::table;
 use crate::text::escape_name;
 use anyhow::{Context, Result};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -75,16 +76,18 @@ pub async fn label(
     let step = report.step("label", "labelling files for SELinux");
     let output =
         runner.ask(&setfiles_command(runner, setfiles, &policy, &file_systems(runner.root())?)).await?;
-    let relabels: Vec<_> = output.lines().filter_map(parse).collect();
+    let timer = inside.meter().start();
     let mut labelled = Vec::new();
-    for relabel in &relabels {
+    for relabel in output.lines().filter_map(parse) {
+        inside.count_object()?;
         // A file that the bake did not change keeps its label, because the base's owner may have set it on purpose.
         if (relabel.unlabelled || inside.changed_since(relabel.path, begun)?)
             && inside.set_label(relabel.path, relabel.label)?
         {
-            labelled.push(relabel.path.to_owned());
+            labelled.push(relabel.path);
         }
     }
+    drop(timer);
     verify(runner, inside, setfiles, &policy, &labelled).await?;
     step.done();
     report.note(format!(
@@ -100,10 +103,10 @@ async fn verify(
     inside: &ImageTree,
     setfiles: &str,
     policy: &Policy,
-    labelled: &[String],
+    labelled: &[&str],
 ) -> Result<()> {
-    let mut sample: Vec<String> =
-        labelled.iter().step_by(labelled.len().div_ceil(SAMPLE).max(1)).cloned().collect();
+    let sample = labelled.iter().step_by(labelled.len().div_ceil(SAMPLE).max(1));
+    let mut sample: Vec<String> = sample.map(|path| (*path).to_owned()).collect();
     for path in VITAL {
         if inside.metadata(path)?.is_some() {
             sample.push(path.to_owned());
@@ -122,8 +125,8 @@ async fn verify(
     let output = runner.ask(&setfiles_command(runner, setfiles, policy, &sample)).await?;
     // A wrong label is an error only if this bake labelled the file. The base's owner may have labelled other files
     // differently on purpose.
-    let relabels = output.lines().filter_map(parse);
-    match relabels.into_iter().find(|relabel| labelled.iter().any(|path| path == relabel.path)) {
+    let labelled: BTreeSet<_> = labelled.iter().copied().collect();
+    match output.lines().filter_map(parse).find(|relabel| labelled.contains(relabel.path)) {
         Some(relabel) => {
             Err(mislabelled(relabel.path, &format!("is not {} after labelling", relabel.label)).into())
         }
@@ -132,7 +135,7 @@ async fn verify(
 }
 
 fn read_policy(inside: &ImageTree) -> Result<Option<Policy>> {
-    let (mode, kind) = settings(&inside.read_text(CONFIG));
+    let (mode, kind) = settings(&inside.read_text(CONFIG)?);
     let contexts = format!("/etc/selinux/{kind}/contexts/files/file_contexts");
     if !["enforcing", "permissive"].contains(&mode.as_str())
         || kind.contains('/')

@@ -59,8 +59,9 @@ pub fn listen(on_signal: impl Fn(Signal) + Send + 'static) -> Result<watch::Rece
             }
         };
         let why = next().await;
-        STOP_REQUESTED.store(true, Ordering::Relaxed);
+        // Work that ends because of the flag must find the value in the receiver.
         _ = sender.send(true);
+        STOP_REQUESTED.store(true, Ordering::Relaxed);
         on_signal(Signal::First(why));
         let why = next().await;
         on_signal(Signal::Second(why));

@@ -10,6 +10,9 @@ use crate::provision::{CA_FILE, package_path};
 use anyhow::Result;
 use oven_distro::{Claims, Job, OsRelease, Package};
 
+/// The maximum size in bytes of a file whose content a plugin requests.
+const TEXT_MAX: u64 = 1 << 20;
+
 /// Creates a definition's job without reading the image. Tools are the programs that the definition's scripts need. The
 /// job contains all tools, as if the image had none of them. Packages with a URL must already be downloaded
 /// ([`super::super::download`]). Otherwise the job does not contain them.
@@ -60,7 +63,7 @@ pub fn add_image_facts(job: &mut Job, claims: &Claims, inside: &ImageTree) -> Re
         job.present.insert(path.clone(), inside.exists(path)?);
     }
     for path in &claims.read {
-        if let Some(text) = inside.read(path)? {
+        if let Some(text) = inside.read_at_most(path, TEXT_MAX)? {
             job.texts.insert(path.clone(), String::from_utf8_lossy(&text).into_owned());
         }
     }

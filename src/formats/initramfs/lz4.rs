@@ -36,7 +36,9 @@ impl<R: Read> Lz4LegacyReader<R> {
                 1..=PACKED_MAX => {
                     let mut packed = vec![0; length as usize];
                     self.source.read_exact(&mut packed)?;
-                    self.block = unpack(&packed).ok_or(io::ErrorKind::InvalidData)?;
+                    // An empty block is not valid. Otherwise a file could consist of many blocks without any output.
+                    let block = unpack(&packed).filter(|block| !block.is_empty());
+                    self.block = block.ok_or(io::ErrorKind::InvalidData)?;
                     self.at = 0;
                     return Ok(true);
                 }

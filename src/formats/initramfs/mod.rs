@@ -3,34 +3,94 @@
 
 pub mod lz4;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Error, Result, ensure};
+use std::cell::{Cell, RefCell};
 use std::io::{BufRead, BufReader, Read};
 use std::ops::ControlFlow::{self, Break, Continue};
 
-/// The maximum number of unpacked bytes. All modules and firmware of a general-purpose kernel have about 400 MiB.
-const UNPACKED_MAX: u64 = 4 << 30;
+/// The maximum number of bytes, both packed and unpacked. All modules and firmware of a general-purpose kernel have
+/// about 400 MiB.
+const BYTES_MAX: u64 = 2 << 30;
+/// The maximum number of archives. A usual initramfs has two to four.
+const ARCHIVES_MAX: u32 = 1000;
 /// The kernel's PATH_MAX.
 const NAME_MAX: u64 = 4096;
 const HEADER: usize = 110;
 /// The maximum nesting. The kernel accepts a compressed archive, but no compressed archive inside of it.
 const DEPTH_MAX: u32 = 1;
 /// The memory in bytes that the xz decoder may use. The strongest preset of xz needs 65 MiB.
-const MEMORY_MAX: u64 = 256 << 20;
+const MEMORY_MAX: u64 = 80 << 20;
 
-/// Calls `see` with the name of each file, without a leading `/` or `./`, until `see` returns `Break`.
+/// Calls `see` with the name of each file, without a leading `/` or `./`, until `see` returns `Break`. `count` gets the
+/// number of all bytes that are read and of all bytes that are unpacked. It is called for every few KiB. If it returns
+/// an error, the listing ends with this error.
 ///
 /// Errors: [`UnknownFormat`] if the compression is not supported. With any other error, the file is damaged or cannot
 /// be read.
-pub fn list_files(file: impl Read, see: &mut dyn FnMut(&[u8]) -> ControlFlow<()>) -> Result<()> {
-    let mut remaining = UNPACKED_MAX;
+pub fn list_files(
+    file: impl Read,
+    count: &dyn Fn(u64) -> Result<()>,
+    see: &mut dyn FnMut(&[u8]) -> ControlFlow<()>,
+) -> Result<()> {
     let mut found = false;
     let mut see = |name: &[u8]| {
         found = true;
         see(name)
     };
-    _ = list_archives(&mut Source::new(file), 0, &mut remaining, &mut see)?;
+    let counts = Counts { bytes: Cell::new(0), archives: Cell::new(0), error: RefCell::default(), count };
+    let listed = list_archives(&mut Source::new(file, &counts), 0, &counts, &mut see);
+    // The error passed through decoders, which may have replaced it by an error of their own.
+    if let Some(error) = counts.error.take() {
+        return Err(error);
+    }
+    _ = listed?;
     ensure!(found, "it contains no archive");
     Ok(())
+}
+
+/// Counts what is read from an initramfs.
+struct Counts<'c> {
+    bytes: Cell<u64>,
+    archives: Cell<u32>,
+    /// The error of a counter.
+    error: RefCell<Option<Error>>,
+    count: &'c dyn Fn(u64) -> Result<()>,
+}
+
+impl Counts<'_> {
+    fn add_bytes(&self, bytes: u64) -> Result<()> {
+        self.bytes.set(self.bytes.get() + bytes);
+        ensure!(
+            self.bytes.get() <= BYTES_MAX,
+            "it has more than {} GiB when it is unpacked",
+            BYTES_MAX >> 30
+        );
+        (self.count)(bytes)
+    }
+
+    fn add_archive(&self) -> Result<()> {
+        self.archives.set(self.archives.get() + 1);
+        ensure!(self.archives.get() <= ARCHIVES_MAX, "it has more than {ARCHIVES_MAX} archives");
+        Ok(())
+    }
+}
+
+/// Counts the bytes that are read.
+struct CountedReader<'c, R> {
+    inner: R,
+    counts: &'c Counts<'c>,
+}
+
+impl<R: Read> Read for CountedReader<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.inner.read(buffer)?;
+        self.counts.add_bytes(read as u64).map_err(|error| {
+            let text = format!("{error:#}");
+            *self.counts.error.borrow_mut() = Some(error);
+            std::io::Error::other(text)
+        })?;
+        Ok(read)
+    }
 }
 
 /// A format that is not supported.
@@ -43,15 +103,16 @@ impl std::fmt::Display for UnknownFormat {
 }
 impl std::error::Error for UnknownFormat {}
 
-/// A reader with lookahead.
-struct Source<R> {
-    inner: BufReader<R>,
+/// A reader with lookahead. Counts all bytes.
+struct Source<'c, R> {
+    inner: BufReader<CountedReader<'c, R>>,
     /// The bytes that were peeked at, but not read yet.
     peeked: Vec<u8>,
 }
 
-impl<R: Read> Source<R> {
-    fn new(inner: R) -> Self {
+impl<'c, R: Read> Source<'c, R> {
+    fn new(inner: R, counts: &'c Counts<'c>) -> Self {
+        let inner = CountedReader { inner, counts };
         Self { inner: BufReader::with_capacity(1 << 16, inner), peeked: Vec::new() }
     }
 
@@ -76,7 +137,7 @@ impl<R: Read> Source<R> {
         Ok(bytes)
     }
 }
-impl<R: Read> Read for Source<R> {
+impl<R: Read> Read for Source<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         let mut from = self.fill_buf()?;
         let read = from.read(buffer)?;
@@ -84,7 +145,7 @@ impl<R: Read> Read for Source<R> {
         Ok(read)
     }
 }
-impl<R: Read> BufRead for Source<R> {
+impl<R: Read> BufRead for Source<'_, R> {
     fn fill_buf(&mut self) -> std::io::Result<&[u8]> {
         if self.peeked.is_empty() { self.inner.fill_buf() } else { Ok(&self.peeked) }
     }
@@ -99,9 +160,9 @@ impl<R: Read> BufRead for Source<R> {
 }
 
 fn list_archives(
-    source: &mut Source<impl Read>,
+    source: &mut Source<'_, impl Read>,
     depth: u32,
-    remaining: &mut u64,
+    counts: &Counts<'_>,
     see: &mut dyn FnMut(&[u8]) -> ControlFlow<()>,
 ) -> Result<ControlFlow<()>> {
     for number in 0.. {
@@ -117,15 +178,16 @@ fn list_archives(
                 break;
             }
         }
+        counts.add_archive()?;
         let start = source.peek(6)?.to_vec();
         if start.starts_with(b"07070") {
-            if list_archive(source, remaining, see)?.is_break() {
+            if list_archive(source, see)?.is_break() {
                 return Ok(Break(()));
             }
             continue;
         }
         ensure!(depth < DEPTH_MAX, "the unpacked data is not an archive");
-        match list_compressed(&start, source, remaining, see) {
+        match list_compressed(&start, source, counts, see) {
             // The remaining data is a signature or a configuration (bootconfig). The kernel uses the archives before
             // this data.
             Err(error) if number > 0 && error.is::<UnknownFormat>() => break,
@@ -141,8 +203,8 @@ fn list_archives(
 
 fn list_compressed<R: Read>(
     start: &[u8],
-    source: &mut Source<R>,
-    remaining: &mut u64,
+    source: &mut Source<'_, R>,
+    counts: &Counts<'_>,
     see: &mut dyn FnMut(&[u8]) -> ControlFlow<()>,
 ) -> Result<ControlFlow<()>> {
     use liblzma::stream::Stream;
@@ -167,14 +229,12 @@ fn list_compressed<R: Read>(
         [0x89, b'L', b'Z', b'O', ..] => return Err(UnknownFormat("compressed by lzop").into()),
         _ => return Err(UnknownFormat("in an unknown format").into()),
     };
-    let limit = *remaining;
-    list_archives(&mut Source::new(inner.take(limit)), 1, remaining, see)
+    list_archives(&mut Source::new(inner, counts), 1, counts, see)
 }
 
 /// Lists one archive, up to its trailer.
 fn list_archive(
-    source: &mut Source<impl Read>,
-    remaining: &mut u64,
+    source: &mut Source<'_, impl Read>,
     see: &mut dyn FnMut(&[u8]) -> ControlFlow<()>,
 ) -> Result<ControlFlow<()>> {
     loop {
@@ -192,10 +252,6 @@ fn list_archive(
         // is padded in the same way.
         let padding = |length: u64| (4 - length % 4) % 4;
         let name_padding = padding(HEADER as u64 + length);
-        let whole = HEADER as u64 + length + name_padding + size + padding(size);
-        *remaining = remaining
-            .checked_sub(whole)
-            .with_context(|| format!("it is larger than {} GiB when it is unpacked", UNPACKED_MAX >> 30))?;
         source.skip(name_padding)?;
         if name == b"TRAILER!!!" {
             return Ok(Continue(()));
@@ -242,7 +298,7 @@ pub(crate) mod tests {
 
     fn listed(bytes: &[u8]) -> Result<Vec<String>> {
         let mut all = Vec::new();
-        list_files(bytes, &mut |name| {
+        list_files(bytes, &|_| Ok(()), &mut |name| {
             all.push(String::from_utf8_lossy(name).into_owned());
             Continue(())
         })?;
@@ -303,7 +359,7 @@ pub(crate) mod tests {
     fn listing_ends_when_the_callback_breaks() {
         let mut seen = 0;
         let broken = [&gzip(&modules())[..], b"garbage"].concat();
-        list_files(&broken[..], &mut |_| {
+        list_files(&broken[..], &|_| Ok(()), &mut |_| {
             seen += 1;
             if seen == 2 { Break(()) } else { Continue(()) }
         })
@@ -330,6 +386,34 @@ pub(crate) mod tests {
         let mut long = modules();
         long[94..102].copy_from_slice(b"7FFFFFFF");
         assert!(listed(&long).unwrap_err().to_string().contains("a file name has"));
+    }
+
+    #[test]
+    fn unpacked_bytes_are_counted() {
+        let zeros = gzip(&cpio(&[("zeros", &vec![0; 64 << 20])]));
+        let bytes = Cell::new(0);
+        let count = |more| {
+            bytes.set(bytes.get() + more);
+            ensure!(bytes.get() < 16 << 20, "counted");
+            Ok(())
+        };
+        let error = list_files(&zeros[..], &count, &mut |_| Continue(())).unwrap_err();
+        assert_eq!(error.to_string(), "counted");
+        assert!(zeros.len() < 8 << 20 && bytes.get() < 17 << 20, "{} {}", zeros.len(), bytes.get());
+    }
+
+    #[test]
+    fn bytes_and_archives_of_one_initramfs_are_limited() {
+        let mut header = cpio(&[("zeros", b"")])[..HEADER + 8].to_vec();
+        header[54..62].copy_from_slice(b"FFFFFFFC");
+        let endless = (&header[..]).chain(std::io::repeat(0));
+        let error = list_files(endless, &|_| Ok(()), &mut |_| Continue(())).unwrap_err();
+        assert!(format!("{error:#}").contains("more than 2 GiB"), "{error:#}");
+        for member in [gzip(b""), cpio(&[])] {
+            let many = member.repeat(ARCHIVES_MAX as usize + 1);
+            let error = listed(&many).unwrap_err();
+            assert!(format!("{error:#}").contains("more than 1000 archives"), "{error:#}");
+        }
     }
 
     /// Damaged input leads to a result or an error, but never to a panic or an endless loop.

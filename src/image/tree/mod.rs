@@ -7,20 +7,27 @@
 #[cfg(test)]
 mod tests;
 
+use super::limits::ReadMeter;
 use crate::text::escape_name;
 use anyhow::{Context, Result, bail};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
-use std::ffi::{CStr, OsString};
+use std::ffi::{CStr, CString, OsString};
 use std::fs::{File, Permissions};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{PermissionsExt, fchown};
 use std::path::Path;
+use std::sync::Arc;
 
 /// The maximum size of a file that oven itself reads. Release files, tables and lists of packages are small.
 const READ_MAX: u64 = 16 << 20;
+/// The maximum size in bytes of the names in a directory that is listed. A directory with a million names of usual
+/// lengths needs about 60 MiB.
+const LIST_MAX: usize = 96 << 20;
+/// The memory in bytes that a name needs besides its own bytes.
+const NAME_OVERHEAD: usize = 40;
 /// The number of attempts to open a path. A look-up fails with EAGAIN if another process renames an object at the same
 /// time.
 const RETRIES: u32 = 32;
@@ -29,23 +36,48 @@ const RETRIES: u32 = 32;
 #[derive(Debug)]
 pub struct ImageTree {
     dir: OwnedFd,
+    meter: Arc<ReadMeter>,
+}
+
+/// The names in a directory.
+pub(crate) struct NameList {
+    pub names: Vec<CString>,
+    /// The memory in bytes that the names need.
+    pub size: usize,
 }
 
 impl ImageTree {
     /// `dir` is a descriptor of a directory. It may be an `O_PATH` descriptor.
     pub fn new(dir: OwnedFd) -> Self {
-        Self { dir }
+        Self::with_meter(dir, ReadMeter::default())
+    }
+
+    /// Like [`Self::new`], with other limits for reads.
+    pub fn with_meter(dir: OwnedFd, meter: ReadMeter) -> Self {
+        Self { dir, meter: Arc::new(meter) }
     }
 
     pub fn open_dir(path: &Path) -> Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = rustix::fs::openat(CWD, path, flags, Mode::empty());
-        Ok(Self { dir: dir.with_context(|| format!("opening {}", path.display()))? })
+        Ok(Self::new(dir.with_context(|| format!("opening {}", path.display()))?))
     }
 
     /// Returns the tree's root.
     pub fn dir(&self) -> BorrowedFd<'_> {
         self.dir.as_fd()
+    }
+
+    /// Returns the counts of everything that was read.
+    pub fn meter(&self) -> &Arc<ReadMeter> {
+        &self.meter
+    }
+
+    /// Counts an object that is examined.
+    pub(crate) fn count_object(&self) -> Result<()> {
+        let inodes =
+            || rustix::fs::fstatvfs(&self.dir).map_or(0, |stat| stat.f_files.saturating_sub(stat.f_ffree));
+        self.meter.count_object(inodes)
     }
 
     /// Opens the object to which a path leads. Opening a FIFO does not block, and a terminal does not become the
@@ -58,13 +90,30 @@ impl ImageTree {
     /// Returns a file's content, or `None` if the file does not exist. Fails if it is not a regular file, or if it is
     /// larger than 16 MiB.
     pub fn read(&self, path: &str) -> Result<Option<Vec<u8>>> {
-        let Some(mut file) = self.open_file(path)? else { return Ok(None) };
+        self.read_at_most(path, READ_MAX)
+    }
+
+    /// Like [`Self::read`], with another limit in bytes.
+    pub fn read_at_most(&self, path: &str, max: u64) -> Result<Option<Vec<u8>>> {
+        let Some(file) = self.open_file(path)? else { return Ok(None) };
+        self.content_of(file, path, max).map(Some)
+    }
+
+    /// Returns the content of an open file. `path` is the file's path, for messages. Fails if the file is larger than
+    /// `max` bytes.
+    pub(crate) fn content_of(&self, mut file: File, path: &str, max: u64) -> Result<Vec<u8>> {
+        let doing = || format!("reading {path} in the image");
+        let size = file.metadata().with_context(doing)?.len();
         let mut content = Vec::new();
-        let read = (&mut file).take(READ_MAX + 1).read_to_end(&mut content);
-        if read.with_context(|| format!("reading {} in the image", escape_name(path)))? as u64 > READ_MAX {
-            bail!("{} in the image is larger than {} MiB", escape_name(path), READ_MAX >> 20);
+        if size <= max {
+            self.meter.count_content(size).with_context(doing)?;
+            (&mut file).take(max + 1).read_to_end(&mut content).with_context(doing)?;
         }
-        Ok(Some(content))
+        if size > max || content.len() as u64 > max {
+            let max = if max < 1 << 20 { format!("{} KiB", max >> 10) } else { format!("{} MiB", max >> 20) };
+            return Err(self.meter.exceeded(format!("{path} in the image is larger than {max}")));
+        }
+        Ok(content)
     }
 
     /// Returns the first `length` bytes of a file, or the whole file if it is shorter. Returns `None` if the file does
@@ -81,6 +130,7 @@ impl ImageTree {
     /// Opens a regular file for reading. Returns `None` if the file does not exist.
     pub fn open_file(&self, path: &str) -> Result<Option<File>> {
         let doing = || format!("opening {} in the image", escape_name(path));
+        self.count_object().with_context(doing)?;
         // The type is checked before the file is opened for reading, because opening a device or a FIFO can have side
         // effects.
         let Some(found) = absent(self.open(path, OFlags::PATH)).with_context(doing)? else { return Ok(None) };
@@ -94,12 +144,14 @@ impl ImageTree {
 
     /// Returns whether a path leads to an object. A dangling symlink does not.
     pub fn exists(&self, path: &str) -> Result<bool> {
-        let found = absent(self.open(path, OFlags::PATH));
-        Ok(found.with_context(|| format!("checking for {} in the image", escape_name(path)))?.is_some())
+        let doing = || format!("checking for {} in the image", escape_name(path));
+        self.count_object().with_context(doing)?;
+        Ok(absent(self.open(path, OFlags::PATH)).with_context(doing)?.is_some())
     }
 
     /// Returns the metadata of the directory to which a path leads, or `None` if there is no directory.
     pub fn directory(&self, path: &str) -> Result<Option<Stat>> {
+        self.count_object().with_context(|| format!("examining {path} in the image"))?;
         match self.open(path, OFlags::PATH | OFlags::DIRECTORY) {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
             found => {
@@ -115,6 +167,7 @@ impl ImageTree {
     /// Returns the metadata of the object itself. A symlink is not followed.
     pub fn metadata(&self, path: &str) -> Result<Option<Stat>> {
         let doing = || format!("examining {} in the image", escape_name(path));
+        self.count_object().with_context(doing)?;
         let Some(found) = absent(self.open(path, OFlags::PATH | OFlags::NOFOLLOW)).with_context(doing)?
         else {
             return Ok(None);
@@ -125,6 +178,7 @@ impl ImageTree {
     /// Returns the text of a symlink, or `None` if the object is not a symlink or does not exist.
     pub fn read_link(&self, path: &str) -> Result<Option<OsString>> {
         let doing = || format!("reading the link {} in the image", escape_name(path));
+        self.count_object().with_context(doing)?;
         let Some(found) = absent(self.open(path, OFlags::PATH | OFlags::NOFOLLOW)).with_context(doing)?
         else {
             return Ok(None);
@@ -143,9 +197,28 @@ impl ImageTree {
         let doing = || format!("listing {} in the image", escape_name(path));
         let dir = absent(self.open(path, OFlags::RDONLY | OFlags::DIRECTORY)).with_context(doing)?;
         let Some(dir) = dir else { return Ok(Vec::new()) };
-        let mut names: Vec<_> = names(&dir).with_context(doing)?.into_iter().map(os_string).collect();
+        let list = self.names_of(&dir, path, LIST_MAX).with_context(doing)?;
+        let mut names: Vec<_> =
+            list.names.into_iter().map(|name| OsString::from_vec(name.into_bytes())).collect();
         names.sort_unstable();
         Ok(names)
+    }
+
+    /// Returns the names in an open directory, without `.` and `..`. They are not sorted. Fails if they need more than
+    /// `max` bytes of memory.
+    pub(crate) fn names_of(&self, dir: &OwnedFd, path: &str, max: usize) -> Result<NameList> {
+        let (mut names, mut size) = (Vec::new(), 0);
+        names_in(dir, &mut |name| {
+            self.count_object()?;
+            size += name.to_bytes().len() + NAME_OVERHEAD;
+            if size > max {
+                let what = format!("the directory {path} in the image, or one above it, has too many names");
+                return Err(self.meter.exceeded(what));
+            }
+            names.push(name.to_owned());
+            Ok(true)
+        })?;
+        Ok(NameList { names, size })
     }
 
     /// Writes a file under a temporary name, and then renames it to `path`. An existing file or symlink at `path` is
@@ -293,7 +366,7 @@ pub(crate) fn absent<T>(found: rustix::io::Result<T>) -> rustix::io::Result<Opti
     }
 }
 
-fn ensure_regular(fd: &OwnedFd, path: &str) -> Result<()> {
+pub(crate) fn ensure_regular(fd: &OwnedFd, path: &str) -> Result<()> {
     let stat =
         rustix::fs::fstat(fd).with_context(|| format!("examining {} in the image", escape_name(path)))?;
     match FileType::from_raw_mode(stat.st_mode) {
@@ -333,16 +406,16 @@ fn split(path: &str) -> Result<(String, String)> {
     }
 }
 
-/// Returns the names in an open directory, without `.` and `..`. They are not sorted.
-pub(crate) fn names(dir: &OwnedFd) -> rustix::io::Result<Vec<std::ffi::CString>> {
-    let mut names = Vec::new();
+/// Calls `take` with each name in an open directory, except `.` and `..`, until `take` returns false.
+pub(crate) fn names_in(dir: &OwnedFd, take: &mut dyn FnMut(&CStr) -> Result<bool>) -> Result<()> {
     for entry in Dir::read_from(dir)? {
         let entry = entry?;
-        if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
-            names.push(entry.file_name().to_owned());
+        let name = entry.file_name();
+        if !matches!(name.to_bytes(), b"." | b"..") && !take(name)? {
+            break;
         }
     }
-    Ok(names)
+    Ok(())
 }
 
 pub(crate) fn os_string(name: impl AsRef<CStr>) -> OsString {

@@ -1,9 +1,12 @@
 use super::*;
+use crate::image::limits::{ReadLimits, ReadMeter};
+use crate::image::remove::remove_directory;
 use crate::image::walk::Walk;
 use rustix::fs::{CWD, mknodat};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::PathBuf;
 
@@ -210,13 +213,166 @@ fn emptying_leaves_what_the_caller_excludes() {
     assert_eq!(before, ground.canary());
 }
 
+/// The depth of a tree whose paths are longer than the kernel permits. A process cannot have so many open descriptors.
+const DEPTH: usize = 3000;
+
+fn deep(ground: &Ground) {
+    let mut dir = rustix::fs::openat(CWD, ground.at(""), OFlags::PATH, Mode::empty()).unwrap();
+    for _ in 0..DEPTH {
+        fs::write(format!("/proc/self/fd/{}/file", dir.as_raw_fd()), "x").unwrap();
+        rustix::fs::mkdirat(&dir, "d", Mode::RWXU).unwrap();
+        dir = rustix::fs::openat(&dir, "d", OFlags::PATH, Mode::empty()).unwrap();
+    }
+}
+
 #[test]
-fn a_tree_without_end_is_an_error() {
+fn a_tree_of_any_depth_is_walked_and_removed() {
     let ground = Ground::new();
-    let deep = "d/".repeat(400);
-    fs::create_dir_all(ground.at(&deep)).unwrap();
-    let error = ground.inside.remove_tree_content("/d", &|_| false).unwrap_err();
-    assert!(format!("{error:#}").contains("is more than 200 directories deep"), "{error:#}");
-    let error = ground.inside.walk("/d", &mut |_, _| Ok(Walk::On)).unwrap_err();
-    assert!(error.to_string().contains("is more than 200 directories deep"));
+    deep(&ground);
+    let (mut files, mut deepest) = (0, 0);
+    let walked = ground.inside.walk("/", &mut |path, stat| {
+        files += usize::from(FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile);
+        deepest = deepest.max(path.len());
+        Ok(Walk::On)
+    });
+    walked.unwrap();
+    assert_eq!((files, deepest), (DEPTH, 2 * (DEPTH - 1) + "/file".len()));
+    assert_eq!(
+        ground.inside.remove_tree_content("/", &|path| path == "/file").unwrap(),
+        2 * DEPTH as u64 - 1
+    );
+    assert_eq!(ground.inside.list("/").unwrap(), ["file"]);
+    deep(&ground);
+    remove_directory(&ground.at(""), &|| false).unwrap();
+    assert!(!ground.at("").exists());
+}
+
+#[test]
+fn a_walk_is_in_the_order_of_names_and_returns_from_each_directory() {
+    let ground = Ground::new();
+    for path in ["a/b/c", "a/d", "b/a/a", "b/b", "b/c/x/y"] {
+        fs::create_dir_all(ground.at(path)).unwrap();
+    }
+    let mut visited = Vec::new();
+    let walked = ground.inside.walk("/", &mut |path, _| {
+        visited.push(path.to_owned());
+        Ok(if path == "/b/c" { Walk::Past } else { Walk::On })
+    });
+    walked.unwrap();
+    assert_eq!(visited, ["/a", "/a/b", "/a/b/c", "/a/d", "/b", "/b/a", "/b/a/a", "/b/b", "/b/c"]);
+}
+
+/// While a tree is walked, somebody moves the current directory out of it. The walk must not go on outside.
+#[test]
+fn a_directory_that_is_moved_away_ends_a_walk() {
+    let ground = Ground::new();
+    fs::create_dir_all(ground.at("a/b/c/d")).unwrap();
+    fs::write(ground.at("a/z"), "").unwrap();
+    let before = ground.canary();
+    let walked = ground.inside.walk("/", &mut |path, _| {
+        assert!(!path.contains("secret"), "{path}");
+        if path.ends_with("/d") {
+            fs::rename(ground.at("a/b/c"), ground.dir.path().join("canary/c")).unwrap();
+        }
+        Ok(Walk::On)
+    });
+    let error = format!("{:#}", walked.unwrap_err());
+    assert!(error.contains("another process moved the directory"), "{error}");
+    fs::remove_dir(ground.dir.path().join("canary/c/d")).unwrap();
+    fs::remove_dir(ground.dir.path().join("canary/c")).unwrap();
+    assert!(ground.canary().keys().eq(before.keys()));
+}
+
+#[test]
+fn a_link_in_place_of_a_directory_is_not_emptied() {
+    let ground = Ground::new();
+    symlink(ground.dir.path().join("canary"), ground.at("link")).unwrap();
+    let before = ground.canary();
+    assert!(remove_directory(&ground.at("link"), &|| false).is_err());
+    fs::create_dir(ground.at("dir")).unwrap();
+    symlink(ground.dir.path().join("canary"), ground.at("dir/link")).unwrap();
+    remove_directory(&ground.at("dir"), &|| false).unwrap();
+    assert_eq!(before, ground.canary());
+}
+
+#[test]
+fn what_cannot_be_removed_is_named_and_the_rest_is_removed() {
+    let ground = Ground::new();
+    for path in ["dir/a/x", "dir/b/x", "dir/c"] {
+        fs::create_dir_all(ground.at(path)).unwrap();
+    }
+    let error =
+        |stops: &dyn Fn() -> bool| format!("{:#}", remove_directory(&ground.at("dir"), stops).unwrap_err());
+    assert!(error(&|| true).ends_with("interrupted"), "{}", error(&|| true));
+    assert!(ground.at("dir/c").exists());
+    // Even root cannot remove an immutable file. A file system in memory may not support this attribute.
+    let dir = tempfile::tempdir().unwrap();
+    let at = |path: &str| dir.path().join("top").join(path);
+    for path in ["a/x", "b/x", "c"] {
+        fs::create_dir_all(at(path)).unwrap();
+    }
+    fs::write(at("b/x/stays"), "").unwrap();
+    fs::write(at("b/x/goes"), "").unwrap();
+    let change = |how: &str| {
+        std::process::Command::new("chattr").arg(how).arg(at("b/x/stays")).status().is_ok_and(|s| s.success())
+    };
+    if change("+i") {
+        let removed = remove_directory(&at(""), &|| false);
+        assert!(change("-i"));
+        let error = format!("{:#}", removed.unwrap_err());
+        assert!(error.contains("/b/x/stays: Operation not permitted"), "{error}");
+        let left =
+            |path: &str| fs::read_dir(at(path)).unwrap().map(|e| e.unwrap().file_name()).collect::<Vec<_>>();
+        assert_eq!((left(""), left("b/x")), (vec!["b".into()], vec!["stays".into()]));
+    }
+}
+
+fn limited(ground: &Ground, limits: ReadLimits) -> ImageTree {
+    let dir = rustix::fs::openat(CWD, ground.at(""), OFlags::PATH, Mode::empty()).unwrap();
+    ImageTree::with_meter(dir, ReadMeter::new(limits, || false))
+}
+
+#[test]
+fn everything_that_is_read_counts() {
+    let ground = Ground::new();
+    for number in 0..20 {
+        fs::write(ground.at(&number.to_string()), "xxxxx").unwrap();
+    }
+    let content = limited(&ground, ReadLimits { content: 12, ..ReadLimits::default() });
+    assert_eq!(content.read("/0").unwrap().unwrap(), b"xxxxx");
+    assert_eq!(content.read_text("/1").unwrap(), "xxxxx");
+    for failed in [content.read("/2").unwrap_err(), content.read_text("/3").unwrap_err()] {
+        assert!(format!("{failed:#}").contains("have more than"), "{failed:#}");
+        assert_eq!(crate::error::Kind::of(&failed), crate::error::Kind::Definition);
+    }
+    fs::write(ground.at("large"), [b'x'; 1025]).unwrap();
+    assert_eq!(ground.inside.read_at_most("/large", 1025).unwrap().unwrap().len(), 1025);
+    let error = ground.inside.read_at_most("/large", 1024).unwrap_err();
+    assert_eq!(error.to_string(), "/large in the image is larger than 1 KiB");
+    assert_eq!(crate::error::Kind::of(&error), crate::error::Kind::Definition);
+    ground.inside.meter().note_step();
+    let error = ground.inside.read_at_most("/large", 1024).unwrap_err();
+    assert_eq!(crate::error::Kind::of(&error), crate::error::Kind::Step);
+}
+
+#[test]
+fn a_stop_ends_every_read() {
+    let ground = Ground::new();
+    fs::write(ground.at("file"), "x").unwrap();
+    let dir = rustix::fs::openat(CWD, ground.at(""), OFlags::PATH, Mode::empty()).unwrap();
+    let inside = ImageTree::with_meter(dir, ReadMeter::new(ReadLimits::default(), || true));
+    for (what, ended) in [
+        ("read", inside.read("/file").map(drop)),
+        ("list", inside.list("/").map(drop)),
+        ("walk", inside.walk("/", &mut |_, _| Ok(Walk::On))),
+        ("expand", inside.expand("/*").map(drop)),
+        ("metadata", inside.metadata("/file").map(drop)),
+        ("remove", inside.remove_tree_content("/", &|_| false).map(drop)),
+    ] {
+        assert_eq!(
+            crate::error::Kind::of(&ended.expect_err(what)),
+            crate::error::Kind::Interrupted,
+            "{what}"
+        );
+    }
 }

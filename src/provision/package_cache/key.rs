@@ -14,6 +14,9 @@ use std::path::Path;
 
 /// The version of the key's format. It is increased when the meaning of the key or of the cached data changes.
 const FORMAT: &str = "1";
+/// The maximum number of package sources: files and links in the directories that a plan lists. Usual images have less
+/// than 100.
+const SOURCES_MAX: usize = 10_000;
 /// The number of hexadecimal digits of a key. 40 digits are 160 bits, so different inputs practically never have the
 /// same key.
 const DIGITS: usize = 40;
@@ -72,27 +75,26 @@ fn add_source(path: &str, inside: &ImageTree, contents: &mut Sources) -> Result<
         }
         return Ok(());
     }
-    let mut found = Vec::new();
-    inside.walk(path, &mut |path, stat| {
-        found.push((path.to_owned(), FileType::from_raw_mode(stat.st_mode)));
-        Ok(Walk::On)
-    })?;
-    for (path, kind) in found {
-        let what = match kind {
-            FileType::RegularFile => file_digest(&path, inside)?,
+    inside.walk_entries(path, &mut |entry| {
+        let path = entry.path;
+        let what = match entry.kind() {
+            FileType::RegularFile => file_digest(path, inside)?,
             FileType::Symlink => {
-                let target = inside.read_link(&path)?.unwrap_or_default();
+                let target = entry.read_link()?;
                 let content =
-                    if inside.directory(&path)?.is_none() { file_digest(&path, inside)? } else { None };
+                    if inside.directory(path)?.is_none() { file_digest(path, inside)? } else { None };
                 Some(format!("{} {}", target.display(), content.unwrap_or_default()))
             }
             _ => None,
         };
         if let Some(what) = what {
-            contents.insert(path, what);
+            contents.insert(path.to_owned(), what);
         }
-    }
-    Ok(())
+        if contents.len() > SOURCES_MAX {
+            return Err(inside.meter().exceeded(format!("{path}: more than {SOURCES_MAX} package sources")));
+        }
+        Ok(Walk::On)
+    })
 }
 
 fn file_digest(path: &str, inside: &ImageTree) -> Result<Option<String>> {

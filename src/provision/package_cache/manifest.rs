@@ -1,8 +1,10 @@
 //! Describes the content of a cache's directory: all objects by path, with the digest of each file.
 
+use crate::error::Kind;
 use crate::sys::lock::lock_mutex;
+use crate::sys::signals::is_stop_requested;
 use crate::text::escape_name;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -16,6 +18,11 @@ use std::path::{Path, PathBuf};
 const BUFFER_BYTES: usize = 256 << 10;
 /// The maximum depth of directories. Package managers use a depth of four or five.
 const DEPTH_MAX: usize = 32;
+/// The maximum number of objects. A thousand packages and the indexes of ten repositories are far below this limit.
+const OBJECTS_MAX: usize = 100_000;
+/// The maximum size of all files together, in bytes. A file may be larger than its space on the disk. The package cache
+/// is much smaller than this limit.
+const BYTES_MAX: u64 = 32 << 30;
 /// The maximum number of threads that compute digests. More threads are not faster, because the disk is the limit.
 const MAX_THREADS: usize = 4;
 /// The attribute that marks an opaque directory in an overlay's upper layer. Such a directory hides the content of the
@@ -154,6 +161,8 @@ fn scan(
     changes.tree.insert(path.to_owned(), read_entry(&metadata).with_context(reading)?);
     for child in fs::read_dir(&at).with_context(reading)? {
         let child = child.with_context(reading)?;
+        let objects = changes.tree.len() + changes.gone.len() + changes.emptied.len();
+        ensure!(objects <= 2 * OBJECTS_MAX, "{} has more than {OBJECTS_MAX} files", dir.display());
         let Ok(name) = child.file_name().into_string() else { continue };
         let below = if path.is_empty() { name } else { format!("{path}/{name}") };
         let metadata = child.metadata().with_context(reading)?; // symlinks are not followed
@@ -230,6 +239,8 @@ fn digests(dir: &Path, files: Vec<String>) -> Result<Vec<(String, String)>> {
     for path in files {
         sized.push((fs::symlink_metadata(dir.join(&path)).map_or(0, |m| m.size()), path));
     }
+    let total = sized.iter().fold(0u64, |total, (size, _)| total.saturating_add(*size));
+    ensure!(total <= BYTES_MAX, "{} has more than {} GiB of files", dir.display(), BYTES_MAX >> 30);
     sized.sort();
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
     let (queue, threads) = (std::sync::Mutex::new(sized), threads.max(1));
@@ -257,6 +268,9 @@ fn digest(path: &Path, buffer: &mut [u8]) -> Result<String> {
     let mut file = open(path).with_context(reading)?;
     let mut hasher = blake3::Hasher::new();
     loop {
+        if is_stop_requested() {
+            return Err(Kind::Interrupted.error("interrupted"));
+        }
         match file.read(buffer).with_context(reading)? {
             0 => return Ok(hasher.finalize().to_hex().to_string()),
             count => _ = hasher.update(&buffer[..count]),

@@ -44,6 +44,8 @@ pub const DIR: &str = "packages";
 /// second.
 pub const LIMIT: u64 = 4 << 30;
 
+/// The maximum number of directories that a new cache takes over from the image. Usual images have less than 20.
+const SEED_MAX: usize = 1000;
 /// The number of bytes that must stay free on this machine's disk. If fewer bytes are free, a step that downloads
 /// fails. So the builder continues to work even if an image's package manager downloads too much.
 const MIN_FREE: u64 = 1 << 30;
@@ -117,7 +119,7 @@ impl<'a> DownloadCaches<'a> {
     pub async fn mounts(&self, wanted: CacheUse) -> Result<Vec<CacheMount>> {
         let report = self.request.report;
         if !wanted.trusted {
-            self.settle(report).await;
+            self.settle().await;
         }
         let Some(cache) = self.request.cache else { return Ok(Vec::new()) };
         if wanted.fetches && !self.tried_to_open.replace(true) {
@@ -140,7 +142,8 @@ impl<'a> DownloadCaches<'a> {
     /// Limits the size and the number of the files that steps write to the caches. If this machine cannot do this, only
     /// the free space is watched ([`Self::full`]).
     async fn limit_writes(&self) {
-        let Some(OpenCaches { dir, caches, mut working }) = self.caches.take() else { return };
+        let Some(mut caches) = self.caches.take() else { return };
+        let Some(mut working) = caches.working.take() else { return };
         let limited = tokio::task::spawn_blocking(move || (working.limit_writes(), working)).await;
         // If the thread panicked, later steps see the image's own directories.
         let (limited, working) = match limited {
@@ -153,12 +156,13 @@ impl<'a> DownloadCaches<'a> {
                 MIN_FREE >> 20
             ));
         }
-        *self.caches.borrow_mut() = working.map(|working| OpenCaches { dir, caches, working });
+        caches.working = working;
+        *self.caches.borrow_mut() = caches.working.is_some().then_some(caches);
     }
 
     /// Returns the failure of a step that wrote to the caches and reached the limit of the downloads.
     pub fn limit_failure(&self) -> Option<Failure> {
-        self.caches.borrow().as_ref().and_then(|caches| caches.working.limit_failure())
+        self.caches.borrow().as_ref()?.session()?.limit_failure()
     }
 
     /// Returns the package cache's directory if the caches are open.
@@ -180,34 +184,47 @@ impl<'a> DownloadCaches<'a> {
     pub fn is_done(&self, step: &str) -> bool {
         let caches = self.caches.borrow();
         !self.distrusted.get()
-            && caches.as_ref().is_some_and(|caches| caches.working.is_done(step).unwrap_or(false))
+            && caches
+                .as_ref()
+                .is_some_and(|caches| caches.session().is_some_and(|s| s.is_done(step).unwrap_or(false)))
     }
 
     /// Records that a fetch step was done.
     pub fn note_done(&self, step: String) {
-        if let Some(caches) = self.caches.borrow_mut().as_mut() {
-            caches.working.note_done(step);
+        if let Some(session) = self.caches.borrow_mut().as_mut().and_then(|caches| caches.working.as_mut()) {
+            session.note_done(step);
         }
     }
 
     /// Publishes the downloads of fetch steps at the first call. Later calls do nothing, because package code or a
     /// script may have run after the first call.
-    pub async fn settle(&self, report: &Report) {
+    pub async fn settle(&self) {
         if self.distrusted.replace(true) {
             return;
         }
         let caches = self.caches.take();
         if let Some(caches) = caches {
-            *self.caches.borrow_mut() = caches.publish(report).await;
+            *self.caches.borrow_mut() = caches.publish().await;
         }
     }
 }
 
-/// The caches that are open.
+/// The caches that are open. When the value is dropped, the downloads that were not published are removed. If that
+/// fails, a warning is printed.
 struct OpenCaches {
     dir: PathBuf,
     caches: Vec<Cache>,
-    working: CacheSession,
+    /// `None` if publishing panicked.
+    working: Option<CacheSession>,
+    report: Report,
+}
+
+impl Drop for OpenCaches {
+    fn drop(&mut self) {
+        if let Some(Err(error)) = self.working.take().map(CacheSession::close) {
+            self.report.warn(format!("{error:#}"));
+        }
+    }
 }
 
 /// The caches that a thread is opening.
@@ -261,15 +278,20 @@ impl OpenCaches {
     async fn open(opening: Result<Option<Opening>>, report: &Report) -> Result<Option<Self>> {
         let Some(Opening { dir, caches, working }) = opening? else { return Ok(None) };
         let step = report.step("cache", "verifying cached packages");
-        let working = working.await.context("waiting for a thread")??;
+        let mut working = working.await.context("waiting for a thread")??;
         step.done();
+        report_failures(&mut working, report);
         let (bytes, damaged) = (working.cached_bytes, working.damaged);
         if damaged > 0 {
             let dir = dir.display();
             report.warn(format!("{damaged} files in {dir} are damaged and are not used"));
         }
         report.detail(format!("{} MiB are cached", bytes >> 20));
-        Ok(Some(Self { dir, caches, working }))
+        Ok(Some(Self { dir, caches, working: Some(working), report: report.clone() }))
+    }
+
+    fn session(&self) -> Option<&CacheSession> {
+        self.working.as_ref()
     }
 
     fn mounts(&self, access: CacheAccess) -> Vec<CacheMount> {
@@ -280,26 +302,40 @@ impl OpenCaches {
         };
         match access {
             CacheAccess::None => Vec::new(),
-            _ => self.caches.iter().zip(self.working.layers()).map(mount).collect(),
+            _ => {
+                let layers = self.session().map_or(&[][..], CacheSession::layers);
+                self.caches.iter().zip(layers).map(mount).collect()
+            }
         }
     }
 
     /// Publishes the downloads. If the publishing thread panics, the caches are lost, and this function returns `None`.
     /// Then later steps see the image's own directories.
-    async fn publish(self, report: &Report) -> Option<Self> {
-        let step = report.step("cache", "caching packages");
-        let Self { dir, caches, mut working } = self;
+    async fn publish(mut self) -> Option<Self> {
+        let step = self.report.step("cache", "caching packages");
+        let mut working = self.working.take()?;
         let published = tokio::task::spawn_blocking(move || (working.publish(), working)).await;
-        let (published, working) = match published {
-            Ok((published, working)) => (published, Some(working)),
-            Err(error) => (Err(error.into()), None),
+        let published = match published {
+            Ok((published, mut working)) => {
+                report_failures(&mut working, &self.report);
+                self.working = Some(working);
+                published
+            }
+            Err(error) => Err(error.into()),
         };
         match published {
-            Ok(bytes) => report.detail(format!("{} MiB were added to the package cache", bytes >> 20)),
-            Err(error) => report.warn(format!("packages are not cached: {error:#}")),
+            Ok(bytes) => self.report.detail(format!("{} MiB were added to the package cache", bytes >> 20)),
+            Err(error) => self.report.warn(format!("packages are not cached: {error:#}")),
         }
         step.done();
-        working.map(|working| Self { dir, caches, working })
+        self.working.is_some().then_some(self)
+    }
+}
+
+/// Prints a warning for everything in the package cache that could not be removed.
+fn report_failures(working: &mut CacheSession, report: &Report) {
+    for error in working.failures.drain(..) {
+        report.warn(format!("{error:#}"));
     }
 }
 
@@ -337,6 +373,10 @@ fn read_seed(inside: &ImageTree, path: &str) -> Result<Option<CacheTree>> {
         {
             tree.insert(below.trim_start_matches('/').to_owned(), directory(stat));
         }
+        if tree.len() > SEED_MAX {
+            let what = format!("{path} in the image has more than {SEED_MAX} directories");
+            return Err(inside.meter().exceeded(what));
+        }
         Ok(Walk::On)
     })?;
     Ok(Some(tree))
@@ -347,13 +387,16 @@ fn read_seed(inside: &ImageTree, path: &str) -> Result<Option<CacheTree>> {
 fn supports_overlays(store: &CacheStore) -> bool {
     let try_overlay = || -> Result<()> {
         let lock = store.lock()?;
-        let temp = store.work(&lock)?;
+        // Without a lock file of its own, the directory counts as a leftover if it is not removed here.
+        let temp = store.work(&lock)?.keep();
         let layers = ["lower", "upper", "work"].map(|name| -> Result<OwnedFd> {
-            std::fs::create_dir(temp.path().join(name))?;
-            open_directory(&temp.path().join(name))
+            std::fs::create_dir(temp.join(name))?;
+            open_directory(&temp.join(name))
         });
         let [lower, upper, work] = layers;
-        overlay(lower?.as_fd(), upper?.as_fd(), work?.as_fd())?;
+        let made = overlay(lower?.as_fd(), upper?.as_fd(), work?.as_fd());
+        store::remove(&temp)?;
+        made?;
         Ok(())
     };
     try_overlay().is_ok()

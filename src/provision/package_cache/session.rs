@@ -10,7 +10,7 @@ use crate::error::Failure;
 use crate::sys::lock::{FileLock, LockMode};
 use crate::sys::space::{free_space, no_space};
 use crate::sys::state_files;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, bail};
 use oven_distro::Cache;
 use oven_distro::Holds;
 use rustix::fs::{CWD, FileType, Mode};
@@ -55,6 +55,8 @@ pub struct CacheSession {
     pub damaged: usize,
     /// The damaged paths of each cache.
     damaged_paths: Vec<Vec<String>>,
+    /// The errors of leftovers and old generations that could not be removed.
+    pub failures: Vec<Error>,
     dir: PathBuf,
     /// The file system with the directories to which steps write. `None` until [`Self::limit_writes`] is called, or if
     /// this machine cannot mount one.
@@ -77,7 +79,7 @@ impl CacheSession {
     ) -> Result<Self> {
         let key = store.dir().join(key);
         let store_lock = store.lock()?;
-        store.sweep();
+        let failures = store.sweep();
         state_files::create_dir(&key)?;
         let dir = store.work(&store_lock)?.keep();
         let lock = lock_file(&dir.join(LOCK), LockMode::Exclusive)?;
@@ -114,6 +116,7 @@ impl CacheSession {
             cached_bytes,
             damaged,
             damaged_paths,
+            failures,
             dir,
             area: None,
             tried_to_limit: false,
@@ -291,7 +294,7 @@ impl CacheSession {
         self.damaged = 0;
         self.damaged_paths = vec![Vec::new(); self.trees.len()];
         self.lay_out()?;
-        self.store.trim();
+        self.failures.extend(self.store.trim());
         drop(store_lock);
         Ok(after.saturating_sub(before))
     }
@@ -313,6 +316,12 @@ impl CacheSession {
             Some(free) if free < needed => Err(no_space(dir, needed)),
             _ => Ok(()),
         }
+    }
+
+    /// Removes the downloads that were not published.
+    pub fn close(mut self) -> Result<()> {
+        drop(self.area.take());
+        remove(&self.dir)
     }
 
     /// Returns the steps that later bakes can skip. `trees` is the content that is being published. The steps of this
@@ -389,7 +398,7 @@ impl CacheSession {
 impl Drop for CacheSession {
     fn drop(&mut self) {
         drop(self.area.take());
-        // If this fails, the next bake removes the directory.
+        // After `close`, the directory is missing. If the removal fails, the next bake reports that.
         _ = remove(&self.dir);
     }
 }

@@ -8,15 +8,19 @@
 
 use super::manifest;
 use super::manifest::{CacheEntry, CacheTree};
+use crate::image::remove::remove_directory;
 use crate::image::tree::ImageTree;
+use crate::image::walk::Walk;
 use crate::sys::lock::{FileLock, LockMode};
+use crate::sys::signals::is_stop_requested;
 use crate::sys::state_files;
-use anyhow::{Context, Result};
-use rustix::fs::OFlags;
+use anyhow::{Context, Error, Result};
+use rustix::fs::{FileType, OFlags};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, BufReader, BufWriter, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use tempfile::TempDir;
@@ -44,7 +48,8 @@ const FORMAT: u32 = 1;
 #[derive(Debug, Clone)]
 pub struct CacheStore {
     dir: PathBuf,
-    /// The limit in bytes. Generations in use are never removed, so the store can temporarily be larger than the limit.
+    /// The limit in bytes for everything in the directory. Generations in use and directories of running bakes are never
+    /// removed, so the store can temporarily be larger than the limit.
     limit: u64,
 }
 
@@ -59,6 +64,15 @@ pub struct Index {
     pub download_times: Vec<BTreeMap<String, u64>>,
     /// The keys of the steps that can be skipped as long as the trees do not change.
     pub done: BTreeSet<String>,
+}
+
+/// What [`CacheStore::remove_leftovers`] did.
+#[derive(Debug, Default)]
+pub struct CacheSweep {
+    /// The leftovers that were removed, or only listed.
+    pub found: Vec<PathBuf>,
+    /// The errors of the leftovers that could not be removed.
+    pub failures: Vec<Error>,
 }
 
 /// A generation that is in use. It is not removed while this value exists.
@@ -96,53 +110,92 @@ impl CacheStore {
         lock_file(&self.dir.join(LOCK), LockMode::Exclusive)
     }
 
-    /// Removes the working directories of killed bakes. A bake creates and locks its directory while it holds the
-    /// store's lock. So if the caller holds the store's lock, a directory that is not locked belongs to a killed bake.
-    /// If a directory cannot be removed, the next call tries again.
-    pub fn sweep(&self) {
-        for (_, path) in children(&self.dir).filter(|(name, _)| name.starts_with(WORK)) {
+    /// Returns the leftovers of killed bakes: their working directories, and generations that they did not finish. A bake
+    /// creates and locks its directory while it holds the store's lock. So if the caller holds the store's lock, a
+    /// directory that is not locked belongs to a killed bake.
+    fn leftovers(&self) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        for (name, path) in children(&self.dir).filter(|(_, path)| is_directory(path)) {
+            if !name.starts_with(WORK) {
+                found
+                    .extend(children(&path).filter(|(name, _)| name.starts_with(PART)).map(|(_, path)| path));
+                continue;
+            }
             let lock = path.join(LOCK);
             let absent = |error: io::Error| error.kind() == io::ErrorKind::NotFound;
             if fs::symlink_metadata(&lock).is_err_and(absent) || try_lock(&lock).is_some() {
-                _ = remove(&path);
+                found.push(path);
             }
         }
+        found
+    }
+
+    /// Removes the leftovers of killed bakes. The store must be locked. Returns the errors of those that could not be
+    /// removed. The next call tries again.
+    pub fn sweep(&self) -> Vec<Error> {
+        self.leftovers().iter().filter_map(|path| remove_directory(path, &is_stop_requested).err()).collect()
+    }
+
+    /// Removes the leftovers of killed bakes, or only lists them if `dry_run` is true. Then nothing is changed.
+    pub fn remove_leftovers(&self, dry_run: bool) -> Result<CacheSweep> {
+        let mut swept = CacheSweep::default();
+        // Without this file, no bake has used the store yet.
+        if !self.dir.join(LOCK).exists() {
+            return Ok(swept);
+        }
+        let _lock = lock_file(&self.dir.join(LOCK), LockMode::Exclusive)?;
+        for path in self.leftovers() {
+            match if dry_run { Ok(()) } else { remove_directory(&path, &is_stop_requested) } {
+                Ok(()) => swept.found.push(path),
+                Err(error) => swept.failures.push(error),
+            }
+        }
+        if !dry_run {
+            swept.failures.extend(self.trim());
+        }
+        Ok(swept)
     }
 
     /// Removes all generations except the newest of each key. Then removes the least recently used keys until the store
-    /// is within its limit. Generations in use are not removed. The store must be locked.
-    pub fn trim(&self) {
-        let (mut keys, mut total) = (Vec::new(), 0);
+    /// is within its limit. Everything in the store's directory counts. Generations in use are not removed. The store
+    /// must be locked. Returns the errors of what could not be removed.
+    pub fn trim(&self) -> Vec<Error> {
+        let (mut keys, mut total, mut failures) = (Vec::new(), 0u64, Vec::new());
         for (name, key) in children(&self.dir) {
-            if name.starts_with(WORK) || !key.is_dir() {
+            if name.starts_with(WORK) || !is_directory(&key) {
+                total = total.saturating_add(used_bytes(&key));
                 continue;
             }
-            let mut all = generation_numbers(&key);
-            let newest = all.pop();
-            for old in all.into_iter().map(|number| key.join(number.to_string())) {
-                if try_lock(&old.join(INDEX)).is_some() {
-                    _ = remove(&old);
-                }
-            }
+            let newest = generation_numbers(&key).pop();
             for (name, path) in children(&key) {
-                if name.starts_with(PART) {
-                    _ = remove(&path);
+                let number: Option<u64> = name.parse().ok();
+                if number.is_some() && number == newest {
+                    continue;
                 }
+                let is_unused =
+                    name.starts_with(PART) || number.is_some() && try_lock(&path.join(INDEX)).is_some();
+                if is_unused {
+                    failures.extend(remove(&path).err());
+                }
+                total = total.saturating_add(used_bytes(&path));
             }
             let Some(newest) = newest.map(|number| key.join(number.to_string())) else { continue };
             let used = fs::metadata(newest.join(INDEX)).and_then(|metadata| metadata.modified());
             let bytes = Index::read(&newest).map_or(0, |index| index.trees.iter().map(total_bytes).sum());
-            total += bytes;
+            total = total.saturating_add(bytes);
             keys.push((used.unwrap_or(SystemTime::UNIX_EPOCH), bytes, key, newest));
         }
         keys.sort();
         for (_, bytes, key, newest) in keys {
             if total > self.limit && try_lock(&newest.join(INDEX)).is_some() {
-                _ = remove(&newest);
+                match remove(&newest) {
+                    Ok(()) => total -= bytes,
+                    Err(error) => failures.push(error),
+                }
                 _ = fs::remove_dir(&key);
-                total -= bytes;
             }
         }
+        failures
     }
 }
 
@@ -209,10 +262,35 @@ impl CacheGeneration {
     }
 }
 
-/// Removes a directory with its content. Links are not followed, and mounted file systems are not entered.
+/// Removes a directory with its content. A signal does not end the removal.
 pub fn remove(dir: &Path) -> Result<()> {
-    empty(dir)?;
-    fs::remove_dir(dir).with_context(|| format!("removing {}", dir.display()))
+    remove_directory(dir, &|| false)
+}
+
+/// Returns the space in bytes that an object takes on the disk, with its content. Files with several hard links are not
+/// counted, because generations share them. If the space cannot be determined, returns the maximum.
+fn used_bytes(path: &Path) -> u64 {
+    let Ok(metadata) = fs::symlink_metadata(path) else { return 0 };
+    let mut bytes = metadata.blocks() * 512;
+    if metadata.is_dir() {
+        let add = |tree: ImageTree| {
+            tree.walk("/", &mut |_, stat| {
+                let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+                if is_directory || stat.st_nlink == 1 {
+                    bytes += stat.st_blocks as u64 * 512;
+                }
+                Ok(Walk::On)
+            })
+        };
+        if ImageTree::open_dir(path).and_then(add).is_err() {
+            return u64::MAX;
+        }
+    }
+    bytes
+}
+
+fn is_directory(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir())
 }
 
 /// Removes the content of a directory, like [`remove`].
@@ -234,7 +312,7 @@ fn generation_numbers(key: &Path) -> Vec<u64> {
 
 fn children(dir: &Path) -> impl Iterator<Item = (String, PathBuf)> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    entries.filter_map(|entry| Some((entry.file_name().into_string().ok()?, entry.path())))
+    entries.map(|entry| (entry.file_name().to_string_lossy().into_owned(), entry.path()))
 }
 
 /// Opens a file, or creates it if it is missing, and waits for its lock.

@@ -325,10 +325,12 @@ fn a_killed_bake_leaves_the_last_generation_as_it_is() {
 #[test]
 #[allow(clippy::disallowed_methods, reason = "a thread of the test waits")]
 fn the_least_recently_used_key_is_removed_unless_it_is_in_use() {
+    // Directories also take space, so the files are much larger than a directory.
+    let large = "0123456789".repeat(100_000);
     for mut lab in Lab::all() {
         let bake = |lab: &Lab, key: &str| {
             let mut working = lab.open(key);
-            write(&working, ARCHIVES, "a.deb", "0123456789");
+            write(&working, ARCHIVES, "a.deb", &large);
             working.publish().unwrap();
             working
         };
@@ -337,7 +339,7 @@ fn the_least_recently_used_key_is_removed_unless_it_is_in_use() {
             let then = std::time::SystemTime::now() - std::time::Duration::from_secs(seconds);
             File::options().write(true).open(index).unwrap().set_modified(then).unwrap();
         };
-        lab.limit = 25;
+        lab.limit = 2_500_000;
         drop((bake(&lab, "a"), bake(&lab, "b")));
         age(&lab, "a", 200);
         age(&lab, "b", 100);
@@ -352,14 +354,109 @@ fn the_least_recently_used_key_is_removed_unless_it_is_in_use() {
         drop(used);
         age(&lab, "a", 300);
         // One key alone exceeds this limit, so its oldest packages are removed.
-        lab.limit = 15;
+        lab.limit = 1_500_000;
         let mut more = lab.open("c");
-        write(&more, ARCHIVES, "b.deb", "0123456789");
+        write(&more, ARCHIVES, "b.deb", &large);
         std::thread::sleep(std::time::Duration::from_millis(5));
         more.publish().unwrap();
         drop(more);
-        assert_eq!(lab.sees(&lab.open("c"), ARCHIVES), [pair("b.deb", "0123456789")]);
+        assert_eq!(lab.sees(&lab.open("c"), ARCHIVES), [pair("b.deb", &large)]);
         assert_eq!(lab.stored().iter().filter(|n| n.len() == 1).collect::<Vec<_>>(), ["c"]);
+    }
+}
+
+/// Creates a deep tree with a file at its end. Other tests remove deeper trees in memory.
+fn deep_tree(dir: &Path, content: &[u8]) {
+    use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
+    fs::create_dir(dir).unwrap();
+    let mut at = openat(CWD, dir, OFlags::PATH, Mode::empty()).unwrap();
+    for _ in 0..400 {
+        mkdirat(&at, "d", Mode::RWXU).unwrap();
+        at = openat(&at, "d", OFlags::PATH, Mode::empty()).unwrap();
+    }
+    let file = openat(&at, "file", OFlags::WRONLY | OFlags::CREATE, Mode::RWXU).unwrap();
+    std::io::Write::write_all(&mut File::from(file), content).unwrap();
+}
+
+#[test]
+fn a_deep_tree_of_a_bake_is_removed_and_never_cached() {
+    for lab in Lab::all() {
+        let mut first = lab.open("k");
+        deep_tree(&first.layers()[ARCHIVES].upper.join("deep"), b"x");
+        let error = first.publish().unwrap_err();
+        assert!(format!("{error:#}").contains("directories deep"), "{error:#}");
+        first.close().unwrap();
+        assert_eq!(lab.stored(), ["lock"]);
+        let dropped = lab.open("k");
+        deep_tree(&dropped.layers()[ARCHIVES].upper.join("deep"), b"x");
+        drop(dropped);
+        assert_eq!(lab.stored(), ["lock"]);
+    }
+}
+
+#[test]
+fn too_many_or_too_large_files_are_not_cached() {
+    let lab = Lab { dir: tempfile::tempdir().unwrap(), overlays: false, limit: u64::MAX };
+    let mut working = lab.open("k");
+    let upper = working.layers()[ARCHIVES].upper.clone();
+    File::create(upper.join("hole")).unwrap().set_len(15 << 40).unwrap();
+    let error = working.publish().unwrap_err();
+    assert!(format!("{error:#}").contains("more than 32 GiB of files"), "{error:#}");
+}
+
+#[test]
+fn a_sweep_removes_directories_of_killed_bakes_and_no_others() {
+    let lab = Lab { dir: tempfile::tempdir().unwrap(), overlays: false, limit: u64::MAX };
+    let store = CacheStore::new(&lab.dir.path().join("store"), u64::MAX);
+    assert!(store.remove_leftovers(false).unwrap().found.is_empty());
+    assert!(!store.dir().exists(), "nothing is created");
+    let running = lab.open("k");
+    write(&running, ARCHIVES, "a.deb", "a");
+    let killed = store.dir().join("b-killed");
+    deep_tree(&killed, b"x");
+    let part = store.dir().join("k/part-x");
+    deep_tree(&part, b"x");
+    let mut expected = vec![killed.clone(), part.clone()];
+    for dry_run in [true, false] {
+        let mut swept = store.remove_leftovers(dry_run).unwrap();
+        assert!(swept.failures.is_empty(), "{:?}", swept.failures);
+        swept.found.sort();
+        expected.sort();
+        assert_eq!(swept.found, expected);
+        assert_eq!((killed.exists(), part.exists()), (dry_run, dry_run));
+    }
+    assert_eq!(lab.sees(&running, ARCHIVES), [pair("a.deb", "a")], "a running bake");
+}
+
+#[test]
+fn everything_in_the_store_counts_in_its_limit() {
+    let large = vec![b'x'; 3_000_000];
+    for leftover in ["file", "k/other", "unknown/deep"] {
+        let mut lab = Lab { dir: tempfile::tempdir().unwrap(), overlays: false, limit: u64::MAX };
+        let bake = |lab: &Lab, key: &str| {
+            let mut working = lab.open(key);
+            write(&working, ARCHIVES, "a.deb", "0123456789");
+            working.publish().unwrap();
+        };
+        bake(&lab, "k");
+        bake(&lab, "other");
+        lab.limit = 2_000_000;
+        bake(&lab, "last");
+        let has = |key: &str| lab.dir.path().join("store").join(key).exists();
+        assert!(has("k") && has("other"), "{leftover}");
+        let path = lab.dir.path().join("store").join(leftover);
+        match leftover {
+            "unknown/deep" => {
+                fs::create_dir(path.parent().unwrap()).unwrap();
+                deep_tree(&path, &large);
+            }
+            _ => fs::write(&path, &large).unwrap(),
+        }
+        bake(&lab, "more");
+        assert!(!has("other"), "{leftover}");
+        if path.is_dir() {
+            crate::image::remove::remove_directory(&path, &|| false).unwrap();
+        }
     }
 }
 

@@ -22,8 +22,12 @@ const INITRAMFS: [&str; 8] = [
     "/usr/lib/modules/*/initrd",
     "/lib/modules/*/initrd",
 ];
+/// The maximum number of kernels. Usual images have one to three.
+const KERNELS_MAX: usize = 200;
 /// The directories of kernel-install. Each has subdirectories that are named after a machine id or a distribution.
 const ENTRIES: [&str; 3] = ["/boot", "/boot/efi", "/efi"];
+/// The maximum number of directories in `ENTRIES`. Usual images have less than 20.
+const DIRECTORIES_MAX: usize = 1000;
 
 /// A file's inode, size and time. Two different stamps of a path mean that the file was replaced or written again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +71,7 @@ fn is_module(file: &[u8], name: &[u8]) -> bool {
 /// Returns `None` if there is no regular file at the path. Symlinks are followed inside the image.
 pub fn file_stamp(inside: &ImageTree, path: &str) -> Result<Option<Stamp>> {
     let doing = || format!("reading the metadata of {} in the image", escape_name(path));
+    inside.count_object().with_context(doing)?;
     let found = match inside.open(path, OFlags::PATH) {
         Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
         found => rustix::fs::fstat(found.with_context(doing)?).with_context(doing)?,
@@ -83,6 +88,7 @@ pub fn file_stamp(inside: &ImageTree, path: &str) -> Result<Option<Stamp>> {
 /// Returns all kernels by version. If a kernel has several paths, the one in /boot is used.
 pub fn find_kernels(inside: &ImageTree) -> Result<BTreeMap<String, Kernel>> {
     let mut kernels = BTreeMap::new();
+    let entries = entry_directories(inside)?;
     for pattern in IMAGES {
         let (before, after) = pattern.split_once('*').unwrap_or_default();
         for (path, _) in inside.expand(pattern)? {
@@ -92,8 +98,13 @@ pub fn find_kernels(inside: &ImageTree) -> Result<BTreeMap<String, Kernel>> {
                 continue;
             }
             let Some(image) = file_stamp(inside, &path)? else { continue };
-            let initramfs = find_initramfs(inside, version)?;
+            let initramfs = find_initramfs(inside, version, &entries)?;
             kernels.insert(version.to_owned(), Kernel { image: (path.clone(), image), initramfs });
+            if kernels.len() > KERNELS_MAX {
+                return Err(inside
+                    .meter()
+                    .exceeded(format!("the image has more than {KERNELS_MAX} kernels")));
+            }
         }
     }
     Ok(kernels)
@@ -105,16 +116,25 @@ fn is_version(text: &str) -> bool {
     !text.is_empty() && !backups.iter().any(|end| text.ends_with(end))
 }
 
-fn find_initramfs(inside: &ImageTree, version: &str) -> Result<Option<(String, Stamp)>> {
-    let mut paths: Vec<_> = INITRAMFS.iter().map(|pattern| pattern.replace('*', version)).collect();
+/// Returns the directories in which kernel-install stores kernels.
+fn entry_directories(inside: &ImageTree) -> Result<Vec<String>> {
+    let mut found = Vec::new();
     for top in ENTRIES {
-        for (dir, kind) in inside.expand(&format!("{top}/*"))? {
-            if kind == FileType::Directory {
-                paths.extend(["initrd", "initramfs.img"].map(|name| format!("{dir}/{version}/{name}")));
-            }
-        }
+        let all = inside.expand(&format!("{top}/*"))?;
+        found.extend(all.into_iter().filter(|(_, kind)| *kind == FileType::Directory).map(|(dir, _)| dir));
     }
-    for path in paths {
+    if found.len() > DIRECTORIES_MAX {
+        let what = format!("/boot and /efi in the image have more than {DIRECTORIES_MAX} directories");
+        return Err(inside.meter().exceeded(what));
+    }
+    Ok(found)
+}
+
+fn find_initramfs(inside: &ImageTree, version: &str, entries: &[String]) -> Result<Option<(String, Stamp)>> {
+    let usual = INITRAMFS.iter().map(|pattern| pattern.replace('*', version));
+    let names = ["initrd", "initramfs.img"];
+    let installed = entries.iter().flat_map(|dir| names.map(|name| format!("{dir}/{version}/{name}")));
+    for path in usual.chain(installed) {
         if let Some(stamp) = file_stamp(inside, &path)? {
             return Ok(Some((path, stamp)));
         }
@@ -125,11 +145,12 @@ fn find_initramfs(inside: &ImageTree, version: &str) -> Result<Option<(String, S
 /// Returns the drivers that are built into a kernel, according to its list of built-in modules or its configuration.
 pub fn built_in_drivers(inside: &ImageTree, version: &str) -> Result<DriverSet> {
     let mut drivers = DriverSet::default();
-    for file in read_lines(inside, &format!("/lib/modules/{version}/modules.builtin"))? {
-        _ = drivers.see(file.as_bytes());
+    let built_in = inside.read_text(&format!("/lib/modules/{version}/modules.builtin"))?;
+    for file in built_in.lines() {
+        _ = drivers.see(file.trim().as_bytes());
     }
     for path in [format!("/boot/config-{version}"), format!("/lib/modules/{version}/config")] {
-        for line in read_lines(inside, &path)? {
+        for line in inside.read_text(&path)?.lines().map(str::trim) {
             drivers.nvme |= line == "CONFIG_BLK_DEV_NVME=y";
             drivers.ena |= line == "CONFIG_ENA_ETHERNET=y";
         }
@@ -140,19 +161,12 @@ pub fn built_in_drivers(inside: &ImageTree, version: &str) -> Result<DriverSet> 
 /// Returns whether the root file system's `modules.dep` lists a module. modprobe can load only the modules in this
 /// list.
 pub fn has_module(inside: &ImageTree, version: &str, name: &str) -> Result<bool> {
-    let is_entry = |line: &String| {
+    let is_entry = |line: &str| {
         let path = line.split(':').next().unwrap_or_default();
         is_module(path.rsplit('/').next().unwrap_or_default().as_bytes(), name.as_bytes())
     };
-    Ok(read_lines(inside, &format!("/lib/modules/{version}/modules.dep"))?.iter().any(is_entry))
-}
-
-fn read_lines(inside: &ImageTree, path: &str) -> Result<Vec<String>> {
-    let text = if file_stamp(inside, path)?.is_some() { inside.read(path)? } else { None };
-    Ok(String::from_utf8_lossy(&text.unwrap_or_default())
-        .lines()
-        .map(|line| line.trim().to_owned())
-        .collect())
+    let modules = inside.read_text(&format!("/lib/modules/{version}/modules.dep"))?;
+    Ok(modules.lines().map(str::trim).any(is_entry))
 }
 
 #[cfg(test)]

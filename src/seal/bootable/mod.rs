@@ -12,6 +12,7 @@ mod kernels;
 mod tests;
 
 use crate::error::Kind;
+use crate::image::data::DataReader;
 use crate::image::tree::ImageTree;
 use crate::provision::context::MountedImage;
 use crate::report::Report;
@@ -21,6 +22,7 @@ use anyhow::{Context, Result};
 use device_names::DiskNames;
 use kernels::{DriverSet, Kernel};
 use rustix::fs::FileType;
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 
 /// The text files that are read when a machine boots. Each has a pattern of paths, and a format.
@@ -45,19 +47,31 @@ const TEXTS: [(&str, device_names::BootTextKind); 19] = [
     ("/boot/extlinux.conf", device_names::BootTextKind::Words),
     ("/boot/syslinux/*.cfg", device_names::BootTextKind::Words),
 ];
+/// The maximum number of boot texts. Usual images have less than 20.
+const TEXTS_MAX: usize = 1000;
+/// The maximum size of a boot text in bytes. A loader entry has less than 1 KiB, and a grub.cfg with a hundred kernels
+/// has about 200 KiB.
+const TEXT_MAX: u64 = 1 << 20;
 /// The maximum number of findings that an error message names.
 const NAMED_MAX: usize = 20;
 
+/// The SHA-256 digest of a boot text.
+type TextDigest = [u8; 32];
+
 /// The base's boot files, before the bake.
 pub struct BootBaseline {
-    texts: BTreeMap<String, Vec<u8>>,
+    texts: BTreeMap<String, TextDigest>,
     kernels: BTreeMap<String, Kernel>,
 }
 
 impl BootBaseline {
     pub fn of(inside: &ImageTree) -> Result<Self> {
         let doing = "reading the boot files of the base";
-        let texts = texts(inside).context(doing)?.into_iter().map(|(path, _, text)| (path, text)).collect();
+        let mut texts = BTreeMap::new();
+        for (path, _) in find_texts(inside).context(doing)? {
+            let text = read_text(inside, &path).context(doing)?;
+            texts.insert(path, Sha256::digest(text).into());
+        }
         Ok(Self { texts, kernels: kernels::find_kernels(inside).context(doing)? })
     }
 }
@@ -67,8 +81,10 @@ impl BootBaseline {
 pub async fn check_bootable(place: &MountedImage<'_>, before: &BootBaseline, report: &Report) -> Result<()> {
     let own = DiskNames::of(place.nodes);
     let mut found = Vec::new();
-    for (path, kind, text) in texts(place.inside)? {
-        if before.texts.get(&path) != Some(&text) {
+    for (path, kind) in find_texts(place.inside)? {
+        let text = read_text(place.inside, &path)?;
+        let digest: TextDigest = Sha256::digest(&text).into();
+        if before.texts.get(&path) != Some(&digest) {
             report.detail(format!(
                 "checking that {}, which has changed, names the image's own disk",
                 escape_name(&path)
@@ -121,6 +137,7 @@ async fn check_kernel(
                 ));
                 DriverSet { nvme: true, ..built_in }
             }
+            Err(error) if Kind::of(&error) == Kind::Interrupted => return Err(error),
             Err(error) => return Ok(vec![format!("{path}: {error:#}")]),
         },
     };
@@ -146,9 +163,12 @@ async fn check_kernel(
 async fn read_drivers(inside: &ImageTree, path: &str, built_in: DriverSet) -> Result<Result<DriverSet>> {
     let file =
         inside.open_file(path)?.with_context(|| format!("opening {} in the image", escape_name(path)))?;
+    let (_timer, meter) = (inside.meter().start(), inside.meter().clone());
     let read = move || {
         let mut drivers = built_in;
-        crate::formats::initramfs::list_files(file, &mut |name| drivers.see(name)).map(|()| drivers)
+        let count = |bytes| meter.count_unpacked(bytes);
+        let file = DataReader::new(file, meter.clone());
+        crate::formats::initramfs::list_files(file, &count, &mut |name| drivers.see(name)).map(|()| drivers)
     };
     Ok(run_to_end(read).await)
 }
@@ -163,18 +183,26 @@ fn log_drivers(path: &str, built_in: DriverSet, found: DriverSet, report: &Repor
     report.detail(format!("{}: nvme {nvme}, ena {ena}", escape_name(path)));
 }
 
-/// Returns the paths, formats and contents of all boot texts that the image has.
-fn texts(inside: &ImageTree) -> Result<Vec<(String, device_names::BootTextKind, Vec<u8>)>> {
+/// Returns the paths and formats of all boot texts that the image has.
+fn find_texts(inside: &ImageTree) -> Result<Vec<(String, device_names::BootTextKind)>> {
     let mut all = Vec::new();
     for (pattern, kind) in TEXTS {
         for (path, file_type) in inside.expand(pattern)? {
             // If the path is a symlink, the content of its target is checked.
             if matches!(file_type, FileType::RegularFile | FileType::Symlink) && is_file(inside, &path)? {
-                all.push((path.clone(), kind, inside.read(&path)?.unwrap_or_default()));
+                all.push((path, kind));
             }
         }
     }
+    if all.len() > TEXTS_MAX {
+        let what = format!("the image has more than {TEXTS_MAX} files that a boot loader reads");
+        return Err(inside.meter().exceeded(what));
+    }
     Ok(all)
+}
+
+fn read_text(inside: &ImageTree, path: &str) -> Result<Vec<u8>> {
+    Ok(inside.read_at_most(path, TEXT_MAX)?.unwrap_or_default())
 }
 
 fn is_file(inside: &ImageTree, path: &str) -> Result<bool> {

@@ -35,6 +35,10 @@ fn install(inside: &ImageTree, version: &str, initramfs: Option<&[u8]>, modules:
     }
 }
 
+fn open_for_writing(inside: &ImageTree, path: &str) -> std::fs::File {
+    inside.open(path, rustix::fs::OFlags::WRONLY).unwrap().into()
+}
+
 /// Returns the findings after `change` (empty if there are none), and the warnings.
 async fn changed(tree: &Tree, change: impl FnOnce(&ImageTree)) -> (String, String) {
     let inside = tree.tree();
@@ -155,4 +159,54 @@ async fn an_unreadable_initramfs_is_a_warning_and_a_damaged_one_an_error() {
     let whole: &'static [u8] = archive(&["init"; 50]).leak();
     let (found, _) = changed(&base(), kernel(&whole[..whole.len() / 2])).await;
     assert!(found.contains("/boot/initrd.img-2: "), "{found}");
+}
+
+/// An image whose boot files are not what they seem: nothing of them is kept in memory, and each has a limit.
+#[tokio::test]
+async fn sparse_and_numerous_boot_files_are_limited() {
+    let of = |tree: &Tree| {
+        BootBaseline::of(&tree.tree()).map(drop).map_err(|error| (Kind::of(&error), format!("{error:#}")))
+    };
+    let tree = base();
+    tree.file("boot/loader/entries/1.conf", "");
+    tree.open("boot/loader/entries/1.conf").set_len(16 << 20).unwrap();
+    let (kind, error) = of(&tree).unwrap_err();
+    assert_eq!(kind, Kind::Definition);
+    assert!(error.contains("/boot/loader/entries/1.conf in the image is larger than 1 MiB"), "{error}");
+    let tree = base();
+    (0..=TEXTS_MAX).for_each(|number| tree.file(&format!("boot/loader/entries/{number}.conf"), "x"));
+    assert!(of(&tree).unwrap_err().1.contains("more than 1000 files that a boot loader reads"));
+    let tree = base();
+    (0..201).for_each(|number| tree.file(&format!("boot/vmlinuz-x{number}"), "x"));
+    assert!(of(&tree).unwrap_err().1.contains("more than 200 kernels"));
+}
+
+#[tokio::test]
+async fn an_initramfs_that_unpacks_to_too_much_is_an_error() {
+    let hole = |inside: &ImageTree| {
+        install(inside, "2", Some(b""), "");
+        open_for_writing(inside, "/boot/initrd.img-2").set_len(15 << 40).unwrap();
+    };
+    assert!(changed(&base(), hole).await.0.contains("/boot/initrd.img-2: it contains no archive"));
+    let mut header = cpio(&[("zeros", b"")])[..118].to_vec();
+    header[54..62].copy_from_slice(b"FFFFFFFC");
+    let zeros = |inside: &ImageTree| {
+        install(inside, "2", Some(&header), "");
+        let file = open_for_writing(inside, "/boot/initrd.img-2");
+        std::os::unix::fs::FileExt::write_all_at(&file, b"end", 15 << 40).unwrap();
+    };
+    assert!(changed(&base(), zeros).await.0.contains("/boot/initrd.img-2: it has more than 2 GiB"));
+}
+
+#[tokio::test]
+async fn a_text_with_many_findings_is_read_quickly() {
+    for word in ["/dev/sda1 ", "/dev/", "\"/dev/loop1\" "] {
+        let long = word.repeat((1 << 20) / word.len());
+        let (found, _) = changed(&base(), write("/boot/grub/grub.cfg", &long)).await;
+        assert!(
+            found.contains("and 80 more") || found.is_empty() || found.len() < 200_000,
+            "{}",
+            found.len()
+        );
+    }
 }

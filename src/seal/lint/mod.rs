@@ -80,11 +80,16 @@ struct Finding {
 
 impl LintBaseline {
     pub fn of(inside: &ImageTree, work: &ProvisionContext<'_>) -> Result<Self> {
-        let own = work.plan.shims.iter().filter(|shim| inside.read_text(&shim.path) == shim.content);
+        let mut own_shims = BTreeSet::new();
+        for shim in &work.plan.shims {
+            if inside.read_text(&shim.path)? == shim.content {
+                own_shims.insert(shim.path.clone());
+            }
+        }
         Ok(Self {
             resolv_conf: Resolv::of(inside)?,
             has_builders_resolv_conf: false,
-            own_shims: own.map(|shim| shim.path.clone()).collect(),
+            own_shims,
             settings: settings(inside, &needles(work))?.into_iter().collect(),
             credentials: CredentialBaseline::of(inside)?,
             had_run: inside.exists(RUN)?,
@@ -243,7 +248,7 @@ fn bake_leftovers(
     let mut add =
         |path: &str, what: &str| found.push(Finding { path: path.to_owned(), what: what.to_owned() });
     for shim in &work.plan.shims {
-        if !before.own_shims.contains(&shim.path) && inside.read_text(&shim.path) == shim.content {
+        if !before.own_shims.contains(&shim.path) && inside.read_text(&shim.path)? == shim.content {
             add(&shim.path, "a file that should exist only during the bake");
         }
     }
@@ -280,9 +285,11 @@ fn settings(inside: &ImageTree, needles: &[String]) -> Result<Vec<String>> {
     }
     for pattern in SETTINGS {
         for (path, kind) in inside.expand(pattern)? {
-            if kind == FileType::RegularFile
-                && needles.iter().any(|needle| inside.read_text(&path).contains(needle))
-            {
+            if kind != FileType::RegularFile {
+                continue;
+            }
+            let text = inside.read_text(&path)?;
+            if needles.iter().any(|needle| text.contains(needle)) {
                 found.push(path);
             }
         }

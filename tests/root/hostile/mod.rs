@@ -9,6 +9,7 @@ mod escapes;
 mod network;
 mod package_files;
 mod planted_files;
+mod reads;
 mod real;
 mod space;
 mod table;
