@@ -134,6 +134,7 @@ async fn run_step(probe: &Probe<'_>, root: &Path, network: bool, throwaway: bool
         binds: Vec::new(),
         caches: Vec::new(),
         nodes: Vec::new(),
+        audit_socket: false,
         throwaway,
         interactive: false,
     };

@@ -47,6 +47,8 @@ pub struct ImageCommand<'a> {
     pub caches: CacheAccess,
     pub shims: Vec<Shim>,
     pub binds: Vec<BindMount>,
+    /// Whether the command may create sockets for the audit log ([`StepSpec::audit_socket`]).
+    pub audit_socket: bool,
     /// Whether the command's writes to the image are discarded.
     pub throwaway: bool,
     pub retries: u32,
@@ -114,6 +116,7 @@ impl<'a> ImageCommand<'a> {
             caches: CacheAccess::Read,
             shims: runner.work.plan.shims.clone(),
             binds: runner.packages.clone(),
+            audit_socket: false,
             throwaway: false,
             retries: 0,
             before_retry: Vec::new(),
@@ -286,6 +289,7 @@ impl<'a> CommandRunner<'a> {
             binds: call.binds.clone(),
             caches: self.downloads.mounts(wanted).await?,
             nodes: self.place.nodes.to_vec(),
+            audit_socket: call.audit_socket,
             throwaway: call.throwaway,
             interactive: false,
         };

@@ -42,6 +42,7 @@ pub async fn shell(root: &Root<'_>, request: ShellRequest<'_>, report: &Report) 
         binds: Vec::new(),
         caches: Vec::new(),
         nodes: root.nodes().to_vec(),
+        audit_socket: false,
         throwaway: false,
         interactive: true,
     };

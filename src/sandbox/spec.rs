@@ -35,6 +35,10 @@ pub struct StepSpec {
     pub caches: Vec<CacheMount>,
     /// The device nodes of the image's disk, which the step's private `/dev` contains.
     pub nodes: Vec<DeviceNode>,
+    /// Whether the step may create sockets for the audit log, although it cannot send records. Some programs end if they
+    /// cannot create one.
+    #[serde(default)]
+    pub audit_socket: bool,
     /// Whether the step's writes are discarded.
     pub throwaway: bool,
     /// Whether the step uses oven's terminal, as in `oven shell`. If false, standard input is `/dev/null`.

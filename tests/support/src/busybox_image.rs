@@ -109,6 +109,7 @@ pub fn spec_in(root: &Path, argv: &[&str]) -> StepSpec {
         binds: Vec::new(),
         caches: Vec::new(),
         nodes: Vec::new(),
+        audit_socket: false,
         throwaway: false,
         interactive: false,
     }
