@@ -139,6 +139,7 @@ async fn run_step(probe: &Probe<'_>, root: &Path, network: bool, throwaway: bool
         nodes: Vec::new(),
         disk_writable: false,
         limits: StepLimits::default(),
+        audit_socket: false,
         throwaway,
         interactive: false,
     };

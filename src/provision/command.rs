@@ -48,6 +48,8 @@ pub struct ImageCommand<'a> {
     pub caches: CacheAccess,
     pub shims: Vec<Shim>,
     pub binds: Vec<BindMount>,
+    /// Whether the command may create sockets for the audit log ([`StepSpec::audit_socket`]).
+    pub audit_socket: bool,
     /// Whether the command's writes to the image are discarded.
     pub throwaway: bool,
     pub retries: u32,
@@ -117,6 +119,7 @@ impl<'a> ImageCommand<'a> {
             caches: CacheAccess::Read,
             shims: runner.work.plan.shims.clone(),
             binds: runner.packages.clone(),
+            audit_socket: false,
             throwaway: false,
             retries: 0,
             before_retry: Vec::new(),
@@ -311,6 +314,7 @@ impl<'a> CommandRunner<'a> {
             nodes: self.place.nodes.to_vec(),
             disk_writable: self.work.image.disk_writable,
             limits: self.work.limits,
+            audit_socket: call.audit_socket,
             throwaway: call.throwaway,
             interactive: false,
         };

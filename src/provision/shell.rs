@@ -48,6 +48,7 @@ pub async fn shell(root: &Root<'_>, request: ShellRequest<'_>, report: &Report) 
         nodes: root.nodes().to_vec(),
         disk_writable: false,
         limits,
+        audit_socket: false,
         throwaway: false,
         interactive: true,
     };

@@ -126,7 +126,11 @@ fn serve(mut spec: File, control: &OwnedFd) -> Result<HelperMessage> {
     // After this call, even root in the step cannot access this process's memory, descriptors or program.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .context("protecting the step's helper")?;
-    let mut filter = SyscallFilter::new(spec.interactive);
+    let mut filter = if spec.audit_socket {
+        SyscallFilter::with_audit_socket(spec.interactive)
+    } else {
+        SyscallFilter::new(spec.interactive)
+    };
     init::run(&spec, &mut filter, control.as_fd()).map(HelperMessage::Ended)
 }
 

@@ -41,6 +41,10 @@ pub struct StepSpec {
     pub disk_writable: bool,
     #[serde(default)]
     pub limits: StepLimits,
+    /// Whether the step may create sockets for the audit log, although it cannot send records. Some programs end if they
+    /// cannot create one.
+    #[serde(default)]
+    pub audit_socket: bool,
     /// Whether the step's writes are discarded.
     pub throwaway: bool,
     /// Whether the step uses oven's terminal, as in `oven shell`. If false, standard input is `/dev/null`.

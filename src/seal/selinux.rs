@@ -210,6 +210,9 @@ fn setfiles_command<'a>(
         name: "setfiles".to_owned(),
         argv,
         timeout: TIMEOUT,
+        // For `/`, setfiles reports to the audit log, and fails if it cannot create a socket. Nothing is relabelled here,
+        // and the kernel refuses the record.
+        audit_socket: true,
         // Shims and bind mounts would hide the image's own files. A shim is a file that replaces a file of the image
         // while a step runs.
         shims: Vec::new(),

@@ -181,6 +181,16 @@ pub struct SyscallFilter(Vec<sock_filter>);
 impl SyscallFilter {
     /// Builds the filter. If `sync` is false, syncs do nothing.
     pub fn new(sync: bool) -> Self {
+        Self::with(sync, &[libc::NETLINK_ROUTE])
+    }
+
+    /// Like [`Self::new`], but sockets for the audit log can be created. Records cannot be sent without
+    /// `CAP_AUDIT_WRITE`, which no step has.
+    pub fn with_audit_socket(sync: bool) -> Self {
+        Self::with(sync, &[libc::NETLINK_ROUTE, libc::NETLINK_AUDIT])
+    }
+
+    fn with(sync: bool, netlinks: &[i32]) -> Self {
         let mut filter = Self(Vec::new());
         filter.load(ARCH_AT);
         filter.unless(JUMP_EQUAL, ARCH, ENOSYS);
@@ -218,7 +228,7 @@ impl SyscallFilter {
             }
         });
         for number in [libc::SYS_socket, libc::SYS_socketpair] {
-            filter.argument(number, 0, Self::judge_socket);
+            filter.argument(number, 0, |block| block.judge_socket(netlinks));
         }
         filter.answer(libc::SECCOMP_RET_ALLOW);
         filter
@@ -256,12 +266,13 @@ impl SyscallFilter {
     /// kernel load modules, show devices of the host, or reach services of the host that listen to NETLINK_USERSOCK.
     ///
     /// Raw sockets need a capability that steps do not have. Programs like `ping` expect EPERM.
-    fn judge_socket(block: &mut Self) {
+    fn judge_socket(&mut self, netlinks: &[i32]) {
+        let block = self;
         block.push(JUMP_EQUAL, 0, 1, libc::AF_UNIX as u32);
         block.answer(libc::SECCOMP_RET_ALLOW);
         block.nested(libc::AF_NETLINK, |netlink| {
             netlink.load_argument(2);
-            netlink.allow_only(&[libc::NETLINK_ROUTE], EPROTONOSUPPORT);
+            netlink.allow_only(netlinks, EPROTONOSUPPORT);
         });
         for family in [libc::AF_INET, libc::AF_INET6] {
             block.nested(family, |internet| {
@@ -467,6 +478,10 @@ mod tests {
                 assert_eq!(judge(16, raw, 1 << 32 | protocol), want, "of netlink: {protocol}");
                 assert_eq!(judge(1, stream, protocol), ALLOW);
             }
+        }
+        let filter = SyscallFilter::with_audit_socket(false);
+        for (protocol, want) in [(0, ALLOW), (9, ALLOW), (15, errno(EPROTONOSUPPORT))] {
+            assert_eq!(judge(&filter, ARCH, libc::SYS_socket, [16, raw, protocol]), want, "{protocol}");
         }
     }
 

@@ -144,20 +144,23 @@ impl<'a> DownloadCaches<'a> {
     async fn limit_writes(&self) {
         let Some(mut caches) = self.caches.take() else { return };
         let Some(mut working) = caches.working.take() else { return };
-        let limited = tokio::task::spawn_blocking(move || (working.limit_writes(), working)).await;
-        // If the thread panicked, later steps see the image's own directories.
-        let (limited, working) = match limited {
-            Ok((limited, working)) => (limited, Some(working)),
-            Err(error) => (Err(error.into()), None),
+        let limited = tokio::task::spawn_blocking(move || working.limit_writes().map(|()| working)).await;
+        // If this failed, later steps see the image's own directories.
+        let mut working = match limited.map_err(anyhow::Error::from).flatten() {
+            Ok(working) => working,
+            Err(error) => {
+                self.request.report.warn(format!("packages are not cached: {error:#}"));
+                return;
+            }
         };
-        if let Err(error) = limited {
+        if let Some(error) = working.take_unlimited() {
             self.request.report.warn(format!(
                 "downloads have no limit for their size, so oven only ends them if less than {} MiB are free: {error:#}",
                 MIN_FREE >> 20
             ));
         }
-        caches.working = working;
-        *self.caches.borrow_mut() = caches.working.is_some().then_some(caches);
+        caches.working = Some(working);
+        *self.caches.borrow_mut() = Some(caches);
     }
 
     /// Returns the failure of a step that wrote to the caches and reached the limit of the downloads.
@@ -267,7 +270,7 @@ impl Opening {
         let (store, opened) = (cache.store.clone(), caches.clone());
         let working = tokio::task::spawn_blocking(move || {
             let overlays = supports_overlays(&store);
-            CacheSession::open(&store, &key, &opened, seeds, overlays)
+            CacheSession::open_limited(&store, &key, &opened, seeds, overlays)
         });
         Ok(Some(Self { dir, caches, working }))
     }

@@ -18,6 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A generation is a published state of the caches. If it records at least this many steps, they are not copied to the
@@ -58,11 +59,14 @@ pub struct CacheSession {
     /// The errors of leftovers and old generations that could not be removed.
     pub failures: Vec<Error>,
     dir: PathBuf,
-    /// The file system with the directories to which steps write. `None` until [`Self::limit_writes`] is called, or if
-    /// this machine cannot mount one.
+    /// The file system with the directories to which steps write, if it is mounted.
     area: Option<DownloadArea>,
-    /// Whether [`Self::limit_writes`] was called.
+    /// Whether [`Self::limit_writes`] was called for the current layers.
     tried_to_limit: bool,
+    /// The reason why it could not be mounted, until it is reported.
+    unlimited: Option<anyhow::Error>,
+    /// The threads that unmount earlier file systems. This takes some 50 ms.
+    unmounting: Vec<JoinHandle<()>>,
     _lock: FileLock,
 }
 
@@ -70,7 +74,33 @@ impl CacheSession {
     /// Opens the caches of a bake. They contain the downloads of earlier bakes with the same `key`, which consists of
     /// letters and digits. A new cache contains only the directories in `seeds`. If `overlays` is false, this machine
     /// cannot mount overlays, and all cached files are copied.
+    #[cfg(test)]
     pub fn open(
+        store: &CacheStore,
+        key: &str,
+        caches: &[Cache],
+        seeds: Vec<CacheTree>,
+        overlays: bool,
+    ) -> Result<Self> {
+        let mut working = Self::prepare(store, key, caches, seeds, overlays)?;
+        working.lay_out()?;
+        Ok(working)
+    }
+
+    /// Like `open`, and mounts the file system that limits what steps write ([`Self::limit_writes`]).
+    pub fn open_limited(
+        store: &CacheStore,
+        key: &str,
+        caches: &[Cache],
+        seeds: Vec<CacheTree>,
+        overlays: bool,
+    ) -> Result<Self> {
+        let mut working = Self::prepare(store, key, caches, seeds, overlays)?;
+        working.limit_writes()?;
+        Ok(working)
+    }
+
+    fn prepare(
         store: &CacheStore,
         key: &str,
         caches: &[Cache],
@@ -102,7 +132,7 @@ impl CacheSession {
             damaged_paths.push(bad);
         }
         let (layers, layouts, done) = (Vec::new(), 0, BTreeSet::new());
-        let mut working = Self {
+        Ok(Self {
             store,
             key,
             kinds,
@@ -120,27 +150,50 @@ impl CacheSession {
             dir,
             area: None,
             tried_to_limit: false,
+            unlimited: None,
+            unmounting: Vec::new(),
             _lock: lock,
-        };
-        working.lay_out()?;
-        Ok(working)
+        })
     }
 
-    /// Mounts the file system that limits what steps write. Call this before the first step that may write. Later calls
-    /// do nothing.
+    /// Mounts the file system that limits what steps write, and creates new layers on it. Call this before a step that
+    /// may write. It does nothing if the file system is mounted, or if this machine could not mount it
+    /// ([`Self::take_unlimited`]).
     pub fn limit_writes(&mut self) -> Result<()> {
         if std::mem::replace(&mut self.tried_to_limit, true) {
             return Ok(());
         }
+        match self.mount_area() {
+            Ok(area) => self.area = Some(area),
+            Err(error) => self.unlimited = Some(error),
+        }
+        // Nothing was written to the earlier layers.
+        self.lay_out()
+    }
+
+    fn mount_area(&self) -> Result<DownloadArea> {
         let free = free_space(&self.dir).with_context(|| format!("measuring {}", self.dir.display()))?;
         let mut limits = DownloadLimits::new(self.store.limit(), free);
         if !self.overlays {
             let files: usize = self.trees.iter().map(CacheTree::len).sum();
-            limits = limits.plus(self.cached_bytes, files as u64);
+            let bytes = self.trees.iter().map(total_bytes).sum();
+            limits = limits.plus(bytes, files as u64);
         }
-        self.area = Some(DownloadArea::mount(&self.dir.join("area"), limits)?);
-        // Nothing was written to the earlier directories.
-        self.lay_out()
+        DownloadArea::mount(&self.dir.join(format!("area-{}", self.layouts)), limits)
+    }
+
+    /// Unmounts the file system without waiting for it. The layers on it are lost.
+    fn discard_area(&mut self) {
+        if let Some(area) = self.area.take() {
+            self.layers.clear();
+            self.tried_to_limit = false;
+            self.unmounting.push(std::thread::spawn(move || drop(area)));
+        }
+    }
+
+    /// Returns the reason why this machine cannot limit what steps write, once.
+    pub fn take_unlimited(&mut self) -> Option<anyhow::Error> {
+        self.unlimited.take()
     }
 
     /// Returns the failure of a step if it reached the limit of the downloads.
@@ -266,6 +319,13 @@ impl CacheSession {
             && steps_unchanged
             && !trees.iter().enumerate().any(|(cache, tree)| differs(cache, tree))
         {
+            drop(newest);
+            // The generation has all downloads, so layers without them show the same. Where there are no overlays, new
+            // layers would be copies of all files.
+            if ours_is_newest && self.overlays {
+                self.discard_area();
+                self.lay_out()?;
+            }
             return Ok(0);
         }
         let before: u64 = (0..trees.len()).filter_map(theirs).map(total_bytes).sum();
@@ -293,6 +353,7 @@ impl CacheSession {
         self.trees = trees;
         self.damaged = 0;
         self.damaged_paths = vec![Vec::new(); self.trees.len()];
+        self.discard_area();
         self.lay_out()?;
         self.failures.extend(self.store.trim());
         drop(store_lock);
@@ -318,9 +379,17 @@ impl CacheSession {
         }
     }
 
+    /// Unmounts the file systems of the downloads, and waits until this is done.
+    fn unmount(&mut self) {
+        drop(self.area.take());
+        for thread in self.unmounting.drain(..) {
+            _ = thread.join();
+        }
+    }
+
     /// Removes the downloads that were not published.
     pub fn close(mut self) -> Result<()> {
-        drop(self.area.take());
+        self.unmount();
         remove(&self.dir)
     }
 
@@ -397,7 +466,7 @@ impl CacheSession {
 
 impl Drop for CacheSession {
     fn drop(&mut self) {
-        drop(self.area.take());
+        self.unmount();
         // After `close`, the directory is missing. If the removal fails, the next bake reports that.
         _ = remove(&self.dir);
     }

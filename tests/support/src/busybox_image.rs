@@ -111,6 +111,7 @@ pub fn spec_in(root: &Path, argv: &[&str]) -> StepSpec {
         nodes: Vec::new(),
         disk_writable: false,
         limits: oven::config::project::StepLimits::default(),
+        audit_socket: false,
         throwaway: false,
         interactive: false,
     }
