@@ -190,7 +190,7 @@ fn a_package_that_writes_over_its_own_disk_makes_no_image() {
     ] {
         lab.define(&[Deb::sh(&format!("{what}; exit 0"))], "[disk]\nwritable = true");
         let baked = lab.bake();
-        assert!([Some(5), Some(8)].contains(&baked.code), "{what}\n{}", baked.err);
+        assert!([Some(3), Some(5)].contains(&baked.code), "{what}\n{}", baked.err);
         lab.failed(&baked, baked.code.unwrap(), words);
     }
 }

@@ -178,6 +178,19 @@ pub fn copy_into(from: &Path, to: &Path, offset: u64) {
     sh(&format!("dd if={from} of={to} bs=1M seek={seek} conv=notrunc,sparse status=none"));
 }
 
+/// Runs a script in the mounted file system of a disk. Other processes do not see the mount.
+pub fn in_mount(raw: &Path, script: &str) {
+    let (file, place) = (raw.with_extension("sh"), raw.with_extension("mount"));
+    let mount = "mount -o loop \"$1\" \"$2\"\ncd \"$2\"\n";
+    fs::write(&file, format!("{mount}({script})\ncd /\numount \"$2\"\n")).unwrap();
+    fs::create_dir(&place).unwrap();
+    let done =
+        Command::new("unshare").args(["--mount", "sh", "-e"]).args([&file, raw, &place]).output().unwrap();
+    assert!(done.status.success(), "{script}: {}", String::from_utf8_lossy(&done.stderr));
+    fs::remove_file(file).unwrap();
+    fs::remove_dir(place).unwrap();
+}
+
 /// The disk has a size of whole GiB, like a volume, so that the second copy of the GPT is at its end.
 const MIB: u64 = 1024;
 

@@ -348,8 +348,8 @@ fn odd_files() -> Vec<Case> {
             }
         })
         .ends(0, &[]),
-        files("100,000 entries in a directory", |tree| links(&tree.join("tmp"), 100_000)).ends(0, &[]),
-        files("20,000 links to one log", |tree| links(&tree.join("var/log"), 20_000)).ends(0, &[]),
+        disk("100,000 entries in a directory", |raw| links(raw, "tmp", 100_000)).ends(0, &[]),
+        disk("20,000 links to one log", |raw| links(raw, "var/log", 20_000)).ends(0, &[]),
         files("attributes of every kind", |tree| {
             for (path, name, value) in [
                 (
@@ -394,14 +394,10 @@ fn odd_files() -> Vec<Case> {
 }
 
 /// Makes that many entries in a directory: links to a few files, because a file system of this size has few inodes.
-fn links(dir: &Path, count: usize) {
-    for n in 0..count {
-        let first = dir.join((n - n % 20_000).to_string());
-        match n % 20_000 {
-            0 => fs::write(first, "x").unwrap(),
-            _ => fs::hard_link(first, dir.join(n.to_string())).unwrap(),
-        }
-    }
+fn links(raw: &Path, dir: &str, count: usize) {
+    let perl = "for (0 .. $ARGV[0] - 1) { my $f = $_ - $_ % 20000; \
+                if ($f == $_) { open(F, q(>), $_) and print F q(x) and close(F) or die } else { link($f, $_) or die } }";
+    in_mount(raw, &format!("cd {dir}; perl -e '{perl}' {count}"));
 }
 
 fn package_managers() -> Vec<Case> {
