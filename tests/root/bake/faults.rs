@@ -190,7 +190,7 @@ fn a_definition_that_changes_while_it_is_baked_makes_no_image() {
 /// The volume is a sparse file. When the disk of the region is full, the step gets an I/O error.
 #[test]
 fn a_full_disk_of_the_region_is_this_machines_fault() {
-    let world = LocalWorld::tiny();
+    let world = LocalWorld::of("tiny", "ID=debian\nVERSION_ID=\"12\"\n", &[]);
     let step = "busybox dd if=/dev/urandom of=/root/data bs=64k count=40 conv=fsync";
     world.write("image/s.sh", &format!("#!/bin/sh\n{step}\n"));
     world.write("image/image.toml", "from = { name = \"tiny\" }\n[[run]]\nscript = \"s.sh\"\n");
