@@ -352,6 +352,12 @@ pub struct VolumeSpec {
 /// Operations on volumes. Bakes with attached disks use them.
 #[async_trait(?Send)]
 pub trait Volumes {
+    /// Returns the directory of this machine in which the volumes are, or `None` if they are not on this machine. If its
+    /// disk is full, a write to a volume fails with an I/O error, which does not mention the reason.
+    fn directory(&self) -> Option<&Path> {
+        None
+    }
+
     async fn create(&self, spec: &VolumeSpec) -> Result<VolumeId>;
 
     /// Attaches the volume, and verifies that the returned device is this volume. Dropping the returned value releases

@@ -6,11 +6,13 @@ use crate::cloud::{Base, Tags, VolumeSpec, Volumes};
 use crate::device::Device;
 use crate::error::Kind;
 use crate::ids::{RunId, SnapshotId, VolumeId};
+use crate::sys::space;
 use crate::undo;
 use crate::undo::{Debt, DebtId, Due, Undo};
 use anyhow::{Context, Result};
 use async_trait::async_trait;
 use std::fs::File;
+use std::path::Path;
 use std::rc::Rc;
 
 /// Creates disks as volumes.
@@ -79,6 +81,9 @@ impl<V: Volumes + 'static> DiskStrategy for AttachedDisks<V> {
         let size_gib = spec.size_gib_on(base)?;
         let tags = with_owner_tags(&spec.tags, run);
         let debt = undo.owe(volumes_debt(&self.volumes, run));
+        if let Some(dir) = self.volumes.directory().map(Path::to_owned) {
+            undo.explain(move || space::full_disk_error(&dir));
+        }
         let spec = VolumeSpec {
             snapshot: base.snapshot.clone(),
             size_gib,

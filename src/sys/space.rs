@@ -1,6 +1,6 @@
 //! Measures the free space of a file system.
 
-use crate::error::Kind;
+use crate::error::{Kind, errno_of};
 use rustix::io::Errno;
 use std::path::Path;
 
@@ -29,13 +29,18 @@ pub fn no_space(dir: &Path, needed: u64) -> anyhow::Error {
         .into()
 }
 
-fn errno_of(error: &anyhow::Error) -> Option<Errno> {
-    error.chain().find_map(|cause| {
-        cause
-            .downcast_ref::<Errno>()
-            .copied()
-            .or_else(|| Errno::from_io_error(cause.downcast_ref::<std::io::Error>()?))
-    })
+/// A disk counts as full if less than this is free, in bytes. A file system may be unable to use the last blocks.
+const FULL: u64 = 1 << 20;
+
+/// Returns an error if the disk of `dir` is full.
+pub fn full_disk_error(dir: &Path) -> Option<anyhow::Error> {
+    free_space(dir).filter(|free| *free < FULL)?;
+    let failure = Kind::Machine.failure(format!("no space is left in {}", dir.display()));
+    Some(
+        failure
+            .hint("Free some space on that disk, or use a region on another disk (--region-dir DIR).")
+            .into(),
+    )
 }
 
 #[cfg(test)]

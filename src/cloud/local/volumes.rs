@@ -18,6 +18,7 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::Duration;
 
 /// How long to wait for the lock of a volume's file. A loop device closes its file when the last descriptor of the
@@ -199,6 +200,10 @@ pub(crate) fn with_run_tag(tags: &Tags, run: &RunId) -> Result<Tags> {
 
 #[async_trait(?Send)]
 impl Volumes for Region {
+    fn directory(&self) -> Option<&Path> {
+        Some(self.dir())
+    }
+
     async fn create(&self, spec: &VolumeSpec) -> Result<VolumeId> {
         let tags = with_run_tag(&spec.tags, &spec.run)?;
         let snapshot: SnapshotRecord = self.store().get(&spec.snapshot.0)?;

@@ -1,6 +1,7 @@
 //! A fault at every cloud call, before and after its effect, and SIGKILL at every one and at any time: what is left.
 
 use oven_testing::{LocalWorld, full, pause, stderr};
+use std::fs;
 use std::net::TcpListener;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -184,4 +185,30 @@ fn a_definition_that_changes_while_it_is_baked_makes_no_image() {
     assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
     assert!(stderr(&output).contains("added is new"), "{}", stderr(&output));
     assert_recovers(&world, "a changed definition");
+}
+
+/// The volume is a sparse file. When the disk of the region is full, the step gets an I/O error.
+#[test]
+fn a_full_disk_of_the_region_is_this_machines_fault() {
+    let world = LocalWorld::of("tiny", "ID=debian\nVERSION_ID=\"12\"\n", &[]);
+    let step = "busybox dd if=/dev/urandom of=/root/data bs=64k count=40 conv=fsync";
+    world.write("image/s.sh", &format!("#!/bin/sh\n{step}\n"));
+    world.write("image/image.toml", "from = { name = \"tiny\" }\n[[run]]\nscript = \"s.sh\"\n");
+    fs::create_dir(world.path("small")).unwrap();
+    // What is free is enough for the volume, and for a part of what the step writes.
+    let script = "mount -t tmpfs -o size=64m none small\n\
+        cp -a --sparse=always region small/\n\
+        base=$(du -k --total small/region/snapshots/*.img | tail -n 1 | cut -f 1)\n\
+        free=$(df -k --output=avail small | tail -n 1)\n\
+        head -c $((free - base - 1500))k /dev/zero > small/fill\n\
+        exec \"$@\"";
+    let bake = world.command(&["bake", "image"]);
+    let mut small = Command::new("unshare");
+    small.args(["--mount", "sh", "-ec", script, "sh"]).arg(bake.get_program());
+    small.args(["--region-dir", "small/region", "bake", "image"]).current_dir(world.dir.path());
+    let output = small.output().unwrap();
+    let told = stderr(&output);
+    assert_eq!(output.status.code(), Some(8), "{told}");
+    assert!(told.contains("no space is left in") && told.contains("--region-dir"), "{told}");
+    world.assert_no_traces(&told);
 }

@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 
 const TIME_MAX: Duration = Duration::from_secs(30);
 const MEMORY_MAX_MIB: i64 = 256;
-/// Within two seconds a signal is heard; the rest is for the clean-up on a busy machine.
-const STOP_MAX: Duration = Duration::from_secs(10);
+/// Two seconds until the signal is heard, and two for the clean-up. Usually both take 0.1 s together. A read that does not
+/// hear the signal takes 8 s or more until it reaches a limit.
+const STOP_MAX: Duration = Duration::from_secs(4);
 const SECRET: &str = "[[run]]\ncommand = [\"true\"]\nsecrets = [\"TOKEN\"]\n";
 
 /// A region with a base of 256 MiB, into whose tree `plant` puts something, and a definition on it.
@@ -173,8 +174,8 @@ fn hostile_bases_end_soon_with_little_memory() {
     }
 }
 
-/// A passwd names one large directory in many spellings, and each of them is listed. Without the signal, that takes far
-/// longer than the test waits.
+/// A passwd names one large directory in many spellings, and each of them is listed. That is as long as a read can be.
+/// `image::tree::tests::a_stop_ends_every_read` shows for each read that it hears the stop, without a clock.
 #[test]
 fn a_signal_ends_a_long_read() {
     let homes = |root: &Path| {
@@ -198,7 +199,9 @@ fn a_signal_ends_a_long_read() {
         let stopped = Instant::now();
         let output = child.wait_with_output().unwrap();
         assert!(stopped.elapsed() < STOP_MAX, "{signal}: {:?}", stopped.elapsed());
-        assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
+        let err = stderr(&output);
+        assert_eq!(output.status.code(), Some(130), "{err}");
+        assert!(err.contains("interrupted; nothing was left behind"), "{err}");
         world.assert_no_traces(signal.as_str());
         assert_eq!(world.files(), before, "{signal}");
         for log in fs::read_dir(world.region().join("logs")).unwrap() {

@@ -293,7 +293,7 @@ fn a_half_configured_base_is_refused() {
     baked.failure();
     lab.define("packages = [\"tree\"]\n");
     let (code, text) = lab.bake().failure();
-    assert_eq!(code, STEP);
+    assert_eq!(code, DEFINITION);
     assert!(text.contains("base image") && text.contains("`hostile` is half-configured"), "{text}");
 }
 

@@ -105,6 +105,7 @@ fn tables() -> Vec<Case> {
             gpt(raw, "");
             let header = get(raw, 512, 512);
             put(raw, 512, &[0; 512]);
+            put(raw, (1 << 30) - 512, &[0; 512]);
             put(raw, 4096, &header);
         })
         .ends(3, &[UNUSABLE]),

@@ -15,6 +15,7 @@ use std::process::{Command, Stdio};
 
 const STEP: u8 = 5;
 const DEFINITION: u8 = 3;
+const MACHINE: u8 = 8;
 
 /// An image whose own archives are none, so that a test asks for its own alone.
 fn lab() -> PackageLab {

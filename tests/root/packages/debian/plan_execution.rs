@@ -1,7 +1,7 @@
 //! What a plan may have besides steps: files that stay, lines that are failures, what is done before a step
 //! is retried. The steps are the tests' own, added to the Debian plugin's plan of nothing.
 
-use super::{STEP, lab};
+use super::{MACHINE, STEP, lab};
 use oven_distro::{Phase, Shim, Step, Trouble};
 use std::fs;
 
@@ -102,7 +102,7 @@ fn files_of_a_plan_stay_and_lie_where_configuration_does() {
     assert!(baked.log.contains("/etc/hostname of the base image is replaced"), "{}", baked.log);
     for path in ["/root/.ssh/authorized_keys", "/etc/../root/x", "/usr/bin/x"] {
         let (code, text) = planned(path).failure();
-        assert_eq!(code, STEP);
+        assert_eq!(code, MACHINE);
         assert!(text.contains(path) && text.contains("bug in the distribution's plugin"), "{text}");
     }
 }
