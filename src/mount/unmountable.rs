@@ -38,7 +38,7 @@ impl UnsupportedMount {
         let gone = self.before.keys().filter(|path| !now.contains_key(*path));
         let new =
             now.iter().filter(|(path, state)| self.before.get(*path) != Some(state)).map(|(path, _)| path);
-        let changed: Vec<_> = gone.chain(new).take(NAMES_MAX).map(|path| escape_name(path)).collect();
+        let changed: Vec<_> = gone.chain(new).take(NAMES_MAX).map(escape_name).collect();
         if changed.is_empty() {
             return Ok(());
         }

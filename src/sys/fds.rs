@@ -35,7 +35,7 @@ pub(crate) enum PathRefusal {
     /// The path leads to this place, which is inside a `.git`.
     InGit(PathBuf),
     /// The path leads to something that is not a regular file.
-    Special(Metadata),
+    Special(&'static str),
 }
 
 /// Writes the reason so that it completes the sentence "the file …".
@@ -52,7 +52,7 @@ impl fmt::Display for PathRefusal {
                  credentials",
                 escape_name(real)
             ),
-            Self::Special(metadata) => write!(f, "is {}, not a file", kind_of(metadata)),
+            Self::Special(kind) => write!(f, "is {kind}, not a file"),
         }
     }
 }
@@ -96,7 +96,7 @@ pub(crate) fn open_file_within(path: &Path, project: &Path) -> Result<File, Path
     let found = File::from(find_within(path, project)?);
     let metadata = found.metadata().map_err(PathRefusal::Io)?;
     if !metadata.is_file() {
-        return Err(PathRefusal::Special(metadata));
+        return Err(PathRefusal::Special(kind_of(&metadata)));
     }
     let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
     File::options().read(true).custom_flags(flags).open(link_to(&found)).map_err(PathRefusal::Io)

@@ -105,7 +105,7 @@ impl CgroupLimits {
 /// The memory of this machine in bytes.
 pub fn machine_memory() -> u64 {
     let info = rustix::system::sysinfo();
-    u64::from(info.totalram) * u64::from(info.mem_unit.max(1))
+    info.totalram * u64::from(info.mem_unit.max(1))
 }
 
 /// Returns a count of a file such as `memory.events`, which has a line `NAME COUNT` for each event.

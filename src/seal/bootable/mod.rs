@@ -213,7 +213,7 @@ fn fail_if_any(found: &[String], own: &DiskNames) -> Result<()> {
     if found.is_empty() {
         return Ok(());
     }
-    let found: Vec<_> = found.iter().map(|finding| escape_name(finding)).collect();
+    let found: Vec<_> = found.iter().map(escape_name).collect();
     let list = list_first(&found, NAMED_MAX, "\n    ");
     let mut hint = String::from(
         "A package or a script of this bake wrote these files. Correct the script, or add a [[run]] that corrects \

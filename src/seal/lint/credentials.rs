@@ -211,8 +211,8 @@ fn has_access_key_id(content: &[u8]) -> bool {
     let is_id = |at: usize| {
         let Some(id) = content.get(at..at + LENGTH) else { return false };
         let is_word = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
-        let is_whole = !is_word(content.get(at + LENGTH)) && !(at > 0 && is_word(content.get(at - 1)));
-        is_whole
+        let is_longer = is_word(content.get(at + LENGTH)) || at > 0 && is_word(content.get(at - 1));
+        !is_longer
             && id.iter().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit())
             && !id.ends_with(b"EXAMPLE")
     };

@@ -546,7 +546,7 @@ pub fn bounds() -> Vec<Case> {
 }
 
 /// The requests are `mkdir d` and `cd d` in turn.
-const DEEP: [&str; 6001] = {
+static DEEP: [&str; 6001] = {
     let mut requests = ["cd tmp"; 6001];
     let mut n = 1;
     while n < requests.len() {
