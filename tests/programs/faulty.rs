@@ -158,7 +158,9 @@ impl SnapshotReader for FaultyReader {
         if let Some((what, from)) = self.reading.as_deref().and_then(|fault| fault.split_once(':'))
             && number >= from.parse()?
         {
-            anyhow::ensure!(what == "hang", "the network is away");
+            if what != "hang" {
+                return Err(Kind::Cloud.error("the network is away"));
+            }
             forever();
         }
         self.strike(number, When::Before)?;

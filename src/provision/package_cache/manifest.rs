@@ -54,6 +54,8 @@ pub enum CacheEntry {
         modified: (i64, i64),
         digest: String,
     },
+    /// A symlink with this target. apt links the index of a repository on the image's own disk. oven never follows it.
+    Link(String),
 }
 
 impl CacheEntry {
@@ -66,6 +68,7 @@ impl CacheEntry {
                 let (uid, gid) = file_owner();
                 Self::File { mode: mode & MODE, uid, gid, size, modified, digest }
             }
+            Self::Link(target) => Self::Link(target),
         }
     }
 
@@ -79,6 +82,7 @@ impl CacheEntry {
         match self {
             Self::Directory { mode, .. } => mode & !MODE == 0,
             Self::File { mode, uid, gid, .. } => mode & !MODE == 0 && (*uid, *gid) == file_owner(),
+            Self::Link(_) => true,
         }
     }
 }
@@ -158,7 +162,7 @@ fn scan(
     let at = dir.join(path);
     let reading = || format!("reading {}", escape_name(&at));
     let metadata = fs::symlink_metadata(&at).with_context(reading)?;
-    changes.tree.insert(path.to_owned(), read_entry(&metadata).with_context(reading)?);
+    changes.tree.insert(path.to_owned(), read_entry(&at, &metadata)?.with_context(reading)?);
     for child in fs::read_dir(&at).with_context(reading)? {
         let child = child.with_context(reading)?;
         let objects = changes.tree.len() + changes.gone.len() + changes.emptied.len();
@@ -173,7 +177,7 @@ fn scan(
                 changes.emptied.push(below.clone());
             }
             scan(dir, &below, depth + 1, changes, files)?;
-        } else if let Some(entry) = read_entry(&metadata) {
+        } else if let Some(entry) = read_entry(&child.path(), &metadata)? {
             if metadata.is_file() {
                 files.push(below.clone());
             }
@@ -189,10 +193,13 @@ fn is_opaque(dir: &Path) -> bool {
 }
 
 /// Returns `None` for an object that is not cached. A file's digest is added later.
-fn read_entry(metadata: &Metadata) -> Option<CacheEntry> {
+fn read_entry(path: &Path, metadata: &Metadata) -> Result<Option<CacheEntry>> {
     let (mode, uid, gid) = (metadata.mode() & 0o7777, metadata.uid(), metadata.gid());
-    if metadata.is_dir() {
+    Ok(if metadata.is_dir() {
         Some(CacheEntry::Directory { mode, uid, gid })
+    } else if metadata.is_symlink() {
+        let target = fs::read_link(path).with_context(|| format!("reading {}", escape_name(path)))?;
+        target.into_os_string().into_string().ok().map(CacheEntry::Link)
     } else if metadata.is_file() {
         let size = metadata.size();
         // Whenever package managers run, they change the times of their empty lock files. So the time of an empty file
@@ -201,7 +208,7 @@ fn read_entry(metadata: &Metadata) -> Option<CacheEntry> {
         Some(CacheEntry::File { mode, uid, gid, size, modified, digest: String::new() })
     } else {
         None
-    }
+    })
 }
 
 /// Returns whether a file has capabilities or an access control list.
@@ -299,6 +306,7 @@ pub fn create_tree(to: &Path, tree: &CacheTree, put: &dyn Fn(&str, &Path) -> Res
                 fs::set_permissions(&at, Permissions::from_mode(*mode)).with_context(making)?;
             }
             CacheEntry::File { .. } => put(path, &at).with_context(making)?,
+            CacheEntry::Link(target) => std::os::unix::fs::symlink(target, &at).with_context(making)?,
         }
     }
     Ok(())

@@ -103,12 +103,14 @@ impl Hierarchy {
         is_delegated: &dyn Fn(&Path) -> bool,
         has_programs: &dyn Fn(&Path) -> bool,
     ) -> Result<Parent> {
+        ensure!(
+            has_controllers(&self.root, "cgroup.controllers"),
+            "cgroup v2 does not have the controllers memory and pids here"
+        );
         let mut limits = InheritedLimits::default();
-        let mut available = false;
         for dir in self.own.ancestors().take_while(|dir| dir.starts_with(&self.root)) {
             let is_own = dir == self.own;
             if has_controllers(dir, "cgroup.controllers") {
-                available = true;
                 let enabled = has_controllers(dir, "cgroup.subtree_control");
                 let enters = is_own && (self.owns_namespace || is_delegated(dir));
                 let needs_move = !enabled && !is_root(dir) && enters && are_ours(dir).is_ok_and(|ours| ours);
@@ -124,7 +126,6 @@ impl Hierarchy {
             }
             limits.add(dir);
         }
-        ensure!(available, "cgroup v2 does not have the controllers memory and pids here");
         bail!(
             "oven cannot enable the controllers memory and pids for a cgroup below its own, {}",
             self.name(&self.own)

@@ -25,12 +25,13 @@ fn a_strangers_region_is_not_used() {
 
     // Root would write the region's format through this link.
     fs::create_dir(&region).unwrap();
+    fs::write(region.join("region.json"), "{\"format\":1}").unwrap();
     symlink(&precious, region.join(".copy-region.json")).unwrap();
     chown(&region, STRANGER, STRANGER).unwrap();
     let (_, err) = world.expect(8, &["images", "list"]);
     assert!(err.contains("belongs to user 65534"), "{err}");
     intact();
-    assert_eq!(fs::read_dir(&region).unwrap().count(), 1, "nothing was made there");
+    assert_eq!(fs::read_dir(&region).unwrap().count(), 2, "nothing was made there");
 
     // Everybody's.
     chown(&region, Some(0), Some(0)).unwrap();
@@ -45,7 +46,6 @@ fn a_strangers_region_is_not_used() {
     intact();
     fs::remove_file(region.join(".copy-region.json")).unwrap();
     fs::create_dir(world.path("elsewhere")).unwrap();
-    fs::remove_dir(region.join("volumes")).unwrap();
     symlink(world.path("elsewhere"), region.join("volumes")).unwrap();
     let (_, err) = world.expect(8, &["images", "list"]);
     assert!(err.contains("volumes is a link or a file, not a directory"), "{err}");

@@ -189,7 +189,7 @@ fn a_trace_is_no_part_of_a_definition_and_has_to_be_a_file() {
     assert!(error.contains("the trace web/trace.json is inside the directory web"), "{error}");
     assert!(!world.path("web/trace.json").exists());
     let (_, error) = world.expect(2, &["bake", "web", "--trace", "/dev/null"]);
-    assert!(error.contains("/dev/null is not a regular file"), "{error}");
+    assert!(error.contains("/dev/null: it is not a regular file"), "{error}");
     let (out, _) = world.expect(2, &["bake", "web", "--json", "--trace", "/no/such/t.json"]);
     let last: Value = serde_json::from_str(out.lines().last().unwrap()).unwrap();
     assert_eq!(last["exit_code"], 2, "{last}");

@@ -137,9 +137,9 @@ fn a_base_with_a_broken_package_is_refused_by_name() {
     ];
     let lab = HostileLab::on(&changed(&tiny, "broken", &requests.each_ref().map(String::as_str)));
     lab.define(&[Deb::new("innocent")], "");
-    lab.fails(5, &["base image", "`hostname` is half-configured"]);
+    lab.fails(3, &["base image", "`hostname` is half-configured"]);
     lab.define(&[], "");
-    lab.fails(5, &["base image", "`hostname` is half-configured"]);
+    lab.fails(3, &["base image", "`hostname` is half-configured"]);
     // A script may mend it.
     lab.world.write("image/mend.sh", "#!/bin/sh\nexec dpkg --configure -a\n");
     lab.define(&[], "[[run]]\nscript = \"mend.sh\"");

@@ -122,7 +122,7 @@ fn hostile_bases_end_soon_with_little_memory() {
             5,
             "have more than 256 MiB together",
         ),
-        ("many homes", &passwd_of_homes, String::new(), 5, "more than 50000 home directories"),
+        ("many homes", &passwd_of_homes, String::new(), 3, "more than 50000 home directories"),
         (
             "an initramfs of zeros in gzip",
             &|root: &Path| {
@@ -190,7 +190,7 @@ fn a_signal_ends_a_long_read() {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let child = bake(&world).arg("-v").spawn().unwrap();
         let (pid, begun) = (Pid::from_raw(child.id() as i32), Instant::now());
-        while !newest_log(&world).contains("cleaning (machine-id") {
+        while !newest_log(&world).contains("plans this image") {
             assert!(begun.elapsed() < Duration::from_secs(60), "{}", newest_log(&world));
             pause(Duration::from_millis(1));
         }
@@ -229,6 +229,9 @@ const WAIT: &str = "/wait";
 const DEEP: &str = "#!/bin/sh\ncase \"$*\" in *update*|*download*|*install*)\ncd /var/cache/apt/archives || exit 0\n\
     i=0; while [ $i -lt 400 ]; do mkdir d; cd d || exit 0; i=$((i+1)); done\n\
     head -c 67108864 /dev/zero > file\n[ -e /wait ] && sleep 1000;; esac\nexit 0\n";
+/// A script that makes 400 directories in each other, and a file in the last one.
+const DEEP_TREE: &str =
+    "i=0; while [ $i -lt 400 ]; do mkdir d && cd d || exit 1; i=$((i+1)); done; echo x > file";
 
 /// A region with a small Debian in which these files are replaced, and a definition that requests a package.
 fn debian(root_files: &[(&str, &str)]) -> LocalWorld {
@@ -270,7 +273,8 @@ fn a_deep_tree_in_the_cache_is_gone_after_each_bake_and_after_a_sweep() {
     let world = debian(&[("/usr/bin/apt-get", DEEP), (WAIT, "")]);
     let mut child = bake(&world).spawn().unwrap();
     let deadline = Instant::now() + Duration::from_secs(60);
-    while !cached(&world).iter().any(|path| path.ends_with("/d/file")) {
+    let work_of_a_bake = || cached(&world).into_iter().find(|path| path.contains("/b-"));
+    while work_of_a_bake().is_none() {
         assert!(Instant::now() < deadline, "{}", newest_log(&world));
         pause(Duration::from_millis(10));
     }
@@ -279,6 +283,15 @@ fn a_deep_tree_in_the_cache_is_gone_after_each_bake_and_after_a_sweep() {
     child.kill().unwrap();
     child.wait().unwrap();
     world.assert_no_traces("a killed bake");
+    // The file system of the downloads has ended with oven. On a machine that cannot mount one, the steps write here.
+    let work = work_of_a_bake().unwrap();
+    let top = work.split_inclusive('/').scan(false, |is_past, part| {
+        let is_first = !*is_past;
+        *is_past |= part.starts_with("b-");
+        is_first.then_some(part)
+    });
+    let script = format!("cd {} && {DEEP_TREE}", top.collect::<String>());
+    assert!(Command::new("sh").args(["-c", &script]).status().unwrap().success());
     let (out, _) = world.expect(0, &["sweep", "--dry-run"]);
     assert!(out.contains("would remove ") && out.contains("/packages/b-"), "{out}");
     assert!(cached(&world).iter().any(|path| path.ends_with("/d/file")));

@@ -205,7 +205,15 @@ fn cgroup_directory(groups: &str) -> Option<PathBuf> {
 fn parent_cgroup() -> PathBuf {
     let trial = StepCgroup::create(&spec(Path::new("/"), &["true"], false)).unwrap().unwrap();
     let path = fs::read_link(format!("/proc/self/fd/{}", trial.cgroup().as_raw_fd())).unwrap();
-    path.parent().unwrap().to_owned()
+    let name = path.file_name().unwrap();
+    // oven may have made it through a mount that is not attached anywhere. So it is looked for where the machine has its
+    // cgroups: in this process's own, and in those above.
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let mount = mounts.lines().find(|line| line.contains(" - cgroup2 ")).expect("cgroup v2 is mounted");
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap();
+    let own = groups.lines().find_map(|line| line.strip_prefix("0::/")).unwrap();
+    let own = Path::new(mount.split(' ').nth(4).unwrap()).join(own);
+    own.ancestors().find(|dir| dir.join(name).exists()).expect("the cgroup is below one of these").to_owned()
 }
 
 /// What a step runs that says that it is up, and ends when [`let_go`] says so.
