@@ -24,6 +24,7 @@ pub async fn run(global: &GlobalArgs, args: &args::SweepArgs, report: &Report) -
         // this machine may have no cgroup v2.
         _ = cgroup::sweep();
         _ = preserved_disk::remove_orphans(&site.state);
+        site.cloud.tidy().await?;
     }
     let mut stale = stale_runs(&*site.cloud, &site.state, args.older_than).await?;
     if let Some(wanted) = &args.run {

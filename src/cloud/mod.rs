@@ -285,6 +285,11 @@ pub trait Cloud {
     /// newest resource is older than `older_than`.
     async fn stale_runs(&self, older_than: Option<Duration>) -> Result<Vec<StaleRun>>;
 
+    /// Removes files that killed runs left and that belong to no resource. Only a local region has such files.
+    async fn tidy(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Fails with [`Kind::Cloud`](crate::error::Kind::Cloud) if oven lacks a permission that a bake on this base needs
     /// at its beginning or at its end. The check has to be fast, because it runs before every bake. A local region
     /// permits everything.

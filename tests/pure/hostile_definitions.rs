@@ -266,6 +266,10 @@ fn verbs_that_look_change_nothing_in_a_region() {
     let top = tempfile::tempdir().unwrap();
     write(&top.path().join("web/image.toml"), BASE);
     let image = region(&top.path().join("region"), &top.path().join("raw"));
+    // A killed bake left it. `oven sweep` removes it, and `--dry-run` does not.
+    let orphan = top.path().join("region/volumes/vol-0123456789abcdef0.img");
+    write(&orphan, "orphan");
+    fs::set_permissions(orphan.parent().unwrap(), fs::Permissions::from_mode(0o700)).unwrap();
     let mut first = None;
     for args in looks(&image) {
         let before = listing(top.path());
@@ -275,6 +279,8 @@ fn verbs_that_look_change_nothing_in_a_region() {
         first.get_or_insert(output);
     }
     assert!(printed(&first.unwrap()).contains("no image of the definition `web` exists yet"));
+    assert_eq!(oven(top.path(), "region", &["sweep"]).status.code(), Some(0));
+    assert!(!orphan.exists());
 }
 
 #[test]

@@ -417,6 +417,10 @@ impl Cloud for Region {
         self.stale(older_than).await
     }
 
+    async fn tidy(&self) -> Result<()> {
+        self.remove_orphans().await
+    }
+
     fn disk_copier(&self) -> Option<&dyn DiskCopier> {
         Some(self)
     }

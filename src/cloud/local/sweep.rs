@@ -44,10 +44,25 @@ impl RunResources {
 }
 
 impl Region {
-    /// See [`crate::cloud::Cloud::stale_runs`]. Also removes files without a record.
+    /// See [`crate::cloud::Cloud::tidy`].
+    pub(crate) async fn remove_orphans(&self) -> Result<()> {
+        let tidied = self.store().locked(|region| {
+            region.tidy()?;
+            for snapshot in region.list::<SnapshotRecord>()? {
+                if snapshot.written.as_ref().is_some_and(|written| written.sealed.is_some()) {
+                    // The link to the parent's data remains if a process completed the snapshot and was killed before
+                    // it removed the link.
+                    remove_if_there(&region.part::<SnapshotRecord>(&snapshot.id.0, PARENT))?;
+                }
+            }
+            Ok(())
+        });
+        tidied.await
+    }
+
+    /// See [`crate::cloud::Cloud::stale_runs`].
     pub(crate) async fn stale(&self, older_than: Option<Duration>) -> Result<Vec<StaleRun>> {
         let found = self.store().locked(|region| {
-            region.tidy()?;
             let used: BTreeSet<_> =
                 region.list::<ImageRecord>()?.into_iter().map(|image| image.snapshot).collect();
             let mut runs = BTreeMap::<String, RunResources>::new();
@@ -57,11 +72,6 @@ impl Region {
                 }
             }
             for snapshot in region.list::<SnapshotRecord>()? {
-                if snapshot.written.as_ref().is_some_and(|written| written.sealed.is_some()) {
-                    // The link to the parent's data remains if a process completed the snapshot and was killed before
-                    // it removed the link.
-                    remove_if_there(&region.part::<SnapshotRecord>(&snapshot.id.0, PARENT))?;
-                }
                 if let (Some(run), false) = (snapshot.tags.get(tag::RUN), used.contains(&snapshot.id)) {
                     runs.entry(run.clone()).or_default().add(&snapshot);
                 }

@@ -231,6 +231,7 @@ async fn incomplete_snapshots_cannot_be_used_and_are_swept() {
     let state = f.region.snapshot_state(&expired).unwrap();
     assert_eq!(state, SnapshotState::Error("no block was written for 21600 seconds".into()));
 
+    f.region.tidy().await.unwrap();
     let stale = f.region.stale_runs(None).await.unwrap();
     assert_eq!((stale.len(), &stale[0].run, stale[0].resources.len()), (1, &run, 2));
     f.region.ensure_no_snapshots(&stale[0].run).await.unwrap();
@@ -294,6 +295,7 @@ async fn another_process_continues_and_a_torn_block_is_restored() {
     // If the process is killed between the last two steps, a sweep removes the link to the parent's data.
     std::fs::write(f.region.dir().join(format!("snapshots/{id}.parent")), "x").unwrap();
     std::fs::write(f.region.dir().join(format!("snapshots/{}.put", new_id("snap"))), "x").unwrap();
+    f.region.tidy().await.unwrap();
     f.region.stale_runs(None).await.unwrap();
     assert_eq!((f.names(&id), f.files("snapshots")), (vec!["img".into(), "json".into(), "put".into()], 3));
 }

@@ -99,6 +99,7 @@ async fn a_record_without_content_counts_as_absent() {
     std::fs::write(f.region.dir().join("region.json"), "").unwrap();
     let region = Region::open(f.region.dir()).unwrap();
     region.ensure_no_volumes(&run).await.unwrap();
+    region.tidy().await.unwrap();
     region.stale_runs(None).await.unwrap();
     assert_eq!(f.files("volumes"), 0);
 

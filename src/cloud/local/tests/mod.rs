@@ -494,6 +494,7 @@ async fn stale_runs_are_those_whose_owner_has_ended() {
     f.region.register(&result, &spec("web-f", "f"), &Undo::default()).await.unwrap();
     f.region.ensure_no_volumes(&done).await.unwrap();
 
+    f.region.tidy().await.unwrap();
     let stale = f.region.stale_runs(None).await.unwrap();
     assert_eq!(stale.len(), 1, "{stale:?}");
     assert_eq!((&stale[0].run, stale[0].kept, &stale[0].owner), (&killed, false, &dead.to_string()));
