@@ -36,6 +36,8 @@ pub struct Failure {
     pub kind: Kind,
     message: String,
     hint: Option<String>,
+    /// Whether the step's program ran. Then the step is at fault, even if it is the first step.
+    program_ran: bool,
 }
 
 impl Failure {
@@ -44,12 +46,18 @@ impl Failure {
         self.hint = Some(hint.to_string());
         self
     }
+
+    /// Records that the step's program ran, so that [`Kind::of_base`] does not blame the base.
+    pub fn after_start(mut self) -> Self {
+        self.program_ran = true;
+        self
+    }
 }
 
 impl Kind {
     /// A failure of this kind. `message` says what was wrong and where.
     pub fn failure(self, message: impl fmt::Display) -> Failure {
-        Failure { kind: self, message: message.to_string(), hint: None }
+        Failure { kind: self, message: message.to_string(), hint: None, program_ran: false }
     }
 
     /// Like [`Self::failure`], but returns an [`anyhow::Error`], for `return Err(…)` and `ok_or_else`.
@@ -77,7 +85,7 @@ impl Kind {
     /// Returns the error of a step that failed before any step changed the image. Its kind is [`Kind::Definition`]
     /// instead of [`Kind::Step`], because the base image has the defect. Other kinds do not change.
     pub fn of_base(error: anyhow::Error) -> anyhow::Error {
-        if Self::of(&error) != Self::Step {
+        if Self::of(&error) != Self::Step || failure_in(&error).is_some_and(|failure| failure.program_ran) {
             return error;
         }
         let failure = Self::Definition.failure(format!("{error:#}"));
@@ -180,6 +188,8 @@ mod tests {
     #[test]
     fn what_fails_before_any_step_is_the_bases() {
         let step = Error::from(Kind::Step.failure("status 1").hint("Look.")).context("listing packages");
+        let ran = Kind::of_base(Kind::Step.failure("too much memory").after_start().into());
+        assert_eq!(Kind::of(&ran), Kind::Step);
         let error = Kind::of_base(step);
         assert_eq!((Kind::of(&error), hint_of(&error).as_deref()), (Kind::Definition, Some("Look.")));
         assert_eq!(format!("{error:#}"), "listing packages: status 1");

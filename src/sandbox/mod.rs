@@ -121,7 +121,7 @@ pub async fn run_with(
     drop(cgroup);
     let removed = placeholders.map_or(Ok(()), Placeholders::remove);
     if let Some(failure) = exceeded {
-        return Err(failure.into());
+        return Err(failure.after_start().into());
     }
     let exit = exit?;
     // If the step failed, an error of the removal is ignored, because no image is made from the disk. The step's own
