@@ -152,6 +152,7 @@ async fn killed_at_any_time_nothing_is_left_that_is_not_swept() {
             child.kill().unwrap();
             child.wait().unwrap();
         }
+        region.tidy().await.unwrap();
         for stale in region.stale_runs(None).await.unwrap() {
             swept += stale.resources.len();
             region.ensure_no_volumes(&stale.run).await.unwrap();

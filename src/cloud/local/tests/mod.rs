@@ -534,6 +534,8 @@ async fn sweeping_removes_files_without_a_record() {
     let writer = File::create(&busy).unwrap();
     assert!(try_lock_until_closed(&writer).unwrap());
     f.region.stale_runs(None).await.unwrap();
+    assert!(orphans.iter().all(|orphan| dir.join(orphan).exists()), "that is only a look");
+    f.region.tidy().await.unwrap();
     assert!(orphans.iter().all(|orphan| !dir.join(orphan).exists()));
     assert!(busy.exists());
     f.region.store().get::<VolumeRecord>(&volume.0).unwrap();

@@ -2,7 +2,7 @@
 //! itself does not retry.
 
 use super::connection::{clock_offset, clock_problem};
-use super::errors::{Action, ErrorClass, classify, hint_for_code};
+use super::errors::{Action, ErrorClass, causes, classify, hint_for_code};
 use crate::cloud::aws::ec2::{Ec2, Timeouts};
 use crate::error::Kind;
 use crate::trace::{Lane, Span, Track};
@@ -142,38 +142,6 @@ impl ApiError {
 fn reason(body: &[u8]) -> Option<String> {
     let error: serde_json::Value = serde_json::from_slice(body).ok()?;
     error.get("Reason").or(error.get("reason"))?.as_str().map(str::to_owned)
-}
-
-/// Texts of the SDK that say only that something went wrong.
-const UNINFORMATIVE: [&str; 5] =
-    ["dispatch failure", "io error", "other", "service error", "unhandled error"];
-
-/// The SDK says this about each provider of credentials that it tried, before the reason.
-const NOT_ENABLED: &str = "the credential provider was not enabled";
-
-/// Returns the error and its causes in one line, without the texts in [`UNINFORMATIVE`].
-pub(super) fn causes(error: &dyn std::error::Error) -> String {
-    let mut causes: Vec<String> = Vec::new();
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        let text = in_one_line(&error.to_string());
-        // Some errors already include the text of their cause.
-        if !UNINFORMATIVE.contains(&text.as_str()) && !causes.last().is_some_and(|last| last.contains(&text))
-        {
-            causes.push(text);
-        }
-        cause = error.source();
-    }
-    if causes.is_empty() { in_one_line(&error.to_string()) } else { causes.join(": ") }
-}
-
-/// Joins the lines of a text of the SDK. If the SDK finds no credentials, each line is about one provider.
-fn in_one_line(text: &str) -> String {
-    let text = text.trim_start_matches(NOT_ENABLED).trim_start_matches(": ");
-    let mut lines = text.lines().map(|line| line.replace(&format!(": {NOT_ENABLED}"), "").trim().to_owned());
-    let first = lines.next().unwrap_or_default();
-    let rest: Vec<_> = lines.collect();
-    if rest.is_empty() { first } else { format!("{first} {}", rest.join("; ")) }
 }
 
 /// Returns whether the SDK found no credentials, or could not fetch them. The SDK reports both cases as a connection
@@ -369,22 +337,5 @@ pub fn ok_if_already_done<T>(result: Result<T, ApiError>) -> Result<(), ApiError
     match result {
         Err(error) if error.class != ErrorClass::AlreadyDone => Err(error),
         _ => Ok(()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_providers_that_have_no_credentials_are_listed_in_one_line() {
-        let text = "the credential provider was not enabled: no credentials found in chain. Attempted:\n  \
-                    Environment: the credential provider was not enabled: environment variable not set\n  \
-                    Profile: the credential provider was not enabled";
-        assert_eq!(
-            in_one_line(text),
-            "no credentials found in chain. Attempted: Environment: environment variable not set; Profile"
-        );
-        assert_eq!(in_one_line("connection refused"), "connection refused");
     }
 }

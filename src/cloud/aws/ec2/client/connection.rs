@@ -1,7 +1,6 @@
 //! Checks the connection to EC2. This includes the credentials, the endpoint and this machine's clock.
 
-use super::call::causes;
-use super::errors::DESCRIBE_IMAGES;
+use super::errors::{DESCRIBE_IMAGES, causes};
 use crate::cloud::aws::ec2::Ec2;
 use crate::cloud::aws::ec2::images::convert::filter;
 use crate::cloud::tag;
