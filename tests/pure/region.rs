@@ -193,6 +193,7 @@ async fn killed_while_it_writes_blocks_nothing_is_left_and_an_image_is_whole() {
             child.kill().unwrap();
             child.wait().unwrap();
         }
+        region.tidy().await.unwrap();
         for stale in region.stale_runs(None).await.unwrap() {
             swept += stale.resources.len();
             region.ensure_no_snapshots(&stale.run).await.unwrap();
