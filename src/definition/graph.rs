@@ -92,7 +92,8 @@ impl Loader {
         Err(Kind::Definition
             .failure(format!("{place} names {shown}, which is outside the project {project}"))
             .hint(format!(
-                "If you trust that definition, name its directory on the command line, too: {shown}"
+                "If you trust that definition, name its directory on the command line, too: {shown}. Or create an \
+                 oven.toml, which may be empty, in a directory that contains both."
             ))
             .into())
     }

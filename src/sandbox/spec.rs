@@ -20,7 +20,7 @@ pub struct StepSpec {
     pub cwd: String,
     /// Whether the step has the builder's network. If false, the step has a private network namespace with only `lo`.
     pub network: bool,
-    /// Whether oven blocks the step's access to the builder's credentials ([`super::egress`]). If oven cannot block it,
+    /// Whether oven blocks the step's access to the builder's credentials ([`super::cgroup::egress`]). If oven cannot block it,
     /// the step fails. The field has no meaning for a step without the network.
     #[serde(default)]
     pub fenced: bool,

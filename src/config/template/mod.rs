@@ -29,7 +29,7 @@ const ALL_TEMPLATES: Duration = Duration::from_secs(10);
 
 /// Renders a template. `source` is its text. Errors name `path` and the line, if the line is known.
 ///
-/// The engine runs in a child process with limits ([`limited_child`]), because the text may come from a stranger.
+/// The engine runs in a child process with limits (`limited_child`), because the text may come from a stranger.
 pub fn render(source: &str, path: &Path, vars: &Variables) -> Result<String, String> {
     let shown = path.display();
     // The engine is made here, because this initializes its tables. Several threads may do this at the same time, and a

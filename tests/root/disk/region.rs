@@ -129,7 +129,7 @@ async fn attached_is_what_the_kernel_says() {
     // Another handle, as another process has.
     let other = Region::open(w.region.dir()).unwrap();
     refuses(other.attach(&volume).await, Kind::Cloud, "VolumeInUse");
-    w.region.stale_runs(None).await.unwrap();
+    w.region.tidy().await.unwrap();
     assert_eq!(w.files("volumes"), 2);
 
     loop_device::release(device).await.unwrap();
