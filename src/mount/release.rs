@@ -76,7 +76,7 @@ async fn prove_released(disk: &DiskNodes, used: &[(String, u64)]) -> Result<()> 
 }
 
 /// Fails if a step damaged the partition table, or changed a partition that was mounted. Steps can write to the disk's
-/// nodes, because they may have to install a boot loader.
+/// nodes if the definition has `[disk] writable = true`.
 fn check_partition_table(disk: &DiskNodes, device: &Device, used: &[(String, u64)]) -> Result<()> {
     let changed = |what: String| {
         Kind::Step.failure(what).hint("Find the script that writes to the block device instead of to files.")

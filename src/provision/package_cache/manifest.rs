@@ -221,9 +221,8 @@ fn has_forbidden_attribute(file: &Path) -> bool {
     }
 }
 
-/// Compares `dir` with `tree`. Returns the paths of missing, changed and new objects, and of those with forbidden
-/// attributes, and whether a directory is among
-/// these objects.
+/// Compares `dir` with `tree`. Returns the paths of objects that are missing, changed or new, or that have a forbidden
+/// attribute. Also returns whether a directory is among these objects.
 pub fn differences(dir: &Path, tree: &CacheTree) -> Result<(Vec<String>, bool)> {
     let found = CacheChanges::read(dir)?;
     let paths: BTreeSet<_> = tree.keys().chain(found.tree.keys()).chain(&found.gone).collect();
