@@ -50,7 +50,7 @@ pub async fn run_step(runner: &CommandRunner<'_>, step: &Step) -> Result<()> {
         return runner.run(&call).await;
     }
     let name = key::step_key(&runner.work, step)?;
-    if runner.downloads.is_done(&name) {
+    if runner.downloads.is_done(&name).await {
         runner.work.report.detail(format!(
             "{}: skipped, because an earlier bake did it and nothing has changed since",
             step.why

@@ -12,11 +12,14 @@ use crate::sys::fds::open_directory;
 use crate::sys::loop_device;
 use crate::sys::mount::api::{PLAIN, attach, new_file_system};
 use crate::sys::mount::table;
+use crate::sys::sparse_copy::data_after;
 use anyhow::{Context, Result};
+use rustix::fs::MemfdFlags;
 use rustix::mount::{UnmountFlags, unmount};
 use std::fs::File;
 use std::io::ErrorKind;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -28,6 +31,8 @@ const FEATURES: &str = "none,extent,filetype,sparse_super,large_file,huge_file,f
                         extra_isize,ext_attr,dir_index";
 /// The maximum number of files. The indexes and packages of a large installation are some thousands.
 const MAX_FILES: u64 = 100_000;
+/// The size in bytes of one read of the new file system.
+const COPY_BYTES: usize = 256 << 10;
 /// A small file system has at most one file per this number of bytes.
 const BYTES_PER_FILE: u64 = 16 << 10;
 
@@ -69,8 +74,9 @@ impl DownloadArea {
         let file =
             tempfile::tempfile_in(dir).with_context(|| format!("making a file in {}", dir.display()))?;
         // The device is a whole number of sectors, however large the file is.
-        file.set_len(limits.bytes >> 20 << 20).context("making a sparse file")?;
-        make_file_system(&file, limits)?;
+        let size = limits.bytes >> 20 << 20;
+        file.set_len(size).context("making a sparse file")?;
+        make_file_system(&file, size, limits)?;
         let device = loop_device::attach(&file, "the downloads")?;
         let source = format!("/proc/self/fd/{}", device.node.as_raw_fd());
         // If the file system is damaged, writes fail, and so does the download. Nothing is flushed at an fsync, because
@@ -132,7 +138,13 @@ fn ensure_private(dir: &Path) -> Result<()> {
     }
 }
 
-fn make_file_system(file: &File, limits: DownloadLimits) -> Result<()> {
+/// Makes the file system in memory, and copies it into the file. The maker calls fsync, which is slow on a disk that is
+/// busy.
+fn make_file_system(file: &File, size: u64, limits: DownloadLimits) -> Result<()> {
+    let made =
+        rustix::fs::memfd_create("downloads", MemfdFlags::CLOEXEC).context("making a file in memory")?;
+    let made = File::from(made);
+    made.set_len(size).context("making a sparse file in memory")?;
     // The file has no name, so the program opens its standard input by path.
     let done = Command::new(MAKER)
         .args(["-q", "-F", "-b", "4096", "-I", "256", "-m", "0", "-O", FEATURES])
@@ -141,7 +153,7 @@ fn make_file_system(file: &File, limits: DownloadLimits) -> Result<()> {
         .env_clear()
         .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
         .env("LC_ALL", "C")
-        .stdin(Stdio::from(file.try_clone()?))
+        .stdin(Stdio::from(made.try_clone()?))
         .output();
     let done = match done {
         Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -152,6 +164,21 @@ fn make_file_system(file: &File, limits: DownloadLimits) -> Result<()> {
     };
     let output = String::from_utf8_lossy(&done.stderr).split_whitespace().collect::<Vec<_>>().join(" ");
     anyhow::ensure!(done.status.success(), "{MAKER} failed ({}): {output}", done.status);
+    copy_data(&made, file, size).context("copying an empty file system")
+}
+
+/// Copies a sparse file. Holes stay holes.
+fn copy_data(from: &File, to: &File, size: u64) -> Result<()> {
+    let (mut buffer, mut at) = (vec![0; COPY_BYTES], 0);
+    while let Some((start, end)) = data_after(from.as_fd(), at, size)? {
+        at = start;
+        while at < end {
+            let length = buffer.len().min(usize::try_from(end - at).unwrap_or(usize::MAX));
+            from.read_exact_at(&mut buffer[..length], at)?;
+            to.write_all_at(&buffer[..length], at)?;
+            at += length as u64;
+        }
+    }
     Ok(())
 }
 

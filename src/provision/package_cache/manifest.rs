@@ -11,8 +11,9 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, Metadata, Permissions};
 use std::io::Read;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// The size of one read in bytes.
 const BUFFER_BYTES: usize = 256 << 10;
@@ -20,9 +21,9 @@ const BUFFER_BYTES: usize = 256 << 10;
 const DEPTH_MAX: usize = 32;
 /// The maximum number of objects. A thousand packages and the indexes of ten repositories are far below this limit.
 const OBJECTS_MAX: usize = 100_000;
-/// The maximum size of all files together, in bytes. A file may be larger than its space on the disk. The package cache
-/// is much smaller than this limit.
-const BYTES_MAX: u64 = 32 << 30;
+/// The maximum size of all files together, in bytes. A bake may download as much. Without this limit, files with holes
+/// could have more bytes than any disk.
+const BYTES_MAX: u64 = 16 << 30;
 /// The maximum number of threads that compute digests. More threads are not faster, because the disk is the limit.
 const MAX_THREADS: usize = 4;
 /// The attribute that marks an opaque directory in an overlay's upper layer. Such a directory hides the content of the
@@ -72,6 +73,15 @@ impl CacheEntry {
         }
     }
 
+    /// Returns whether two files have the same size, times, modes and owners. Their contents may differ.
+    fn looks_like(&self, other: &Self) -> bool {
+        let without_digest = |entry: &Self| match entry.clone() {
+            Self::File { mode, uid, gid, size, modified, .. } => Some((mode, uid, gid, size, modified)),
+            _ => None,
+        };
+        without_digest(self).is_some() && without_digest(self) == without_digest(other)
+    }
+
     /// Returns the size of a file, and 0 for a directory.
     pub fn bytes(&self) -> u64 {
         if let Self::File { size, .. } = self { *size } else { 0 }
@@ -104,11 +114,41 @@ pub struct CacheChanges {
     /// Opaque directories. The older tree's objects below them are hidden.
     pub emptied: Vec<String>,
     pub tree: CacheTree,
+    /// The copies of files, by path ([`CacheChanges::copy_downloads`]).
+    pub copies: BTreeMap<String, PathBuf>,
+    /// The number of objects that were found, including those that are not cached.
+    objects: usize,
 }
 
-/// Returns whether `path` is `dir` itself or below it.
-fn is_within(path: &str, dir: &str) -> bool {
-    dir.is_empty() || path.strip_prefix(dir).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+/// A request to copy files while they are read.
+pub struct CopyRequest<'a> {
+    /// An existing, empty directory. The names of the copies are numbers.
+    pub to: &'a Path,
+    /// Files that are as in this tree are not copied.
+    pub known: &'a CacheTree,
+    /// Fails if this machine's disk has no room for this number of bytes.
+    pub ensure_room: &'a dyn Fn(u64) -> Result<()>,
+}
+
+/// A file whose digest is needed.
+struct FileToRead {
+    size: u64,
+    path: String,
+    copy: Option<NewFile>,
+}
+
+/// A file to create.
+struct NewFile {
+    path: PathBuf,
+    mode: u32,
+    modified: (i64, i64),
+}
+
+/// Returns the paths of all directories that contain an object, and the empty path of the tree's own directory.
+fn parents(path: &str) -> impl Iterator<Item = &str> {
+    let below_top = path.match_indices('/').map(|(end, _)| &path[..end]);
+    let top = (!path.is_empty()).then_some("");
+    top.into_iter().chain(below_top)
 }
 
 impl CacheChanges {
@@ -116,13 +156,9 @@ impl CacheChanges {
     /// directory.
     pub fn read(dir: &Path) -> Result<Self> {
         let mut changes = Self::default();
-        let mut files = Vec::new();
-        scan(dir, "", 0, &mut changes, &mut files)?;
-        for (path, digest) in digests(dir, files)? {
-            if let Some(CacheEntry::File { digest: recorded, .. }) = changes.tree.get_mut(&path) {
-                *recorded = digest;
-            }
-        }
+        scan(dir, "", 0, &mut changes)?;
+        let files = changes.files_to_read(&|_, _| true);
+        changes.read_files(dir, files)?;
         Ok(changes)
     }
 
@@ -133,11 +169,64 @@ impl CacheChanges {
         Ok(Self { tree, ..changes })
     }
 
+    /// Like [`Self::of_downloads`], and copies the new files while they are read. A copy is as the file is cached: it
+    /// has neither extended attributes nor another name, and steps cannot write to it.
+    pub fn copy_downloads(dir: &Path, request: &CopyRequest<'_>) -> Result<Self> {
+        let known = request.known;
+        let mut changes = Self::default();
+        scan(dir, "", 0, &mut changes)?;
+        changes.tree = changes.tree.into_iter().map(|(path, entry)| (path, entry.plain())).collect();
+        let looks_known =
+            |path: &str, entry: &CacheEntry| known.get(path).is_some_and(|known| known.looks_like(entry));
+        let files = changes.files_to_read(&looks_known);
+        changes.read_files(dir, files)?;
+        // The content of a file can differ although its size and time do not. It is read once more for the copy.
+        let differs = |path: &str, entry: &CacheEntry| known.get(path) != Some(entry);
+        let mut files = changes.files_to_read(&differs);
+        (request.ensure_room)(files.iter().map(|file| file.size).sum())?;
+        for (number, file) in files.iter_mut().enumerate() {
+            if let Some(CacheEntry::File { mode, modified, .. }) = changes.tree.get(&file.path) {
+                let path = request.to.join(number.to_string());
+                file.copy = Some(NewFile { path, mode: *mode, modified: *modified });
+            }
+        }
+        changes.read_files(dir, files)?;
+        Ok(changes)
+    }
+
+    /// Returns the files of the tree for which `is_wanted` is true.
+    fn files_to_read(&self, is_wanted: &dyn Fn(&str, &CacheEntry) -> bool) -> Vec<FileToRead> {
+        let wanted = self.tree.iter().filter(|(path, entry)| is_wanted(path, entry));
+        wanted
+            .filter_map(|(path, entry)| match entry {
+                CacheEntry::File { size, .. } => {
+                    Some(FileToRead { size: *size, path: path.clone(), copy: None })
+                }
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// Records the digests of files, and copies the files for which this is requested.
+    fn read_files(&mut self, dir: &Path, files: Vec<FileToRead>) -> Result<()> {
+        for (file, read) in read_on_threads(dir, files)? {
+            if let Some(CacheEntry::File { digest, .. }) = self.tree.get_mut(&file.path) {
+                *digest = read;
+            }
+            if let Some(copy) = file.copy {
+                self.copies.insert(file.path, copy.path);
+            }
+        }
+        Ok(())
+    }
+
     /// Returns the older tree with these changes.
     pub fn over(&self, older: &CacheTree) -> CacheTree {
+        let gone: BTreeSet<&str> = self.gone.iter().map(String::as_str).collect();
+        let emptied: BTreeSet<&str> = self.emptied.iter().map(String::as_str).collect();
         let hidden = |path: &str| {
-            self.gone.iter().any(|gone| is_within(path, gone))
-                || self.emptied.iter().any(|dir| path != dir && is_within(path, dir))
+            gone.contains(path)
+                || parents(path).any(|parent| gone.contains(parent) || emptied.contains(parent))
         };
         let mut tree: CacheTree = older
             .iter()
@@ -149,13 +238,7 @@ impl CacheChanges {
     }
 }
 
-fn scan(
-    dir: &Path,
-    path: &str,
-    depth: usize,
-    changes: &mut CacheChanges,
-    files: &mut Vec<String>,
-) -> Result<()> {
+fn scan(dir: &Path, path: &str, depth: usize, changes: &mut CacheChanges) -> Result<()> {
     if depth == DEPTH_MAX {
         bail!("{} is more than {DEPTH_MAX} directories deep", escape_name(dir));
     }
@@ -164,9 +247,10 @@ fn scan(
     let metadata = fs::symlink_metadata(&at).with_context(reading)?;
     changes.tree.insert(path.to_owned(), read_entry(&at, &metadata)?.with_context(reading)?);
     for child in fs::read_dir(&at).with_context(reading)? {
+        ensure_not_stopped()?;
         let child = child.with_context(reading)?;
-        let objects = changes.tree.len() + changes.gone.len() + changes.emptied.len();
-        ensure!(objects <= 2 * OBJECTS_MAX, "{} has more than {OBJECTS_MAX} files", dir.display());
+        changes.objects += 1;
+        ensure!(changes.objects <= OBJECTS_MAX, "{} has more than {OBJECTS_MAX} files", dir.display());
         let Ok(name) = child.file_name().into_string() else { continue };
         let below = if path.is_empty() { name } else { format!("{path}/{name}") };
         let metadata = child.metadata().with_context(reading)?; // symlinks are not followed
@@ -176,11 +260,8 @@ fn scan(
             if is_opaque(&child.path()) {
                 changes.emptied.push(below.clone());
             }
-            scan(dir, &below, depth + 1, changes, files)?;
+            scan(dir, &below, depth + 1, changes)?;
         } else if let Some(entry) = read_entry(&child.path(), &metadata)? {
-            if metadata.is_file() {
-                files.push(below.clone());
-            }
             changes.gone.push(below.clone()); // hides the older object, which may be a directory with content
             changes.tree.insert(below, entry);
         }
@@ -239,24 +320,21 @@ pub fn differences(dir: &Path, tree: &CacheTree) -> Result<(Vec<String>, bool)> 
     Ok((paths, directory_differs))
 }
 
-/// Computes the digests of files on several threads. The largest files are read first.
-fn digests(dir: &Path, files: Vec<String>) -> Result<Vec<(String, String)>> {
-    let mut sized: Vec<(u64, String)> = Vec::with_capacity(files.len());
-    for path in files {
-        sized.push((fs::symlink_metadata(dir.join(&path)).map_or(0, |m| m.size()), path));
-    }
-    let total = sized.iter().fold(0u64, |total, (size, _)| total.saturating_add(*size));
+/// Computes the digests of files on several threads, and copies the files for which this is requested. The largest files
+/// are read first.
+fn read_on_threads(dir: &Path, mut files: Vec<FileToRead>) -> Result<Vec<(FileToRead, String)>> {
+    let total = files.iter().fold(0u64, |total, file| total.saturating_add(file.size));
     ensure!(total <= BYTES_MAX, "{} has more than {} GiB of files", dir.display(), BYTES_MAX >> 30);
-    sized.sort();
+    files.sort_by(|a, b| (a.size, &a.path).cmp(&(b.size, &b.path)));
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
-    let (queue, threads) = (std::sync::Mutex::new(sized), threads.max(1));
-    let work = || -> Result<Vec<(String, String)>> {
+    let (threads, queue) = (threads.min(files.len()).max(1), std::sync::Mutex::new(files));
+    let work = || -> Result<Vec<(FileToRead, String)>> {
         let (mut done, mut buffer) = (Vec::new(), vec![0; BUFFER_BYTES]);
         loop {
             let next = lock_mutex(&queue).pop();
-            let Some((_, path)) = next else { return Ok(done) };
-            let digest = digest(&dir.join(&path), &mut buffer)?;
-            done.push((path, digest));
+            let Some(file) = next else { return Ok(done) };
+            let digest = read_file(&dir.join(&file.path), file.copy.as_ref(), &mut buffer)?;
+            done.push((file, digest));
         }
     };
     std::thread::scope(|scope| {
@@ -269,19 +347,49 @@ fn digests(dir: &Path, files: Vec<String>) -> Result<Vec<(String, String)>> {
     })
 }
 
-fn digest(path: &Path, buffer: &mut [u8]) -> Result<String> {
+/// Returns the digest of a file, and creates a copy if `copy` is given. In the copy, blocks of zeros are holes.
+fn read_file(path: &Path, copy: Option<&NewFile>, buffer: &mut [u8]) -> Result<String> {
     let reading = || format!("reading {}", escape_name(path));
+    let copying = || format!("copying {}", escape_name(path));
     let mut file = open(path).with_context(reading)?;
+    let create = |new: &NewFile| File::options().write(true).create_new(true).mode(0o600).open(&new.path);
+    let target = copy.map(create).transpose().with_context(copying)?;
     let mut hasher = blake3::Hasher::new();
+    let mut size = 0;
     loop {
-        if is_stop_requested() {
-            return Err(Kind::Interrupted.error("interrupted"));
+        ensure_not_stopped()?;
+        let count = file.read(buffer).with_context(reading)?;
+        if count == 0 {
+            break;
         }
-        match file.read(buffer).with_context(reading)? {
-            0 => return Ok(hasher.finalize().to_hex().to_string()),
-            count => _ = hasher.update(&buffer[..count]),
+        let read = &buffer[..count];
+        hasher.update(read);
+        if let Some(target) = target.as_ref().filter(|_| read.iter().any(|byte| *byte != 0)) {
+            target.write_all_at(read, size).with_context(copying)?;
         }
+        size += count as u64;
     }
+    if let Some((target, new)) = target.zip(copy) {
+        finish_file(&target, size, new).with_context(copying)?;
+    }
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
+fn finish_file(file: &File, size: u64, new: &NewFile) -> Result<()> {
+    file.set_len(size)?;
+    file.set_permissions(Permissions::from_mode(new.mode))?;
+    file.set_modified(system_time(new.modified))?;
+    Ok(())
+}
+
+/// Returns a time from seconds and nanoseconds since 1970. Earlier times become 1970.
+pub fn system_time((seconds, nanoseconds): (i64, i64)) -> SystemTime {
+    let since = Duration::new(seconds.try_into().unwrap_or(0), nanoseconds.try_into().unwrap_or(0));
+    UNIX_EPOCH + since
+}
+
+fn ensure_not_stopped() -> Result<()> {
+    if is_stop_requested() { Err(Kind::Interrupted.error("interrupted")) } else { Ok(()) }
 }
 
 /// Opens a regular file. Does not follow a symlink, and does not block on a FIFO.

@@ -184,12 +184,20 @@ impl<'a> DownloadCaches<'a> {
     }
 
     /// Returns whether a fetch step can be skipped. `step` is its key (`key::step_key`).
-    pub fn is_done(&self, step: &str) -> bool {
-        let caches = self.caches.borrow();
-        !self.distrusted.get()
-            && caches
-                .as_ref()
-                .is_some_and(|caches| caches.session().is_some_and(|s| s.is_done(step).unwrap_or(false)))
+    pub async fn is_done(&self, step: &str) -> bool {
+        if self.distrusted.get() {
+            return false;
+        }
+        let working = self.caches.borrow_mut().as_mut().and_then(|caches| caches.working.take());
+        let Some(working) = working else { return false };
+        let step = step.to_owned();
+        // The cached files may have to be read. Meanwhile, other bakes of this process continue.
+        let checked = tokio::task::spawn_blocking(move || (working.is_done(&step), working)).await;
+        let Ok((is_done, working)) = checked else { return false };
+        if let Some(caches) = self.caches.borrow_mut().as_mut() {
+            caches.working = Some(working);
+        }
+        is_done.unwrap_or(false)
     }
 
     /// Records that a fetch step was done.

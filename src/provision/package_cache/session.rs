@@ -3,7 +3,7 @@
 use super::MIN_FREE;
 use super::area::{DownloadArea, DownloadLimits};
 use super::manifest;
-use super::manifest::{CacheChanges, CacheEntry, CacheTree};
+use super::manifest::{CacheChanges, CacheEntry, CacheTree, CopyRequest};
 use super::store::{CacheGeneration, CacheStore, Index, remove, total_bytes};
 use super::store::{LOCK, lock_file};
 use crate::error::Failure;
@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A generation is a published state of the caches. If it records at least this many steps, they are not copied to the
@@ -82,7 +82,8 @@ impl CacheSession {
         seeds: Vec<CacheTree>,
         overlays: bool,
     ) -> Result<Self> {
-        let mut working = Self::prepare(store, key, caches, seeds, overlays)?;
+        let mut working = Self::begin(store, key, caches, seeds, overlays)?;
+        working.verify()?;
         working.lay_out()?;
         Ok(working)
     }
@@ -95,12 +96,20 @@ impl CacheSession {
         seeds: Vec<CacheTree>,
         overlays: bool,
     ) -> Result<Self> {
-        let mut working = Self::prepare(store, key, caches, seeds, overlays)?;
-        working.limit_writes()?;
+        let mut working = Self::begin(store, key, caches, seeds, overlays)?;
+        // Both take some 20 ms, and one of them mostly waits for the kernel.
+        let area = thread::scope(|scope| {
+            let maker = working.area_maker();
+            let area = scope.spawn(move || maker.mount());
+            working.verify()?;
+            area.join().map_err(|_| anyhow::anyhow!("a thread panicked"))
+        })?;
+        working.use_area(area)?;
         Ok(working)
     }
 
-    fn prepare(
+    /// Opens the newest generation without a check of its files, and creates a working directory.
+    fn begin(
         store: &CacheStore,
         key: &str,
         caches: &[Cache],
@@ -117,20 +126,6 @@ impl CacheSession {
         drop(store_lock);
         let kinds: Vec<_> = caches.iter().map(|cache| cache.holds).collect();
         let store = store.clone();
-        let (mut trees, mut damaged_paths) = (Vec::new(), Vec::new());
-        let (mut cached_bytes, mut damaged) = (0, 0);
-        for (cache, kind) in kinds.iter().enumerate() {
-            let (tree, bad) = match &generation {
-                Some(generation) => {
-                    verify_tree(&generation.tree(cache), &generation.index.trees[cache], *kind)?
-                }
-                None => (CacheTree::new(), Vec::new()),
-            };
-            cached_bytes += total_bytes(&tree);
-            damaged += bad.len();
-            trees.push(tree);
-            damaged_paths.push(bad);
-        }
         let (layers, layouts, done) = (Vec::new(), 0, BTreeSet::new());
         Ok(Self {
             store,
@@ -139,13 +134,13 @@ impl CacheSession {
             seeds,
             overlays,
             generation,
-            trees,
+            trees: Vec::new(),
             layers,
             layouts,
             done,
-            cached_bytes,
-            damaged,
-            damaged_paths,
+            cached_bytes: 0,
+            damaged: 0,
+            damaged_paths: Vec::new(),
             failures,
             dir,
             area: None,
@@ -156,6 +151,23 @@ impl CacheSession {
         })
     }
 
+    /// Compares all files of the generation with their digests.
+    fn verify(&mut self) -> Result<()> {
+        for (cache, kind) in self.kinds.iter().enumerate() {
+            let (tree, damaged) = match &self.generation {
+                Some(generation) => {
+                    verify_tree(&generation.tree(cache), &generation.index.trees[cache], *kind)?
+                }
+                None => (CacheTree::new(), Vec::new()),
+            };
+            self.cached_bytes += total_bytes(&tree);
+            self.damaged += damaged.len();
+            self.trees.push(tree);
+            self.damaged_paths.push(damaged);
+        }
+        Ok(())
+    }
+
     /// Mounts the file system that limits what steps write, and creates new layers on it. Call this before a step that
     /// may write. It does nothing if the file system is mounted, or if this machine could not mount it
     /// ([`Self::take_unlimited`]).
@@ -163,7 +175,13 @@ impl CacheSession {
         if std::mem::replace(&mut self.tried_to_limit, true) {
             return Ok(());
         }
-        match self.mount_area() {
+        let area = self.area_maker().mount();
+        self.use_area(area)
+    }
+
+    fn use_area(&mut self, area: Result<DownloadArea>) -> Result<()> {
+        self.tried_to_limit = true;
+        match area {
             Ok(area) => self.area = Some(area),
             Err(error) => self.unlimited = Some(error),
         }
@@ -171,15 +189,14 @@ impl CacheSession {
         self.lay_out()
     }
 
-    fn mount_area(&self) -> Result<DownloadArea> {
-        let free = free_space(&self.dir).with_context(|| format!("measuring {}", self.dir.display()))?;
-        let mut limits = DownloadLimits::new(self.store.limit(), free);
-        if !self.overlays {
-            let files: usize = self.trees.iter().map(CacheTree::len).sum();
-            let bytes = self.trees.iter().map(total_bytes).sum();
-            limits = limits.plus(bytes, files as u64);
-        }
-        DownloadArea::mount(&self.dir.join(format!("area-{}", self.layouts)), limits)
+    fn area_maker(&self) -> AreaMaker {
+        let of_generation = |generation: &CacheGeneration| {
+            let trees = &generation.index.trees;
+            (trees.iter().map(total_bytes).sum(), trees.iter().map(CacheTree::len).sum())
+        };
+        // Without overlays, all cached files are copied into the area.
+        let copied = self.generation.as_ref().filter(|_| !self.overlays).map_or((0, 0), of_generation);
+        AreaMaker { at: self.dir.join(format!("area-{}", self.layouts)), cache: self.store.limit(), copied }
     }
 
     /// Unmounts the file system without waiting for it. The layers on it are lost.
@@ -187,7 +204,7 @@ impl CacheSession {
         if let Some(area) = self.area.take() {
             self.layers.clear();
             self.tried_to_limit = false;
-            self.unmounting.push(std::thread::spawn(move || drop(area)));
+            self.unmounting.push(thread::spawn(move || drop(area)));
         }
     }
 
@@ -276,15 +293,10 @@ impl CacheSession {
     /// After the call, steps see the published content, and what they write is visible only to this bake. Returns the
     /// number of added bytes.
     pub fn publish(&mut self) -> Result<u64> {
-        let mut mine = Vec::new();
-        for (cache, layers) in self.layers.iter().enumerate() {
-            let changes = CacheChanges::of_downloads(&layers.upper)?;
-            let tree = match layers.lower {
-                Some(_) => changes.over(&self.trees[cache]),
-                None => changes.tree.clone(),
-            };
-            mine.push((changes, tree));
-        }
+        let copies = self.dir.join(format!("copies-{}", self.layouts));
+        fs::create_dir(&copies).with_context(|| format!("making {}", copies.display()))?;
+        // Copying takes long, so it is done before the store is locked.
+        let mine = self.copy_changes(&copies)?;
         let store_lock = self.store.lock()?;
         let newest = CacheGeneration::newest(&self.key, self.kinds.len())?;
         let theirs = |cache: usize| newest.as_ref().map(|newest| &newest.index.trees[cache]);
@@ -301,6 +313,12 @@ impl CacheSession {
             });
         }
         let download_times = self.remove_oldest(&mut trees, newest.as_ref());
+        let (needed, limit) = (trees.iter().map(total_bytes).sum::<u64>(), self.store.limit());
+        // Without its indexes, a cache would be of no use.
+        if needed > limit {
+            let (needed, limit) = (needed >> 20, limit >> 20);
+            bail!("the package indexes have {needed} MiB, and the package cache may only have {limit} MiB");
+        }
         let has_indexes = |cache: usize| self.kinds[cache] == Holds::Indexes;
         // If another bake published a different index meanwhile, each bake did its steps with its own index. So no step
         // is recorded as done for the merged caches.
@@ -330,13 +348,12 @@ impl CacheSession {
         }
         let before: u64 = (0..trees.len()).filter_map(theirs).map(total_bytes).sum();
         let after: u64 = trees.iter().map(total_bytes).sum();
-        self.ensure_space(&trees, &mine)?;
         let put = |cache: usize, path: &str, to: &Path| {
             let entry = &trees[cache][path];
-            let from = if mine[cache].0.tree.get(path) == Some(entry) {
-                // A copy has only the content, the modification time, and the recorded mode and owner. It has no
-                // extended attributes, and no other name.
-                return copy(&self.layers[cache].upper.join(path), to, entry);
+            let downloads = &mine[cache].0;
+            let copied = downloads.copies.get(path).filter(|_| downloads.tree.get(path) == Some(entry));
+            let from = if let Some(copy) = copied {
+                copy.clone()
             } else if let (Some(our_entry), Some(ours)) = (self.trees[cache].get(path), &self.generation)
                 && our_entry == entry
             {
@@ -355,26 +372,37 @@ impl CacheSession {
         self.damaged_paths = vec![Vec::new(); self.trees.len()];
         self.discard_area();
         self.lay_out()?;
+        // The generation has links to the copies.
+        self.failures.extend(remove(&copies).err());
         self.failures.extend(self.store.trim());
         drop(store_lock);
         Ok(after.saturating_sub(before))
     }
 
-    /// Fails if the downloads do not fit on this machine's disk, or almost fill it. `trees` is the content that is being
-    /// published, and `mine` is this bake's.
-    fn ensure_space(&self, trees: &[CacheTree], mine: &[(CacheChanges, CacheTree)]) -> Result<()> {
-        let is_new =
-            |cache: usize, path: &String, entry: &CacheEntry| mine[cache].0.tree.get(path) == Some(entry);
-        let new = |(cache, tree): (usize, &CacheTree)| -> u64 {
-            tree.iter()
-                .filter(|(path, entry)| is_new(cache, path, entry))
-                .map(|(_, entry)| entry.bytes())
-                .sum()
-        };
-        let needed = trees.iter().enumerate().map(new).sum::<u64>().saturating_add(MIN_FREE);
-        let dir = self.store.dir();
+    /// Reads the changes of all caches, and copies the new files into subdirectories of `to`. Returns the changes and
+    /// the changed tree of each cache.
+    fn copy_changes(&self, to: &Path) -> Result<Vec<(CacheChanges, CacheTree)>> {
+        let mut all = Vec::new();
+        for (cache, layers) in self.layers.iter().enumerate() {
+            let known = &self.trees[cache];
+            let to = to.join(cache.to_string());
+            fs::create_dir(&to).with_context(|| format!("making {}", to.display()))?;
+            let request = CopyRequest { to: &to, known, ensure_room: &|bytes| self.ensure_room(bytes) };
+            let changes = CacheChanges::copy_downloads(&layers.upper, &request)?;
+            let tree = match layers.lower {
+                Some(_) => changes.over(known),
+                None => changes.tree.clone(),
+            };
+            all.push((changes, tree));
+        }
+        Ok(all)
+    }
+
+    /// Fails if new files do not fit on this machine's disk, or almost fill it.
+    fn ensure_room(&self, bytes: u64) -> Result<()> {
+        let (dir, needed) = (self.store.dir(), bytes.saturating_add(MIN_FREE));
         match free_space(dir) {
-            Some(free) if free < needed => Err(no_space(dir, needed)),
+            Some(free) if bytes > 0 && free < needed => Err(no_space(dir, needed)),
             _ => Ok(()),
         }
     }
@@ -472,6 +500,24 @@ impl Drop for CacheSession {
     }
 }
 
+/// What is needed to mount a file system for downloads.
+struct AreaMaker {
+    at: PathBuf,
+    /// The size limit of the package cache in bytes.
+    cache: u64,
+    /// The bytes and the number of the files that are copied into the area before the first download.
+    copied: (u64, usize),
+}
+
+impl AreaMaker {
+    fn mount(self) -> Result<DownloadArea> {
+        let dir = self.at.parent().context("a directory without a parent")?;
+        let free = free_space(dir).with_context(|| format!("measuring {}", dir.display()))?;
+        let (bytes, files) = self.copied;
+        DownloadArea::mount(&self.at, DownloadLimits::new(self.cache, free).plus(bytes, files as u64))
+    }
+}
+
 /// Returns the valid part of a cached tree, and the damaged paths. If a directory or an index is damaged, the whole
 /// tree counts as damaged.
 fn verify_tree(dir: &Path, tree: &CacheTree, kind: Holds) -> Result<(CacheTree, Vec<String>)> {
@@ -506,8 +552,7 @@ fn copy(from: &Path, to: &Path, entry: &CacheEntry) -> Result<()> {
     std::io::copy(&mut manifest::open(from)?, &mut file)?;
     std::os::unix::fs::fchown(&file, Some(*uid), Some(*gid))?;
     file.set_permissions(Permissions::from_mode(*mode))?;
-    let seconds = u64::try_from(modified.0).unwrap_or(0);
-    file.set_modified(UNIX_EPOCH + std::time::Duration::new(seconds, modified.1.try_into().unwrap_or(0)))?;
+    file.set_modified(manifest::system_time(*modified))?;
     Ok(())
 }
 

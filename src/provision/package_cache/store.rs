@@ -8,6 +8,7 @@
 
 use super::manifest;
 use super::manifest::{CacheEntry, CacheTree};
+use crate::image::limits::{ReadLimits, ReadMeter};
 use crate::image::remove::remove_directory;
 use crate::image::tree::ImageTree;
 use crate::image::walk::Walk;
@@ -15,7 +16,7 @@ use crate::sys::lock::{FileLock, LockMode};
 use crate::sys::signals::is_stop_requested;
 use crate::sys::state_files;
 use anyhow::{Context, Error, Result};
-use rustix::fs::{FileType, OFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -158,12 +159,19 @@ impl CacheStore {
 
     /// Removes all generations except the newest of each key. Then removes the least recently used keys until the store
     /// is within its limit. Everything in the store's directory counts. Generations in use are not removed. The store
-    /// must be locked. Returns the errors of what could not be removed.
+    /// must be locked. Returns the errors of what could not be removed or measured.
     pub fn trim(&self) -> Vec<Error> {
         let (mut keys, mut total, mut failures) = (Vec::new(), 0u64, Vec::new());
+        // What cannot be measured is not counted. Otherwise one unreadable directory would empty the store.
+        let measure = |path: &Path, failures: &mut Vec<Error>| {
+            used_bytes(path).unwrap_or_else(|error| {
+                failures.push(error);
+                0
+            })
+        };
         for (name, key) in children(&self.dir) {
             if name.starts_with(WORK) || !is_directory(&key) {
-                total = total.saturating_add(used_bytes(&key));
+                total = total.saturating_add(measure(&key, &mut failures));
                 continue;
             }
             let newest = generation_numbers(&key).pop();
@@ -177,7 +185,7 @@ impl CacheStore {
                 if is_unused {
                     failures.extend(remove(&path).err());
                 }
-                total = total.saturating_add(used_bytes(&path));
+                total = total.saturating_add(measure(&path, &mut failures));
             }
             let Some(newest) = newest.map(|number| key.join(number.to_string())) else { continue };
             let used = fs::metadata(newest.join(INDEX)).and_then(|metadata| metadata.modified());
@@ -238,21 +246,21 @@ impl CacheGeneration {
     /// in the cache, and the full path of the new file. The store must be locked.
     pub fn publish(key: &Path, index: Index, put: &dyn Fn(usize, &str, &Path) -> Result<()>) -> Result<Self> {
         let number = generation_numbers(key).pop().unwrap_or(0) + 1;
-        // If a later call fails, the next trim removes this directory.
         let part = tempfile::Builder::new().prefix(PART).tempdir_in(key);
-        let part = part.with_context(|| format!("making a directory in {}", key.display()))?.keep();
+        let part = part.with_context(|| format!("making a directory in {}", key.display()))?;
         for (cache, tree) in index.trees.iter().enumerate() {
             let put = |path: &str, to: &Path| put(cache, path, to);
-            manifest::create_tree(&part.join(cache.to_string()), tree, &put)?;
+            manifest::create_tree(&part.path().join(cache.to_string()), tree, &put)?;
         }
         let writing = || format!("writing an index in {}", key.display());
-        let lock = lock_file(&part.join(INDEX), LockMode::Shared)?;
+        let lock = lock_file(&part.path().join(INDEX), LockMode::Shared)?;
         let mut writer = BufWriter::new(&*lock);
         serde_json::to_writer(&mut writer, &index).with_context(writing)?;
         writer.flush().with_context(writing)?;
         drop(writer);
         let dir = key.join(number.to_string());
-        fs::rename(&part, &dir).with_context(|| format!("making {}", dir.display()))?;
+        fs::rename(part.path(), &dir).with_context(|| format!("making {}", dir.display()))?;
+        _ = part.keep();
         Ok(Self { dir, index, _lock: lock })
     }
 
@@ -268,9 +276,9 @@ pub fn remove(dir: &Path) -> Result<()> {
 }
 
 /// Returns the space in bytes that an object takes on the disk, with its content. Files with several hard links are not
-/// counted, because generations share them. If the space cannot be determined, returns the maximum.
-fn used_bytes(path: &Path) -> u64 {
-    let Ok(metadata) = fs::symlink_metadata(path) else { return 0 };
+/// counted, because generations share them.
+fn used_bytes(path: &Path) -> Result<u64> {
+    let Ok(metadata) = fs::symlink_metadata(path) else { return Ok(0) };
     let mut bytes = metadata.blocks() * 512;
     if metadata.is_dir() {
         let add = |tree: ImageTree| {
@@ -282,11 +290,17 @@ fn used_bytes(path: &Path) -> u64 {
                 Ok(Walk::On)
             })
         };
-        if ImageTree::open_dir(path).and_then(add).is_err() {
-            return u64::MAX;
-        }
+        open_tree(path).and_then(add).with_context(|| format!("measuring {}", path.display()))?;
     }
-    bytes
+    Ok(bytes)
+}
+
+/// Opens a directory. A signal does not end the walks of the tree.
+fn open_tree(dir: &Path) -> Result<ImageTree> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let opened = rustix::fs::openat(CWD, dir, flags, Mode::empty());
+    let opened = opened.with_context(|| format!("opening {}", dir.display()))?;
+    Ok(ImageTree::with_meter(opened, ReadMeter::new(ReadLimits::default(), || false)))
 }
 
 fn is_directory(path: &Path) -> bool {
@@ -295,7 +309,7 @@ fn is_directory(path: &Path) -> bool {
 
 /// Removes the content of a directory, like [`remove`].
 pub fn empty(dir: &Path) -> Result<()> {
-    ImageTree::open_dir(dir)?.remove_tree_content("/", &|_| false).map(drop)
+    open_tree(dir)?.remove_tree_content("/", &|_| false).map(drop)
 }
 
 /// Returns the size of all files of a tree.
