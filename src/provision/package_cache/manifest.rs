@@ -155,8 +155,7 @@ impl CacheChanges {
     /// Reads the changes from an overlay's upper directory. For any other directory, `tree` has all objects of that
     /// directory.
     pub fn read(dir: &Path) -> Result<Self> {
-        let mut changes = Self::default();
-        scan(dir, "", 0, &mut changes)?;
+        let mut changes = Self::scan(dir)?;
         let files = changes.files_to_read(&|_, _| true);
         changes.read_files(dir, files)?;
         Ok(changes)
@@ -173,8 +172,7 @@ impl CacheChanges {
     /// has neither extended attributes nor another name, and steps cannot write to it.
     pub fn copy_downloads(dir: &Path, request: &CopyRequest<'_>) -> Result<Self> {
         let known = request.known;
-        let mut changes = Self::default();
-        scan(dir, "", 0, &mut changes)?;
+        let mut changes = Self::scan(dir)?;
         changes.tree = changes.tree.into_iter().map(|(path, entry)| (path, entry.plain())).collect();
         let looks_known =
             |path: &str, entry: &CacheEntry| known.get(path).is_some_and(|known| known.looks_like(entry));
@@ -191,6 +189,14 @@ impl CacheChanges {
             }
         }
         changes.read_files(dir, files)?;
+        Ok(changes)
+    }
+
+    fn scan(dir: &Path) -> Result<Self> {
+        let mut changes = Self::default();
+        scan(dir, "", 0, &mut changes)?;
+        let total = changes.tree.values().map(CacheEntry::bytes).fold(0, u64::saturating_add);
+        ensure!(total <= BYTES_MAX, "{} has more than {} GiB of files", dir.display(), BYTES_MAX >> 30);
         Ok(changes)
     }
 
@@ -323,8 +329,6 @@ pub fn differences(dir: &Path, tree: &CacheTree) -> Result<(Vec<String>, bool)> 
 /// Computes the digests of files on several threads, and copies the files for which this is requested. The largest files
 /// are read first.
 fn read_on_threads(dir: &Path, mut files: Vec<FileToRead>) -> Result<Vec<(FileToRead, String)>> {
-    let total = files.iter().fold(0u64, |total, file| total.saturating_add(file.size));
-    ensure!(total <= BYTES_MAX, "{} has more than {} GiB of files", dir.display(), BYTES_MAX >> 30);
     files.sort_by(|a, b| (a.size, &a.path).cmp(&(b.size, &b.path)));
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
     let (threads, queue) = (threads.min(files.len()).max(1), std::sync::Mutex::new(files));

@@ -10,6 +10,7 @@ use crate::secrets::Secrets;
 use oven_distro::{Holds, Step};
 use std::fs;
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use tempfile::TempDir;
 
 struct Lab {
@@ -402,7 +403,72 @@ fn too_many_or_too_large_files_are_not_cached() {
     let upper = working.layers()[ARCHIVES].upper.clone();
     File::create(upper.join("hole")).unwrap().set_len(15 << 40).unwrap();
     let error = working.publish().unwrap_err();
-    assert!(format!("{error:#}").contains("more than 32 GiB of files"), "{error:#}");
+    assert!(format!("{error:#}").contains("more than 16 GiB of files"), "{error:#}");
+}
+
+#[test]
+fn indexes_that_exceed_the_limit_are_not_cached() {
+    for mut lab in Lab::all() {
+        lab.limit = 1 << 20;
+        let mut working = lab.open("k");
+        write(&working, LISTS, "Packages", &"x".repeat(3 << 20));
+        let error = working.publish().unwrap_err();
+        let told = "the package indexes have 3 MiB, and the package cache may only have 1 MiB";
+        assert_eq!(format!("{error:#}"), told);
+        assert_eq!(lab.sees(&working, LISTS).len(), 1, "this bake goes on with its downloads");
+        working.close().unwrap();
+        assert_eq!(walk(&lab.dir.path().join("store")), ["lock"]);
+    }
+}
+
+#[test]
+fn holes_of_downloads_take_no_space_in_the_store() {
+    let lab = Lab { dir: tempfile::tempdir().unwrap(), overlays: true, limit: u64::MAX };
+    let mut working = lab.open("k");
+    let hole = working.layers()[ARCHIVES].upper.join("hole.deb");
+    File::create(&hole).unwrap().set_len(64 << 20).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(
+        &File::options().write(true).open(&hole).unwrap(),
+        b"end",
+        5 << 20,
+    )
+    .unwrap();
+    assert_eq!(working.publish().unwrap(), 64 << 20);
+    let stored = fs::metadata(working.layers()[ARCHIVES].lower.as_ref().unwrap().join("hole.deb")).unwrap();
+    assert_eq!(stored.len(), 64 << 20);
+    assert!(stored.blocks() * 512 <= 1 << 20, "{} blocks", stored.blocks());
+    assert_eq!(lab.open("k").damaged, 0);
+}
+
+#[test]
+fn a_file_that_changed_only_its_content_is_cached_again() {
+    let lab = Lab { dir: tempfile::tempdir().unwrap(), overlays: false, limit: u64::MAX };
+    let mut first = lab.open("k");
+    write(&first, ARCHIVES, "a.deb", "old");
+    first.publish().unwrap();
+    let mut second = lab.open("k");
+    let path = second.layers()[ARCHIVES].upper.join("a.deb");
+    let modified = fs::metadata(&path).unwrap().modified().unwrap();
+    fs::write(&path, "new").unwrap();
+    File::options().write(true).open(&path).unwrap().set_modified(modified).unwrap();
+    second.publish().unwrap();
+    let third = lab.open("k");
+    assert_eq!((third.damaged, lab.sees(&third, ARCHIVES)), (0, vec![pair("a.deb", "new")]));
+}
+
+#[test]
+fn a_generation_that_cannot_be_published_leaves_nothing() {
+    let lab = Lab { dir: tempfile::tempdir().unwrap(), overlays: true, limit: u64::MAX };
+    lab.open("k").close().unwrap();
+    let key = lab.dir.path().join("store/k");
+    let file =
+        CacheEntry::File { mode: 0o644, uid: 0, gid: 0, size: 1, modified: (0, 0), digest: String::new() };
+    let directory = CacheEntry::Directory { mode: 0o755, uid: 0, gid: 0 };
+    let tree = CacheTree::from([(String::new(), directory), ("a".into(), file)]);
+    let index = super::store::Index::new(vec![tree], vec![Default::default()], Default::default());
+    let full = super::store::CacheGeneration::publish(&key, index, &|_, _, _| anyhow::bail!("full"));
+    assert!(format!("{:#}", full.unwrap_err()).ends_with("full"));
+    assert_eq!(fs::read_dir(&key).unwrap().count(), 0);
 }
 
 #[test]
