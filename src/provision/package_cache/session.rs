@@ -59,15 +59,20 @@ pub struct CacheSession {
     /// The errors of leftovers and old generations that could not be removed.
     pub failures: Vec<Error>,
     dir: PathBuf,
-    /// The file system with the directories to which steps write, if it is mounted.
-    area: Option<DownloadArea>,
-    /// Whether [`Self::limit_writes`] was called for the current layers.
-    tried_to_limit: bool,
-    /// The reason why it could not be mounted, until it is reported.
-    unlimited: Option<anyhow::Error>,
+    area: Area,
     /// The threads that unmount earlier file systems. This takes some 50 ms.
     unmounting: Vec<JoinHandle<()>>,
     _lock: FileLock,
+}
+
+/// The file system with the directories to which steps write.
+#[derive(Debug)]
+enum Area {
+    /// [`CacheSession::limit_writes`] was not called for the current layers.
+    Untried,
+    Mounted(DownloadArea),
+    /// The file system could not be mounted. The error is the reason, until it is reported.
+    Failed(Option<Error>),
 }
 
 impl CacheSession {
@@ -143,9 +148,7 @@ impl CacheSession {
             damaged_paths: Vec::new(),
             failures,
             dir,
-            area: None,
-            tried_to_limit: false,
-            unlimited: None,
+            area: Area::Untried,
             unmounting: Vec::new(),
             _lock: lock,
         })
@@ -172,7 +175,7 @@ impl CacheSession {
     /// may write. It does nothing if the file system is mounted, or if this machine could not mount it
     /// ([`Self::take_unlimited`]).
     pub fn limit_writes(&mut self) -> Result<()> {
-        if std::mem::replace(&mut self.tried_to_limit, true) {
+        if !matches!(self.area, Area::Untried) {
             return Ok(());
         }
         let area = self.area_maker().mount();
@@ -180,11 +183,7 @@ impl CacheSession {
     }
 
     fn use_area(&mut self, area: Result<DownloadArea>) -> Result<()> {
-        self.tried_to_limit = true;
-        match area {
-            Ok(area) => self.area = Some(area),
-            Err(error) => self.unlimited = Some(error),
-        }
+        self.area = area.map_or_else(|error| Area::Failed(Some(error)), Area::Mounted);
         // Nothing was written to the earlier layers.
         self.lay_out()
     }
@@ -201,21 +200,21 @@ impl CacheSession {
 
     /// Unmounts the file system without waiting for it. The layers on it are lost.
     fn discard_area(&mut self) {
-        if let Some(area) = self.area.take() {
+        if matches!(self.area, Area::Mounted(_)) {
             self.layers.clear();
-            self.tried_to_limit = false;
+            let area = std::mem::replace(&mut self.area, Area::Untried);
             self.unmounting.push(thread::spawn(move || drop(area)));
         }
     }
 
     /// Returns the reason why this machine cannot limit what steps write, once.
-    pub fn take_unlimited(&mut self) -> Option<anyhow::Error> {
-        self.unlimited.take()
+    pub fn take_unlimited(&mut self) -> Option<Error> {
+        if let Area::Failed(why) = &mut self.area { why.take() } else { None }
     }
 
     /// Returns the failure of a step if it reached the limit of the downloads.
     pub fn limit_failure(&self) -> Option<Failure> {
-        self.area.as_ref()?.limit_failure(self.store.dir())
+        if let Area::Mounted(area) = &self.area { area.limit_failure(self.store.dir()) } else { None }
     }
 
     /// Returns the layers in the order of the plan's caches.
@@ -241,7 +240,7 @@ impl CacheSession {
     }
 
     fn create_layers(&self, cache: usize, tree: &CacheTree, damaged: &[String]) -> Result<CacheLayers> {
-        let area = self.area.as_ref().map_or(&*self.dir, DownloadArea::path);
+        let area = if let Area::Mounted(area) = &self.area { area.path() } else { &self.dir };
         let new_dir = |what: &str| area.join(format!("{what}-{cache}-{}", self.layouts));
         let (upper, work) = (new_dir("upper"), new_dir("work"));
         let Some((generation, top)) = self.generation.as_ref().zip(tree.get("")) else {
@@ -409,7 +408,7 @@ impl CacheSession {
 
     /// Unmounts the file systems of the downloads, and waits until this is done.
     fn unmount(&mut self) {
-        drop(self.area.take());
+        self.area = Area::Untried;
         for thread in self.unmounting.drain(..) {
             _ = thread.join();
         }
