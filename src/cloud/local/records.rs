@@ -223,14 +223,33 @@ pub enum RegionAccess {
 
 /// The directories in a region.
 const PARTS: [&str; 6] = [ImageRecord::DIR, SnapshotRecord::DIR, VolumeRecord::DIR, DOCUMENTS, LOGS, LOCKS];
+/// The maximum size in bytes of a record in a directory that may not be a region. Records have a few KiB.
+const MAX_RECORD: u64 = 1 << 20;
 /// The file with the version of a region's format.
 const FORMAT_FILE: &str = "region.json";
 
 /// Returns whether a directory is a region. The first thing that is written into a new region is its format. The very
-/// first versions of oven wrote the format last, so a region of theirs may lack it.
+/// first versions of oven wrote the format last, so a region of theirs may lack it, but has records. Directories with
+/// the names of a region's directories are not enough, because another program may have made them.
 fn is_region(dir: &Path) -> bool {
-    let records = [ImageRecord::DIR, SnapshotRecord::DIR, VolumeRecord::DIR];
-    dir.join(FORMAT_FILE).is_file() || records.iter().all(|part| dir.join(part).is_dir())
+    dir.join(FORMAT_FILE).is_file()
+        || has_records::<ImageRecord>(dir)
+        || has_records::<SnapshotRecord>(dir)
+        || has_records::<VolumeRecord>(dir)
+}
+
+/// Returns whether a directory below `dir` has a valid record of a resource of this kind.
+fn has_records<R: RegionRecord>(dir: &Path) -> bool {
+    let is_record = |path: &Path| {
+        let id = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+        path.extension().is_some_and(|extension| extension == "json")
+            && is_id(R::PREFIX, id)
+            && fs::symlink_metadata(path).is_ok_and(|found| found.is_file() && found.len() <= MAX_RECORD)
+            && fs::read(path)
+                .is_ok_and(|text| serde_json::from_slice::<R>(&text).is_ok_and(|record| record.id() == id))
+    };
+    fs::read_dir(dir.join(R::DIR))
+        .is_ok_and(|entries| entries.flatten().any(|entry| is_record(&entry.path())))
 }
 
 /// Checks that a region can be made in a directory: nothing would be mixed with files of another program.
