@@ -1,8 +1,7 @@
 //! Describes the content of a cache's directory: all objects by path, with the digest of each file.
 
-use crate::error::Kind;
 use crate::sys::lock::lock_mutex;
-use crate::sys::signals::is_stop_requested;
+use crate::sys::signals::ensure_not_stopped;
 use crate::text::escape_name;
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{CWD, Mode, OFlags};
@@ -274,9 +273,7 @@ fn digest(path: &Path, buffer: &mut [u8]) -> Result<String> {
     let mut file = open(path).with_context(reading)?;
     let mut hasher = blake3::Hasher::new();
     loop {
-        if is_stop_requested() {
-            return Err(Kind::Interrupted.error("interrupted"));
-        }
+        ensure_not_stopped()?;
         match file.read(buffer).with_context(reading)? {
             0 => return Ok(hasher.finalize().to_hex().to_string()),
             count => _ = hasher.update(&buffer[..count]),
