@@ -239,8 +239,7 @@ mod tests {
                 assert_eq!(escape_name(&c.to_string()), format!("\\u{{{:x}}}", u32::from(c)));
             }
         }
-        for c in "é\u{301}\u{350}\u{200a}\u{2010}\u{1161}한ㄱ🦀\u{e1000}".chars()
-        {
+        for c in "é\u{301}\u{350}\u{200a}\u{2010}\u{1161}한ㄱ🦀\u{e1000}".chars() {
             assert!(!is_unprintable(c), "{c:?}");
         }
     }

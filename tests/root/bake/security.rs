@@ -239,7 +239,8 @@ fn output_and_names_cannot_forge_lines_or_control_the_terminal() {
     let world = LocalWorld::tiny();
     world.write(
         "image/image.toml",
-        "name = \"image\"\nfrom = { name = \"tiny\" }\n[[run]]\nscript = \"s.sh\"\n",
+        "name = \"image\"\nfrom = { name = \"tiny\" }\n[[run]]\ncommand = [\"true\", \"a\\nerror: forged\"]\n\
+         [[run]]\nscript = \"s.sh\"\n",
     );
     world.write(
         "image/s.sh",
@@ -264,6 +265,7 @@ fn output_and_names_cannot_forge_lines_or_control_the_terminal() {
         );
     }
     for text in [&err, &log] {
+        assert!(text.contains(r"running true a\nerror: forged"), "{text}");
         assert!(!text.lines().any(|line| line.starts_with("error: forged")), "{text}");
         assert!(!text.contains(['\u{1b}', '\u{7}', '\r', '\u{202e}']) && !text.contains("title"), "{text:?}");
     }
