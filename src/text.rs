@@ -34,13 +34,17 @@ pub fn without_control_characters(text: &str) -> Cow<'_, str> {
     Cow::Owned(text.chars().filter(|c| filter.passes(*c) || *c == '\n').collect())
 }
 
-/// Returns whether a character has no visible form: a control character, or a character that changes the direction of
-/// text, ends a line or has no width.
+/// Returns whether a character has no visible form: a control character, a character that ends a line, or one that
+/// Unicode calls ignorable (`Default_Ignorable_Code_Point`). The last kind includes the characters that change the
+/// direction of text, that have no width, and that look like a space although they are letters.
 pub fn is_unprintable(c: char) -> bool {
     c.is_control()
         || matches!(c,
-            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
-            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+            '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}'
+            | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}'
+            | '\u{fff0}'..='\u{fffb}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}'
+            | '\u{e0000}'..='\u{e0fff}')
 }
 
 /// Returns a name or another text that oven did not write, such as the path of a file in an image, in a form that can
@@ -204,6 +208,39 @@ mod tests {
             (b"", ""),
         ] {
             assert_eq!(escape_name(OsStr::from_bytes(name)), expected, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn invisible_characters_are_unprintable() {
+        // `Default_Ignorable_Code_Point` of Unicode 16.
+        for (first, last) in [
+            (0xad, 0xad),
+            (0x34f, 0x34f),
+            (0x61c, 0x61c),
+            (0x115f, 0x1160),
+            (0x17b4, 0x17b5),
+            (0x180b, 0x180f),
+            (0x200b, 0x200f),
+            (0x202a, 0x202e),
+            (0x2060, 0x206f),
+            (0x3164, 0x3164),
+            (0xfe00, 0xfe0f),
+            (0xfeff, 0xfeff),
+            (0xffa0, 0xffa0),
+            (0xfff0, 0xfff8),
+            (0x1bca0, 0x1bca3),
+            (0x1d173, 0x1d17a),
+            (0xe0000, 0xe0fff),
+        ] {
+            for c in (first..=last).filter_map(char::from_u32) {
+                assert!(is_unprintable(c), "{c:?}");
+                assert_eq!(without_control_characters(&format!("a{c}b")), "ab");
+                assert_eq!(escape_name(&c.to_string()), format!("\\u{{{:x}}}", u32::from(c)));
+            }
+        }
+        for c in "é\u{301}\u{350}\u{200a}\u{2010}\u{1161}한ㄱ🦀\u{e1000}".chars() {
+            assert!(!is_unprintable(c), "{c:?}");
         }
     }
 

@@ -22,7 +22,7 @@ use crate::report::events::FORMAT;
 use crate::report::{Level, Report, Style};
 use crate::site::Site;
 use crate::sys::signals::{self, Signal};
-use crate::sys::{namespaces, private_tmpfs};
+use crate::sys::{namespaces, private_tmpfs, state_files};
 use crate::text::{indent_continuations, without_control_characters};
 use crate::trace::Trace;
 use crate::undo::Leftover;
@@ -187,7 +187,8 @@ fn report(global: &GlobalArgs) -> (Report, Result<()>) {
         (_, true) => Level::Verbose,
         _ => Level::Normal,
     };
-    match global.trace.as_deref().map(Trace::create).transpose() {
+    let create = |path| Trace::create(path, state_files::foreign_owner);
+    match global.trace.as_deref().map(create).transpose() {
         Ok(trace) => (Report::traced(style, level, trace), Ok(())),
         Err(error) => (Report::new(style, level), Err(error)),
     }

@@ -83,7 +83,7 @@ impl fmt::Display for Check {
 /// Fails with [`Kind::Machine`] if something is missing. The error lists everything that is missing.
 pub fn ensure_ready(needs: Needs) -> Result<()> {
     let lacks: Vec<_> =
-        checks(needs).into_iter().filter(Check::lacks).map(|check| format!("\n  {check}")).collect();
+        checks(needs).into_iter().filter(Check::lacks).map(|check| format!("\n    {check}")).collect();
     if lacks.is_empty() {
         return Ok(());
     }

@@ -117,9 +117,7 @@ impl ReadMeter {
     /// Errors: `Interrupted` if a signal asked this process to end; the error of [`Self::exceeded`] if all reads took
     /// too long.
     pub fn check(&self) -> Result<()> {
-        if (self.is_stop_requested)() {
-            return Err(Kind::Interrupted.error("interrupted"));
-        }
+        signals::interrupt_if((self.is_stop_requested)())?;
         let limit = self.limits.time;
         if lock_mutex(&self.clock).total() > limit {
             let limit = humantime::format_duration(limit);

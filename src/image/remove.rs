@@ -4,6 +4,7 @@
 use super::cursor::DirectoryCursor;
 use super::tree::{ImageTree, names_in};
 use super::walk::push_name;
+use crate::sys::signals;
 use anyhow::{Context, Result, bail};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
@@ -92,10 +93,7 @@ pub fn remove_directory(dir: &Path, is_stop_requested: &dyn Fn() -> bool) -> Res
         });
         Ok(())
     };
-    let count_object = || match is_stop_requested() {
-        true => Err(crate::error::Kind::Interrupted.error("interrupted")),
-        false => Ok(()),
-    };
+    let count_object = || signals::interrupt_if(is_stop_requested());
     let removal = Removal { keep: &|_| false, count: &count_object, failed: &mut failed };
     empty(top, &dir.to_string_lossy(), removal).with_context(removing)?;
     match (first, count) {

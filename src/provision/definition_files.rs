@@ -6,7 +6,7 @@ use crate::error::Kind;
 use crate::image::accounts::Accounts;
 use crate::image::tree::ImageTree;
 use crate::sys::fds::{PathRefusal, changed, open_file_within};
-use crate::sys::signals::is_stop_requested;
+use crate::sys::signals::ensure_not_stopped;
 use anyhow::{Context, Result};
 use rustix::fs::FileType;
 
@@ -64,9 +64,7 @@ fn place_one(
     if file.template {
         let text = template::read(&mut source, &file.source);
         let text = text.and_then(|text| template::render(&text, &file.source, &image.vars.values()));
-        if is_stop_requested() {
-            return Err(Kind::Interrupted.error("stopped while a template was rendered"));
-        }
+        ensure_not_stopped()?;
         let text = text.map_err(|what| invalid("source", &file.source.to_string_lossy(), what))?;
         return inside.write(target, text.as_bytes(), file.mode, uid, gid);
     }

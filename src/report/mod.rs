@@ -4,8 +4,10 @@
 pub mod events;
 mod log;
 mod screen;
+#[cfg(test)]
+mod tests;
 
-use crate::text::{escape_json, indent_continuations, without_control_characters};
+use crate::text::{escape_json, escape_name, indent_continuations, without_control_characters};
 pub use screen::{Screen, TextStyle};
 
 use crate::error;
@@ -45,6 +47,10 @@ pub enum Level {
 /// If several images are baked, the times of each image are printed in one line. Phases that are shorter than
 /// `SHORT_PHASE` are left out of that line.
 const SHORT_PHASE: Duration = Duration::from_millis(50);
+
+/// The lines after the first of a text are indented by this. The lines that oven itself adds to an error, such as its
+/// hint, are indented by two spaces. So no text can look like one of them.
+const CONTINUATION: &str = "    ";
 
 /// The shortest time between two progress events.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
@@ -197,6 +203,7 @@ impl Report {
     pub fn log_to(&self, path: &Path, about: &str) {
         self.0.started.set(Instant::now());
         let time = humantime::format_rfc3339_seconds(SystemTime::now());
+        let about = escape_name(&self.sanitize(about));
         let head = format!("oven {} at {time}: {about}", env!("CARGO_PKG_VERSION"));
         *self.0.log.borrow_mut() = LogFile::at(path, &head);
     }
@@ -215,9 +222,10 @@ impl Report {
     }
 
     /// Begins a step. `phase` is a single word. Several steps may have the same phase, and the table of times shows
-    /// their sum. `what` is a gerund with its object, such as "mounting the disk".
+    /// their sum. `what` is a gerund with its object, such as "mounting the disk". Its newlines and tabs are escaped,
+    /// because it may contain names and commands, and must be one line.
     pub fn step(&self, phase: &str, what: impl Into<String>) -> Step {
-        let what = self.sanitize(&what.into());
+        let what = escape_name(&self.sanitize(&what.into()));
         let begun = self.0.log.borrow_mut().begin();
         if let Err(error) = begun {
             self.warn(format!("the log file of this run cannot be created: {error:#}"));
@@ -283,15 +291,8 @@ impl Report {
         if !self.shows(Level::Quiet) || kind == Kind::Interrupted {
             return;
         }
-        let text = indent_continuations(&text, "  ");
-        let mut lines = format!("{} {text}", self.0.screen.paint(TextStyle::Red, "error:"));
-        if let Some(hint) = hint {
-            lines += &format!("\n  {}", indent_continuations(&hint, "  "));
-        }
-        if let Some(log) = log {
-            lines += &format!("\n  Full log: {}", log.display());
-        }
-        self.print(&lines);
+        let label = self.0.screen.paint(TextStyle::Red, "error:");
+        self.print(&failure_lines(&label, &text, hint.as_deref(), log.as_deref()));
     }
 
     /// Writes an object to the JSON stream. Does nothing if the style is not `Json`.
@@ -344,7 +345,7 @@ impl Report {
         self.log(kind, &text);
         self.event(json!({"event": kind, "message": text}));
         if self.shows(level) {
-            let text = indent_continuations(&text, "    ");
+            let text = indent_continuations(&text, CONTINUATION);
             let warning = self.0.screen.paint(TextStyle::Yellow, "warning:");
             self.print(&if kind == "warning" { format!("  {warning} {text}") } else { format!("  {text}") });
         }
@@ -370,6 +371,18 @@ impl Report {
     fn log(&self, kind: &str, text: &str) {
         self.0.log.borrow_mut().line(self.0.started.get().elapsed(), kind, text);
     }
+}
+
+/// Returns the lines of a failure for people: the cause, the hint, and the path of the log.
+fn failure_lines(label: &str, text: &str, hint: Option<&str>, log: Option<&Path>) -> String {
+    let mut lines = format!("{label} {}", indent_continuations(text, CONTINUATION));
+    if let Some(hint) = hint {
+        lines += &format!("\n  {}", indent_continuations(hint, CONTINUATION));
+    }
+    if let Some(log) = log {
+        lines += &format!("\n  Full log: {}", escape_name(log));
+    }
+    lines
 }
 
 impl Step {

@@ -32,8 +32,8 @@ pub async fn site(settings: Settings, report: Report, used: Use) -> Result<Site>
     let site = connect(settings, report, instance).await?;
     if used == Use::Builds {
         // An older oven made these directories with the modes that the umask permitted.
-        for dir in ["", LOGS, LOCKS] {
-            state_files::create_dir(&site.state.join(dir))?;
+        for dir in [&site.state, &site.state.join(LOGS), &site.state.join(LOCKS)] {
+            state_files::create_dir(dir)?;
         }
     }
     Ok(site)

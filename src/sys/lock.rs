@@ -7,7 +7,6 @@
 
 use super::poll::{PollAnswer, PollPolicy, poll_until};
 use super::signals;
-use crate::error::Kind;
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, Flock, FlockArg, Flockable, fcntl};
@@ -66,18 +65,16 @@ impl<F: AsFd> FileLock<F> {
     /// held only for a short time.
     ///
     /// # Errors
-    /// [`Kind::Interrupted`] if this process is asked to end meanwhile.
+    /// [`crate::error::Kind::Interrupted`] if this process is asked to end meanwhile.
     #[allow(clippy::disallowed_methods, reason = "the lock is held only for a short time")]
     pub fn wait(mut file: F, mode: LockMode) -> Result<Self> {
         loop {
             file = match attempt(file, mode) {
                 Ok(lock) => return Ok(lock),
-                Err((_, Errno::EWOULDBLOCK)) if signals::is_stop_requested() => {
-                    return Err(Kind::Interrupted.error("interrupted"));
-                }
                 Err((file, Errno::EWOULDBLOCK | Errno::EINTR)) => file,
                 Err((_, errno)) => return Err(io::Error::from(errno).into()),
             };
+            signals::ensure_not_stopped()?;
             std::thread::sleep(PAUSE);
         }
     }
@@ -176,6 +173,7 @@ pub fn lock_mutex<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Kind;
 
     fn open(path: &Path) -> File {
         File::options().read(true).write(true).create(true).truncate(false).open(path).unwrap()

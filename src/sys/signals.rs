@@ -18,6 +18,16 @@ pub fn is_stop_requested() -> bool {
     STOP_REQUESTED.load(Ordering::Relaxed)
 }
 
+/// Fails if a signal asked this process to end. Errors: [`Kind::Interrupted`].
+pub fn ensure_not_stopped() -> Result<()> {
+    interrupt_if(is_stop_requested())
+}
+
+/// Fails if `is_stop_requested` is true. Errors: [`Kind::Interrupted`].
+pub fn interrupt_if(is_stop_requested: bool) -> Result<()> {
+    if is_stop_requested { Err(Kind::Interrupted.error("interrupted")) } else { Ok(()) }
+}
+
 /// A signal that asks the process to end. The text is the reason, such as `interrupted`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signal {
@@ -89,6 +99,12 @@ pub async fn run_until_stopped<T>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_requested_stop_is_an_interrupt() {
+        interrupt_if(false).unwrap();
+        assert_eq!(Kind::of(&interrupt_if(true).unwrap_err()), Kind::Interrupted);
+    }
 
     #[tokio::test]
     async fn work_ends_by_itself_or_at_a_signal() {

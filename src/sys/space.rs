@@ -1,4 +1,4 @@
-//! Measures the free space of a file system.
+//! Measures the free space of a file system, and the memory of this machine.
 
 use crate::error::{Kind, errno_of};
 use rustix::io::Errno;
@@ -7,6 +7,12 @@ use std::path::Path;
 /// Returns the free space of the file system that contains `dir`, in bytes.
 pub fn free_space(dir: &Path) -> Option<u64> {
     rustix::fs::statvfs(dir).ok().map(|s| s.f_bavail.saturating_mul(s.f_frsize))
+}
+
+/// Returns the size of this machine's memory in bytes.
+pub fn machine_memory() -> u64 {
+    let info = rustix::system::sysinfo();
+    info.totalram.saturating_mul(info.mem_unit.max(1).into())
 }
 
 /// Returns the error for a failed write of `needed` bytes in `dir`. If the disk is full, the error names the needed
@@ -46,6 +52,15 @@ pub fn full_disk_error(dir: &Path) -> Option<anyhow::Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_memory_is_that_of_the_machine() {
+        let info = std::fs::read_to_string("/proc/meminfo").unwrap();
+        let total = info.lines().find_map(|line| line.strip_prefix("MemTotal:")?.strip_suffix("kB"));
+        let total: u64 = total.unwrap().trim().parse().unwrap();
+        // A container may show less memory in that file.
+        assert!(machine_memory() >> 10 >= total, "{} {total}", machine_memory());
+    }
 
     #[test]
     fn no_space_says_where_and_how_much() {

@@ -15,7 +15,7 @@ use crate::text::{escape_name, without_control_characters};
 use anyhow::{Context, Result};
 use lanes::{EndedSpan, Lanes};
 use serde_json::{Map, Value, json};
-use std::fs::{File, Permissions};
+use std::fs::{File, Metadata, Permissions};
 use std::future::Future;
 use std::io::ErrorKind;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -40,6 +40,9 @@ const END: &str = "\n]}\n";
 const BEGINNING: &str = "{\"displayTimeUnit\": \"ms\", \"otherData\": ";
 /// Traces contain command lines and paths, which other users need not know.
 const FILE_MODE: u32 = 0o600;
+
+/// Returns the owner of a file if the owner is another user.
+type ForeignOwner = fn(&Metadata) -> Option<u32>;
 
 /// A trace file. Clones write to the same file.
 #[derive(Clone)]
@@ -117,9 +120,10 @@ tokio::task_local! {
 
 impl Trace {
     /// Creates the file, which only this user can read. An older trace is replaced, but no other file is, and no symlink
-    /// is followed. Errors: [`Kind::Usage`] if it cannot be written.
-    pub fn create(path: &Path) -> Result<Self> {
-        let file = open(path).map_err(|why| {
+    /// is followed. `foreign_owner` returns the owner of a file if this is another user. Errors: [`Kind::Usage`] if the
+    /// file cannot be written.
+    pub fn create(path: &Path, foreign_owner: ForeignOwner) -> Result<Self> {
+        let file = open(path, foreign_owner).map_err(|why| {
             Kind::Usage
                 .failure(format!("{}: {why}", escape_name(path)))
                 .hint("Choose another file for --trace.")
@@ -189,7 +193,7 @@ impl Trace {
 }
 
 /// Opens the file of a trace, or creates it. Does not change an existing file. On failure, returns the reason.
-fn open(path: &Path) -> Result<File, String> {
+fn open(path: &Path, foreign_owner: ForeignOwner) -> Result<File, String> {
     // With O_NONBLOCK, opening a pipe without a reader fails instead of blocking.
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
     let mut options = File::options();
@@ -208,9 +212,8 @@ fn open(path: &Path) -> Result<File, String> {
             "it is not a regular file, and oven rewrites the end of a trace while it grows".to_owned()
         );
     }
-    let sudo = std::env::var("SUDO_UID").ok().and_then(|uid| uid.parse().ok());
-    if ![Some(rustix::process::geteuid().as_raw()), sudo].contains(&Some(found.uid())) {
-        return Err("it belongs to another user".to_owned());
+    if let Some(owner) = foreign_owner(&found) {
+        return Err(format!("it belongs to user {owner}, who is neither you nor root"));
     }
     if found.nlink() > 1 {
         return Err("it has another name (a hard link)".to_owned());

@@ -30,7 +30,7 @@ use oven::ids::VolumeId;
 use oven::report::{Level, Report, Style};
 use oven::sandbox;
 use oven::site::Site;
-use oven::sys::{namespaces, private_tmpfs, signals};
+use oven::sys::{namespaces, private_tmpfs, signals, state_files};
 use oven::trace::Trace;
 use oven_debian::Debian;
 use std::fs::File;
@@ -96,7 +96,7 @@ async fn run(dir: &Path) -> Result<u8> {
         |name: &str| std::env::var_os(name).map(PathBuf::from).with_context(|| format!("{name} is not set"));
     let (server, state) = (of("OVEN_TEST_DIR")?, of("OVEN_TEST_STATE")?);
     let trace = std::env::var_os("OVEN_TEST_TRACE").map(PathBuf::from);
-    let file = trace.as_deref().map(Trace::create).transpose()?;
+    let file = trace.as_deref().map(|path| Trace::create(path, state_files::foreign_owner)).transpose()?;
     let report = Report::traced(Style::Human, Level::Normal, file);
     let stop = stop_at_signals(&report)?;
     let direct = std::env::var_os("OVEN_TEST_DIRECT").is_some();

@@ -16,6 +16,7 @@
 
 mod blocks;
 mod import;
+mod open_errors;
 mod pending_snapshot;
 mod private_dir;
 mod records;

@@ -1,6 +1,6 @@
 //! The files of a region: a small JSON record for each resource, its data next to it, and one lock for all changes.
 
-use super::private_dir;
+use super::{open_errors, private_dir};
 use crate::cloud::ec2_rules::{is_id, not_found_error};
 use crate::cloud::{ImageState, Tags};
 use crate::error::{Failure, Kind};
@@ -197,18 +197,6 @@ impl Deref for LockedRegion {
     }
 }
 
-/// Returns what the user can do about a region that cannot be opened.
-fn region_hint(dir: &Path, kind: ErrorKind) -> String {
-    let is_file = |path: &&Path| fs::metadata(path).is_ok_and(|found| !found.is_dir());
-    match dir.ancestors().find(is_file) {
-        Some(file) => format!("{} is a file, not a directory; pass another --region-dir.", file.display()),
-        None if kind == ErrorKind::StorageFull => {
-            "Free some space on that disk, or pass another --region-dir.".to_owned()
-        }
-        None => "Run oven as root, or pass a --region-dir that you can write to.".to_owned(),
-    }
-}
-
 /// How a region is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RegionAccess {
@@ -223,14 +211,33 @@ pub enum RegionAccess {
 
 /// The directories in a region.
 const PARTS: [&str; 6] = [ImageRecord::DIR, SnapshotRecord::DIR, VolumeRecord::DIR, DOCUMENTS, LOGS, LOCKS];
+/// The maximum size in bytes of a record in a directory that may not be a region. Records have a few KiB.
+const MAX_RECORD: u64 = 1 << 20;
 /// The file with the version of a region's format.
 const FORMAT_FILE: &str = "region.json";
 
 /// Returns whether a directory is a region. The first thing that is written into a new region is its format. The very
-/// first versions of oven wrote the format last, so a region of theirs may lack it.
+/// first versions of oven wrote the format last, so a region of theirs may lack it, but has records. Directories with
+/// the names of a region's directories are not enough, because another program may have made them.
 fn is_region(dir: &Path) -> bool {
-    let records = [ImageRecord::DIR, SnapshotRecord::DIR, VolumeRecord::DIR];
-    dir.join(FORMAT_FILE).is_file() || records.iter().all(|part| dir.join(part).is_dir())
+    dir.join(FORMAT_FILE).is_file()
+        || has_records::<ImageRecord>(dir)
+        || has_records::<SnapshotRecord>(dir)
+        || has_records::<VolumeRecord>(dir)
+}
+
+/// Returns whether a directory below `dir` has a valid record of a resource of this kind.
+fn has_records<R: RegionRecord>(dir: &Path) -> bool {
+    let is_record = |path: &Path| {
+        let id = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+        path.extension().is_some_and(|extension| extension == "json")
+            && is_id(R::PREFIX, id)
+            && fs::symlink_metadata(path).is_ok_and(|found| found.is_file() && found.len() <= MAX_RECORD)
+            && fs::read(path)
+                .is_ok_and(|text| serde_json::from_slice::<R>(&text).is_ok_and(|record| record.id() == id))
+    };
+    fs::read_dir(dir.join(R::DIR))
+        .is_ok_and(|entries| entries.flatten().any(|entry| is_record(&entry.path())))
 }
 
 /// Checks that a region can be made in a directory: nothing would be mixed with files of another program.
@@ -256,22 +263,6 @@ fn ensure_empty(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The error for a directory without a region.
-fn no_region(dir: &Path) -> anyhow::Error {
-    let why = match fs::read_dir(dir) {
-        Ok(_) => "the directory is not a region",
-        Err(error) if error.kind() == ErrorKind::NotFound => "the directory does not exist",
-        Err(error) => return error.into(),
-    };
-    Kind::NotFound
-        .failure(format!("there is no region in {}: {why}", dir.display()))
-        .hint(
-            "`oven import RAW --name NAME` makes a region and its first base image. If you meant another region, \
-             correct --region-dir, OVEN_REGION_DIR or `region_dir` of oven.toml.",
-        )
-        .into()
-}
-
 impl RegionStore {
     pub fn open(dir: &Path, access: RegionAccess) -> Result<Self> {
         let make = || -> Result<Self> {
@@ -284,7 +275,7 @@ impl RegionStore {
                     ensure_empty(dir)?;
                     private_dir::create_region_dir(dir)?;
                 }
-                RegionAccess::Change | RegionAccess::Look => return Err(no_region(dir)),
+                RegionAccess::Change | RegionAccess::Look => return Err(open_errors::no_region(dir)),
             }
             let store = Self { dir: fs::canonicalize(dir)?.into() };
             store.check_format(access != RegionAccess::Look)?;
@@ -296,20 +287,8 @@ impl RegionStore {
             }
             Ok(store)
         };
-        make().with_context(|| format!("opening the local region {}", dir.display())).map_err(|error| {
-            let io = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
-            use ErrorKind::{
-                AlreadyExists, NotADirectory, PermissionDenied, ReadOnlyFilesystem, StorageFull,
-            };
-            if let Some(
-                kind @ (PermissionDenied | ReadOnlyFilesystem | NotADirectory | AlreadyExists | StorageFull),
-            ) = io
-            {
-                let hint = region_hint(dir, kind);
-                return Kind::Machine.failure(format!("{error:#}")).hint(hint).into();
-            }
-            error
-        })
+        let opened = make().with_context(|| format!("opening the local region {}", dir.display()));
+        opened.map_err(|error| open_errors::explain(error, dir))
     }
 
     /// Checks the format. If the region has none, writes it with `write`.

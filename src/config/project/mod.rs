@@ -8,6 +8,7 @@ use crate::config::toml_reader;
 use crate::config::toml_reader::Table;
 use crate::error::Kind;
 use crate::sys::fds::GIT;
+use crate::sys::state_files::foreign_owner;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::os::unix::fs::MetadataExt;
@@ -229,15 +230,13 @@ fn find(dir: &Path) -> Result<Option<PathBuf>> {
     else {
         return Ok(None);
     };
-    let owner = |metadata: std::io::Result<std::fs::Metadata>| metadata.map(|metadata| metadata.uid());
     // A directory above the definition, such as /tmp, may be writable for other users. If oven used their oven.toml,
     // they could choose the region directory and the mirror for root.
-    let sudo = std::env::var("SUDO_UID").ok().and_then(|uid| uid.parse().ok());
-    let trusted = [Some(0), Some(rustix::process::geteuid().as_raw()), sudo, owner(real.metadata()).ok()];
+    let owner_of_dir = real.metadata().ok().map(|metadata| metadata.uid());
     for metadata in [file.symlink_metadata(), file.metadata()] {
-        let owned = owner(metadata)
+        let metadata = metadata
             .map_err(|e| Kind::Definition.error(format!("{}: cannot be read: {e}", file.display())))?;
-        if !trusted.contains(&Some(owned)) {
+        if let Some(owned) = foreign_owner(&metadata).filter(|owner| Some(*owner) != owner_of_dir) {
             return Err(Kind::Definition
                 .failure(format!("{} belongs to user {owned}, who is neither you nor root", file.display()))
                 .hint(

@@ -389,6 +389,30 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn the_memory_of_the_decoder_is_limited() {
+        // The headers of .lzma and of .xz declare the size of the dictionary, for which the decoder allocates memory.
+        let lzma = |mib: u32| [&[0x5d][..], &(mib << 20).to_le_bytes(), &[0xff; 8], &[0; 64]].concat();
+        let xz = |size: u8| {
+            let mut packed = liblzma::encode_all(&modules()[..], 6).unwrap();
+            // The header of the first block: its length, flags, a filter (LZMA2) with its only property, and a CRC.
+            assert_eq!(packed[12..16], [2, 0, 0x21, 1]);
+            packed[16] = size;
+            let mut crc = flate2::Crc::new();
+            crc.update(&packed[12..20]);
+            packed[20..24].copy_from_slice(&crc.sum().to_le_bytes());
+            packed
+        };
+        // 64 MiB, 96 MiB and 128 MiB.
+        assert_eq!(listed(&xz(28)).unwrap(), NAMES);
+        for (what, packed) in [("lzma", lzma(96)), ("lzma", lzma(128)), ("xz", xz(29)), ("xz", xz(30))] {
+            let error = format!("{:#}", listed(&packed).unwrap_err());
+            assert!(error.contains("memory"), "{what}: {error}");
+        }
+        let error = format!("{:#}", listed(&lzma(64)).unwrap_err());
+        assert!(!error.contains("memory"), "{error}");
+    }
+
+    #[test]
     fn unpacked_bytes_are_counted() {
         let zeros = gzip(&cpio(&[("zeros", &vec![0; 64 << 20])]));
         let bytes = Cell::new(0);

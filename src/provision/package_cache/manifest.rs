@@ -1,8 +1,7 @@
 //! Describes the content of a cache's directory: all objects by path, with the digest of each file.
 
-use crate::error::Kind;
 use crate::sys::lock::lock_mutex;
-use crate::sys::signals::is_stop_requested;
+use crate::sys::signals::ensure_not_stopped;
 use crate::text::escape_name;
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{CWD, Mode, OFlags};
@@ -390,10 +389,6 @@ fn finish_file(file: &File, size: u64, new: &NewFile) -> Result<()> {
 pub fn system_time((seconds, nanoseconds): (i64, i64)) -> SystemTime {
     let since = Duration::new(seconds.try_into().unwrap_or(0), nanoseconds.try_into().unwrap_or(0));
     UNIX_EPOCH + since
-}
-
-fn ensure_not_stopped() -> Result<()> {
-    if is_stop_requested() { Err(Kind::Interrupted.error("interrupted")) } else { Ok(()) }
 }
 
 /// Opens a regular file. Does not follow a symlink, and does not block on a FIFO.

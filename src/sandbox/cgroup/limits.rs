@@ -102,12 +102,6 @@ impl CgroupLimits {
     }
 }
 
-/// The memory of this machine in bytes.
-pub fn machine_memory() -> u64 {
-    let info = rustix::system::sysinfo();
-    info.totalram * u64::from(info.mem_unit.max(1))
-}
-
 /// Returns a count of a file such as `memory.events`, which has a line `NAME COUNT` for each event.
 fn count(events: &str, name: &str) -> u64 {
     let lines = events.lines().filter_map(|line| line.split_once(' '));

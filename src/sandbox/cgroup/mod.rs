@@ -22,6 +22,7 @@ use crate::config::project::StepLimits;
 use crate::error::{Failure, Kind};
 use crate::report::Report;
 use crate::sys::lock::{lock_mutex, try_lock_until_closed};
+use crate::sys::space::machine_memory;
 use anyhow::{Context, Result, bail, ensure};
 use devices::AllowedDevices;
 use hierarchy::{Hierarchy, InheritedLimits, open};
@@ -144,7 +145,7 @@ impl Place {
     /// Finds a place for cgroups with limits, and tries to make one.
     fn with_limits(hierarchy: &Hierarchy) -> Result<(OwnedFd, Limits)> {
         let parent = hierarchy.parent()?;
-        let machine = limits::machine_memory();
+        let machine = machine_memory();
         let memory = hierarchy.memory_limit().map_or(machine, |limit| limit.min(machine));
         let mut locked = None;
         let moved = hierarchy.enable(&parent, |dir| {

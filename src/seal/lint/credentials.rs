@@ -5,12 +5,11 @@
 //! small files below [`SEARCHED`]. Files that are as in the base image are not reported.
 
 use super::Finding;
-use crate::error::Kind;
 use crate::image::tree::ImageTree;
 use crate::image::walk::Walk;
 use crate::seal::rules::{self, CredentialRule};
 use crate::seal::secret_scan::BakeStart;
-use crate::sys::signals;
+use crate::sys::signals::ensure_not_stopped;
 use anyhow::Result;
 use rustix::fs::{FileType, Stat};
 use std::collections::{BTreeSet, HashMap};
@@ -164,10 +163,6 @@ fn walk_files(inside: &ImageTree, dir: &str, visit: &mut dyn FnMut(&str, &Stat) 
         }
         Ok(Walk::On)
     })
-}
-
-fn ensure_not_stopped() -> Result<()> {
-    if signals::is_stop_requested() { Err(Kind::Interrupted.error("interrupted")) } else { Ok(()) }
 }
 
 /// Returns the description of a credential that the content of a file contains.

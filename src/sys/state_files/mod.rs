@@ -37,6 +37,7 @@ const OWNER_HINT: &str = "Correct its owner and mode (chown, chmod o-w), or remo
 /// [`Kind::Machine`] if the directory is a symlink or a file, if it belongs to another user, or if everybody can write
 /// to it or can replace it. An error of the system has no kind.
 pub fn create_dir(dir: &Path) -> Result<()> {
+    let dir = without_final_slash(dir);
     let context = || format!("creating {}", dir.display());
     let parent = match dir.parent() {
         Some(parent) if parent != Path::new("") => parent,
@@ -79,6 +80,7 @@ pub fn create_dir(dir: &Path) -> Result<()> {
 
 /// Checks an existing directory as [`create_dir`] does, without changing it.
 pub fn examine_dir(dir: &Path) -> Result<()> {
+    let dir = without_final_slash(dir);
     let found = fs::symlink_metadata(dir).with_context(|| format!("examining {}", dir.display()))?;
     if !found.is_dir() {
         return Err(unsafe_path(dir, NOT_A_DIRECTORY, NOT_A_DIRECTORY_HINT));
@@ -117,12 +119,18 @@ pub fn open_file(path: &Path, flags: OFlags) -> io::Result<File> {
     Ok(file)
 }
 
-/// Returns the owner of a directory or file if the owner is another user. The user who called sudo is not another user,
-/// because that user can become root anyway.
-fn foreign_owner(found: &Metadata) -> Option<u32> {
+/// Returns the owner of a directory or file if the owner is another user: neither this user nor root. The user who
+/// called sudo is not another user, because that user can become root anyway.
+pub fn foreign_owner(found: &Metadata) -> Option<u32> {
     let sudo = std::env::var("SUDO_UID").ok().and_then(|uid| uid.parse().ok());
     let own = [Some(0), Some(geteuid().as_raw()), sudo];
     (!own.contains(&Some(found.uid()))).then_some(found.uid())
+}
+
+/// Returns the same path without `/` or `/.` at its end. With them, the system follows a symlink at the path, even if
+/// it was asked not to.
+fn without_final_slash(dir: &Path) -> &Path {
+    dir.components().as_path()
 }
 
 /// Sets the mode, unless the directory or file already has it or belongs to somebody else.

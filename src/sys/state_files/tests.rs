@@ -42,10 +42,14 @@ fn links_and_other_kinds_are_refused_and_not_changed() {
     symlink(at("nowhere"), at("dangling")).unwrap();
     symlink(at("victim/passwd"), at("file-link")).unwrap();
     rustix::fs::mknodat(CWD, at("fifo"), rustix::fs::FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
-    for name in ["link", "dangling", "file-link", "fifo", "victim/passwd"] {
-        let error = create_dir(&at(name)).unwrap_err();
-        assert!(error.to_string().ends_with("is a link or a file, not a directory"), "{name}: {error:#}");
-        assert_eq!(Kind::of(&error), Kind::Machine, "{name}");
+    for name in
+        ["link", "link/", "link//", "link/.", "dangling", "dangling/", "file-link", "fifo", "victim/passwd"]
+    {
+        for refused in [create_dir(&at(name)), examine_dir(&at(name))] {
+            let error = refused.unwrap_err();
+            assert!(error.to_string().ends_with("is a link or a file, not a directory"), "{name}: {error:#}");
+            assert_eq!(Kind::of(&error), Kind::Machine, "{name}");
+        }
     }
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND;
     for name in ["link", "dangling", "file-link", "fifo", "victim"] {
@@ -84,6 +88,7 @@ fn what_belongs_to_another_user_is_refused() {
     }
     let top = tempfile::tempdir().unwrap();
     let (dir, file) = (top.path().join("d"), top.path().join("f"));
+    assert_eq!(foreign_owner(&top.path().metadata().unwrap()), None);
     fs::create_dir(&dir).unwrap();
     fs::write(&file, "theirs").unwrap();
     for path in [&dir, &file] {

@@ -8,6 +8,7 @@ use oven_testing::ec2_world::{Ended, HANGS};
 use oven_testing::programs::write_program;
 use serde_json::Value;
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::process::Command;
 
 /// The plugin of the small base's system: a step that writes a file.
@@ -33,11 +34,16 @@ fn direct(world: &Ec2World, args: &[&str]) -> Ended {
     // Its state is the test's own.
     let state = world.local.path("state");
     std::fs::create_dir_all(&state).unwrap();
-    let script = "mkdir -p /var/lib/oven && mount --bind \"$0\" /var/lib/oven && exec \"$@\"";
+    direct_after(world, "mkdir -p /var/lib/oven && mount --bind \"$0\" /var/lib/oven", &state, args)
+}
+
+/// Runs the program after a script, whose mounts only the program sees. `$0` of the script is `path`.
+fn direct_after(world: &Ec2World, script: &str, path: &Path, args: &[&str]) -> Ended {
+    let script = format!("{script} && exec \"$@\"");
     let mut command = Command::new("unshare");
     command
-        .args(["--mount", "--propagation", "private", "sh", "-c", script])
-        .arg(&state)
+        .args(["--mount", "--propagation", "private", "sh", "-c", &script])
+        .arg(path)
         .args([env!("CARGO_BIN_EXE_oven"), "--cloud", "aws", "--disks", "direct"])
         .args(args)
         .env_clear()
@@ -130,7 +136,7 @@ fn doctor_asks_for_no_instance_and_says_what_it_cannot_judge() {
 #[test]
 fn the_state_directory_is_private_and_no_link_in_it_is_followed() {
     use std::os::unix::fs::{PermissionsExt, symlink};
-    fn assert_private(path: &std::path::Path) {
+    fn assert_private(path: &Path) {
         let mode = path.symlink_metadata().unwrap().permissions().mode();
         assert_eq!(mode & 0o077, 0, "{} is open to others: {mode:o}", path.display());
         if path.is_dir() {
@@ -159,5 +165,16 @@ fn the_state_directory_is_private_and_no_link_in_it_is_followed() {
     let refused = direct(&world, &["--plugin", plugin.to_str().unwrap(), "bake", "image"]);
     assert_eq!(refused.code(), Some(8), "{}", refused.err);
     assert!(refused.err.contains("/var/lib/oven/locks is a link or a file"), "{}", refused.err);
+    assert_eq!((world.made(), precious.read_dir().unwrap().count()), (made.clone(), 0));
+
+    // The state directory itself is a link.
+    let lib = world.local.path("lib");
+    std::fs::create_dir(&lib).unwrap();
+    symlink(&precious, lib.join("oven")).unwrap();
+    std::fs::set_permissions(&precious, PermissionsExt::from_mode(0o755)).unwrap();
+    let refused = direct_after(&world, "mount --bind \"$0\" /var/lib", &lib, &["bake", "image"]);
+    assert_eq!(refused.code(), Some(8), "{}", refused.err);
+    assert!(refused.err.contains("/var/lib/oven is a link or a file"), "{}", refused.err);
     assert_eq!((world.made(), precious.read_dir().unwrap().count()), (made, 0));
+    assert_eq!(precious.metadata().unwrap().permissions().mode() & 0o777, 0o755, "its mode was changed");
 }

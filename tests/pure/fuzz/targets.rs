@@ -79,8 +79,8 @@ pub const TARGETS: &[Target] = &[
         name: "initramfs",
         seeds: &[("tests/data/fuzz/initramfs", "")],
         words: &["070701", "TRAILER!!!\0", "FFFFFFFF", "00001000", "\0\0\0\0"],
-        // The xz decoder may use up to 256 MiB.
-        memory_mib: 320,
+        // The xz decoder may use up to 80 MiB.
+        memory_mib: 144,
         parse: parsers::list_initramfs,
         ..USUAL
     },

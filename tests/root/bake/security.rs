@@ -239,13 +239,15 @@ fn output_and_names_cannot_forge_lines_or_control_the_terminal() {
     let world = LocalWorld::tiny();
     world.write(
         "image/image.toml",
-        "name = \"image\"\nfrom = { name = \"tiny\" }\n[[run]]\nscript = \"s.sh\"\n",
+        "name = \"image\"\nfrom = { name = \"tiny\" }\n[[run]]\nscript = \"s.sh\"\n\
+         [[run]]\ncommand = [\"/bin/a\\nerror: forged\"]\n",
     );
     world.write(
         "image/s.sh",
         "#!/bin/sh -e\nprintf '\\033[31mred\\033[0m\\n\\033]0;title\\007text\\n10%%\\r50%%\\r100%%\\r\\n'\n\
          printf 'a\\342\\200\\256b\\n\\033]0;endless\\nnext\\n'\nmkdir -p /root/.ssh\n\
-         echo x > \"/root/.ssh/id_$(printf 'x\\nerror: forged\\n    0.000 error   forged\\033[2J\\342\\200\\256')y\"\n",
+         echo x > \"/root/.ssh/id_$(printf 'x\\nerror: forged\\n    0.000 error   forged\\033[2J\\342\\200\\256')y\"\n\
+         program=\"$(printf '/bin/a\\nerror: forged')\"\nprintf '#!/bin/sh\\n' > \"$program\"\nchmod +x \"$program\"\n",
     );
     let refused = bake(&world);
     let err = stderr(&refused);
@@ -264,6 +266,7 @@ fn output_and_names_cannot_forge_lines_or_control_the_terminal() {
         );
     }
     for text in [&err, &log] {
+        assert!(text.contains(r"running /bin/a\nerror: forged"), "{text}");
         assert!(!text.lines().any(|line| line.starts_with("error: forged")), "{text}");
         assert!(!text.contains(['\u{1b}', '\u{7}', '\r', '\u{202e}']) && !text.contains("title"), "{text:?}");
     }

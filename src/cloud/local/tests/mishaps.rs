@@ -1,6 +1,7 @@
 //! Tests what happens if the clock jumps, the power fails, or processes start at the same time.
 
 use super::*;
+use std::os::unix::fs::PermissionsExt;
 
 #[tokio::test]
 async fn the_newest_image_is_the_last_whatever_the_clock_did() {
@@ -106,4 +107,31 @@ async fn a_record_without_content_counts_as_absent() {
     let record = f.region.dir().join(format!("images/{}.json", base.id));
     std::fs::write(&record, "{").unwrap();
     refuses(region.images(None).await, Kind::Cloud, &format!("{}.json is not a valid record", base.id));
+}
+
+#[tokio::test]
+async fn a_directory_without_a_format_is_a_region_only_if_it_has_a_record() {
+    let f = Fixture::new();
+    let stranger = f.region.dir().with_file_name("stranger");
+    for part in ["images", "snapshots", "volumes"] {
+        std::fs::create_dir_all(stranger.join(part)).unwrap();
+        std::fs::set_permissions(stranger.join(part), PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    std::fs::write(stranger.join("images/cat.json"), "{}").unwrap();
+    std::fs::write(stranger.join("images/ami-0123456789abcdef0.json"), "{}").unwrap();
+    for access in [RegionAccess::Look, RegionAccess::Change] {
+        refuses(Region::open_for(&stranger, access), Kind::NotFound, "the directory is not a region");
+    }
+    refuses(Region::open(&stranger), Kind::Definition, "neither empty nor a region: it has \"images\"");
+    for part in ["images", "snapshots", "volumes"] {
+        assert_eq!(stranger.join(part).metadata().unwrap().mode() & 0o777, 0o755, "{part}");
+    }
+    assert_eq!(stranger.read_dir().unwrap().count(), 3, "nothing was made there");
+
+    // A region of the first versions of oven.
+    let base = f.import("base-1").await;
+    std::fs::remove_file(f.region.dir().join("region.json")).unwrap();
+    let region = Region::open_for(f.region.dir(), RegionAccess::Change).unwrap();
+    assert_eq!(region.images(None).await.unwrap().len(), 1, "{}", base.id);
+    assert!(f.region.dir().join("region.json").is_file());
 }
