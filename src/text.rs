@@ -8,13 +8,13 @@ pub fn count(number: usize, what: &str) -> String {
 }
 
 /// A list for an error: the first items, and the number of the others. The others are not in memory.
-pub struct Listing {
+pub struct ShortList {
     first: Vec<String>,
     max: usize,
     more: usize,
 }
 
-impl Listing {
+impl ShortList {
     pub fn new(max: usize) -> Self {
         Self { first: Vec::new(), max, more: 0 }
     }

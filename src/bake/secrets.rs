@@ -4,7 +4,7 @@ use super::Bake;
 use crate::definition::{Definition, FILE, Script, variable_name};
 use crate::error::Kind;
 use crate::secrets::{Secrets, check_value};
-use crate::text::{Listing, escape_name};
+use crate::text::{ShortList, escape_name};
 use anyhow::Result;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
@@ -54,7 +54,7 @@ impl PermittedSecrets {
     /// Fails with [`Kind::Definition`] if a definition names a secret that is not permitted. The error lists the first
     /// of them, with their places in image.toml.
     pub fn ensure_permitted(&self, images: &[Definition]) -> Result<()> {
-        let (mut refused, mut names) = (Listing::new(MAX_LISTED), BTreeSet::new());
+        let (mut refused, mut names) = (ShortList::new(MAX_LISTED), BTreeSet::new());
         for (image, script, name) in images.iter().flat_map(named_secrets) {
             if !self.permits(name) {
                 refused.add(|| format!("{} names {name}, which is not permitted", place(image, script)));
@@ -64,7 +64,7 @@ impl PermittedSecrets {
         if refused.is_empty() {
             return Ok(());
         }
-        let mut flags = Listing::new(MAX_LISTED);
+        let mut flags = ShortList::new(MAX_LISTED);
         names.iter().for_each(|name| flags.add(|| format!("--secret {name}")));
         let flags = flags.join(" ");
         let why = match self {
@@ -105,7 +105,7 @@ pub fn from_environment(
     image: &Definition,
     environment: impl Fn(&str) -> Option<OsString>,
 ) -> Result<Secrets> {
-    let (mut values, mut wrong) = (BTreeMap::new(), Listing::new(MAX_LISTED));
+    let (mut values, mut wrong) = (BTreeMap::new(), ShortList::new(MAX_LISTED));
     for (image, script, name) in named_secrets(image) {
         if values.contains_key(name) {
             continue;
@@ -150,6 +150,29 @@ mod tests {
             assert_eq!(Kind::of(&error), Kind::Usage);
             assert!(!error.to_string().contains("hunter2"), "{error}");
         }
+    }
+
+    #[test]
+    fn an_error_lists_few_secrets_and_escapes_names() {
+        let top = tempfile::tempdir().unwrap();
+        let dir = top.path().join("a\nerror: forged");
+        std::fs::create_dir(&dir).unwrap();
+        let names: String = (0..1000).map(|i| format!("\"S{i}\",")).collect();
+        let toml = "name = \"a\"\nfrom = \"ami-0123456789abcdef0\"\n[[run]]\ncommand = [\"true\"]\n";
+        std::fs::write(dir.join(FILE), format!("{toml}secrets = [{names}]\n")).unwrap();
+        let image = Definition::load(&dir).unwrap();
+        let missing = from_environment(&image, |_| None).unwrap_err().to_string();
+        assert!(
+            missing.contains("image.toml:3: `secrets` of [[run]] names S0, which is not set"),
+            "{missing}"
+        );
+        let error = PermittedSecrets::NoneInCi.ensure_permitted(&[image]).unwrap_err();
+        for text in [missing, error.to_string()] {
+            assert!(text.contains("a\\nerror: forged/image.toml"), "{text}");
+            assert!(text.ends_with("\nand 980 more") && text.lines().count() == 21, "{text}");
+        }
+        let hint = crate::error::hint_of(&error).unwrap();
+        assert!(hint.ends_with(" and 980 more.") && hint.matches("--secret S").count() == 20, "{hint}");
     }
 
     /// The fingerprint does not depend on the values of secrets, because it is computed without them.

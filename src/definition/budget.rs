@@ -2,7 +2,7 @@
 //! budget of its own. All definitions that are loaded only as parents share one budget, because a single definition of
 //! a stranger may have many parents.
 
-use crate::formats::package::{self, PackageFile, ReadLimits};
+use crate::formats::package::{self, PackageFile, PackageLimits};
 use anyhow::Result;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -27,7 +27,7 @@ pub(super) struct Budget {
     texts: Cell<u64>,
     keys: Cell<u64>,
     templates: Cell<Duration>,
-    packages: ReadLimits,
+    packages: PackageLimits,
     /// The package files that were read, by device and inode. The same file may have several spellings.
     known: RefCell<HashMap<(u64, u64), PackageFile>>,
 }
@@ -38,7 +38,7 @@ impl Default for Budget {
             texts: Cell::default(),
             keys: Cell::default(),
             templates: Cell::default(),
-            packages: ReadLimits::new(PACKAGES, METADATA),
+            packages: PackageLimits::new(PACKAGES, METADATA),
             known: RefCell::default(),
         }
     }
@@ -130,7 +130,7 @@ mod tests {
         std::fs::write(&one, &deb).unwrap();
         std::fs::write(&other, &deb).unwrap();
         std::fs::hard_link(&one, &link).unwrap();
-        let budget = Budget { packages: ReadLimits::new(deb.len() as u64, METADATA), ..Budget::default() };
+        let budget = Budget { packages: PackageLimits::new(deb.len() as u64, METADATA), ..Budget::default() };
         let read = |path| budget.package(File::open(path).unwrap());
         assert_eq!(read(&one).unwrap(), read(&link).unwrap());
         assert_eq!(budget.exceeded_by_packages(), None);

@@ -6,7 +6,7 @@ use crate::definition::budget::Budget;
 use crate::definition::{BaseSource, Definition, GivenVars};
 use crate::error::Kind;
 use crate::sys::fds::PathRefusal;
-use crate::text::{Listing, escape_name};
+use crate::text::{ShortList, escape_name};
 use anyhow::{Context, Result};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Component, Path, PathBuf};
@@ -175,7 +175,7 @@ impl Loader {
             }
             None if known.len() <= MAX_VARIABLES => format!("The declared variables are {}.", listed(&known)),
             None => {
-                let mut list = Listing::new(MAX_VARIABLES);
+                let mut list = ShortList::new(MAX_VARIABLES);
                 known.iter().for_each(|name| list.add(|| format!("`{name}`")));
                 format!("The declared variables are {}.", list.join(", "))
             }

@@ -184,7 +184,7 @@ impl Definition {
         let file = dir.join(FILE);
         let own = paths::project(&real);
         let narrower = within.filter(|within| real.starts_with(within) && within.starts_with(&own));
-        let project = narrower.map_or(own.clone(), Path::to_owned);
+        let project = narrower.unwrap_or(&own).to_owned();
         let text = toml_reader::read_text(&file, &project)?;
         // `Self::read` returns `None` only if it has recorded a mistake. In that case `toml_reader::read` fails, so the
         // error below is never returned.

@@ -254,7 +254,13 @@ fn find(dir: &Path) -> Result<Option<PathBuf>> {
     // they could choose the region directory and the mirror for root.
     let sudo = std::env::var("SUDO_UID").ok().and_then(|uid| uid.parse().ok());
     let trusted = [Some(0), Some(rustix::process::geteuid().as_raw()), sudo, owner(real.metadata()).ok()];
-    for metadata in [file.symlink_metadata(), file.metadata()] {
+    let dir = file.parent().unwrap_or(Path::new("/"));
+    // `load` refuses a link out of the checkout. Its target is not looked at.
+    let target = match resolve_within(dir, Path::new(FILE), checkout(dir)) {
+        Err(PathRefusal::Outside(_)) => None,
+        _ => Some(file.metadata()),
+    };
+    for metadata in std::iter::once(file.symlink_metadata()).chain(target) {
         let owned = owner(metadata)
             .map_err(|e| Kind::Definition.error(format!("{}: cannot be read: {e}", escape_name(&file))))?;
         if !trusted.contains(&Some(owned)) {

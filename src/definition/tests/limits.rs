@@ -1,7 +1,6 @@
 //! The limits of a definition, which somebody else may have written. Nothing outside of its project is looked at.
 
 use super::*;
-use crate::bake::secrets::{PermittedSecrets, from_environment};
 use crate::config::project::Settings;
 use crate::definition::graph::BakeOrder;
 use std::time::{Duration, Instant};
@@ -97,9 +96,9 @@ const CONTROL: &str = "Package: large\nVersion: 1\nArchitecture: all\n";
 
 #[test]
 fn the_unpacked_metadata_of_all_package_files_has_a_limit() {
-    let limits = |metadata| package::ReadLimits::new(1 << 30, metadata);
+    let limits = |metadata| package::PackageLimits::new(1 << 30, metadata);
     let top = tree();
-    let read = |name: &str, limits: &package::ReadLimits| {
+    let read = |name: &str, limits: &package::PackageLimits| {
         let file = std::fs::File::open(top.path().join("web").join(name)).unwrap();
         package::read_from(file, limits).map_err(|e| format!("{e:#}"))
     };
@@ -130,7 +129,7 @@ fn an_error_lists_few_mistakes_and_shortens_them() {
 }
 
 #[test]
-fn many_secrets_are_read_quickly_and_few_are_listed() {
+fn many_secrets_are_read_quickly() {
     let top = tree();
     let names: String = (0..120_000).map(|i| format!("\"S{i:x}\",")).collect();
     let begin = Instant::now();
@@ -138,13 +137,6 @@ fn many_secrets_are_read_quickly_and_few_are_listed() {
         load(top.path(), &format!("{AMI}[[run]]\ncommand = [\"true\"]\nsecrets = [{names}]\n")).unwrap();
     assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
     assert_eq!(web.runs[0].secrets.len(), 120_000);
-    let error = from_environment(&web, |_| None).unwrap_err().to_string();
-    assert!(error.contains("image.toml:2: `secrets` of [[run]] names S0, which is not set"), "{error}");
-    assert!(error.ends_with("\nand 119980 more") && error.lines().count() == 21, "{error}");
-    let error = PermittedSecrets::NoneInCi.ensure_permitted(&[web]).unwrap_err();
-    let (text, hint) = (error.to_string(), hint_of(&error).unwrap());
-    assert!(text.ends_with("\nand 119980 more") && text.lines().count() == 21, "{text}");
-    assert!(hint.ends_with(" and 119980 more.") && hint.len() < 1000, "{hint}");
 }
 
 /// The error must not depend on what is outside of the project.
@@ -204,9 +196,8 @@ fn an_error_does_not_tell_what_exists_outside() {
             symlink(format!("{outside}/{target}"), at("repo/web").join(name)).unwrap();
             plan().replace(target, "NAME")
         });
-        let same = errors.iter().all(|error| *error == errors[0]);
-        // The owner of oven.toml's target is compared before the file is opened.
-        assert!(same || name == "oven.toml", "{name}: {errors:#?}");
+        assert!(errors[0].contains("outside the project"), "{name}: {errors:#?}");
+        assert!(errors.iter().all(|error| *error == errors[0]), "{name}: {errors:#?}");
         std::fs::remove_file(at("repo/web").join(name)).unwrap();
     }
 }
@@ -241,11 +232,6 @@ fn names_are_escaped_in_errors() {
         write("image.toml", format!("name = \"a\"\nfrom = \"{from}\"\n").as_bytes());
         assert_escaped(BakeOrder::load(&[&dir]).unwrap_err());
     }
-    let toml = format!("name = \"a\"\n{AMI}[[run]]\ncommand = [\"true\"]\nsecrets = [\"TOKEN\"]\n");
-    write("image.toml", toml.as_bytes());
-    let image = Definition::load(&dir).unwrap();
-    assert_escaped(from_environment(&image, |_| None).unwrap_err());
-    assert_escaped(PermittedSecrets::NoneInCi.ensure_permitted(&[image]).unwrap_err());
     for text in ["[network]\nca_file = \"gone.pem\"", "x = 1", "="] {
         write("oven.toml", text.as_bytes());
         assert_escaped(Settings::for_definition(&dir).unwrap_err());

@@ -42,7 +42,7 @@ pub struct PackageFile {
 }
 
 /// Limits for several package files together.
-pub struct ReadLimits {
+pub struct PackageLimits {
     bytes: Sum,
     metadata: Sum,
 }
@@ -53,7 +53,7 @@ struct Sum {
     limit: u64,
 }
 
-impl ReadLimits {
+impl PackageLimits {
     /// `bytes` limits the sizes of the files, and `metadata` limits the unpacked metadata in them.
     pub fn new(bytes: u64, metadata: u64) -> Self {
         let sum = |limit| Sum { used: Cell::new(0), limit };
@@ -105,11 +105,11 @@ impl<R: Read> Read for Counted<'_, R> {
 
 /// Reads a `.deb` or an `.rpm`. The error says what is wrong with the file, without its name.
 pub fn read(path: &Path) -> Result<PackageFile> {
-    read_from(File::open(path).context("opening it")?, &ReadLimits::new(u64::MAX, u64::MAX))
+    read_from(File::open(path).context("opening it")?, &PackageLimits::new(u64::MAX, u64::MAX))
 }
 
 /// Like [`read`], but of an open file. Several files may share limits.
-pub fn read_from(mut file: File, limits: &ReadLimits) -> Result<PackageFile> {
+pub fn read_from(mut file: File, limits: &PackageLimits) -> Result<PackageFile> {
     let size = file.metadata().context("reading it")?.len();
     limits.bytes.add(size)?;
     let mut magic = [0u8; 16];
