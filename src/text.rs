@@ -7,6 +7,39 @@ pub fn count(number: usize, what: &str) -> String {
     if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
 }
 
+/// A list for an error: the first items, and the number of the others. The others are not in memory.
+pub struct ShortList {
+    first: Vec<String>,
+    max: usize,
+    more: usize,
+}
+
+impl ShortList {
+    pub fn new(max: usize) -> Self {
+        Self { first: Vec::new(), max, more: 0 }
+    }
+
+    /// Adds an item. `item` is not called if the list is full.
+    pub fn add(&mut self, item: impl FnOnce() -> String) {
+        match self.first.len() < self.max {
+            true => self.first.push(item()),
+            false => self.more += 1,
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.first.is_empty()
+    }
+
+    /// Joins the items. If there are more than `max`, the last part is `and N more`.
+    pub fn join(mut self, separator: &str) -> String {
+        if self.more > 0 {
+            self.first.push(format!("and {} more", self.more));
+        }
+        self.first.join(separator)
+    }
+}
+
 /// Joins the first `max` items. If there are more items, the last part is `and N more`.
 pub fn list_first(items: &[String], max: usize, separator: &str) -> String {
     let shown = &items[..items.len().min(max)];

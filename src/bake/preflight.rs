@@ -8,10 +8,11 @@ use crate::error::Kind;
 use crate::site::Site;
 use anyhow::{Context, Result};
 
-/// Fails if a failed or incomplete image has the name of the new image, if the role lacks a permission, or if the disk
+/// Fails if `ca_file` of oven.toml is not a file, if a failed or incomplete image has the name of the new image, if the role lacks a permission, or if the disk
 /// of the base image is not accessible. With --replace-failed, the failed or incomplete image is deregistered instead.
 pub async fn check(bake: &Bake<'_>, target: &Target) -> Result<()> {
     let (site, base) = (bake.site, &target.base);
+    site.settings.network.check()?;
     let spec = target::disk_spec(bake.image, base, bake.run);
     // These calls run concurrently, because each of them spends its time waiting for the cloud.
     let (free, permitted, disk) = tokio::join!(

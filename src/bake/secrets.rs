@@ -4,9 +4,13 @@ use super::Bake;
 use crate::definition::{Definition, FILE, Script, variable_name};
 use crate::error::Kind;
 use crate::secrets::{Secrets, check_value};
+use crate::text::{ShortList, escape_name};
 use anyhow::Result;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
+
+/// The maximal number of secrets that an error lists. A definition of a stranger may name any number.
+const MAX_LISTED: usize = 20;
 
 /// The secrets that may be passed to the scripts of definitions.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,20 +51,22 @@ impl PermittedSecrets {
         }
     }
 
-    /// Fails with [`Kind::Definition`] if a definition names a secret that is not permitted. The error lists all of
-    /// them, with their places in image.toml.
+    /// Fails with [`Kind::Definition`] if a definition names a secret that is not permitted. The error lists the first
+    /// of them, with their places in image.toml.
     pub fn ensure_permitted(&self, images: &[Definition]) -> Result<()> {
-        let (mut refused, mut names) = (Vec::new(), BTreeSet::new());
+        let (mut refused, mut names) = (ShortList::new(MAX_LISTED), BTreeSet::new());
         for (image, script, name) in images.iter().flat_map(named_secrets) {
             if !self.permits(name) {
-                refused.push(format!("{} names {name}, which is not permitted", place(image, script)));
-                names.insert(format!("--secret {name}"));
+                refused.add(|| format!("{} names {name}, which is not permitted", place(image, script)));
+                names.insert(name);
             }
         }
         if refused.is_empty() {
             return Ok(());
         }
-        let flags = names.into_iter().collect::<Vec<_>>().join(" ");
+        let mut flags = ShortList::new(MAX_LISTED);
+        names.iter().for_each(|name| flags.add(|| format!("--secret {name}")));
+        let flags = flags.join(" ");
         let why = match self {
             Self::NoneInCi => {
                 "In CI (the environment variable CI is set), oven passes on only the secrets of --secret"
@@ -83,7 +89,7 @@ fn named_secrets(image: &Definition) -> impl Iterator<Item = (&Definition, &Scri
 /// The place of a script's secrets in image.toml.
 fn place(image: &Definition, script: &Script) -> String {
     let file = image.dir.join(FILE);
-    format!("{}:{}: `secrets` of [[{}]]", file.display(), script.line, script.kind.key())
+    format!("{}:{}: `secrets` of [[{}]]", escape_name(&file), script.line, script.kind.key())
 }
 
 /// Collects the secrets, and masks their values in all later reports.
@@ -93,20 +99,20 @@ pub fn collect(bake: &Bake<'_>) -> Result<Secrets> {
     Ok(secrets)
 }
 
-/// Reads the secrets from `environment`. The error lists every secret that is missing or invalid, with its place in
-/// image.toml.
+/// Reads the secrets from `environment`. The error lists the first secrets that are missing or invalid, with their
+/// places in image.toml.
 pub fn from_environment(
     image: &Definition,
     environment: impl Fn(&str) -> Option<OsString>,
 ) -> Result<Secrets> {
-    let (mut values, mut wrong) = (BTreeMap::new(), Vec::new());
+    let (mut values, mut wrong) = (BTreeMap::new(), ShortList::new(MAX_LISTED));
     for (image, script, name) in named_secrets(image) {
         if values.contains_key(name) {
             continue;
         }
         match check_value(environment(name)) {
             Ok(value) => _ = values.insert(name.to_owned(), value),
-            Err(what) => wrong.push(format!("{} names {name}, which {what}", place(image, script))),
+            Err(what) => wrong.add(|| format!("{} names {name}, which {what}", place(image, script))),
         }
     }
     if wrong.is_empty() {
@@ -144,6 +150,29 @@ mod tests {
             assert_eq!(Kind::of(&error), Kind::Usage);
             assert!(!error.to_string().contains("hunter2"), "{error}");
         }
+    }
+
+    #[test]
+    fn an_error_lists_few_secrets_and_escapes_names() {
+        let top = tempfile::tempdir().unwrap();
+        let dir = top.path().join("a\nerror: forged");
+        std::fs::create_dir(&dir).unwrap();
+        let names: String = (0..1000).map(|i| format!("\"S{i}\",")).collect();
+        let toml = "name = \"a\"\nfrom = \"ami-0123456789abcdef0\"\n[[run]]\ncommand = [\"true\"]\n";
+        std::fs::write(dir.join(FILE), format!("{toml}secrets = [{names}]\n")).unwrap();
+        let image = Definition::load(&dir).unwrap();
+        let missing = from_environment(&image, |_| None).unwrap_err().to_string();
+        assert!(
+            missing.contains("image.toml:3: `secrets` of [[run]] names S0, which is not set"),
+            "{missing}"
+        );
+        let error = PermittedSecrets::NoneInCi.ensure_permitted(&[image]).unwrap_err();
+        for text in [missing, error.to_string()] {
+            assert!(text.contains("a\\nerror: forged/image.toml"), "{text}");
+            assert!(text.ends_with("\nand 980 more") && text.lines().count() == 21, "{text}");
+        }
+        let hint = crate::error::hint_of(&error).unwrap();
+        assert!(hint.ends_with(" and 980 more.") && hint.matches("--secret S").count() == 20, "{hint}");
     }
 
     /// The fingerprint does not depend on the values of secrets, because it is computed without them.

@@ -5,3 +5,4 @@ pub mod overrides;
 pub mod project;
 pub mod template;
 pub mod toml_reader;
+pub(crate) mod within;

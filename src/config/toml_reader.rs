@@ -4,12 +4,15 @@
 //! Reading continues after a mistake, so that one run reports all mistakes.
 
 use crate::config::key_table::{DefaultValue, Literal, Section, TomlKey, UserTable, ValueType};
+use crate::config::within::resolve_within;
 use crate::error::Kind;
 pub(crate) use crate::sys::fds::kind_of;
 use crate::sys::fds::{PathRefusal, open_file_within};
-use crate::text::list_first;
+use crate::sys::signals::is_stop_requested;
+use crate::text::escape_name;
 use anyhow::Result;
 use std::cell::RefCell;
+use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 use toml::Spanned;
@@ -20,6 +23,8 @@ use toml::de::{DeTable, DeValue};
 const MAX_BYTES: u64 = 1 << 20;
 /// The maximal number of mistakes that are listed. Further mistakes are only counted.
 const MAX_MISTAKES: usize = 20;
+/// The maximal number of characters of a mistake. The file may have values of any length.
+const MAX_MISTAKE: usize = 2000;
 
 /// A file that is being read, and the mistakes found in it.
 pub(crate) struct Document {
@@ -27,7 +32,41 @@ pub(crate) struct Document {
     ends: Vec<usize>,
     /// The keys that the file's top level may have.
     top: &'static Section,
-    mistakes: RefCell<Vec<(usize, String)>>,
+    mistakes: RefCell<Mistakes>,
+}
+
+/// The first mistakes of a file, and the number of the others. A file may have very many mistakes, so only the listed
+/// ones are in memory.
+#[derive(Default)]
+struct Mistakes {
+    /// Sorted by line.
+    first: Vec<(usize, String)>,
+    more: usize,
+}
+
+impl Mistakes {
+    /// Returns whether a mistake on this line would be listed.
+    fn lists(&self, line: usize) -> bool {
+        self.first.len() < MAX_MISTAKES || self.first.last().is_some_and(|(last, _)| line < *last)
+    }
+
+    fn add(&mut self, line: usize, what: &str) {
+        if !self.lists(line) {
+            self.more += 1;
+            return;
+        }
+        let mut short = escape_name(what);
+        if let Some((end, _)) = short.char_indices().nth(MAX_MISTAKE) {
+            short.truncate(end);
+            short.push('…');
+        }
+        let at = self.first.partition_point(|(other, _)| *other <= line);
+        self.first.insert(at, (line, short));
+        if self.first.len() > MAX_MISTAKES {
+            self.first.pop();
+            self.more += 1;
+        }
+    }
 }
 
 /// A table of a file. Its unknown and missing keys were already recorded as mistakes.
@@ -58,9 +97,9 @@ pub(crate) struct At<T> {
 /// path of a directory, even if a symbolic link leads to it. The file may come from a stranger. So an error does not
 /// quote text of a file that cannot be parsed.
 pub(crate) fn read_text(file: &Path, project: &Path) -> Result<String> {
-    let wrong = |what: String| Kind::Definition.error(format!("{}: {what}", file.display()));
-    let opened = open_file_within(file, project).map_err(|refused| match refused {
-        PathRefusal::Outside(_) => wrong(format!("{refused} {}", project.display())),
+    let wrong = |what: String| Kind::Definition.error(format!("{}: {what}", escape_name(file)));
+    let opened = open(file, project).map_err(|refused| match refused {
+        PathRefusal::Outside(_) => wrong(format!("{refused} {}", escape_name(project))),
         refused => wrong(refused.to_string()),
     })?;
     let mut bytes = Vec::new();
@@ -71,12 +110,28 @@ pub(crate) fn read_text(file: &Path, project: &Path) -> Result<String> {
     String::from_utf8(bytes).map_err(|e| {
         let good = &e.as_bytes()[..e.utf8_error().valid_up_to()];
         let line = good.iter().filter(|b| **b == b'\n').count() + 1;
-        Kind::Definition.error(format!("{}:{line}: the line is not valid UTF-8", file.display()))
+        Kind::Definition.error(format!("{}:{line}: the line is not valid UTF-8", escape_name(file)))
     })
 }
 
+/// Opens a file of a project. If it is a link, no place outside of the project is looked at.
+fn open(file: &Path, project: &Path) -> Result<File, PathRefusal> {
+    let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let dir = dir.canonicalize().map_err(PathRefusal::Io)?;
+    if let Some(name) = file.file_name().filter(|_| dir.starts_with(project)) {
+        resolve_within(&dir, Path::new(name), project)?;
+    }
+    open_file_within(file, project)
+}
+
+/// Returns the elements until a signal asks this process to end. Then [`read`] fails.
+pub(crate) fn until_stopped<T>(elements: impl IntoIterator<Item = T>) -> impl Iterator<Item = T> {
+    elements.into_iter().take_while(|_| !is_stop_requested())
+}
+
 /// Parses a file's text and calls `read` with its top level. `top` lists the keys that the top level may have. Errors:
-/// [`Kind::Definition`], with file, line and key of every mistake that `read` or this function recorded.
+/// [`Kind::Definition`], with file, line and key of every mistake that `read` or this function recorded;
+/// [`Kind::Interrupted`] if a signal asked this process to end.
 pub(crate) fn read<'t, T>(
     file: &Path,
     text: &'t str,
@@ -89,18 +144,24 @@ pub(crate) fn read<'t, T>(
         let start = e.span().map_or(0, |span| span.start);
         let line = document.line(start);
         let what = syntax(text, start, e.message());
-        Kind::Definition.error(format!("{}:{line}: {what}", file.display()))
+        Kind::Definition.error(format!("{}:{line}: {what}", escape_name(file)))
     })?;
     let top = document.table(top, parsed.get_ref(), 1);
     let value = read(&top);
-    let mut mistakes = document.mistakes.take();
-    if mistakes.is_empty() {
+    if is_stop_requested() {
+        return Err(Kind::Interrupted.error("interrupted"));
+    }
+    let mistakes = document.mistakes.take();
+    if mistakes.first.is_empty() {
         return Ok(value);
     }
-    mistakes.sort_by_key(|(line, _)| *line);
-    let lines: Vec<_> =
-        mistakes.iter().map(|(line, what)| format!("{}:{line}: {what}", file.display())).collect();
-    Err(Kind::Definition.error(list_first(&lines, MAX_MISTAKES, "\n")))
+    let file = escape_name(file);
+    let mut lines: Vec<_> =
+        mistakes.first.iter().map(|(line, what)| format!("{file}:{line}: {what}")).collect();
+    if mistakes.more > 0 {
+        lines.push(format!("and {} more", mistakes.more));
+    }
+    Err(Kind::Definition.error(lines.join("\n")))
 }
 
 /// Describes a syntax error at the offset `start`: adds the column and advice to the parser's message. The text itself
@@ -163,8 +224,14 @@ impl Document {
         line: usize,
     ) -> Table<'d, 't> {
         let table = Table { document: self, section, user: None, entries, line };
-        for (key, _) in entries.iter().filter(|(key, _)| section.key(key.get_ref()).is_none()) {
+        let unknown = entries.iter().filter(|(key, _)| section.key(key.get_ref()).is_none());
+        for (key, _) in until_stopped(unknown) {
             let name = key.get_ref();
+            let line = self.line(key.span().start);
+            if !self.mistakes.borrow().lists(line) {
+                self.mistakes.borrow_mut().more += 1;
+                continue;
+            }
             // In TOML, all keys after a header belong to that header's table. So if a key of the top level comes after
             // a header, it becomes an unknown key of that table.
             let advice = if !section.header.is_empty() && self.top.key(name).is_some() {
@@ -172,7 +239,6 @@ impl Document {
             } else {
                 did_you_mean(name, &section.names(), "keys")
             };
-            let line = self.line(key.span().start);
             table.mistake(
                 line,
                 format!("unknown key `{}`{}: {advice}", name.escape_debug(), table.header_suffix()),
@@ -217,8 +283,8 @@ pub(crate) fn listed(names: &[&str]) -> String {
 
 impl<'d, 't> Table<'d, 't> {
     /// Records a mistake. `what` names the key, what is wrong, and what to do.
-    pub fn mistake(&self, line: usize, what: impl Into<String>) {
-        self.document.mistakes.borrow_mut().push((line, what.into()));
+    pub fn mistake(&self, line: usize, what: impl AsRef<str>) {
+        self.document.mistakes.borrow_mut().add(line, what.as_ref());
     }
 
     /// Records a mistake in the value of a key. Returns `None`, so that a caller can return the result of this call.

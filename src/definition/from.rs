@@ -1,21 +1,24 @@
 //! `from`: the base of a definition.
 
 use super::keys::SPELLINGS;
+use super::paths::Sources;
 use super::{BaseSource, FILE, validate};
 use crate::cloud::BaseRef;
 use crate::cloud::ec2_rules::{IMAGE_NAME_LENGTH, is_image_name_character};
 use crate::config::toml_reader::Table;
 use crate::ids::ImageId;
+use crate::sys::fds::PathRefusal;
+use crate::text::escape_name;
 use std::path::Path;
 use toml::de::DeValue;
 
 /// Owners that EC2 accepts instead of an account's 12 digits.
 const OWNERS: [&str; 4] = ["self", "amazon", "aws-marketplace", "aws-backup-vault"];
 
-pub fn read(top: &Table, dir: &Path) -> Option<BaseSource> {
+pub fn read(top: &Table, sources: &Sources) -> Option<BaseSource> {
     let at = top.value("from")?;
     match at.value {
-        DeValue::String(text) => top.check("from", at.line, string(text, dir)),
+        DeValue::String(text) => top.check("from", at.line, string(text, sources)),
         DeValue::Table(_) => {
             let table = top.table("from")?;
             Some(BaseSource::Image(image(&table)?))
@@ -24,23 +27,24 @@ pub fn read(top: &Table, dir: &Path) -> Option<BaseSource> {
     }
 }
 
-fn string(text: &str, dir: &Path) -> Result<BaseSource, String> {
+fn string(text: &str, sources: &Sources) -> Result<BaseSource, String> {
     if text.starts_with("ami-") && !text.contains('/') {
         return id(text).map(|id| BaseSource::Image(BaseRef::Id(id)));
     }
     if !(text.contains('/') || matches!(text, "." | "..")) {
         return Err(format!("is {text:?}. Allowed are: {SPELLINGS}"));
     }
-    let parent = dir.join(text);
-    if !parent.join(FILE).exists() {
-        let what = match parent.metadata() {
-            Ok(metadata) if metadata.is_dir() => "has no image.toml",
-            Ok(_) => "is not a directory",
-            Err(_) => "does not exist",
-        };
-        return Err(format!("is {text:?}, but {} {what}", parent.display()));
-    }
-    Ok(BaseSource::Parent(parent))
+    let parent = sources.dir.join(text);
+    let what = match sources.resolve(Path::new(text)) {
+        Ok(real) if real.join(FILE).symlink_metadata().is_ok() => return Ok(BaseSource::Parent(parent)),
+        // Only `BakeOrder` knows whether the user named this directory, too. If not, it refuses the parent.
+        Err(PathRefusal::Outside(_)) => return Ok(BaseSource::Parent(parent)),
+        Ok(real) if real.is_dir() => "has no image.toml".to_owned(),
+        Ok(_) => "is not a directory".to_owned(),
+        Err(PathRefusal::Io(_)) => "does not exist".to_owned(),
+        Err(refused) => return Err(format!("is {text:?}, which {refused}")),
+    };
+    Err(format!("is {text:?}, but {} {what}", escape_name(&parent)))
 }
 
 fn id(text: &str) -> Result<ImageId, String> {

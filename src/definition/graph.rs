@@ -1,11 +1,20 @@
 //! Loads definitions with all their parents, and sorts them so that parents come first.
 
 use crate::config::toml_reader::{listed, nearest};
+use crate::config::within::resolve_within;
+use crate::definition::budget::Budget;
 use crate::definition::{BaseSource, Definition, GivenVars};
 use crate::error::Kind;
+use crate::sys::fds::PathRefusal;
+use crate::text::{ShortList, escape_name};
 use anyhow::{Context, Result};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Component, Path, PathBuf};
+
+/// The maximal number of definitions that the user did not name, and that are loaded as parents.
+const MAX_PARENTS: usize = 64;
+/// The maximal number of variables that a hint lists.
+const MAX_VARIABLES: usize = 20;
 
 /// Definitions, in an order in which they can be baked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,7 +39,7 @@ impl BakeOrder {
     pub fn load_with(directories: &[impl AsRef<Path>], given: &GivenVars) -> Result<Self> {
         let mut loader = Loader { given: given.clone(), ..Loader::default() };
         for directory in directories {
-            loader.load(directory.as_ref(), true)?;
+            loader.load(directory.as_ref(), None)?;
         }
         // `images` grows during the loop, because parents are added to it.
         let mut next = 0;
@@ -38,11 +47,13 @@ impl BakeOrder {
             let parent = match &image.from {
                 BaseSource::Image(_) => None,
                 BaseSource::Parent(directory) => {
-                    let (directory, place) = (normalize(directory), image.place("from", None));
-                    loader.ensure_parent_in_project(&directory, image, &place)?;
+                    let (image, place) = (next, image.place("from", None));
+                    loader.ensure_parent_in_project(directory, &loader.images[image], &place)?;
+                    let directory = normalize(directory);
+                    loader.ensure_few_parents(&directory, &place)?;
                     Some(
                         loader
-                            .load(&directory, false)
+                            .load(&directory, Some(image))
                             .with_context(|| format!("loading the parent definition ({place})"))?,
                     )
                 }
@@ -59,6 +70,8 @@ impl BakeOrder {
 #[derive(Default)]
 struct Loader {
     given: GivenVars,
+    /// What is read of all parents together. A definition that the user named has its own budget.
+    parents: Budget,
     /// Indexes of `images` by canonical path.
     known: HashMap<PathBuf, usize>,
     images: Vec<Definition>,
@@ -69,32 +82,69 @@ struct Loader {
 }
 
 impl Loader {
-    fn load(&mut self, directory: &Path, named: bool) -> Result<usize> {
+    /// Loads a definition, unless it is already loaded. `child` is the index of the definition whose parent it is.
+    /// `None` means that the user named it.
+    fn load(&mut self, directory: &Path, child: Option<usize>) -> Result<usize> {
         // An error is ignored here, because `load_with` reports it with a better message.
         let real = std::fs::canonicalize(directory).unwrap_or_else(|_| directory.to_owned());
         if let Some(index) = self.known.get(&real) {
             return Ok(*index);
         }
-        self.images.push(Definition::load_with(directory, &self.given)?);
-        self.named.push(named);
+        let image = match child {
+            None => Definition::load_with(directory, &self.given)?,
+            Some(child) => {
+                let project = &self.images[child].project;
+                Definition::load_within(directory, &self.given, Some(project), &self.parents)?
+            }
+        };
+        self.images.push(image);
+        self.named.push(child.is_none());
         self.known.insert(real, self.images.len() - 1);
         Ok(self.images.len() - 1)
     }
 
     /// Checks that a parent is in the project of its child, or that the user named it. Otherwise the definition of a
-    /// stranger could make oven read any definition of this machine.
+    /// stranger could make oven read any definition of this machine. The error does not depend on what is outside.
     fn ensure_parent_in_project(&self, directory: &Path, child: &Definition, place: &str) -> Result<()> {
-        let Ok(real) = std::fs::canonicalize(directory) else { return Ok(()) };
-        if real.starts_with(&child.project) || self.known.contains_key(&real) {
-            return Ok(());
+        let start = std::fs::canonicalize(&child.dir).map_err(|e| {
+            Kind::Definition.error(format!("{}: cannot be read: {e}", escape_name(&child.dir)))
+        })?;
+        let spelt = directory.strip_prefix(&child.dir).unwrap_or(directory);
+        match resolve_within(&start, spelt, &child.project) {
+            // A path with `..` after the first place outside is not looked up: it would tell whether that place exists.
+            Err(PathRefusal::Outside(place))
+                if place.components().all(|part| part != Component::ParentDir) =>
+            {
+                if std::fs::canonicalize(&place).is_ok_and(|real| self.known.contains_key(&real)) {
+                    return Ok(());
+                }
+            }
+            Err(PathRefusal::Outside(_)) => (),
+            // `load` describes other errors.
+            _ => return Ok(()),
         }
-        let (shown, project) = (directory.display(), child.project.display());
+        let (shown, project) = (escape_name(directory), escape_name(&child.project));
         Err(Kind::Definition
             .failure(format!("{place} names {shown}, which is outside the project {project}"))
             .hint(format!(
                 "If you trust that definition, name its directory on the command line, too: {shown}. Or create an \
                  oven.toml, which may be empty, in a directory that contains both."
             ))
+            .into())
+    }
+
+    /// Checks that a parent is loaded already, or is not one too many.
+    fn ensure_few_parents(&self, directory: &Path, place: &str) -> Result<()> {
+        let is_known = std::fs::canonicalize(directory).is_ok_and(|real| self.known.contains_key(&real));
+        if is_known || self.named.iter().filter(|named| !**named).count() < MAX_PARENTS {
+            return Ok(());
+        }
+        Err(Kind::Definition
+            .failure(format!("{place} needs one more parent, but oven loads at most {MAX_PARENTS} parent definitions"))
+            .hint(
+                "Base one of the definitions on an image: `from = \"ami-…\"`. Or name some of the parents on the \
+                 command line, too, because these do not count.",
+            )
             .into())
     }
 
@@ -123,7 +173,12 @@ impl Loader {
             None if known.is_empty() => {
                 "Declare the variable and its default value in [vars] of image.toml.".to_owned()
             }
-            None => format!("The declared variables are {}.", listed(&known)),
+            None if known.len() <= MAX_VARIABLES => format!("The declared variables are {}.", listed(&known)),
+            None => {
+                let mut list = ShortList::new(MAX_VARIABLES);
+                known.iter().for_each(|name| list.add(|| format!("`{name}`")));
+                format!("The declared variables are {}.", list.join(", "))
+            }
         };
         Err(Kind::Usage
             .failure(format!("--var {name}: no definition declares this variable"))
@@ -167,7 +222,7 @@ impl Loader {
     fn cycle_error(&self, chain: &[usize]) -> anyhow::Error {
         let lines = chain.iter().enumerate().map(|(i, index)| {
             let parent = &self.images[chain[(i + 1) % chain.len()]];
-            format!("{} names {}", self.images[*index].place("from", None), parent.dir.display())
+            format!("{} names {}", self.images[*index].place("from", None), escape_name(&parent.dir))
         });
         let lines: Vec<_> = lines.collect();
         Kind::Definition
@@ -321,10 +376,70 @@ mod tests {
         let mut images: Vec<(&str, &str)> = images.iter().map(|(dir, toml)| (&**dir, &**toml)).collect();
         images.push(("d300", "from = \"AMI\""));
         let top = tree(&images);
-        let found = order(top.path(), &["d0"]).unwrap();
+        // The user names most of them, because the number of other parents is limited.
+        let named: Vec<_> = (0..=300).filter(|i| i % 6 != 1).map(|i| format!("d{i}")).collect();
+        let named: Vec<_> = named.iter().map(String::as_str).collect();
+        let found = order(top.path(), &named).unwrap();
         assert_eq!(
             (found.images.len(), found.parent[300], found.images[0].name.as_str()),
             (301, Some(299), "d300")
         );
+    }
+
+    #[test]
+    fn the_parents_together_have_limits() {
+        let chain = |count: usize, more: &str| {
+            let toml = |i: usize| format!("from = \"../d{}\"\n{more}", i + 1);
+            let mut images: Vec<_> = (0..count).map(|i| (format!("d{i}"), toml(i))).collect();
+            images.push((format!("d{count}"), format!("from = \"AMI\"\n{more}")));
+            let images: Vec<_> = images.iter().map(|(dir, toml)| (&**dir, &**toml)).collect();
+            tree(&images)
+        };
+        let top = chain(64, "");
+        assert_eq!(order(top.path(), &["d0"]).unwrap().images.len(), 65);
+        let top = chain(65, "");
+        let (error, hint) = order(top.path(), &["d0"]).unwrap_err();
+        let limit = "DIR/d64/image.toml:1: `from` needs one more parent, but oven loads at most 64 parent definitions";
+        assert_eq!(error, limit);
+        assert!(hint.contains("name some of the parents on the command line"), "{hint}");
+        assert_eq!(order(top.path(), &["d0", "d65"]).unwrap().images.len(), 66);
+        // The text of d0 does not count, because the user named it.
+        let comment = format!("#{}\n", "x".repeat((1 << 20) - 100));
+        let top = chain(4, &comment);
+        assert_eq!(order(top.path(), &["d0"]).unwrap().images.len(), 5);
+        let top = chain(5, &comment);
+        let (error, _) = order(top.path(), &["d0"]).unwrap_err();
+        assert!(
+            error.ends_with(
+                "DIR/d5/image.toml cannot be used, because the files image.toml of a definition, or of all its parent \
+                 definitions together, may have at most 4 MiB: use smaller files or fewer parent definitions"
+            ),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_parent_does_not_widen_the_project() {
+        let top = tree(&[("project/web", "from = \"..\""), ("project", "from = \"AMI\"")]);
+        let real = top.path().canonicalize().unwrap();
+        std::fs::create_dir(top.path().join("sibling")).unwrap();
+        std::fs::write(top.path().join("sibling/secret"), "secret").unwrap();
+        let found = order(top.path(), &["project/web"]).unwrap();
+        assert_eq!(found.images[0].project, real.join("project"));
+        assert_eq!(found.images[0].reload().unwrap(), found.images[0]);
+        // The user trusts a directory that is on the command line.
+        let found = order(top.path(), &["project"]).unwrap();
+        assert_eq!(found.images[0].project, real);
+        std::os::unix::fs::symlink("../sibling/secret", top.path().join("project/x")).unwrap();
+        for more in ["[[file]]\nsource = \"x\"\ntarget = \"/x\"\n", "inputs = [\"../sibling\"]\n"] {
+            let toml = format!("from = \"ami-0123456789abcdef0\"\n{more}");
+            std::fs::write(top.path().join("project/image.toml"), toml).unwrap();
+            let (error, _) = order(top.path(), &["project/web"]).unwrap_err();
+            assert!(error.contains("outside the project DIR/project ("), "{error}");
+            assert!(order(top.path(), &["project"]).is_ok());
+        }
+        std::fs::write(top.path().join("project/image.toml"), "from = \"../sibling\"\n").unwrap();
+        let (error, _) = order(top.path(), &["project/web"]).unwrap_err();
+        assert!(error.contains("sibling, which is outside the project DIR/project"), "{error}");
     }
 }

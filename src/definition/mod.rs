@@ -2,6 +2,7 @@
 //! each key. The header of `keys/mod.rs` says which check is where.
 
 mod attributes;
+mod budget;
 mod from;
 pub mod graph;
 pub mod keys;
@@ -17,11 +18,12 @@ mod vars;
 use crate::cloud::{BaseRef, Tags, VolumeKind};
 use crate::config::template;
 use crate::config::toml_reader;
-use crate::config::toml_reader::Table;
+use crate::config::toml_reader::{Table, until_stopped};
 use crate::error::Kind;
 use crate::text::escape_name;
 use anyhow::Result;
 pub use attributes::{RegistrationSettings, misfits};
+use budget::Budget;
 pub use keys::{DEFAULT_TYPE, UEFI};
 use oven_distro::{Conffiles, Repository, Upgrade};
 use paths::Sources;
@@ -167,17 +169,32 @@ impl Definition {
 
     /// Like [`Self::load`], but the values in `given` override the defaults of variables.
     pub fn load_with(dir: &Path, given: &GivenVars) -> Result<Self> {
+        Self::load_within(dir, given, None, &Budget::default())
+    }
+
+    /// Reads this definition again.
+    pub fn reload(&self) -> Result<Self> {
+        Self::load_within(&self.dir, &self.vars.given, Some(&self.project), &Budget::default())
+    }
+
+    /// Like [`Self::load_with`], but the definition's project is at most `within`, if the definition is in it. This is
+    /// the project of the child by which the definition was found.
+    fn load_within(dir: &Path, given: &GivenVars, within: Option<&Path>, budget: &Budget) -> Result<Self> {
         let real = directory(dir)?;
         let file = dir.join(FILE);
-        let project = paths::project(&real);
+        let own = paths::project(&real);
+        let narrower = within.filter(|within| real.starts_with(within) && within.starts_with(&own));
+        let project = narrower.unwrap_or(&own).to_owned();
         let text = toml_reader::read_text(&file, &project)?;
         // `Self::read` returns `None` only if it has recorded a mistake. In that case `toml_reader::read` fails, so the
         // error below is never returned.
+        let invalid = |what: &str| Kind::Definition.error(format!("{} {what}", escape_name(&file)));
+        budget.add_text(&text).map_err(|what| invalid(&what))?;
         let read = toml_reader::read(&file, &text, &keys::IMAGE_TOML, |top| {
-            let (sources, inputs) = Sources::read(dir, &real, &project, top);
+            let (sources, inputs) = Sources::new(dir, &real, &project, budget).with_inputs(top);
             Self::read(&sources, inputs, top, given)
         })?;
-        read.ok_or_else(|| Kind::Definition.error(format!("{} is not a valid definition", file.display())))
+        read.ok_or_else(|| invalid("is not a valid definition"))
     }
 
     fn read(sources: &Sources, inputs: Vec<String>, top: &Table, given: &GivenVars) -> Option<Self> {
@@ -191,7 +208,7 @@ impl Definition {
             (read_files(top, sources, &vars), scripts(ScriptKind::Test), validate::tags(top));
         let (size_gib, volume, disk_writable) = attributes::disk(top);
         let packages = packages::read(top, sources);
-        let (name, from) = (validate::name(top, real), from::read(top, dir));
+        let (name, from) = (validate::name(top, real), from::read(top, sources));
         let definition = Self {
             dir: dir.to_owned(),
             project: sources.project.clone(),
@@ -270,7 +287,7 @@ pub fn project_of(dir: &Path) -> Option<PathBuf> {
 
 /// The canonical path of a directory, which must contain an image.toml.
 fn directory(dir: &Path) -> Result<PathBuf> {
-    let shown = dir.display();
+    let shown = escape_name(dir);
     let real = std::fs::canonicalize(dir).map_err(|e| match e.kind() {
         std::io::ErrorKind::NotFound => {
             Kind::Definition.failure(format!("{shown}: directory not found")).hint(DIRECTORY_HINT)
@@ -282,11 +299,11 @@ fn directory(dir: &Path) -> Result<PathBuf> {
         let parent = dir.parent().filter(|_| dir.file_name().is_some_and(|name| name == FILE));
         let Some(parent) = parent else { return Err(failure.into()) };
         let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-        return Err(failure.hint(format!("Give the directory of that file: {}", parent.display())).into());
+        return Err(failure.hint(format!("Give the directory of that file: {}", escape_name(parent))).into());
     }
     if std::fs::symlink_metadata(real.join(FILE)).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
         return Err(Kind::Definition
-            .failure(format!("{}: file not found", dir.join(FILE).display()))
+            .failure(format!("{}: file not found", escape_name(&dir.join(FILE))))
             .hint(format!(
                 "A definition is a directory with an {FILE}, which needs at least `from = \"ami-…\"`."
             ))
@@ -298,12 +315,13 @@ fn directory(dir: &Path) -> Result<PathBuf> {
 fn read_files(top: &Table, sources: &Sources, vars: &Vars) -> Vec<File> {
     let mut targets = BTreeMap::new();
     let templates = template::Checker::new(vars.values());
-    let files = top.tables("file").into_iter().filter_map(|table| {
+    let files = until_stopped(top.tables("file")).filter_map(|table| {
         let (source, target) = (table.string("source"), table.string("target"));
         let template = table.flag("template");
         let source = source.and_then(|at| {
             let source = table.check("source", at.line, sources.file(at.value))?;
-            let rendered = if template { templates.check(&source.path, &sources.project) } else { Ok(()) };
+            let check = || templates.check(&source.path, &sources.project);
+            let rendered = if template { sources.budget.render(check) } else { Ok(()) };
             table.check("source", at.line, rendered).map(|()| source)
         });
         let target = target.and_then(|at| {

@@ -3,13 +3,28 @@
 use super::PackageRequest;
 use super::paths::Sources;
 use crate::config::project::url;
-use crate::config::toml_reader::{Element, Table};
-use crate::formats::package;
+use crate::config::toml_reader::{Element, Table, until_stopped};
 use std::collections::BTreeMap;
+
+/// The maximal number of entries. An installed system with a desktop has about 3000 packages.
+const MAX_PACKAGES: usize = 10_000;
 
 pub fn read(top: &Table, sources: &Sources) -> Vec<PackageRequest> {
     let mut lines = BTreeMap::new();
-    let asks = top.elements("packages").into_iter().filter_map(|element| {
+    let elements = top.elements("packages");
+    if let Some(first) = elements.get(MAX_PACKAGES) {
+        let line = match first {
+            Element::Text(at) => at.line,
+            Element::Table(table) => table.line,
+        };
+        let count = elements.len();
+        let what = format!("has {count} entries, but at most {MAX_PACKAGES} are allowed: remove the others");
+        top.wrong::<()>("packages", line, what);
+    }
+    // Each further package file would exceed the limit, too.
+    let elements = until_stopped(elements.into_iter().take(MAX_PACKAGES))
+        .take_while(|_| sources.budget.exceeded_by_packages().is_none());
+    let asks = elements.filter_map(|element| {
         let (ask, line) = match element {
             Element::Text(at) => (top.check("packages", at.line, ask(at.value, sources))?, at.line),
             Element::Table(table) => (by_url(&table)?, table.line),
@@ -63,8 +78,11 @@ fn ask(spelt: &str, sources: &Sources) -> Result<PackageRequest, String> {
         || spelt.contains('/') && (spelt.ends_with(".deb") || spelt.ends_with(".rpm"));
     if file {
         let source = sources.file(spelt)?.path;
-        let package = package::read_from(sources.open(spelt, &source)?)
-            .map_err(|e| format!("names {spelt:?}: {e:#}"))?;
+        let package = sources.budget.package(sources.open(spelt, &source)?);
+        let package = package.map_err(|e| match sources.budget.exceeded_by_packages() {
+            Some(limit) => format!("names {spelt:?}, but {limit}"),
+            None => format!("names {spelt:?}: {e:#}"),
+        })?;
         return Ok(PackageRequest::File { source, package });
     }
     if let Some(name) = spelt.strip_prefix('@') {

@@ -2,23 +2,30 @@
 //! because a change of such a file would not cause a new bake.
 
 use super::FILE;
+use super::budget::Budget;
 use crate::config::project::is_checkout;
-use crate::config::toml_reader::{Table, kind_of};
-use crate::sys::fds::{PathRefusal, is_in_git, open_file_within};
+use crate::config::toml_reader::{Table, kind_of, until_stopped};
+use crate::config::within::resolve_within;
+use crate::sys::fds::{PathRefusal, open_file_within};
+use crate::text::escape_name;
 use std::fs::{File, Metadata};
 use std::io::{ErrorKind, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+/// The maximal number of `inputs`. Nobody uses more than a few.
+const MAX_INPUTS: usize = 100;
+
 /// The directories whose files a definition can use.
-pub struct Sources {
+pub struct Sources<'b> {
     /// The definition's directory as the user wrote it.
     pub dir: PathBuf,
     /// The canonical paths of the definition's directory and of its inputs.
     roots: Vec<PathBuf>,
     /// The canonical path of the project.
     pub project: PathBuf,
+    pub(super) budget: &'b Budget,
 }
 
 /// A file that the checksum covers.
@@ -44,8 +51,8 @@ pub fn directories(dir: &Path, inputs: &[String]) -> Vec<PathBuf> {
     std::iter::once(dir).chain(inputs).collect()
 }
 
-/// Returns the project directory. If the definition's directory is a git repository, returns that directory. Otherwise
-/// returns the nearest directory above it that is a git repository or has an oven.toml. If no such directory exists,
+/// Returns the project directory. If the definition's directory is a git checkout, returns that directory. Otherwise
+/// returns the nearest directory above it that is a git checkout or has an oven.toml. If no such directory exists,
 /// returns the parent of the definition's directory. `real` is the canonical path of the definition's directory.
 ///
 /// `inputs` and symbolic links must not lead out of the project. Otherwise a definition that somebody else wrote could
@@ -60,27 +67,37 @@ pub fn project(real: &Path) -> PathBuf {
     marked.or(real.parent()).unwrap_or(real).to_owned()
 }
 
-impl Sources {
-    /// Reads `inputs`. Checks that each is a directory in the project, and that no two are the same. `project` is the
-    /// return value of [`project`].
-    pub fn read(dir: &Path, real: &Path, project: &Path, top: &Table) -> (Self, Vec<String>) {
-        let (roots, project) = (vec![real.to_owned()], project.to_owned());
-        let mut sources = Self { dir: dir.to_owned(), roots, project };
+impl<'b> Sources<'b> {
+    /// Only the definition's directory. `real` is its canonical path.
+    pub(super) fn new(dir: &Path, real: &Path, project: &Path, budget: &'b Budget) -> Self {
+        Self { dir: dir.to_owned(), roots: vec![real.to_owned()], project: project.to_owned(), budget }
+    }
+
+    /// Reads `inputs`. Checks that each is a directory in the project, and that no two are the same.
+    pub fn with_inputs(mut self, top: &Table) -> (Self, Vec<String>) {
         let mut inputs = Vec::new();
-        for at in top.strings("inputs") {
-            if let Some(root) = top.check("inputs", at.line, sources.input(at.value)) {
-                sources.roots.push(root);
+        let all = top.strings("inputs");
+        if let Some(first) = all.get(MAX_INPUTS) {
+            let count = all.len();
+            let what = format!(
+                "has {count} entries, but at most {MAX_INPUTS} are allowed: list a directory above them"
+            );
+            top.wrong::<()>("inputs", first.line, what);
+        }
+        for at in until_stopped(all.into_iter().take(MAX_INPUTS)) {
+            if let Some(root) = top.check("inputs", at.line, self.input(at.value)) {
+                self.roots.push(root);
                 inputs.push(at.value.to_owned());
             }
         }
-        (sources, inputs)
+        (self, inputs)
     }
 
     fn input(&self, spelt: &str) -> Result<PathBuf, String> {
         relative(spelt)?;
-        let path = self.dir.join(spelt);
-        let real = std::fs::canonicalize(&path).map_err(|e| missing(spelt, &path, &e))?;
-        let metadata = std::fs::metadata(&real).map_err(|e| missing(spelt, &path, &e))?;
+        let refused = |refused| self.describe("has", spelt, refused);
+        let real = self.resolve(Path::new(spelt)).map_err(refused)?;
+        let metadata = std::fs::metadata(&real).map_err(|e| refused(PathRefusal::Io(e)))?;
         if !metadata.is_dir() {
             return Err(format!(
                 "has {spelt:?}, which is {}: list its directory instead",
@@ -93,8 +110,12 @@ impl Sources {
         if self.roots.contains(&real) {
             return Err(format!("has {spelt:?} twice: remove one"));
         }
-        self.ensure_in_project(&real).map_err(|out| format!("has {spelt:?}, which {out}"))?;
         Ok(real)
+    }
+
+    /// The canonical path of a file or directory of the project. `path` is relative to the definition's directory.
+    pub(super) fn resolve(&self, path: &Path) -> Result<PathBuf, PathRefusal> {
+        resolve_within(self.real(), path, &self.project)
     }
 
     /// The canonical path of the definition's directory.
@@ -110,19 +131,18 @@ impl Sources {
         })
     }
 
-    fn ensure_in_project(&self, real: &Path) -> Result<(), String> {
-        if is_in_git(real, &self.project) {
-            return Err(PathRefusal::InGit(real.to_owned()).to_string());
+    /// Describes a path that is refused. `verb` is the one between the key's name and its value.
+    fn describe(&self, verb: &str, spelt: &str, refused: PathRefusal) -> String {
+        match refused {
+            PathRefusal::Io(error) => missing(spelt, &self.dir.join(spelt), &error),
+            PathRefusal::Outside(place) => format!(
+                "{verb} {spelt:?}, which resolves to {}, outside the project {} (the nearest directory with a .git or \
+                 an oven.toml, or else the definition's parent directory)",
+                escape_name(&place),
+                escape_name(&self.project)
+            ),
+            refused => format!("{verb} {spelt:?}, which {refused}"),
         }
-        if real.starts_with(&self.project) {
-            return Ok(());
-        }
-        let project = self.project.display();
-        Err(format!(
-            "resolves to {}, outside the project {project} (the nearest directory with a .git directory or an \
-             oven.toml, or else the definition's parent directory)",
-            real.display()
-        ))
     }
 
     /// Checks that `spelt`, a path in image.toml, is a regular file that the checksum covers.
@@ -133,20 +153,24 @@ impl Sources {
             Some(name) if !spelt.ends_with('/') && !spelt.ends_with("/.") => name,
             _ => return Err(format!("is {spelt:?}: it must be a file, not a directory")),
         };
-        let parent = path.parent().unwrap_or(Path::new("."));
-        let real = std::fs::canonicalize(parent).map_err(|e| missing(spelt, &path, &e))?;
-        if !self.roots.iter().any(|root| real.starts_with(root)) {
+        let refused = |refused| self.describe("is", spelt, refused);
+        let parent = Path::new(spelt).parent().unwrap_or(Path::new("."));
+        let covered = match self.resolve(parent) {
+            Ok(real) => self.roots.iter().any(|root| real.starts_with(root)),
+            Err(PathRefusal::Outside(_)) => false,
+            Err(error) => return Err(refused(error)),
+        };
+        if !covered {
             return Err(format!(
                 "is {spelt:?}, which is outside the definition: list its directory in `inputs`, so that the checksum \
                  covers it"
             ));
         }
-        let metadata = std::fs::metadata(&path).map_err(|e| missing(spelt, &path, &e))?;
+        let real = self.resolve(Path::new(spelt)).map_err(refused)?;
+        let metadata = std::fs::metadata(&real).map_err(|e| refused(PathRefusal::Io(e)))?;
         if !metadata.is_file() {
             return Err(format!("is {spelt:?}, which is {}: it must be a file", kind_of(&metadata)));
         }
-        let real = std::fs::canonicalize(&path).map_err(|e| missing(spelt, &path, &e))?;
-        self.ensure_in_project(&real).map_err(|out| format!("is {spelt:?}, which {out}"))?;
         if name.as_bytes().starts_with(b".") {
             return Err(format!(
                 "is {spelt:?}: rename the file, because files whose names begin with a dot are not part of the \
@@ -195,7 +219,7 @@ fn missing(spelt: &str, path: &Path, error: &std::io::Error) -> String {
         ErrorKind::NotFound if std::fs::symlink_metadata(path).is_ok() => {
             format!("names {spelt:?}, a symbolic link whose target does not exist")
         }
-        ErrorKind::NotFound => format!("names {spelt:?}, but {} does not exist", path.display()),
-        _ => format!("names {spelt:?}, but {} cannot be read: {error}", path.display()),
+        ErrorKind::NotFound => format!("names {spelt:?}, but {} does not exist", escape_name(path)),
+        _ => format!("names {spelt:?}, but {} cannot be read: {error}", escape_name(path)),
     }
 }

@@ -2,7 +2,8 @@
 
 use super::packages::{check_name, package_url};
 use super::paths::Sources;
-use crate::config::toml_reader::{At, Table};
+use crate::config::toml_reader::{At, Table, until_stopped};
+use crate::text::escape_name;
 use oven_distro::Repository;
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -11,6 +12,8 @@ pub(super) const MAX_NAME: usize = 64;
 /// The maximal size of a key in bytes. Even a distribution's key that has collected signatures for twenty years has
 /// only about 100 KiB.
 const MAX_KEY: u64 = 1 << 20;
+/// The maximal number of repositories. Nobody uses more than a few.
+const MAX_REPOSITORIES: usize = 100;
 const BEGIN: &str = "-----BEGIN PGP PUBLIC KEY BLOCK-----";
 const END: &str = "-----END PGP PUBLIC KEY BLOCK-----";
 const ARMOUR: &str =
@@ -21,7 +24,17 @@ pub(super) const DEBCONF: &str = "an array of answers, such as [\"tzdata tzdata/
 
 pub fn read(top: &Table, sources: &Sources) -> Vec<Repository> {
     let mut lines = BTreeMap::new();
-    let tables = top.tables("repository").into_iter();
+    let tables = top.tables("repository");
+    if let Some(first) = tables.get(MAX_REPOSITORIES) {
+        let count = tables.len();
+        top.mistake(
+            first.line,
+            format!(
+                "`repository` has {count} tables, but at most {MAX_REPOSITORIES} are allowed: remove the others"
+            ),
+        );
+    }
+    let tables = until_stopped(tables.into_iter().take(MAX_REPOSITORIES));
     let repositories = tables.filter_map(|table| {
         let repository = read_one(&table, sources)?;
         let line = table.value("name")?.line;
@@ -69,8 +82,10 @@ fn key(table: &Table, sources: &Sources) -> Option<Option<String>> {
         Some(at) if !signed => table.wrong("signed", at.line, "is `false`, but `key` is set: remove one"),
         Some(at) => {
             let source = table.check("key", at.line, sources.file(at.value))?;
-            let armoured =
-                sources.open(at.value, &source.path).and_then(|file| armoured(at.value, &source.path, file));
+            let armoured = sources.open(at.value, &source.path).and_then(|file| {
+                let key = armoured(at.value, &source.path, file)?;
+                sources.budget.add_key(at.value, &key).map(|()| key)
+            });
             Some(Some(table.check("key", at.line, armoured)?))
         }
         None if !signed && !table.has("key") => Some(None),
@@ -92,7 +107,7 @@ fn key(table: &Table, sources: &Sources) -> Option<Option<String>> {
 /// Reads the blocks of an ASCII-armoured key, without the text around them.
 fn armoured(spelt: &str, path: &std::path::Path, file: std::fs::File) -> Result<String, String> {
     let unread =
-        |error: std::io::Error| format!("names {spelt:?}, but {} cannot be read: {error}", path.display());
+        |error: std::io::Error| format!("names {spelt:?}, but {} cannot be read: {error}", escape_name(path));
     let mut bytes = Vec::new();
     file.take(MAX_KEY + 1).read_to_end(&mut bytes).map_err(unread)?;
     if bytes.len() as u64 > MAX_KEY {

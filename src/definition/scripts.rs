@@ -2,8 +2,8 @@
 
 use super::paths::Sources;
 use super::vars::{Vars, free_name, plain, variable_name};
-use crate::config::toml_reader::{At, Table};
-use std::collections::BTreeMap;
+use crate::config::toml_reader::{At, Table, until_stopped};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use toml::de::DeValue;
 
@@ -89,7 +89,8 @@ impl Script {
 
 /// Reads all scripts of one kind, in the order of the file.
 pub fn read(top: &Table, kind: ScriptKind, sources: &Sources, vars: &Vars) -> Vec<Script> {
-    top.tables(kind.key()).iter().filter_map(|table| read_one(table, kind, sources, vars)).collect()
+    let tables = until_stopped(top.tables(kind.key()));
+    tables.filter_map(|table| read_one(&table, kind, sources, vars)).collect()
 }
 
 fn read_one(table: &Table, kind: ScriptKind, sources: &Sources, vars: &Vars) -> Option<Script> {
@@ -179,8 +180,8 @@ fn environment(table: &Table) -> BTreeMap<String, String> {
 }
 
 fn secrets(table: &Table, vars: &Vars, env: &BTreeMap<String, String>) -> Vec<String> {
-    let mut secrets: Vec<String> = Vec::new();
-    for at in table.strings("secrets") {
+    let (mut secrets, mut known) = (Vec::new(), BTreeSet::new());
+    for at in until_stopped(table.strings("secrets")) {
         let name = at.value.to_owned();
         // If the text is not a valid name, the error does not show it, because somebody may have written the secret's
         // value here.
@@ -189,7 +190,7 @@ fn secrets(table: &Table, vars: &Vars, env: &BTreeMap<String, String>) -> Vec<St
                 Err("has an element that is not a valid variable name: list names, not values".into())
             }
             Err(what) => Err(format!("has {name}, which {what}")),
-            Ok(()) if secrets.contains(&name) => Err(format!("has {name} twice: remove one")),
+            Ok(()) if known.contains(&name) => Err(format!("has {name} twice: remove one")),
             Ok(()) if vars.declared.contains_key(&name) => Err(format!(
                 "has {name}, which is also in [vars]: remove it from one of the two (values in [vars] are not secret)"
             )),
@@ -199,6 +200,7 @@ fn secrets(table: &Table, vars: &Vars, env: &BTreeMap<String, String>) -> Vec<St
             Ok(()) => Ok(()),
         };
         if table.check("secrets", at.line, checked).is_some() {
+            known.insert(name.clone());
             secrets.push(name);
         }
     }

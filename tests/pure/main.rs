@@ -2,6 +2,7 @@
 
 mod apt_scripts;
 mod cli;
+mod definition_limits;
 mod docs;
 #[cfg(feature = "aws")]
 mod ebs;

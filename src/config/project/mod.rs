@@ -6,9 +6,11 @@ pub mod keys;
 use super::overrides::Overrides;
 use crate::config::toml_reader;
 use crate::config::toml_reader::Table;
+use crate::config::within::resolve_within;
 use crate::error::Kind;
-use crate::sys::fds::GIT;
+use crate::sys::fds::{GIT, PathRefusal};
 use crate::sys::state_files::foreign_owner;
+use crate::text::escape_name;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::os::unix::fs::MetadataExt;
@@ -17,6 +19,7 @@ use std::path::{Path, PathBuf};
 /// The file's name.
 pub const FILE: &str = "oven.toml";
 const LOCAL: &str = "local";
+const CERTIFICATES: &str = "it must be a file with certificates";
 /// EC2.
 pub const AWS: &str = "aws";
 const CLOUDS: &[&str] = if cfg!(feature = "aws") { &[AWS, LOCAL] } else { &[LOCAL] };
@@ -69,6 +72,23 @@ pub struct NetworkSettings {
     pub ca_file: Option<PathBuf>,
     /// The URL of the mirror that replaces the image's package archive while packages are fetched.
     pub mirror: Option<String>,
+}
+
+impl NetworkSettings {
+    /// Checks files that are outside the checkout of oven.toml, which were not examined when the settings were read.
+    /// Errors: [`Kind::Definition`].
+    pub fn check(&self) -> Result<()> {
+        let Some(file) = &self.ca_file else { return Ok(()) };
+        let wrong = |what: String| {
+            Kind::Definition
+                .error(format!("{FILE}: `ca_file` of [network] names {}, {what}", escape_name(file)))
+        };
+        let metadata = file.metadata().map_err(|e| wrong(format!("which cannot be read: {e}")))?;
+        match metadata.is_file() {
+            true => Ok(()),
+            false => Err(wrong(format!("which is {}: {CERTIFICATES}", toml_reader::kind_of(&metadata)))),
+        }
+    }
 }
 
 /// `[limits]`: the limits of each step. A step is one command that runs in the image.
@@ -150,7 +170,7 @@ impl Settings {
     pub fn load(file: &Path) -> Result<Self> {
         let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let dir = std::fs::canonicalize(dir)
-            .map_err(|e| Kind::Definition.error(format!("{}: cannot be read: {e}", file.display())))?;
+            .map_err(|e| Kind::Definition.error(format!("{}: cannot be read: {e}", escape_name(file))))?;
         let text = toml_reader::read_text(file, checkout(&dir))?;
         toml_reader::read(file, &text, &keys::OVEN_TOML, |top| Self::read(file, top))
     }
@@ -210,9 +230,9 @@ impl Settings {
     }
 }
 
-/// Returns whether a directory is the top of a git checkout.
+/// Returns whether a directory is the top of a git checkout. In a worktree and in a submodule, `.git` is a file.
 pub(crate) fn is_checkout(dir: &Path) -> bool {
-    dir.join(GIT).is_dir()
+    dir.join(GIT).symlink_metadata().is_ok()
 }
 
 /// The directory that an oven.toml in `dir` must not leave by a symbolic link: the git checkout that contains `dir`, or
@@ -224,7 +244,7 @@ fn checkout(dir: &Path) -> &Path {
 /// Finds the oven.toml in a directory, or else in the nearest directory above it. Returns the file's canonical path.
 fn find(dir: &Path) -> Result<Option<PathBuf>> {
     let real = std::fs::canonicalize(dir)
-        .map_err(|e| Kind::Definition.failure(format!("{}: cannot be read: {e}", dir.display())))
+        .map_err(|e| Kind::Definition.failure(format!("{}: cannot be read: {e}", escape_name(dir))))
         .with_context(|| format!("looking for {FILE}"))?;
     let Some(file) = real.ancestors().map(|dir| dir.join(FILE)).find(|file| file.symlink_metadata().is_ok())
     else {
@@ -233,12 +253,18 @@ fn find(dir: &Path) -> Result<Option<PathBuf>> {
     // A directory above the definition, such as /tmp, may be writable for other users. If oven used their oven.toml,
     // they could choose the region directory and the mirror for root.
     let owner_of_dir = real.metadata().ok().map(|metadata| metadata.uid());
-    for metadata in [file.symlink_metadata(), file.metadata()] {
+    let dir = file.parent().unwrap_or(Path::new("/"));
+    // `load` refuses a link out of the checkout. Its target is not looked at.
+    let target = match resolve_within(dir, Path::new(FILE), checkout(dir)) {
+        Err(PathRefusal::Outside(_)) => None,
+        _ => Some(file.metadata()),
+    };
+    for metadata in std::iter::once(file.symlink_metadata()).chain(target) {
         let metadata = metadata
-            .map_err(|e| Kind::Definition.error(format!("{}: cannot be read: {e}", file.display())))?;
+            .map_err(|e| Kind::Definition.error(format!("{}: cannot be read: {e}", escape_name(&file))))?;
         if let Some(owned) = foreign_owner(&metadata).filter(|owner| Some(*owner) != owner_of_dir) {
             return Err(Kind::Definition
-                .failure(format!("{} belongs to user {owned}, who is neither you nor root", file.display()))
+                .failure(format!("{} belongs to user {owned}, who is neither you nor root", escape_name(&file)))
                 .hint(
                     "oven does not use the settings of other users. Remove the file, or make it yours with chown.",
                 )
@@ -266,16 +292,26 @@ fn network_settings(table: &Table, dir: &Path) -> NetworkSettings {
         no_proxy: text("no_proxy", &hosts),
         mirror: address("mirror", &["http", "https"]),
         ca_file: table.string("ca_file").and_then(|at| {
-            let file = path(dir, at.value).and_then(|file| match file.metadata() {
-                Ok(metadata) if metadata.is_file() => Ok(file),
-                Ok(metadata) => Err(format!(
-                    "is {}: it must be a file with certificates",
-                    toml_reader::kind_of(&metadata)
-                )),
-                Err(e) => Err(format!("names {:?}, but {} cannot be read: {e}", at.value, file.display())),
-            });
+            let file = path(dir, at.value).and_then(|file| ca_file(dir, at.value, &file).map(|()| file));
             table.check("ca_file", at.line, file)
         }),
+    }
+}
+
+/// Checks that `ca_file` is a file. A file outside the checkout is checked by a bake ([`NetworkSettings::check`]), and
+/// not here: oven.toml may come from a stranger, so `oven plan` must not tell which files this machine has.
+fn ca_file(dir: &Path, spelt: &str, file: &Path) -> Result<(), String> {
+    let unread =
+        |e: std::io::Error| format!("names {spelt:?}, but {} cannot be read: {e}", escape_name(file));
+    let dir = dir.canonicalize().map_err(unread)?;
+    match resolve_within(&dir, Path::new(spelt), checkout(&dir)) {
+        Err(PathRefusal::Outside(_)) => Ok(()),
+        Err(PathRefusal::Io(error)) => Err(unread(error)),
+        Err(refused) => Err(format!("is {spelt:?}, which {refused}")),
+        Ok(real) => match real.metadata().map_err(unread)? {
+            metadata if metadata.is_file() => Ok(()),
+            metadata => Err(format!("is {}: {CERTIFICATES}", toml_reader::kind_of(&metadata))),
+        },
     }
 }
 
@@ -519,6 +555,35 @@ mod tests {
             );
             assert!(!error.contains("secret"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_ca_file_outside_the_checkout_is_checked_only_by_a_bake() {
+        let top = tree();
+        let outside = std::fs::canonicalize(top.path()).unwrap();
+        std::fs::write(outside.join("ca.pem"), "").unwrap();
+        std::fs::create_dir(top.path().join("directory")).unwrap();
+        std::os::unix::fs::symlink("../ca.pem", top.path().join("project/link")).unwrap();
+        let read = |path: &str| {
+            let settings = settings(top.path(), &format!("[network]\nca_file = {path:?}\n")).unwrap();
+            assert!(settings.network.ca_file.is_some(), "{path}");
+            settings.network.check().map_err(|e| {
+                assert_eq!(Kind::of(&e), Kind::Definition);
+                e.to_string().replace(outside.to_str().unwrap(), "DIR")
+            })
+        };
+        for path in ["../ca.pem", "link", outside.join("ca.pem").to_str().unwrap()] {
+            assert_eq!(read(path), Ok(()));
+        }
+        let error = read(outside.join("gone.pem").to_str().unwrap()).unwrap_err();
+        let expected =
+            "oven.toml: `ca_file` of [network] names DIR/gone.pem, which cannot be read: No such file";
+        assert!(error.starts_with(expected), "{error}");
+        let error = read(outside.join("directory").to_str().unwrap()).unwrap_err();
+        assert!(
+            error.ends_with("DIR/directory, which is a directory: it must be a file with certificates"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -150,8 +150,8 @@ pub static IMAGE_TOML: Section = Section {
             doc: "Additional directories whose files are part of the definition: `[[file]]` and scripts may name files \
                   in them, and if such a file changes, the next bake makes a new image. Paths are relative to the \
                   definition's directory.\n\nThese directories, and the files that symbolic links in the definition lead to, \
-                  must be inside the project, and not in a `.git`. If the definition's directory has a `.git` directory, it is the project. \
-                  Otherwise the project is the nearest directory above it with a `.git` directory or an `oven.toml`, \
+                  must be inside the project, and not in a `.git`. If the definition's directory has a `.git`, it is the project. \
+                  Otherwise the project is the nearest directory above it with a `.git` or an `oven.toml`, \
                   or else its parent directory.",
             example: "inputs = [\"../common\"]",
             ..KEY

@@ -1,12 +1,13 @@
 mod attributes;
 mod from;
+mod limits;
 mod project;
 mod repositories;
 mod run;
 
 use super::*;
 use crate::error::hint_of;
-use crate::formats::package::fixture;
+use crate::formats::package::{self, fixture};
 use crate::ids::ImageId;
 use std::os::unix::fs::{PermissionsExt, symlink};
 

@@ -55,6 +55,11 @@ fn nothing_leads_out_of_the_project() {
     std::fs::create_dir(top.path().join("web/.git")).unwrap();
     let error = load(top.path(), toml).unwrap_err();
     assert!(error.contains("outside the project DIR/web ("), "{error}");
+    // In a worktree and in a submodule, `.git` is a file.
+    std::fs::remove_dir(top.path().join("web/.git")).unwrap();
+    std::fs::write(top.path().join("web/.git"), "gitdir: /srv/repo/.git/worktrees/web\n").unwrap();
+    let error = load(top.path(), toml).unwrap_err();
+    assert!(error.contains("outside the project DIR/web ("), "{error}");
     assert_eq!(paths::project(&real.join("a/b/c")), real.join("a/b"));
     std::fs::write(top.path().join("oven.toml"), "").unwrap();
     assert_eq!(paths::project(&real.join("a/b/c")), real);

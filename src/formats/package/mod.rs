@@ -4,8 +4,11 @@
 
 mod rpm;
 
+use crate::error::Kind;
+use crate::sys::signals::is_stop_requested;
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
@@ -38,30 +41,92 @@ pub struct PackageFile {
     pub sha256: String,
 }
 
-/// Reads a `.deb` or an `.rpm`. The error says what is wrong with the file, without its name.
-pub fn read(path: &Path) -> Result<PackageFile> {
-    read_from(File::open(path).context("opening it")?)
+/// Limits for several package files together.
+pub struct PackageLimits {
+    bytes: Sum,
+    metadata: Sum,
 }
 
-/// Like [`read`], but of an open file.
-pub fn read_from(mut file: File) -> Result<PackageFile> {
+/// A number of bytes that were read, and its limit.
+struct Sum {
+    used: Cell<u64>,
+    limit: u64,
+}
+
+impl PackageLimits {
+    /// `bytes` limits the sizes of the files, and `metadata` limits the unpacked metadata in them.
+    pub fn new(bytes: u64, metadata: u64) -> Self {
+        let sum = |limit| Sum { used: Cell::new(0), limit };
+        Self { bytes: sum(bytes), metadata: sum(metadata) }
+    }
+
+    /// The limit that was exceeded, for an error.
+    pub fn exceeded(&self) -> Option<String> {
+        if self.bytes.is_exceeded() {
+            Some(format!("{} GiB", self.bytes.limit >> 30))
+        } else if self.metadata.is_exceeded() {
+            Some(format!("{} MiB of unpacked metadata", self.metadata.limit >> 20))
+        } else {
+            None
+        }
+    }
+}
+
+impl Sum {
+    fn is_exceeded(&self) -> bool {
+        self.used.get() > self.limit
+    }
+
+    /// Counts bytes that were read, or that will be read. Fails if this exceeds the limit, or if a signal asked this
+    /// process to end.
+    fn add(&self, bytes: u64) -> Result<()> {
+        if is_stop_requested() {
+            return Err(Kind::Interrupted.error("interrupted"));
+        }
+        self.used.set(self.used.get().saturating_add(bytes));
+        ensure!(!self.is_exceeded(), "it exceeds the limit of all package files together");
+        Ok(())
+    }
+}
+
+/// Counts everything that is read.
+struct Counted<'l, R> {
+    inner: R,
+    sum: &'l Sum,
+}
+
+impl<R: Read> Read for Counted<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        self.sum.add(count as u64).map_err(std::io::Error::other)?;
+        Ok(count)
+    }
+}
+
+/// Reads a `.deb` or an `.rpm`. The error says what is wrong with the file, without its name.
+pub fn read(path: &Path) -> Result<PackageFile> {
+    read_from(File::open(path).context("opening it")?, &PackageLimits::new(u64::MAX, u64::MAX))
+}
+
+/// Like [`read`], but of an open file. Several files may share limits.
+pub fn read_from(mut file: File, limits: &PackageLimits) -> Result<PackageFile> {
+    let size = file.metadata().context("reading it")?.len();
+    limits.bytes.add(size)?;
     let mut magic = [0u8; 16];
     let length = read_full(&mut file, &mut magic)?;
     let magic = &magic[..length];
     if magic.starts_with(rpm::MAGIC) {
         let rpm::Header { name, version, architecture } =
-            rpm::read_header(&mut file).context("it is not a complete rpm package")?;
-        file.seek(SeekFrom::Start(0)).context("reading it")?;
-        let sha256 = sha256(file).context("reading it")?;
+            rpm::read_header(&mut file, &limits.metadata).context("it is not a complete rpm package")?;
+        let sha256 = sha256(file, size).context("reading it")?;
         return Ok(PackageFile { name, version, architecture, sha256 });
     }
     if magic.starts_with(b"version https://") {
         bail!("it is a Git LFS pointer instead of the package: run `git lfs pull`");
     }
     ensure!(magic.starts_with(AR_MAGIC), "it is neither a Debian nor an rpm package");
-    let control = read_control(&mut file).context("it is not a complete Debian package")?;
-    file.seek(SeekFrom::Start(0)).context("reading it")?;
-    let sha256 = sha256(file).context("reading it")?;
+    let control = read_control(&mut file, &limits.metadata).context("it is not a complete Debian package")?;
+    let sha256 = sha256(file, size).context("reading it")?;
     Ok(PackageFile {
         name: field(&control, "Package", is_valid_name)?,
         version: field(&control, "Version", is_valid_version)?,
@@ -70,13 +135,19 @@ pub fn read_from(mut file: File) -> Result<PackageFile> {
     })
 }
 
-fn sha256(mut file: File) -> Result<String> {
+/// The digest of the whole file. Fails if the file grows beyond `size`, because only these bytes were counted.
+fn sha256(mut file: File, size: u64) -> Result<String> {
+    file.seek(SeekFrom::Start(0))?;
+    let read = Sum { used: Cell::new(0), limit: size };
     let mut hasher = Sha256::new();
     let mut buffer = vec![0u8; 256 << 10];
     loop {
         match file.read(&mut buffer)? {
             0 => break,
-            count => hasher.update(&buffer[..count]),
+            count => {
+                read.add(count as u64).context("the file changed")?;
+                hasher.update(&buffer[..count]);
+            }
         }
     }
     Ok(hasher.finalize().iter().map(|b| format!("{b:02x}")).collect())
@@ -95,7 +166,7 @@ fn read_full(file: &mut impl Read, buffer: &mut [u8]) -> Result<usize> {
 }
 
 /// Reads the text of `control`. Also checks that every member ends inside the file, which detects a truncated package.
-fn read_control(file: &mut File) -> Result<String> {
+fn read_control(file: &mut File, metadata: &Sum) -> Result<String> {
     let end = file.metadata()?.len();
     let (mut control, mut has_data) = (None, false);
     let mut at = AR_MAGIC.len() as u64;
@@ -126,7 +197,7 @@ fn read_control(file: &mut File) -> Result<String> {
             );
         } else if name.starts_with("control.tar") && control.is_none() {
             ensure!(size <= MAX_STORED, "the member {name} is too large: {size} bytes");
-            let text = decompress_control(&name, BufReader::new((&mut *file).take(size)));
+            let text = decompress_control(&name, BufReader::new((&mut *file).take(size)), metadata);
             control = Some(text.with_context(|| format!("reading {name}"))?);
         } else if name.starts_with("data.tar") {
             has_data = true;
@@ -139,19 +210,19 @@ fn read_control(file: &mut File) -> Result<String> {
 }
 
 /// Decompresses the control archive, and finds `control` in it.
-fn decompress_control(name: &str, stored: impl std::io::BufRead) -> Result<String> {
+fn decompress_control(name: &str, stored: impl std::io::BufRead, metadata: &Sum) -> Result<String> {
     match name.strip_prefix("control.tar").unwrap_or_default() {
-        "" => find_control(stored),
-        ".gz" => find_control(flate2::bufread::MultiGzDecoder::new(stored)),
+        "" => find_control(stored, metadata),
+        ".gz" => find_control(flate2::bufread::MultiGzDecoder::new(stored), metadata),
         ".xz" => {
             let stream =
                 liblzma::stream::Stream::new_stream_decoder(MAX_DECODER, liblzma::stream::CONCATENATED);
-            find_control(liblzma::bufread::XzDecoder::new_stream(stored, stream?))
+            find_control(liblzma::bufread::XzDecoder::new_stream(stored, stream?), metadata)
         }
         ".zst" => {
             let mut stored = stored;
             ensure_window(stored.fill_buf()?)?;
-            find_control(ruzstd::decoding::StreamingDecoder::new(stored)?)
+            find_control(ruzstd::decoding::StreamingDecoder::new(stored)?, metadata)
         }
         other => bail!("its compression {other:?} is not supported (supported are gz, xz and zst)"),
     }
@@ -178,8 +249,9 @@ pub(crate) fn ensure_window(frame: &[u8]) -> Result<()> {
     Ok(())
 }
 
-fn find_control(unpacked: impl Read) -> Result<String> {
-    let mut archive = tar::Archive::new(unpacked.take(MAX_UNPACKED));
+fn find_control(unpacked: impl Read, metadata: &Sum) -> Result<String> {
+    let unpacked = Counted { inner: unpacked.take(MAX_UNPACKED), sum: metadata };
+    let mut archive = tar::Archive::new(unpacked);
     for entry in archive.entries()?.take(MAX_ENTRIES) {
         let entry = entry.context("the archive is damaged")?;
         if matches!(&*entry.path_bytes(), b"./control" | b"control") && entry.header().entry_type().is_file()

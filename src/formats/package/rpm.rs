@@ -4,7 +4,7 @@
 //! has an index of tags and a store with the tags' values. Numbers are big-endian (see rpm's own "RPM V4 Package
 //! format").
 
-use super::{is_valid_architecture, is_valid_name, read_full};
+use super::{Sum, is_valid_architecture, is_valid_name, read_full};
 use anyhow::{Context, Result, bail, ensure};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -47,7 +47,7 @@ struct Tags {
 }
 
 /// Reads the headers from the start of the file. Also detects a truncated file.
-pub fn read_header(file: &mut File) -> Result<Header> {
+pub fn read_header(file: &mut File, metadata: &Sum) -> Result<Header> {
     let end = file.metadata()?.len();
     file.seek(SeekFrom::Start(0))?;
     let mut lead = [0u8; LEAD];
@@ -57,7 +57,7 @@ pub fn read_header(file: &mut File) -> Result<Header> {
         [0, 1] => bail!("it is a source package: build it, and use the resulting package"),
         _ => bail!("its lead has an unknown package type"),
     }
-    let signatures = read_tags(file, end).context("reading the header with signatures")?;
+    let signatures = read_tags(file, end, metadata).context("reading the header with signatures")?;
     // The header with signatures is padded to a multiple of 8 bytes.
     let at = file.stream_position()?.next_multiple_of(8);
     file.seek(SeekFrom::Start(at))?;
@@ -68,7 +68,7 @@ pub fn read_header(file: &mut File) -> Result<Header> {
             at + u64::from(size) - end
         );
     }
-    let tags = read_tags(file, end).context("reading the header")?;
+    let tags = read_tags(file, end, metadata).context("reading the header")?;
     let text = |tag: u32, what: &str, is_valid: fn(&str) -> bool| {
         let value = tags.text(tag)?.with_context(|| format!("its header has no {what}"))?;
         ensure!(is_valid(&value), "its header has an invalid {what}: {value:?}");
@@ -91,7 +91,7 @@ fn is_valid_part(part: &str) -> bool {
         && part.bytes().all(|b| b.is_ascii_alphanumeric() || b".+~^_".contains(&b))
 }
 
-fn read_tags(file: &mut File, end: u64) -> Result<Tags> {
+fn read_tags(file: &mut File, end: u64, metadata: &Sum) -> Result<Tags> {
     let mut intro = [0u8; 16];
     ensure!(read_full(file, &mut intro)? == intro.len(), "it was cut short");
     ensure!(intro.starts_with(HEADER_MAGIC), "it is damaged: a header has the wrong magic number");
@@ -100,6 +100,7 @@ fn read_tags(file: &mut File, end: u64) -> Result<Tags> {
     let index = entries as usize * ENTRY;
     let whole = index + size as usize;
     ensure!(file.stream_position()? + whole as u64 <= end, "it was cut short");
+    metadata.add(whole as u64)?;
     let mut both = vec![0u8; whole];
     file.read_exact(&mut both)?;
     let store = both.split_off(index);
@@ -191,7 +192,8 @@ mod tests {
     fn header_of(bytes: &[u8]) -> Result<Header, String> {
         let path = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(path.path(), bytes).unwrap();
-        read_header(&mut File::open(path.path()).unwrap()).map_err(|e| format!("{e:#}"))
+        let metadata = Sum { used: Default::default(), limit: u64::MAX };
+        read_header(&mut File::open(path.path()).unwrap(), &metadata).map_err(|e| format!("{e:#}"))
     }
 
     #[test]

@@ -121,7 +121,7 @@ impl Inputs {
         let mut differences = explain::compare(self, &now);
         // image.toml was parsed before the files were read. So the checksum may cover a newer version of image.toml
         // than the version that was baked. To find this, image.toml is parsed again and compared.
-        if differences.is_empty() && Definition::load_with(&image.dir, &image.vars.given)? != *image {
+        if differences.is_empty() && image.reload()? != *image {
             differences.push(format!("{} changed", definition::FILE));
         }
         if differences.is_empty() {

@@ -108,12 +108,12 @@ fn a_script_does_not_see_git_directories() {
     let world = world(
         "inputs = [\"../shared\"]\n[[run]]\nscript = \"s.sh\"\n",
         "cd /run/oven\nif grep -r 'hunter''2' definition shared; then exit 1; fi\n\
-         ls -A definition/a/.git shared/.git\ntest ! -s definition/.git\ntest ! -s shared/sub/.git\n\
+         ls -A definition/a/.git shared/.git\ntest ! -s definition/b/.git\ntest ! -s shared/sub/.git\n\
          cat definition/seen shared/seen\n",
     );
-    // Without a `.git` directory above the definition, the oven.toml marks the project.
+    // Without a `.git` in or above the definition, the oven.toml marks the project.
     world.write("oven.toml", "");
-    for path in ["image/.git", "image/a/.git/config", "shared/.git/config", "shared/sub/.git"] {
+    for path in ["image/b/.git", "image/a/.git/config", "shared/.git/config", "shared/sub/.git"] {
         world.write(path, TOKEN);
     }
     world.write("image/seen", "seen one\n");
