@@ -1,24 +1,68 @@
 //! What a pull request of a stranger can do to somebody who only looks at it, and what verbs that only look change.
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use oven::cloud::Tags;
 use oven::cloud::local::Region;
 use oven::ids::Architecture;
 use oven::report::Report;
+use oven_testing::pause;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// This text is only in files outside of the checkout, and in its `.git`. It must appear nowhere.
 const CANARY: &str = "Q0FOQVJZ";
 const BASE: &str = "from = { name = \"base\" }\n";
+/// The most memory that a process of oven may take, in KiB.
+const MEMORY_MAX: u64 = 256 << 10;
+const TIME_MAX: Duration = Duration::from_secs(30);
+/// How long oven may take to end after a signal.
+const STOP_MAX: Duration = Duration::from_secs(2);
 
-fn oven(dir: &Path, region: &str, args: &[&str]) -> Output {
+fn command(dir: &Path, region: &str, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_oven"));
     command.env_clear().env("OVEN_REGION_DIR", region).current_dir(dir).args(args);
-    command.output().unwrap()
+    command
+}
+
+fn oven(dir: &Path, region: &str, args: &[&str]) -> Output {
+    command(dir, region, args).output().unwrap()
+}
+
+/// Returns oven's output, and the most memory in KiB that it or one of its processes had. A run that takes too long is
+/// killed.
+fn measured(mut command: Command) -> (Output, u64) {
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let (pid, begin, mut peak) = (child.id(), Instant::now(), 0);
+    let waiting = std::thread::spawn(move || child.wait_with_output().unwrap());
+    while !waiting.is_finished() {
+        peak = peak.max(peak_memory(pid));
+        if begin.elapsed() > TIME_MAX {
+            // The process may have ended by itself just now.
+            _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
+        }
+        pause(Duration::from_millis(1));
+    }
+    (waiting.join().unwrap(), peak)
+}
+
+/// The most memory in KiB that a process or one of its children has had; 0 if they have ended.
+fn peak_memory(pid: u32) -> u64 {
+    let read = |file: String| fs::read_to_string(file).unwrap_or_default();
+    let status = read(format!("/proc/{pid}/status"));
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let own = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok()).unwrap_or(0);
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let children = threads.flat_map(|thread| {
+        let list = read(thread.path().join("children").display().to_string());
+        list.split_whitespace().map(|child| child.parse().unwrap()).collect::<Vec<_>>()
+    });
+    children.map(peak_memory).fold(own, u64::max)
 }
 
 fn printed(output: &Output) -> String {
@@ -92,20 +136,12 @@ const TRICKS: &[Trick] = &[
     ("a source", Some("[[file]]\nsource = \"x\"\ntarget = \"/x\"\n"), |web| {
         relink(web, "x", "../../outside/secret")
     }),
-    ("a template", Some("[[file]]\nsource = \"x\"\ntarget = \"/x\"\ntemplate = true\n"), |web| {
-        relink(web, "x", "../../outside/secret")
-    }),
-    ("a template in .git", Some("[[file]]\nsource = \"x\"\ntarget = \"/x\"\ntemplate = true\n"), |web| {
-        relink(web, "x", "../.git/config")
-    }),
+    ("a template", Some(TEMPLATE), |web| relink(web, "x", "../../outside/secret")),
+    ("a template in .git", Some(TEMPLATE), |web| relink(web, "x", "../.git/config")),
     ("a script", Some("[[run]]\nscript = \"x\"\n"), |web| relink(web, "x", "../../outside/script")),
     ("a playbook", Some("[[ansible]]\nplaybook = \"x\"\n"), |web| relink(web, "x", "../../outside/secret")),
     ("a package", Some("packages = [\"./x\"]\n"), |web| relink(web, "x", "../../outside/secret")),
-    (
-        "a key",
-        Some("[[repository]]\nname = \"r\"\nurl = \"https://r.example\"\nsuite = \"x\"\nkey = \"x\"\n"),
-        |web| relink(web, "x", "../../outside/secret"),
-    ),
+    ("a key", Some(KEY), |web| relink(web, "x", "../../outside/secret")),
     ("a file that no key names", Some(""), |web| relink(web, "x", "../../outside/secret")),
     ("git's file, which no key names", Some(""), |web| relink(web, "x", "../.git/config")),
     ("an input outside", Some("inputs = [\"../../outside\"]\n"), |_| {}),
@@ -116,13 +152,56 @@ const TRICKS: &[Trick] = &[
     ("a broken parent outside", None, |web| {
         fs::write(web.join("image.toml"), "from = \"../../outside/broken\"\n").unwrap();
     }),
-    ("memory", Some("[[file]]\nsource = \"x\"\ntarget = \"/x\"\ntemplate = true\n"), |web| {
+    ("memory", Some(TEMPLATE), |web| {
         fs::write(web.join("x"), "{% set x = 'x' %}".to_owned() + &"{% set x = x ~ x %}".repeat(50)).unwrap();
     }),
-    ("indent", Some("[[file]]\nsource = \"x\"\ntarget = \"/x\"\ntemplate = true\n"), |web| {
+    ("indent", Some(TEMPLATE), |web| {
         fs::write(web.join("x"), "{{ 'a'|indent(99999999999999) }}").unwrap();
     }),
+    ("loops", Some(TEMPLATE), |web| {
+        let text = "{% for a in range(99999) %}{% for b in range(99999) %}{{ b }}{% endfor %}{% endfor %}";
+        fs::write(web.join("x"), text).unwrap();
+    }),
+    ("searches in a long text", Some(TEMPLATE), |web| {
+        let text = "{% for a in range(90000) %}{{ 'y' in ('x'*9000000) }}{% endfor %}";
+        fs::write(web.join("x"), text).unwrap();
+    }),
+    ("a template of a hole", Some(TEMPLATE), |web| hole(&web.join("x"))),
+    ("a link to itself", Some(TEMPLATE), |web| relink(web, "x", "x")),
+    ("image.toml is a hole", None, |web| hole(&web.join("image.toml"))),
+    ("image.toml is a directory", None, |web| {
+        fs::remove_file(web.join("image.toml")).unwrap();
+        fs::create_dir(web.join("image.toml")).unwrap();
+    }),
+    ("a large oven.toml", Some(""), |web| fs::write(web.join("oven.toml"), "#".repeat(2 << 20)).unwrap()),
+    ("a key of a hole", Some(KEY), |web| hole(&web.join("x"))),
+    ("a deep value", None, |web| {
+        let deep = format!("packages = {}{}\n", "[".repeat(500_000), "]".repeat(500_000));
+        fs::write(web.join("image.toml"), deep).unwrap();
+    }),
+    ("a deep key", None, |web| {
+        fs::write(web.join("image.toml"), format!("{BASE}{}a = 1\n", "a.".repeat(500_000))).unwrap();
+    }),
+    ("a FIFO that no key names", Some(""), |web| {
+        rustix::fs::mkfifoat(rustix::fs::CWD, web.join("x"), rustix::fs::Mode::RWXU).unwrap();
+    }),
+    ("a file that no key names, in a directory that is a link", Some("inputs = [\"../x\"]\n"), |web| {
+        relink(web, "../x", "../outside");
+    }),
+    ("long paths that no key names", Some(""), |web| {
+        let dir = (0..14).fold(web.to_owned(), |dir, _| dir.join("d".repeat(255)));
+        fs::create_dir_all(&dir).unwrap();
+        (0..5000).for_each(|n| fs::write(dir.join(format!("{n:0200}")), "").unwrap());
+    }),
 ];
+
+const TEMPLATE: &str = "[[file]]\nsource = \"x\"\ntarget = \"/x\"\ntemplate = true\n";
+const KEY: &str = "[[repository]]\nname = \"r\"\nurl = \"https://r.example\"\nsuite = \"x\"\nkey = \"x\"\n";
+
+/// A file of 1 TiB that needs no space. To read it takes minutes.
+fn hole(path: &Path) {
+    fs::File::create(path).unwrap().set_len(1 << 40).unwrap();
+}
 
 fn relink(web: &Path, name: &str, target: &str) {
     _ = fs::remove_file(web.join(name));
@@ -131,6 +210,8 @@ fn relink(web: &Path, name: &str, target: &str) {
 
 #[test]
 fn a_hostile_pull_request_reads_nothing_outside_and_writes_nothing() {
+    assert!(TRICKS.len() >= 30, "{}", TRICKS.len());
+    let mut most = (0, "");
     for (name, toml, change) in TRICKS {
         let top = checkout();
         let (repo, web) = (top.path().join("repo"), top.path().join("repo/web"));
@@ -141,11 +222,13 @@ fn a_hostile_pull_request_reads_nothing_outside_and_writes_nothing() {
         fs::create_dir(top.path().join("elsewhere")).unwrap();
         fs::write(top.path().join("elsewhere/mine"), "mine").unwrap();
         let before = listing(top.path());
-        let look = |dir: &Path, args: &[&str]| {
+        let mut look = |dir: &Path, args: &[&str]| {
             let begin = Instant::now();
-            let output = oven(dir, "../elsewhere", args);
-            assert!(begin.elapsed() < Duration::from_secs(30), "{name}: {args:?} took {:?}", begin.elapsed());
+            let (output, memory) = measured(command(dir, "../elsewhere", args));
             let text = printed(&output);
+            assert!(begin.elapsed() < TIME_MAX, "{name}: {args:?} took {:?}: {text}", begin.elapsed());
+            assert!(memory <= MEMORY_MAX, "{name}: {args:?} took {} MiB of memory: {text}", memory >> 10);
+            most = most.max((memory, *name));
             assert!(!text.contains(CANARY), "{name}: {args:?} prints {text}");
             assert!(output.status.code().is_some_and(|code| code != 101), "{name}: {args:?}: {text}");
             assert!(!text.contains("/proc/self/environ\n"), "{text}");
@@ -181,6 +264,33 @@ fn a_hostile_pull_request_reads_nothing_outside_and_writes_nothing() {
             &["import", "gone.raw", "--name", "x"],
         ] {
             look(&web, args);
+        }
+    }
+    assert!(most.0 > 0, "no memory was measured");
+    println!("the most memory: {} MiB in \"{}\"", most.0 >> 10, most.1);
+}
+
+/// The verbs that only look have nothing to clean up, so a signal ends them immediately.
+#[test]
+fn a_signal_ends_a_long_look_at_a_definition() {
+    let top = checkout();
+    region(&top.path().join("region"), &top.path().join("raw"));
+    hole(&top.path().join("repo/web/hole"));
+    let before = listing(top.path());
+    for args in [["plan", "web"], ["checksum", "web"]] {
+        for signal in [Signal::SIGTERM, Signal::SIGINT] {
+            let mut child = command(&top.path().join("repo"), "../region", &args).spawn().unwrap();
+            let reads = || fs::read_dir(format!("/proc/{}/fd", child.id())).into_iter().flatten().flatten();
+            oven_testing::until("a read of the hole", || {
+                let mut reads = reads().filter_map(|fd| fs::read_link(fd.path()).ok());
+                reads.find(|file| file.ends_with("web/hole"))
+            });
+            kill(Pid::from_raw(child.id() as i32), signal).unwrap();
+            let begin = Instant::now();
+            let status = child.wait().unwrap();
+            assert!(begin.elapsed() < STOP_MAX, "{args:?} {signal}: {:?}", begin.elapsed());
+            assert_eq!(status.signal(), Some(signal as i32), "{args:?}: {status}");
+            assert_eq!(listing(top.path()), before, "{args:?}");
         }
     }
 }
