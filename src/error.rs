@@ -82,6 +82,11 @@ impl Kind {
         kind.unless_known(error)
     }
 
+    /// The kind of an I/O error: this kind, or [`Kind::Machine`] if this machine is at fault.
+    pub fn of_io(self, error: &std::io::Error) -> Self {
+        if Errno::from_io_error(error).is_some_and(is_of_machine) { Self::Machine } else { self }
+    }
+
     /// Returns the error of a step that failed before any step changed the image. Its kind is [`Kind::Definition`]
     /// instead of [`Kind::Step`], because the base image has the defect. Other kinds do not change.
     pub fn of_base(error: anyhow::Error) -> anyhow::Error {

@@ -100,10 +100,12 @@ pub(crate) fn read_text(file: &Path, project: &Path) -> Result<String> {
     let wrong = |what: String| Kind::Definition.error(format!("{}: {what}", escape_name(file)));
     let opened = open(file, project).map_err(|refused| match refused {
         PathRefusal::Outside(_) => wrong(format!("{refused} {}", escape_name(project))),
-        refused => wrong(refused.to_string()),
+        refused => refused.kind().error(format!("{}: {refused}", escape_name(file))),
     })?;
     let mut bytes = Vec::new();
-    opened.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(|e| wrong(format!("cannot be read: {e}")))?;
+    opened.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(|e| {
+        Kind::Definition.of_io(&e).error(format!("{}: cannot be read: {e}", escape_name(file)))
+    })?;
     if bytes.len() as u64 > MAX_BYTES {
         return Err(wrong("is larger than 1 MiB, the limit for this file".into()));
     }
@@ -465,5 +467,18 @@ impl<'d, 't> Table<'d, 't> {
             }
             _ => self.mistyped(key, &at),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_this_machine_cannot_read_is_not_the_definitions_fault() {
+        let kind = |file: &str| Kind::of(&read_text(Path::new(file), Path::new("/proc")).unwrap_err());
+        // Reading this file at its beginning fails with EIO.
+        assert_eq!(kind("/proc/self/mem"), Kind::Machine);
+        assert_eq!(kind("/proc/self/missing"), Kind::Definition);
     }
 }

@@ -190,14 +190,23 @@ impl Definition {
         // error below is never returned.
         let invalid = |what: &str| Kind::Definition.error(format!("{} {what}", escape_name(&file)));
         budget.add_text(&text).map_err(|what| invalid(&what))?;
+        let templates = template::Checker::default();
         let read = toml_reader::read(&file, &text, &keys::IMAGE_TOML, |top| {
             let (sources, inputs) = Sources::new(dir, &real, &project, budget).with_inputs(top);
-            Self::read(&sources, inputs, top, given)
-        })?;
-        read.ok_or_else(|| invalid("is not a valid definition"))
+            Self::read(&sources, inputs, top, given, &templates)
+        });
+        // If this machine failed, nothing is known about mistakes.
+        templates.into_failure()?;
+        read?.ok_or_else(|| invalid("is not a valid definition"))
     }
 
-    fn read(sources: &Sources, inputs: Vec<String>, top: &Table, given: &GivenVars) -> Option<Self> {
+    fn read(
+        sources: &Sources,
+        inputs: Vec<String>,
+        top: &Table,
+        given: &GivenVars,
+        templates: &template::Checker,
+    ) -> Option<Self> {
         let (dir, real) = (&sources.dir, sources.real());
         let vars = Vars::read(top, given);
         let scripts = |kind| scripts::read(top, kind, sources, &vars);
@@ -205,7 +214,7 @@ impl Definition {
         runs.extend(scripts(ScriptKind::Ansible));
         runs.sort_by_key(|run| run.line);
         let (files, tests, tags) =
-            (read_files(top, sources, &vars), scripts(ScriptKind::Test), validate::tags(top));
+            (read_files(top, sources, &vars, templates), scripts(ScriptKind::Test), validate::tags(top));
         let (size_gib, volume, disk_writable) = attributes::disk(top);
         let packages = packages::read(top, sources);
         let (name, from) = (validate::name(top, real), from::read(top, sources));
@@ -312,15 +321,15 @@ fn directory(dir: &Path) -> Result<PathBuf> {
     Ok(real)
 }
 
-fn read_files(top: &Table, sources: &Sources, vars: &Vars) -> Vec<File> {
+fn read_files(top: &Table, sources: &Sources, vars: &Vars, templates: &template::Checker) -> Vec<File> {
     let mut targets = BTreeMap::new();
-    let templates = template::Checker::new(vars.values());
+    let vars = vars.values();
     let files = until_stopped(top.tables("file")).filter_map(|table| {
         let (source, target) = (table.string("source"), table.string("target"));
         let template = table.flag("template");
         let source = source.and_then(|at| {
             let source = table.check("source", at.line, sources.file(at.value))?;
-            let check = || templates.check(&source.path, &sources.project);
+            let check = || templates.check(&source.path, &sources.project, &vars);
             let rendered = if template { sources.budget.render(check) } else { Ok(()) };
             table.check("source", at.line, rendered).map(|()| source)
         });

@@ -1,7 +1,7 @@
 //! The files of an image: a directory tree that is not trusted.
 
 pub mod accounts;
-mod cursor;
+pub(crate) mod cursor;
 pub mod data;
 pub mod label;
 pub mod limits;

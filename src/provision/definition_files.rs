@@ -6,7 +6,6 @@ use crate::error::Kind;
 use crate::image::accounts::Accounts;
 use crate::image::tree::ImageTree;
 use crate::sys::fds::{PathRefusal, changed, open_file_within};
-use crate::sys::signals::ensure_not_stopped;
 use anyhow::{Context, Result};
 use rustix::fs::FileType;
 
@@ -64,8 +63,8 @@ fn place_one(
     if file.template {
         let text = template::read(&mut source, &file.source);
         let text = text.and_then(|text| template::render(&text, &file.source, &image.vars.values()));
-        ensure_not_stopped()?;
-        let text = text.map_err(|what| invalid("source", &file.source.to_string_lossy(), what))?;
+        let wrong = |what: String| invalid("source", &file.source.to_string_lossy(), what);
+        let text = text.map_err(|error| error.or_mistake(wrong))?;
         return inside.write(target, text.as_bytes(), file.mode, uid, gid);
     }
     inside.write_from(target, &mut source, file.mode, uid, gid)
@@ -152,6 +151,21 @@ mod tests {
             assert_eq!(Kind::of(&error), Kind::Definition);
             let text = format!("{error:#}");
             assert!(text.contains(word) && text.contains("image.toml"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_source_that_vanished_is_the_definitions_fault() {
+        let (temp, inside, root) = tree();
+        let mut image = image(temp.path(), "/etc/motd", &me());
+        for template in [false, true] {
+            image.files[0].template = template;
+            _ = std::fs::remove_file(temp.path().join("motd"));
+            let unmounted: [&Path; 0] = [];
+            let error = place_files(&inside, &image, &unmounted).unwrap_err();
+            assert_eq!(Kind::of(&error), Kind::Definition, "{error:#}");
+            assert!(format!("{error:#}").contains("motd cannot be read: "), "{error:#}");
+            assert!(!root.join("etc/motd").exists());
         }
     }
 

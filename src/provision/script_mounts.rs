@@ -5,12 +5,20 @@
 use super::network::CA_FILE;
 use crate::definition::Definition;
 use crate::error::Kind;
+use crate::identity::checksum::MAX_OBJECTS;
+use crate::image::cursor::DirectoryCursor;
 use crate::sandbox::spec::BindMount;
-use crate::sys::fds::{GIT, changed, open_file_within};
+use crate::sys::fds::{GIT, PathRefusal, changed, open_file_within, open_path};
+use crate::sys::signals::is_stop_requested;
+use crate::text::escape_name;
 use anyhow::{Context, Result};
 use oven_distro::Shim;
+use rustix::fs::{Dir, FileType, Mode, OFlags};
 use std::collections::BTreeMap;
+use std::ffi::{CString, OsStr};
 use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 /// The path at which scripts see the definition's directory. It is their working directory.
@@ -22,6 +30,11 @@ const INPUTS: &str = "/run/oven/inputs";
 const LINKED: &str = "/run/oven/linked";
 /// The number of bytes at the start of a script in which the kernel looks for the interpreter.
 const HEAD: u64 = 256;
+/// The maximal number of `.git` in a definition's directory or input. The sandbox makes a mount over each. A checkout
+/// has one for each submodule.
+const MAX_HIDDEN: usize = 1000;
+/// The maximal length of a path in bytes that the kernel accepts.
+const MAX_PATH: usize = 4095;
 
 /// The directories of a definition, as scripts see them.
 #[derive(Debug, PartialEq, Eq)]
@@ -35,7 +48,7 @@ pub struct ScriptBinds {
 /// taken or not below `/run/oven`, the input is mounted below `INPUTS` instead.
 pub fn script_mounts(image: &Definition, shims: &[Shim]) -> Result<ScriptBinds> {
     let bind = |source: PathBuf, target: String| -> Result<BindMount> {
-        let hidden = git_entries(&source)?;
+        let hidden = git_entries(&source, &image.project, &is_stop_requested)?;
         Ok(BindMount { source, target, within: Some(image.project.clone()), hidden })
     };
     let mut binds = vec![bind(canonical(&image.dir)?, DEFINITION_DIR.to_owned())?];
@@ -61,7 +74,8 @@ pub fn script_command(image: &Definition, script: &Path, seen: &mut ScriptBinds)
     let path = image.dir.join(script);
     let mut start = Vec::new();
     let file = open_file_within(&path, &image.project).map_err(|refused| changed(&path, refused))?;
-    file.take(HEAD).read_to_end(&mut start).with_context(|| format!("reading {}", path.display()))?;
+    let read = file.take(HEAD).read_to_end(&mut start);
+    read.map_err(|error| changed(&path, PathRefusal::Io(error)))?;
     let mut argv = interpreter(&start);
     argv.push(self::script_path(image, script, seen)?);
     Ok(argv)
@@ -91,28 +105,111 @@ pub fn script_path(image: &Definition, script: &Path, seen: &mut ScriptBinds) ->
 }
 
 /// Returns the paths, relative to `top`, of every `.git` below it. Steps must not see them, because a checkout may have
-/// a token in `.git/config`. In a worktree and in a submodule, `.git` is a file.
-fn git_entries(top: &Path) -> Result<Vec<PathBuf>> {
-    let (mut found, mut directories) = (Vec::new(), vec![PathBuf::new()]);
-    while let Some(directory) = directories.pop() {
-        let path = top.join(&directory);
-        let listing = || format!("listing {}", path.display());
-        for entry in std::fs::read_dir(&path).with_context(listing)? {
-            let entry = entry.with_context(listing)?;
-            let below = directory.join(entry.file_name());
-            if entry.file_name() == GIT {
-                found.push(below);
-            } else if entry.file_type().with_context(listing)?.is_dir() {
-                directories.push(below);
-            }
-        }
-    }
-    found.sort();
-    Ok(found)
+/// a token in `.git/config`. In a worktree and in a submodule, `.git` is a file. Other mounts are not searched, because
+/// steps do not see them. `top` must be in `project`.
+///
+/// Errors: [`Kind::Definition`] if there is too much to search or to hide; [`Kind::Interrupted`] if a signal asked this
+/// process to end.
+fn git_entries(top: &Path, project: &Path, is_stop_requested: &dyn Fn() -> bool) -> Result<Vec<PathBuf>> {
+    let doing = || format!("looking for {GIT} in {}", escape_name(top));
+    let opened = open_path(top, Some(project))?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let opened = rustix::fs::openat(&opened, c".", flags, Mode::empty()).with_context(doing);
+    let (path, found) = (PathBuf::new(), Vec::new());
+    let mut search = GitSearch { path, objects_left: MAX_OBJECTS, found, is_stop_requested };
+    let searched = opened.and_then(|opened| search.run(opened).with_context(doing));
+    searched.map_err(|error| Kind::Definition.unless_machine(error))?;
+    search.found.sort();
+    Ok(search.found)
 }
 
+/// A search for every `.git` below a directory.
+struct GitSearch<'a> {
+    /// The path of the current directory, relative to the top.
+    path: PathBuf,
+    /// The number of objects that may still be listed.
+    objects_left: usize,
+    found: Vec<PathBuf>,
+    is_stop_requested: &'a dyn Fn() -> bool,
+}
+
+impl GitSearch<'_> {
+    /// Searches at any depth, with few open descriptors.
+    fn run(&mut self, top: OwnedFd) -> Result<()> {
+        let mut cursor = DirectoryCursor::new(top)?;
+        // For each directory from the top to the current one, the directories in it that were not searched yet.
+        let mut levels = vec![self.list(cursor.dir())?];
+        while let Some(directories) = levels.last_mut() {
+            match directories.pop() {
+                Some(name) if cursor.enter(&name)? => {
+                    self.path.push(OsStr::from_bytes(name.as_bytes()));
+                    levels.push(self.list(cursor.dir())?);
+                }
+                Some(_) => {}
+                None => {
+                    levels.pop();
+                    if !levels.is_empty() {
+                        cursor.leave()?;
+                        self.path.pop();
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Lists the current directory. Adds its `.git` to `found`, and returns the directories in it.
+    fn list(&mut self, dir: &OwnedFd) -> Result<Vec<CString>> {
+        let mut directories = Vec::new();
+        for entry in Dir::read_from(dir)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if name == c"." || name == c".." {
+                continue;
+            }
+            self.count()?;
+            if name.to_bytes() == GIT.as_bytes() {
+                self.add()?;
+            } else if matches!(entry.file_type(), FileType::Directory | FileType::Unknown) {
+                directories.push(name.to_owned());
+            }
+        }
+        Ok(directories)
+    }
+
+    fn count(&mut self) -> Result<()> {
+        if (self.is_stop_requested)() {
+            return Err(Kind::Interrupted.error("interrupted"));
+        }
+        // The checksum has the same limit. So more objects were added during the bake.
+        self.objects_left = self.objects_left.checked_sub(1).ok_or_else(|| {
+            let what = format!("it has more than {MAX_OBJECTS} files, directories and links");
+            Kind::Definition.failure(what).hint("Do not add files during the bake.")
+        })?;
+        Ok(())
+    }
+
+    fn add(&mut self) -> Result<()> {
+        let path = self.path.join(GIT);
+        let what = match () {
+            () if self.found.len() == MAX_HIDDEN => format!("more than {MAX_HIDDEN} of them were found"),
+            // The sandbox could not open it, and so could not hide it.
+            () if path.as_os_str().len() > MAX_PATH => {
+                format!("one has a path of more than {MAX_PATH} bytes")
+            }
+            () => {
+                self.found.push(path);
+                return Ok(());
+            }
+        };
+        let hint = format!("Remove it, because oven has to hide each {GIT} of the definition from scripts.");
+        Err(Kind::Definition.failure(what).hint(hint).into())
+    }
+}
+
+/// Returns the canonical path of a file or directory of the definition, which existed when the definition was read.
 fn canonical(path: &Path) -> Result<PathBuf> {
-    std::fs::canonicalize(path).with_context(|| format!("resolving {}", path.display()))
+    std::fs::canonicalize(path).map_err(|error| changed(path, PathRefusal::Io(error)))
 }
 
 /// Returns the interpreter of a script, and the interpreter's argument if it has one. Returns an empty list for an ELF
@@ -233,6 +330,80 @@ mod tests {
         let hidden = |index: usize| seen.binds[index].hidden.clone();
         assert_eq!(hidden(0), [".git", "a/.git", "b/.git"].map(PathBuf::from));
         assert_eq!(hidden(1), [PathBuf::from("deep/.git")]);
+    }
+
+    #[test]
+    fn a_deep_tree_is_searched() {
+        let temp = tempfile::tempdir().unwrap();
+        // The path of the last directory is longer than the kernel accepts. So each directory is made by the one above.
+        let mut dir = open_path(temp.path(), None).unwrap();
+        for depth in 0..3000 {
+            rustix::fs::mkdirat(&dir, c"d", Mode::RWXU).unwrap();
+            dir = rustix::fs::openat(&dir, c"d", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
+            if depth == 1000 {
+                rustix::fs::mkdirat(&dir, c".git", Mode::RWXU).unwrap();
+            }
+        }
+        let project = temp.path().canonicalize().unwrap();
+        let search = || git_entries(&project, &project, &|| false);
+        assert_eq!(search().unwrap(), [PathBuf::from(format!("{}.git", "d/".repeat(1001)))]);
+        rustix::fs::mkdirat(&dir, c".git", Mode::RWXU).unwrap();
+        let error = search().unwrap_err();
+        assert_eq!(Kind::of(&error), Kind::Definition);
+        assert!(format!("{error:#}").contains("one has a path of more than 4095 bytes"), "{error:#}");
+        crate::image::remove::remove_directory(&project.join("d"), &|| false).unwrap();
+    }
+
+    #[test]
+    fn a_search_ends_at_a_limit_and_at_a_signal() {
+        let temp = tempfile::tempdir().unwrap();
+        let project = temp.path().canonicalize().unwrap();
+        for n in 0..=MAX_HIDDEN {
+            std::fs::create_dir_all(project.join(format!("{n}/.git"))).unwrap();
+        }
+        let error = git_entries(&project, &project, &|| false).unwrap_err();
+        assert_eq!(Kind::of(&error), Kind::Definition);
+        assert!(format!("{error:#}").ends_with(": more than 1000 of them were found"), "{error:#}");
+        std::fs::remove_dir(project.join("0/.git")).unwrap();
+        assert_eq!(git_entries(&project, &project, &|| false).unwrap().len(), MAX_HIDDEN);
+
+        let found = |objects_left: usize| {
+            let (path, found) = (PathBuf::new(), Vec::new());
+            let mut search = GitSearch { path, objects_left, found, is_stop_requested: &|| false };
+            search.run(std::fs::File::open(&project).unwrap().into()).map(|()| search.found.len())
+        };
+        // There are 1001 directories, and 1000 `.git` in them.
+        assert_eq!(found(2 * MAX_HIDDEN + 1).unwrap(), MAX_HIDDEN);
+        let error = found(2 * MAX_HIDDEN).unwrap_err();
+        assert_eq!(Kind::of(&error), Kind::Definition);
+        assert!(error.to_string().contains("more than 100000 files"), "{error:#}");
+
+        let asked = std::cell::Cell::new(0);
+        let stop_at_tenth = || asked.replace(asked.get() + 1) == 10;
+        let error = git_entries(&project, &project, &stop_at_tenth).unwrap_err();
+        assert_eq!((Kind::of(&error), asked.get()), (Kind::Interrupted, 11));
+    }
+
+    #[test]
+    fn what_vanished_since_the_definition_was_read_is_the_definitions_fault() {
+        let (temp, mut image) = project();
+        image.inputs.truncate(1);
+        let mut seen = script_mounts(&image, &[]).unwrap();
+        let gone = Path::new("gone.sh");
+        for error in [
+            script_command(&image, gone, &mut seen).unwrap_err(),
+            script_path(&image, gone, &mut seen).unwrap_err(),
+        ] {
+            assert_eq!(Kind::of(&error), Kind::Definition, "{error:#}");
+            assert!(error.to_string().contains("web/gone.sh cannot be read: "), "{error:#}");
+        }
+        std::fs::rename(temp.path().join("common"), temp.path().join("moved")).unwrap();
+        assert_eq!(Kind::of(&script_mounts(&image, &[]).unwrap_err()), Kind::Definition);
+        // The definition's directory itself is outside the project now.
+        image.project = temp.path().join("elsewhere");
+        let error = script_mounts(&image, &[]).unwrap_err();
+        assert_eq!(Kind::of(&error), Kind::Definition, "{error:#}");
+        assert!(error.to_string().contains("outside the project"), "{error:#}");
     }
 
     #[test]

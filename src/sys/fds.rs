@@ -5,7 +5,7 @@ use crate::text::escape_name;
 use anyhow::Context;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use std::fmt;
-use std::fs::{File, Metadata};
+use std::fs::{File, Metadata, ReadDir};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
@@ -36,6 +36,17 @@ pub(crate) enum PathRefusal {
     InGit(PathBuf),
     /// The path leads to something that is not a regular file.
     Special(&'static str),
+}
+
+impl PathRefusal {
+    /// The kind of the failure. A definition's file is refused because of the definition, unless this machine cannot
+    /// read it.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Io(error) => Kind::Definition.of_io(error),
+            Self::Outside(_) | Self::InGit(_) | Self::Special(_) => Kind::Definition,
+        }
+    }
 }
 
 /// Writes the reason so that it completes the sentence "the file …".
@@ -80,26 +91,43 @@ pub(crate) fn is_in_git(real: &Path, project: &Path) -> bool {
 /// descriptor and not the path, so nobody can exchange the file after the check. Magic links of `/proc` are rejected,
 /// because they lead to files of other mount namespaces, whose paths mean nothing here.
 pub(crate) fn find_within(path: &Path, project: &Path) -> Result<OwnedFd, PathRefusal> {
+    let (found, real) = find_real(path, project)?;
+    if is_in_git(&real, project) { Err(PathRefusal::InGit(real)) } else { Ok(found) }
+}
+
+/// Like [`find_within`], but also finds git's own files in the project.
+pub(crate) fn find_within_or_in_git(path: &Path, project: &Path) -> Result<OwnedFd, PathRefusal> {
+    find_real(path, project).map(|(found, _)| found)
+}
+
+/// Finds a file or directory of a project, and the path to which it leads.
+fn find_real(path: &Path, project: &Path) -> Result<(OwnedFd, PathBuf), PathRefusal> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let found = rustix::fs::openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS);
     let found = found.map_err(|error| PathRefusal::Io(error.into()))?;
     let real = std::fs::read_link(link_to(&found)).map_err(PathRefusal::Io)?;
-    match () {
-        () if !real.starts_with(project) => Err(PathRefusal::Outside(real)),
-        () if is_in_git(&real, project) => Err(PathRefusal::InGit(real)),
-        () => Ok(found),
-    }
+    if real.starts_with(project) { Ok((found, real)) } else { Err(PathRefusal::Outside(real)) }
 }
 
 /// Opens a regular file of a project for reading. See [`find_within`].
 pub(crate) fn open_file_within(path: &Path, project: &Path) -> Result<File, PathRefusal> {
-    let found = File::from(find_within(path, project)?);
+    open_found_file(find_within(path, project)?)
+}
+
+/// Opens a regular file for reading that [`find_within`] returned.
+pub(crate) fn open_found_file(found: OwnedFd) -> Result<File, PathRefusal> {
+    let found = File::from(found);
     let metadata = found.metadata().map_err(PathRefusal::Io)?;
     if !metadata.is_file() {
         return Err(PathRefusal::Special(kind_of(&metadata)));
     }
     let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
     File::options().read(true).custom_flags(flags).open(link_to(&found)).map_err(PathRefusal::Io)
+}
+
+/// Lists the directory that [`find_within`] returned.
+pub(crate) fn list_found_directory(found: &OwnedFd) -> io::Result<ReadDir> {
+    std::fs::read_dir(link_to(found))
 }
 
 fn link_to(found: &impl AsRawFd) -> String {
@@ -118,11 +146,11 @@ pub(crate) fn open_path(path: &Path, within: Option<&Path>) -> anyhow::Result<Ow
 
 /// The error for a file of a definition that was correct when the definition was read, and is refused now.
 pub(crate) fn changed(path: &Path, refused: PathRefusal) -> anyhow::Error {
-    if let PathRefusal::Io(error) = refused {
-        return anyhow::Error::new(error).context(format!("opening {}", path.display()));
+    let failure = refused.kind().failure(format!("{} {refused}", escape_name(path)));
+    if failure.kind == Kind::Machine {
+        return failure.into();
     }
-    Kind::Definition
-        .failure(format!("{} {refused}", path.display()))
+    failure
         .hint("The path was correct when the definition was read. Do not change it during the bake.")
         .into()
 }
@@ -132,4 +160,26 @@ pub fn open_directory(path: &Path) -> anyhow::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let opened = rustix::fs::openat(CWD, path, flags, Mode::empty());
     opened.with_context(|| format!("opening {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::hint_of;
+    use rustix::io::Errno;
+
+    #[test]
+    fn a_file_that_vanished_is_the_definitions_fault_and_a_broken_disk_is_not() {
+        let refused = |errno: Errno| changed(Path::new("web/x"), PathRefusal::Io(errno.into()));
+        for errno in [Errno::NOENT, Errno::ACCESS, Errno::LOOP, Errno::NAMETOOLONG] {
+            let error = refused(errno);
+            assert_eq!(Kind::of(&error), Kind::Definition, "{error:#}");
+            assert!(error.to_string().starts_with("web/x cannot be read: "), "{error:#}");
+            assert!(hint_of(&error).is_some_and(|hint| hint.contains("during the bake")), "{error:#}");
+        }
+        for errno in [Errno::IO, Errno::MFILE, Errno::NFILE, Errno::NOMEM] {
+            let error = refused(errno);
+            assert_eq!((Kind::of(&error), hint_of(&error)), (Kind::Machine, None), "{error:#}");
+        }
+    }
 }

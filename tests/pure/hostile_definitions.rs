@@ -1,24 +1,68 @@
 //! What a pull request of a stranger can do to somebody who only looks at it, and what verbs that only look change.
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use oven::cloud::Tags;
 use oven::cloud::local::Region;
 use oven::ids::Architecture;
 use oven::report::Report;
+use oven_testing::pause;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// This text is only in files outside of the checkout, and in its `.git`. It must appear nowhere.
 const CANARY: &str = "Q0FOQVJZ";
 const BASE: &str = "from = { name = \"base\" }\n";
+/// The most memory that a process of oven may take, in KiB.
+const MEMORY_MAX: u64 = 256 << 10;
+const TIME_MAX: Duration = Duration::from_secs(30);
+/// How long oven may take to end after a signal.
+const STOP_MAX: Duration = Duration::from_secs(2);
 
-fn oven(dir: &Path, region: &str, args: &[&str]) -> Output {
+fn command(dir: &Path, region: &str, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_oven"));
     command.env_clear().env("OVEN_REGION_DIR", region).current_dir(dir).args(args);
-    command.output().unwrap()
+    command
+}
+
+fn oven(dir: &Path, region: &str, args: &[&str]) -> Output {
+    command(dir, region, args).output().unwrap()
+}
+
+/// Returns oven's output, and the most memory in KiB that it or one of its processes had. A run that takes too long is
+/// killed.
+fn measured(mut command: Command) -> (Output, u64) {
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let (pid, begin, mut peak) = (child.id(), Instant::now(), 0);
+    let waiting = std::thread::spawn(move || child.wait_with_output().unwrap());
+    while !waiting.is_finished() {
+        peak = peak.max(peak_memory(pid));
+        if begin.elapsed() > TIME_MAX {
+            // The process may have ended by itself just now.
+            _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
+        }
+        pause(Duration::from_millis(1));
+    }
+    (waiting.join().unwrap(), peak)
+}
+
+/// The most memory in KiB that a process or one of its children has had; 0 if they have ended.
+fn peak_memory(pid: u32) -> u64 {
+    let read = |file: String| fs::read_to_string(file).unwrap_or_default();
+    let status = read(format!("/proc/{pid}/status"));
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let own = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok()).unwrap_or(0);
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let children = threads.flat_map(|thread| {
+        let list = read(thread.path().join("children").display().to_string());
+        list.split_whitespace().map(|child| child.parse().unwrap()).collect::<Vec<_>>()
+    });
+    children.map(peak_memory).fold(own, u64::max)
 }
 
 fn printed(output: &Output) -> String {
@@ -92,20 +136,12 @@ const TRICKS: &[Trick] = &[
     ("a source", Some("[[file]]\nsource = \"x\"\ntarget = \"/x\"\n"), |web| {
         relink(web, "x", "../../outside/secret")
     }),
-    ("a template", Some("[[file]]\nsource = \"x\"\ntarget = \"/x\"\ntemplate = true\n"), |web| {
-        relink(web, "x", "../../outside/secret")
-    }),
-    ("a template in .git", Some("[[file]]\nsource = \"x\"\ntarget = \"/x\"\ntemplate = true\n"), |web| {
-        relink(web, "x", "../.git/config")
-    }),
+    ("a template", Some(TEMPLATE), |web| relink(web, "x", "../../outside/secret")),
+    ("a template in .git", Some(TEMPLATE), |web| relink(web, "x", "../.git/config")),
     ("a script", Some("[[run]]\nscript = \"x\"\n"), |web| relink(web, "x", "../../outside/script")),
     ("a playbook", Some("[[ansible]]\nplaybook = \"x\"\n"), |web| relink(web, "x", "../../outside/secret")),
     ("a package", Some("packages = [\"./x\"]\n"), |web| relink(web, "x", "../../outside/secret")),
-    (
-        "a key",
-        Some("[[repository]]\nname = \"r\"\nurl = \"https://r.example\"\nsuite = \"x\"\nkey = \"x\"\n"),
-        |web| relink(web, "x", "../../outside/secret"),
-    ),
+    ("a key", Some(KEY), |web| relink(web, "x", "../../outside/secret")),
     ("a file that no key names", Some(""), |web| relink(web, "x", "../../outside/secret")),
     ("git's file, which no key names", Some(""), |web| relink(web, "x", "../.git/config")),
     ("an input outside", Some("inputs = [\"../../outside\"]\n"), |_| {}),
@@ -116,24 +152,162 @@ const TRICKS: &[Trick] = &[
     ("a broken parent outside", None, |web| {
         fs::write(web.join("image.toml"), "from = \"../../outside/broken\"\n").unwrap();
     }),
-    ("memory", Some("[[file]]\nsource = \"x\"\ntarget = \"/x\"\ntemplate = true\n"), |web| {
+    ("memory", Some(TEMPLATE), |web| {
         fs::write(web.join("x"), "{% set x = 'x' %}".to_owned() + &"{% set x = x ~ x %}".repeat(50)).unwrap();
     }),
-    ("indent", Some("[[file]]\nsource = \"x\"\ntarget = \"/x\"\ntemplate = true\n"), |web| {
+    ("indent", Some(TEMPLATE), |web| {
         fs::write(web.join("x"), "{{ 'a'|indent(99999999999999) }}").unwrap();
     }),
+    ("loops", Some(TEMPLATE), |web| {
+        let text = "{% for a in range(99999) %}{% for b in range(99999) %}{{ b }}{% endfor %}{% endfor %}";
+        fs::write(web.join("x"), text).unwrap();
+    }),
+    ("searches in a long text", Some(TEMPLATE), |web| {
+        let text = "{% for a in range(90000) %}{{ 'y' in ('x'*9000000) }}{% endfor %}";
+        fs::write(web.join("x"), text).unwrap();
+    }),
+    ("a template of a hole", Some(TEMPLATE), |web| hole(&web.join("x"))),
+    ("a link to itself", Some(TEMPLATE), |web| relink(web, "x", "x")),
+    ("image.toml is a hole", None, |web| hole(&web.join("image.toml"))),
+    ("image.toml is a directory", None, |web| {
+        fs::remove_file(web.join("image.toml")).unwrap();
+        fs::create_dir(web.join("image.toml")).unwrap();
+    }),
+    ("a large oven.toml", Some(""), |web| fs::write(web.join("oven.toml"), "#".repeat(2 << 20)).unwrap()),
+    ("a key of a hole", Some(KEY), |web| hole(&web.join("x"))),
+    ("a deep value", None, |web| {
+        let deep = format!("packages = {}{}\n", "[".repeat(500_000), "]".repeat(500_000));
+        fs::write(web.join("image.toml"), deep).unwrap();
+    }),
+    ("a deep key", None, |web| {
+        fs::write(web.join("image.toml"), format!("{BASE}{}a = 1\n", "a.".repeat(500_000))).unwrap();
+    }),
+    ("a FIFO that no key names", Some(""), |web| {
+        rustix::fs::mkfifoat(rustix::fs::CWD, web.join("x"), rustix::fs::Mode::RWXU).unwrap();
+    }),
+    ("a file that no key names, in a directory that is a link", Some("inputs = [\"../x\"]\n"), |web| {
+        relink(web, "../x", "../outside");
+    }),
+    ("long paths that no key names", Some(""), |web| {
+        let dir = (0..14).fold(web.to_owned(), |dir, _| dir.join("d".repeat(255)));
+        fs::create_dir_all(&dir).unwrap();
+        (0..5000).for_each(|n| fs::write(dir.join(format!("{n:0200}")), "").unwrap());
+    }),
 ];
+
+/// Definitions that need much time or memory, if nothing limits the sum of what they contain.
+const SUMS: &[Trick] = &[
+    ("many repositories with one large key", None, |web| {
+        let lines = "mQENBF\n".repeat(140_000);
+        let key =
+            format!("-----BEGIN PGP PUBLIC KEY BLOCK-----\n\n{lines}-----END PGP PUBLIC KEY BLOCK-----\n");
+        fs::write(web.join("x"), key).unwrap();
+        let repository =
+            |n: usize| format!("[[repository]]\nname = \"r{n}\"\nurl = \"http://a.example\"\nkey = \"x\"\n");
+        fs::write(web.join("image.toml"), BASE.to_owned() + &(0..10_000).map(repository).collect::<String>())
+            .unwrap();
+    }),
+    ("many spellings of one package", None, |web| {
+        package(&web.join("a.deb"), 64 << 20);
+        let spellings: String = (0..900).map(|n| format!("\"{}a.deb\", ", "./".repeat(n + 1))).collect();
+        fs::write(web.join("image.toml"), format!("{BASE}packages = [{spellings}]\n")).unwrap();
+    }),
+    ("many parents, each with slow templates", None, |web| {
+        let toml = format!("from = \"./n\"\n{TEMPLATE}");
+        fs::write(web.join("image.toml"), toml).unwrap();
+        fs::write(web.join("x"), "{% for a in range(90000) %}{% endfor %}").unwrap();
+        parents(web, 1000, &["image.toml", "x"]);
+    }),
+    ("many large parents", None, |web| {
+        let toml = format!("from = \"./n\"\ndescription = \"x\"\n[tags]\na = \"{}\"\n#", "x".repeat(200));
+        let vars: String = (0..30_000).map(|n| format!("v{n} = \"0123456789\"\n")).collect();
+        fs::write(web.join("image.toml"), format!("{toml}\n[vars]\n{vars}")).unwrap();
+        parents(web, 300, &["image.toml"]);
+    }),
+    ("many unknown keys", None, |web| {
+        let keys: String = (0..100_000).map(|n| format!("k{n}=1\n")).collect();
+        fs::write(web.join("image.toml"), format!("{BASE}{keys}")).unwrap();
+    }),
+    ("many templates with a mistake, and many variables", None, |web| {
+        fs::write(web.join("x"), "{{ missing }}").unwrap();
+        let file = |n: usize| format!("[[file]]\nsource = \"x\"\ntarget = \"/{n}\"\ntemplate = true\n");
+        let files: String = (0..500).map(file).collect();
+        let vars: String = (0..60_000).map(|n| format!("v{n}=\"\"\n")).collect();
+        fs::write(web.join("image.toml"), format!("{BASE}{files}[vars]\n{vars}")).unwrap();
+    }),
+    ("many secrets, one of them twice", None, |web| {
+        let names: String = (0..100_000).map(|n| format!("\"S{n}\",")).collect();
+        let run = format!("[[run]]\ncommand = [\"true\"]\nsecrets = [{names}\"S99999\"]\n");
+        fs::write(web.join("image.toml"), format!("{BASE}{run}")).unwrap();
+    }),
+    ("many secrets that are values", None, |web| {
+        let names: String = (0..100_000).map(|n| format!("\"-{n}\",")).collect();
+        let run = format!("[[run]]\ncommand = [\"true\"]\nsecrets = [{names}]\n");
+        fs::write(web.join("image.toml"), format!("{BASE}{run}")).unwrap();
+    }),
+];
+
+/// Writes a Debian package whose data is a hole of this size.
+fn package(path: &Path, data: u64) {
+    let header =
+        |name: &str, size: u64| format!("{name:<16}{:<12}{:<6}{:<6}{:<8}{size:<10}`\n", 0, 0, 0, 644);
+    let text = "Package: a\nVersion: 1\nArchitecture: all\n";
+    let mut entry = tar::Header::new_gnu();
+    entry.set_size(text.len() as u64);
+    let mut control = tar::Builder::new(Vec::new());
+    control.append_data(&mut entry, "control", text.as_bytes()).unwrap();
+    let control = control.into_inner().unwrap();
+    let start = [
+        format!(
+            "!<arch>\n{}2.0\n{}",
+            header("debian-binary", 4),
+            header("control.tar", control.len() as u64)
+        )
+        .into_bytes(),
+        control,
+        header("data.tar", data).into_bytes(),
+    ]
+    .concat();
+    fs::write(path, &start).unwrap();
+    fs::File::options().write(true).open(path).unwrap().set_len(start.len() as u64 + data).unwrap();
+}
+
+/// Makes directories in each other, each with these files of the definition.
+fn parents(web: &Path, count: usize, files: &[&str]) {
+    let mut dir = web.to_owned();
+    for _ in 0..count {
+        dir.push("n");
+        fs::create_dir(&dir).unwrap();
+        files.iter().for_each(|file| fs::hard_link(web.join(file), dir.join(file)).unwrap());
+    }
+}
+
+const TEMPLATE: &str = "[[file]]\nsource = \"x\"\ntarget = \"/x\"\ntemplate = true\n";
+const KEY: &str = "[[repository]]\nname = \"r\"\nurl = \"https://r.example\"\nsuite = \"x\"\nkey = \"x\"\n";
+
+/// A file of 1 TiB that needs no space. To read it takes minutes.
+fn hole(path: &Path) {
+    fs::File::create(path).unwrap().set_len(1 << 40).unwrap();
+}
 
 fn relink(web: &Path, name: &str, target: &str) {
     _ = fs::remove_file(web.join(name));
     symlink(target, web.join(name)).unwrap();
 }
 
-#[test]
-fn a_hostile_pull_request_reads_nothing_outside_and_writes_nothing() {
-    for (name, toml, change) in TRICKS {
+/// A hostile pull request, and what is outside of its checkout.
+struct PullRequest {
+    name: &'static str,
+    top: tempfile::TempDir,
+    before: BTreeMap<String, String>,
+    /// The most memory in KiB that a run took.
+    peak: std::cell::Cell<u64>,
+}
+
+impl PullRequest {
+    fn new((name, toml, change): &Trick) -> Self {
         let top = checkout();
-        let (repo, web) = (top.path().join("repo"), top.path().join("repo/web"));
+        let web = top.path().join("repo/web");
         if let Some(toml) = toml {
             fs::write(web.join("image.toml"), format!("{BASE}{toml}")).unwrap();
         }
@@ -141,19 +315,35 @@ fn a_hostile_pull_request_reads_nothing_outside_and_writes_nothing() {
         fs::create_dir(top.path().join("elsewhere")).unwrap();
         fs::write(top.path().join("elsewhere/mine"), "mine").unwrap();
         let before = listing(top.path());
-        let look = |dir: &Path, args: &[&str]| {
-            let begin = Instant::now();
-            let output = oven(dir, "../elsewhere", args);
-            assert!(begin.elapsed() < Duration::from_secs(30), "{name}: {args:?} took {:?}", begin.elapsed());
-            let text = printed(&output);
-            assert!(!text.contains(CANARY), "{name}: {args:?} prints {text}");
-            assert!(output.status.code().is_some_and(|code| code != 101), "{name}: {args:?}: {text}");
-            assert!(!text.contains("/proc/self/environ\n"), "{text}");
-            assert_eq!(listing(top.path()), before, "{name}: {args:?}");
-            (output.status.code().unwrap(), text)
-        };
+        Self { name, top, before, peak: std::cell::Cell::default() }
+    }
+
+    /// Runs a verb that only looks, in a directory of the checkout. Returns its exit code, and what it prints.
+    fn look(&self, dir: &str, args: &[&str]) -> (i32, String) {
+        let (name, begin) = (self.name, Instant::now());
+        let (output, memory) = measured(command(&self.top.path().join(dir), "../elsewhere", args));
+        let text = printed(&output);
+        let shown: String = text.chars().take(10_000).collect();
+        assert!(begin.elapsed() < TIME_MAX, "{name}: {args:?} took {:?}: {shown}", begin.elapsed());
+        assert!(memory <= MEMORY_MAX, "{name}: {args:?} took {} MiB of memory: {shown}", memory >> 10);
+        assert!(!text.contains(CANARY), "{name}: {args:?} prints {shown}");
+        assert!(output.status.code().is_some_and(|code| code != 101), "{name}: {args:?}: {shown}");
+        assert!(!text.contains("/proc/self/environ\n"), "{shown}");
+        assert_eq!(listing(self.top.path()), self.before, "{name}: {args:?}");
+        self.peak.set(self.peak.get().max(memory));
+        (output.status.code().unwrap(), shown)
+    }
+}
+
+#[test]
+fn a_hostile_pull_request_reads_nothing_outside_and_writes_nothing() {
+    assert!(TRICKS.len() >= 30, "{}", TRICKS.len());
+    let mut most = (0, "");
+    for trick in TRICKS {
+        let request = PullRequest::new(trick);
+        let name = request.name;
         for args in [&["plan", "web"][..], &["--json", "plan", "web"]] {
-            let (code, text) = look(&repo, args);
+            let (code, text) = request.look("repo", args);
             // Only the links that no key names are found after the region was opened.
             assert!(code == 3 || code == 4 && name.contains("no key"), "{name}: {code} {text}");
         }
@@ -164,7 +354,7 @@ fn a_hostile_pull_request_reads_nothing_outside_and_writes_nothing() {
             &["plan", "--os-release", "../os-release", "web"],
             &["plan", "--os-release", "../os-release", "--request", "web"],
         ] {
-            let (code, text) = look(&repo, args);
+            let (code, text) = request.look("repo", args);
             let fine = name.contains("oven.toml")
                 || name.contains("no key") && args[0] == "plan"
                 || name.contains("parent") && args.contains(&"checksum");
@@ -180,7 +370,45 @@ fn a_hostile_pull_request_reads_nothing_outside_and_writes_nothing() {
             &["plugin", "list"],
             &["import", "gone.raw", "--name", "x"],
         ] {
-            look(&web, args);
+            request.look("repo/web", args);
+        }
+        most = most.max((request.peak.get(), name));
+    }
+    assert!(most.0 > 0, "no memory was measured");
+    println!("the most memory: {} MiB in \"{}\"", most.0 >> 10, most.1);
+}
+
+#[test]
+fn a_definition_has_limits_for_the_sum_of_what_it_contains() {
+    for trick in SUMS {
+        let request = PullRequest::new(trick);
+        let (code, text) = request.look("repo", &["plan", "web"]);
+        assert_eq!(code, 3, "{}: {text}", request.name);
+        assert!(request.peak.get() > 0, "no memory was measured");
+    }
+}
+
+/// The verbs that only look have nothing to clean up, so a signal ends them immediately.
+#[test]
+fn a_signal_ends_a_long_look_at_a_definition() {
+    let top = checkout();
+    region(&top.path().join("region"), &top.path().join("raw"));
+    hole(&top.path().join("repo/web/hole"));
+    let before = listing(top.path());
+    for args in [["plan", "web"], ["checksum", "web"]] {
+        for signal in [Signal::SIGTERM, Signal::SIGINT] {
+            let mut child = command(&top.path().join("repo"), "../region", &args).spawn().unwrap();
+            let reads = || fs::read_dir(format!("/proc/{}/fd", child.id())).into_iter().flatten().flatten();
+            oven_testing::until("a read of the hole", || {
+                let mut reads = reads().filter_map(|fd| fs::read_link(fd.path()).ok());
+                reads.find(|file| file.ends_with("web/hole"))
+            });
+            kill(Pid::from_raw(child.id() as i32), signal).unwrap();
+            let begin = Instant::now();
+            let status = child.wait().unwrap();
+            assert!(begin.elapsed() < STOP_MAX, "{args:?} {signal}: {:?}", begin.elapsed());
+            assert_eq!(status.signal(), Some(signal as i32), "{args:?}: {status}");
+            assert_eq!(listing(top.path()), before, "{args:?}");
         }
     }
 }

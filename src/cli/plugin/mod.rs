@@ -111,7 +111,7 @@ fn check_all(global: &GlobalArgs, args: &args::PluginCheckArgs, report: &Report)
     let mut cases = golden::read(&dir, args.golden.is_some())?;
     if args.bless {
         let written = golden::bless(&dir, &mut cases, &*known.speaker())?;
-        written.iter().for_each(|path| report.note(format!("wrote {}", path.display())));
+        written.iter().for_each(|path| report.note(format!("wrote {}", escape_name(path))));
     }
     let findings = check::check_speaker(&*known.speaker(), &cases);
     let (mut rules, mut faults) = (Vec::new(), 0);

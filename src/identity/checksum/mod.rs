@@ -12,17 +12,22 @@ mod tests;
 use crate::config::toml_reader::kind_of;
 use crate::definition::DIRECTORY_HINT;
 use crate::error::Kind;
-use crate::sys::fds::{GIT, PathRefusal, find_within};
+use crate::sys::fds::{
+    GIT, PathRefusal, find_within, find_within_or_in_git, list_found_directory, open_found_file,
+};
+use crate::sys::signals;
 use anyhow::Result;
 use sha1::{Digest, Sha1};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::fs::{File, Metadata};
+use std::fs::{File, Metadata, ReadDir};
 use std::io::{ErrorKind, Read};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// The number of bytes that each thread reads at a time. It is large enough to make system calls cheap, and small
@@ -33,6 +38,11 @@ const MAX_THREADS: usize = 32;
 /// When the metadata of files is read, one thread is used for each 512 files. For fewer files, starting another thread
 /// takes longer than it saves.
 const STAT_SHARE: usize = 512;
+/// The maximal number of files, directories and links in a definition's directories. A definition has far fewer. With
+/// this limit, and the next one, a bake needs less than 256 MiB of memory.
+pub(crate) const MAX_OBJECTS: usize = 100_000;
+/// The maximal size in bytes of the paths of these objects together. Each path may have 4096 bytes.
+const MAX_PATH_BYTES: usize = 16 << 20;
 
 /// The checksum, and the files that it covers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,6 +65,8 @@ pub(crate) struct CountedFile {
     pub executable: bool,
     /// If the file is a symbolic link: the target, as the link spells it.
     pub link: Option<PathBuf>,
+    /// The canonical path of the project that must contain the file. `None` if the file may be anywhere.
+    project: Option<Arc<Path>>,
 }
 
 /// The files that the checksum covers.
@@ -96,7 +108,7 @@ fn definition_error(path: &Path, what: impl std::fmt::Display) -> anyhow::Error 
 }
 
 fn unreadable(path: &Path, error: std::io::Error) -> anyhow::Error {
-    definition_error(path, format_args!("cannot be read: {error}"))
+    Kind::Definition.of_io(&error).error(format!("{}: cannot be read: {error}", path.display()))
 }
 
 impl DefinitionTree {
@@ -107,14 +119,47 @@ impl DefinitionTree {
 
     /// Reads the files of these directories. `project` returns the canonical path of the project of each directory.
     /// Links to files must not lead out of the project. If it is `None`, they may lead anywhere.
+    ///
+    /// Errors: [`Kind::Interrupted`] if a signal asked this process to end.
     pub fn read_within(
         directories: &[impl AsRef<Path>],
         project: &dyn Fn(&Path) -> Option<PathBuf>,
     ) -> Result<Self> {
-        let mut tree = Self::default();
+        TreeReader::new(&signals::is_stop_requested).read(directories, project)
+    }
+
+    /// The checksum over the files' SHA1s.
+    pub fn checksum(&self) -> String {
+        let mut all = Sha1::new();
+        self.files.iter().for_each(|file| all.update(&file.sha1));
+        hex(&all.finalize())
+    }
+}
+
+/// Reads the files of directories.
+struct TreeReader<'a> {
+    tree: DefinitionTree,
+    /// The numbers of objects and of bytes of paths that may still be found.
+    objects_left: usize,
+    path_bytes_left: usize,
+    is_stop_requested: &'a (dyn Fn() -> bool + Sync),
+}
+
+impl<'a> TreeReader<'a> {
+    fn new(is_stop_requested: &'a (dyn Fn() -> bool + Sync)) -> Self {
+        let tree = DefinitionTree::default();
+        Self { tree, objects_left: MAX_OBJECTS, path_bytes_left: MAX_PATH_BYTES, is_stop_requested }
+    }
+
+    fn read(
+        mut self,
+        directories: &[impl AsRef<Path>],
+        project: &dyn Fn(&Path) -> Option<PathBuf>,
+    ) -> Result<DefinitionTree> {
         for directory in directories.iter().map(AsRef::as_ref) {
-            tree.walk(directory, project(directory).as_deref())?;
+            self.walk(directory, project(directory).map(Arc::from).as_ref())?;
         }
+        let tree = &mut self.tree;
         if tree.files.is_empty() {
             let names: Vec<_> = directories.iter().map(|d| d.as_ref().display().to_string()).collect();
             return Err(Kind::Definition
@@ -125,19 +170,37 @@ impl DefinitionTree {
         // Compares bytes and not `Path`s, because `Path`s are compared by components, which puts a/x before a-b/x.
         tree.files.sort_by(|a, b| a.path.as_os_str().as_bytes().cmp(b.path.as_os_str().as_bytes()));
         tree.directory_links.sort();
-        tree.examine()?;
-        Ok(tree)
+        self.examine()?;
+        Ok(self.tree)
     }
 
-    /// The checksum over the files' SHA1s.
-    pub fn checksum(&self) -> String {
-        let mut all = Sha1::new();
-        self.files.iter().for_each(|file| all.update(&file.sha1));
-        hex(&all.finalize())
+    /// Fails if a signal asked this process to end.
+    fn check_stop(&self) -> Result<()> {
+        if (self.is_stop_requested)() { Err(Kind::Interrupted.error("interrupted")) } else { Ok(()) }
+    }
+
+    /// Counts an object. `top` is the directory in which the user finds it.
+    fn count(&mut self, path: &Path, top: &Path) -> Result<()> {
+        self.check_stop()?;
+        let left =
+            (self.objects_left.checked_sub(1), self.path_bytes_left.checked_sub(path.as_os_str().len()));
+        let (Some(objects), Some(path_bytes)) = left else {
+            let limit = MAX_PATH_BYTES >> 20;
+            return Err(Kind::Definition
+                .failure(format!(
+                    "{}: the definition has too many files: more than {MAX_OBJECTS} files, directories and links, or \
+                     more than {limit} MiB of paths",
+                    top.display()
+                ))
+                .hint("Remove the files that the image does not need, or put them into an archive.")
+                .into());
+        };
+        (self.objects_left, self.path_bytes_left) = (objects, path_bytes);
+        Ok(())
     }
 
     /// Lists a directory tree. It does not recurse, so that a deep tree cannot exhaust the thread's stack.
-    fn walk(&mut self, top: &Path, project: Option<&Path>) -> Result<()> {
+    fn walk(&mut self, top: &Path, project: Option<&Arc<Path>>) -> Result<()> {
         let metadata = std::fs::metadata(top).map_err(|e| match e.kind() {
             ErrorKind::NotFound => Kind::Definition
                 .failure(format!("{}: directory not found", top.display()))
@@ -150,14 +213,16 @@ impl DefinitionTree {
         }
         let mut directories = vec![top.to_owned()];
         while let Some(directory) = directories.pop() {
-            for entry in std::fs::read_dir(&directory).map_err(|e| unreadable(&directory, e))? {
+            for entry in list(&directory, project)? {
                 let entry = entry.map_err(|e| unreadable(&directory, e))?;
-                let (path, name) = (entry.path(), entry.file_name());
+                let name = entry.file_name();
+                let path = directory.join(&name);
+                self.count(&path, top)?;
                 let kind = entry.file_type().map_err(|e| unreadable(&path, e))?;
                 let is_hidden = name.as_bytes().starts_with(b".");
                 if kind.is_dir() {
                     if name == ".git" {
-                        self.warnings.push(format!(
+                        self.tree.warnings.push(format!(
                             "{} is in the definition. Its files are part of the checksum, so the checksum changes \
                              with each commit",
                             path.display()
@@ -167,7 +232,7 @@ impl DefinitionTree {
                 } else if kind.is_symlink() {
                     self.add_link(path, is_hidden, project)?;
                 } else if !is_hidden {
-                    self.add_file(path, None);
+                    self.add_file(path, None, project);
                 }
             }
         }
@@ -176,7 +241,7 @@ impl DefinitionTree {
 
     /// Adds a symbolic link. A link to a file counts as that file. A link to a directory is not followed. It is
     /// recorded for the fingerprint, because a path in image.toml may lead through the link.
-    fn add_link(&mut self, path: PathBuf, is_hidden: bool, project: Option<&Path>) -> Result<()> {
+    fn add_link(&mut self, path: PathBuf, is_hidden: bool, project: Option<&Arc<Path>>) -> Result<()> {
         let target = std::fs::metadata(&path);
         let is_directory = target.as_ref().is_ok_and(Metadata::is_dir);
         if is_hidden && !is_directory {
@@ -184,7 +249,7 @@ impl DefinitionTree {
         }
         let link = std::fs::read_link(&path).map_err(|e| unreadable(&path, e))?;
         match target {
-            Ok(_) if is_directory => self.directory_links.push((path, link)),
+            Ok(_) if is_directory => self.tree.directory_links.push((path, link)),
             Err(e) if e.kind() == ErrorKind::NotFound => {
                 return Err(definition_error(
                     &path,
@@ -193,39 +258,110 @@ impl DefinitionTree {
             }
             // Any other error occurs again in `examine`, which reports it.
             _ => {
-                if let Some(project) = project {
-                    ensure_in_project(&path, project)?;
+                self.add_file(path, Some(link), project);
+                if let (Some(project), Some(file)) = (project, self.tree.files.last()) {
+                    find(&file.path, project).map_err(|refused| file.refused(refused))?;
                 }
-                self.add_file(path, Some(link));
             }
         }
         Ok(())
     }
 
-    fn add_file(&mut self, path: PathBuf, link: Option<PathBuf>) {
-        self.files.push(CountedFile { path, sha1: String::new(), executable: false, link });
+    fn add_file(&mut self, path: PathBuf, link: Option<PathBuf>, project: Option<&Arc<Path>>) {
+        let project = project.cloned();
+        self.tree.files.push(CountedFile { path, sha1: String::new(), executable: false, link, project });
     }
 
     /// Reads the files' metadata and content on all cores. Large files are read first. Otherwise one core might still
     /// read a large file at the end, while the others have nothing to do.
     fn examine(&mut self) -> Result<()> {
-        let files = &self.files;
+        let files = &self.tree.files;
         let mut order: Vec<usize> = (0..files.len()).collect();
-        let metadata = on_all_cores(&order, STAT_SHARE, |index| {
+        let sizes = on_all_cores(&order, STAT_SHARE, |index| {
+            self.check_stop()?;
             let path = &files[index].path;
             let metadata = std::fs::metadata(path).map_err(|e| unreadable(path, e))?;
             refuse_special(path, &metadata)?;
-            Ok((metadata.len(), metadata.permissions().mode() & 0o100 != 0))
+            Ok(metadata.len())
         })?;
-        let metadata: HashMap<usize, (u64, bool)> = metadata.into_iter().collect();
-        order.sort_by_key(|index| std::cmp::Reverse(metadata[index].0));
-        let hashes = on_all_cores(&order, 1, |index| file_sha1(&files[index].path))?;
-        for (index, sha1) in hashes {
-            self.files[index].sha1 = sha1;
-            self.files[index].executable = metadata[&index].1;
+        let sizes: HashMap<usize, u64> = sizes.into_iter().collect();
+        order.sort_by_key(|index| std::cmp::Reverse(sizes[index]));
+        let read = on_all_cores(&order, 1, |index| {
+            let (file, metadata) = files[index].open()?;
+            let sha1 = sha1_of(file, &files[index].path, &|| self.check_stop())?;
+            Ok((sha1, metadata.permissions().mode() & 0o100 != 0))
+        })?;
+        for (index, (sha1, executable)) in read {
+            let file = &mut self.tree.files[index];
+            (file.sha1, file.executable) = (sha1, executable);
         }
         Ok(())
     }
+}
+
+impl CountedFile {
+    /// Opens the file for reading. It must still be a regular file in the project, because another process may have
+    /// replaced it, or a directory above it, by a link.
+    fn open(&self) -> Result<(File, Metadata)> {
+        let path = &self.path;
+        let file = match &self.project {
+            Some(project) => {
+                find(path, project).and_then(open_found_file).map_err(|refused| self.refused(refused))?
+            }
+            None => {
+                // With these flags, `open` does not block if a FIFO has replaced the file.
+                let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+                let file = File::options().read(true).custom_flags(flags).open(path);
+                file.map_err(|e| unreadable(path, e))?
+            }
+        };
+        let metadata = file.metadata().map_err(|e| unreadable(path, e))?;
+        refuse_special(path, &metadata)?;
+        Ok((file, metadata))
+    }
+
+    fn refused(&self, refused: PathRefusal) -> anyhow::Error {
+        let path = &self.path;
+        let place = match refused {
+            PathRefusal::Io(error) => return unreadable(path, error),
+            PathRefusal::Special(kind) => return special(path, kind),
+            PathRefusal::Outside(_) | PathRefusal::InGit(_) => {
+                self.project.as_deref().unwrap_or(Path::new("/")).display()
+            }
+        };
+        match &self.link {
+            Some(_) => Kind::Definition
+                .failure(format!("{}: is a symbolic link that {refused}", path.display()))
+                .hint(format!("Replace the link by a file, or by a link to a file in {place}.")),
+            None => Kind::Definition.failure(format!("{}: {refused}", path.display())).hint(
+                "Another process replaced it by a link. Do not change the definition while oven reads it.",
+            ),
+        }
+        .into()
+    }
+}
+
+/// Finds a file or directory in its project. In a `.git` that is part of the definition, it finds git's own files, too.
+/// Otherwise a link must not lead to them. So the definition of a stranger cannot make oven read any file of this
+/// machine.
+fn find(path: &Path, project: &Path) -> Result<OwnedFd, PathRefusal> {
+    match path.components().any(|name| name.as_os_str() == GIT) {
+        true => find_within_or_in_git(path, project),
+        false => find_within(path, project),
+    }
+}
+
+/// Lists a directory. It must be in the project, because another process may have replaced it by a link.
+fn list(directory: &Path, project: Option<&Arc<Path>>) -> Result<ReadDir> {
+    let listed = match project {
+        None => std::fs::read_dir(directory),
+        Some(project) => match find(directory, project) {
+            Ok(found) => list_found_directory(&found),
+            Err(PathRefusal::Io(error)) => Err(error),
+            Err(refused) => return Err(definition_error(directory, refused)),
+        },
+    };
+    listed.map_err(|e| unreadable(directory, e))
 }
 
 /// Calls `work` for each index, in the order of `indexes`. It uses at most as many threads as there are cores, and at
@@ -271,43 +407,26 @@ fn on_all_cores<T: Send>(
     }
 }
 
-/// Checks that a link to a file does not lead out of the project or into a `.git`. Otherwise the definition of a
-/// stranger could make oven read any file of this machine. Git's own links may lead to git's own files.
-fn ensure_in_project(path: &Path, project: &Path) -> Result<()> {
-    let is_gits_own = path.components().any(|name| name.as_os_str() == GIT);
-    match find_within(path, project) {
-        Ok(_) => Ok(()),
-        Err(PathRefusal::InGit(_)) if is_gits_own => Ok(()),
-        Err(PathRefusal::Io(error)) => Err(unreadable(path, error)),
-        Err(refused) => Err(Kind::Definition
-            .failure(format!("{}: is a symbolic link that {refused}", path.display()))
-            .hint(format!("Replace the link by a file, or by a link to a file in {}.", project.display()))
-            .into()),
-    }
-}
-
 fn refuse_special(path: &Path, metadata: &Metadata) -> Result<()> {
     if metadata.is_file() {
         return Ok(());
     }
-    Err(definition_error(
-        path,
-        format_args!("is {}: only regular files can be part of the checksum", kind_of(metadata)),
-    ))
+    Err(special(path, kind_of(metadata)))
 }
 
-fn file_sha1(path: &Path) -> Result<String> {
+fn special(path: &Path, kind: &str) -> anyhow::Error {
+    definition_error(path, format_args!("is {kind}: only regular files can be part of the checksum"))
+}
+
+/// The SHA1 of an open file. `check_stop` is called for each buffer.
+fn sha1_of(mut file: File, path: &Path, check_stop: &dyn Fn() -> Result<()>) -> Result<String> {
     thread_local! {
         static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; BUFFER_BYTES].into());
     }
-    // With these flags, `open` does not block if a FIFO has replaced the file.
-    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
-    let file = File::options().read(true).custom_flags(flags).open(path);
-    let mut file = file.map_err(|e| unreadable(path, e))?;
-    refuse_special(path, &file.metadata().map_err(|e| unreadable(path, e))?)?;
     let mut hasher = Sha1::new();
     BUFFER.with_borrow_mut(|buffer| {
         loop {
+            check_stop()?;
             match file.read(buffer) {
                 Ok(0) => return Ok(hex(&hasher.finalize())),
                 Ok(count) => hasher.update(&buffer[..count]),

@@ -130,8 +130,11 @@ fn a_file_that_turns_into_a_fifo_does_not_block() {
     let top = tree(&[]);
     let fifo = top.path().join("fifo");
     rustix::fs::mkfifoat(CWD, &fifo, Mode::RWXU).unwrap();
-    let error = file_sha1(&fifo).unwrap_err().to_string();
-    assert!(error.ends_with("is a FIFO: only regular files can be part of the checksum"), "{error}");
+    for project in [None, Some(Arc::from(top.path().canonicalize().unwrap()))] {
+        let file = CountedFile { project, ..counted(fifo.clone(), None, Path::new("/")) };
+        let error = file.open().unwrap_err().to_string();
+        assert!(error.ends_with("is a FIFO: only regular files can be part of the checksum"), "{error}");
+    }
 }
 
 #[test]
@@ -170,4 +173,98 @@ fn links_and_modes_are_seen_for_the_fingerprint() {
     let seen: Vec<_> = tree.files.iter().map(|file| (file.executable, file.link.as_deref())).collect();
     assert_eq!(seen, [(true, Some(Path::new("run"))), (true, None), (false, None), (false, None)]);
     assert_eq!(tree.directory_links, [(top.path().join("d/to-sub"), "sub".into())]);
+}
+
+/// A project with a definition `web`, and a file and a directory outside the project.
+fn project() -> (tempfile::TempDir, PathBuf) {
+    let top = tree(&[
+        ("outside/secret", "secret"),
+        ("outside/dir/x", "secret"),
+        ("project/web/dir/x", "x"),
+        ("project/web/y", "y"),
+        ("project/web/.git/config", "token"),
+        ("project/.git/config", "token"),
+    ]);
+    let project = top.path().canonicalize().unwrap().join("project");
+    (top, project)
+}
+
+fn counted(path: PathBuf, link: Option<&str>, project: &Path) -> CountedFile {
+    let (link, project) = (link.map(PathBuf::from), Some(Arc::from(project)));
+    CountedFile { path, sha1: String::new(), executable: false, link, project }
+}
+
+#[test]
+fn only_what_was_opened_inside_the_project_is_read() {
+    let (_top, project) = project();
+    let web = project.join("web");
+    let read = || config_checksum_within(&[&web], &|_| Some(project.clone()));
+    let whole = read().unwrap();
+    assert_eq!(whole.hex, config_checksum(&[&web]).unwrap().hex, "git's own files count, too");
+    assert_eq!(whole.files.len(), 3);
+
+    // These are the paths that a list of the directory contained. Then another process replaces what they lead to.
+    let outside = project.parent().unwrap().join("outside");
+    std::fs::remove_file(web.join("y")).unwrap();
+    symlink(outside.join("secret"), web.join("y")).unwrap();
+    std::fs::rename(web.join("dir"), project.join("moved")).unwrap();
+    symlink(outside.join("dir"), web.join("dir")).unwrap();
+    for path in ["y", "dir/x"] {
+        let error = counted(web.join(path), None, &project).open().unwrap_err();
+        assert_eq!(Kind::of(&error), Kind::Definition);
+        assert!(error.to_string().contains("which is outside the project"), "{error:#}");
+    }
+    let error = list(&web.join("dir"), Some(&Arc::from(&*project))).unwrap_err();
+    assert_eq!(Kind::of(&error), Kind::Definition);
+    assert!(error.to_string().contains("which is outside the project"), "{error:#}");
+
+    std::fs::remove_file(web.join("y")).unwrap();
+    symlink("../.git/config", web.join("y")).unwrap();
+    let error = counted(web.join("y"), Some("../.git/config"), &project).open().unwrap_err();
+    assert!(error.to_string().contains("web/y: is a symbolic link that resolves to"), "{error:#}");
+    assert!(error.to_string().contains("inside a .git"), "{error:#}");
+    assert!(counted(web.join(".git/config"), None, &project).open().is_ok());
+}
+
+#[test]
+fn a_stop_ends_the_reading_of_a_definition() {
+    let top = tree(&[("w/a", "a"), ("w/b/c", "c")]);
+    let hole = std::fs::File::create(top.path().join("w/hole")).unwrap();
+    hole.set_len(1 << 40).unwrap();
+    // The stop comes while the first directory is listed, and after a few buffers of the hole.
+    for after in [1, 40] {
+        let asked = AtomicUsize::new(0);
+        let stop = || asked.fetch_add(1, Ordering::Relaxed) >= after;
+        let error = TreeReader::new(&stop).read(&[top.path().join("w")], &|_| None).unwrap_err();
+        assert_eq!(Kind::of(&error), Kind::Interrupted, "{error:#}");
+        assert!(asked.into_inner() < after + 2 * MAX_THREADS);
+    }
+}
+
+#[test]
+fn too_many_files_are_an_error() {
+    let top = tree(&[("w/a", "a"), ("w/.b", "b"), ("w/d/c", "c")]);
+    let read = |change: &dyn Fn(&mut TreeReader<'_>)| {
+        let mut reader = TreeReader::new(&|| false);
+        change(&mut reader);
+        reader.read(&[top.path().join("w")], &|_| None)
+    };
+    let paths: usize =
+        ["w/a", "w/.b", "w/d", "w/d/c"].map(|path| top.path().join(path).as_os_str().len()).iter().sum();
+    assert_eq!(read(&|reader| reader.objects_left = 4).unwrap().files.len(), 2);
+    assert_eq!(read(&|reader| reader.path_bytes_left = paths).unwrap().files.len(), 2);
+    for error in [
+        read(&|reader| reader.objects_left = 3).unwrap_err(),
+        read(&|reader| reader.path_bytes_left = paths - 1).unwrap_err(),
+    ] {
+        assert_eq!(Kind::of(&error), Kind::Definition);
+        assert!(error.to_string().contains("/w: the definition has too many files"), "{error:#}");
+    }
+}
+
+#[test]
+fn an_error_of_the_disk_is_not_the_definitions() {
+    // Reading this file at its beginning fails with EIO.
+    let error = sha1_of(File::open("/proc/self/mem").unwrap(), Path::new("x"), &|| Ok(())).unwrap_err();
+    assert_eq!(Kind::of(&error), Kind::Machine);
 }

@@ -170,6 +170,7 @@ fn neither_the_spelling_of_the_directory_nor_its_place_counts() {
     let elsewhere = tempfile::tempdir().unwrap();
     std::fs::rename(top.path(), elsewhere.path().join("moved")).unwrap();
     image.dir = elsewhere.path().join("moved/web");
+    image.project = elsewhere.path().canonicalize().unwrap();
     assert_eq!(inputs(&image), first);
 }
 

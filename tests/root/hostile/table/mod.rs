@@ -11,11 +11,11 @@ use super::lab::HostileLab;
 use disk::Damage;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use oven_testing::{Dice, each, full, pause};
+use oven_testing::{Dice, each, full, pause, until};
 use std::fs::{self, File};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -234,4 +234,28 @@ fn a_signal_ends_the_bake_of_a_hostile_image() {
 #[test]
 fn images_without_bounds() {
     bake_all(&images::bounds());
+}
+
+/// The bake reads a file of the definition for many minutes.
+#[test]
+fn a_signal_ends_the_bake_of_a_hostile_definition() {
+    let table = Table::on(&disk::whole());
+    let image = table.lab.world.path("image");
+    disk::write(&image, "image.toml", "from = { name = \"base\" }\n");
+    disk::hole(&image, "hole", 1 << 40);
+    let child = table.command().stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let (pid, start) = (child.id(), Instant::now());
+    until("a read of the hole", || {
+        let files = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        files.filter_map(|fd| fs::read_link(fd.path()).ok()).find(|file| file.ends_with("image/hole"))
+    });
+    kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGTERM).unwrap();
+    let stopped = Instant::now();
+    let output = child.wait_with_output().unwrap();
+    let (took, heard) = (start.elapsed(), stopped.elapsed());
+    let baked = table.lab.ended(&output, took);
+    table.lab.failed(&baked, 130, &["interrupted"]);
+    // Without the stop, the read would take longer than this.
+    assert!(heard < Duration::from_secs(10), "it ended {heard:?} after the signal");
+    println!("it ended {heard:?} after the signal");
 }
