@@ -86,6 +86,24 @@ fn passwd_of_homes(root: &Path) {
     fs::write(root.join("etc/passwd"), homes).unwrap();
 }
 
+/// Below `/root` and in `/tmp`, 4000 files whose paths have 100 KiB each.
+fn deep_files(root: &Path) {
+    use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
+    let name = "d".repeat(250);
+    for top in ["root", "tmp"] {
+        fs::create_dir_all(root.join(top)).unwrap();
+        let mut dir = openat(CWD, root.join(top), OFlags::PATH, Mode::empty()).unwrap();
+        for _ in 0..400 {
+            mkdirat(&dir, &*name, Mode::RWXU).unwrap();
+            dir = openat(&dir, &*name, OFlags::PATH, Mode::empty()).unwrap();
+        }
+        for number in 0..4000 {
+            let flags = OFlags::WRONLY | OFlags::CREATE;
+            openat(&dir, number.to_string(), flags, Mode::RUSR).unwrap();
+        }
+    }
+}
+
 /// A step writes a new kernel whose initramfs is this.
 fn kernel(make: &str) -> String {
     format!(
@@ -98,7 +116,8 @@ fn hostile_bases_end_soon_with_little_memory() {
     let hole = |root: &Path| sparse(&root.join("srv/x"), 15 << 40);
     let nothing = |_: &Path| ();
     type Case<'a> = (&'a str, &'a dyn Fn(&Path), String, i32, &'a str);
-    let cases: [Case<'_>; 7] = [
+    let cases: [Case<'_>; 8] = [
+        ("deep files", &deep_files, "[clean]\nkeep = [\"/tmp\"]\n".to_owned(), 0, ""),
         ("a hole, and a secret", &hole, SECRET.to_owned(), 0, ""),
         (
             "an initramfs of a hole",
