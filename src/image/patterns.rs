@@ -51,38 +51,50 @@ impl ImageTree {
     pub fn expand(&self, pattern: &str) -> Result<Vec<(String, FileType)>> {
         let _timer = self.meter().start();
         let mut found = vec![String::new()];
+        // The parts without `*` after the last part with one.
+        let mut literal = String::new();
         for part in pattern.split('/').filter(|part| !part.is_empty()) {
+            if !part.contains('*') {
+                literal.push('/');
+                literal.push_str(part);
+                continue;
+            }
             let (mut next, mut memory) = (Vec::new(), 0);
-            let mut add = |path: String| {
-                memory += size_of::<(String, FileType)>() + path.len();
-                next.push(path);
-                if next.len() > MATCHES_MAX || memory > MATCHES_MEMORY_MAX {
-                    let (pattern, max) = (escape_name(pattern), MATCHES_MEMORY_MAX >> 20);
-                    return Err(self.meter().exceeded(format!(
-                        "more than {MATCHES_MAX} paths in the image, or more than {max} MiB of paths, match {pattern}"
-                    )));
-                }
-                Ok(())
-            };
             for dir in found {
-                if !part.contains('*') {
-                    add(format!("{dir}/{part}"))?;
-                } else if self.is_directory(&dir)? {
-                    let names = self.list(&dir)?.into_iter().filter_map(|name| name.into_string().ok());
-                    for name in names.filter(|name| match_wildcards(part, name).is_some()) {
-                        add(format!("{dir}/{name}"))?;
-                    }
+                let dir = dir + &literal;
+                if !self.is_directory(&dir)? {
+                    continue;
+                }
+                let names = self.list(&dir)?.into_iter().filter_map(|name| name.into_string().ok());
+                for name in names.filter(|name| match_wildcards(part, name).is_some()) {
+                    next.push(format!("{dir}/{name}"));
+                    memory += memory_of_match(&next[next.len() - 1]);
+                    self.ensure_few_matches(next.len(), memory, pattern)?;
                 }
             }
+            literal.clear();
             found = next;
         }
-        let mut all = Vec::new();
+        let (mut all, mut memory) = (Vec::new(), 0);
         for path in found {
+            let path = path + &literal;
             if let Some(kind) = self.kind_of(&path)? {
+                memory += memory_of_match(&path);
                 all.push((path, kind));
+                self.ensure_few_matches(all.len(), memory, pattern)?;
             }
         }
         Ok(all)
+    }
+
+    fn ensure_few_matches(&self, count: usize, memory: usize, pattern: &str) -> Result<()> {
+        if count <= MATCHES_MAX && memory <= MATCHES_MEMORY_MAX {
+            return Ok(());
+        }
+        let (pattern, max) = (escape_name(pattern), MATCHES_MEMORY_MAX >> 20);
+        Err(self.meter().exceeded(format!(
+            "more than {MATCHES_MAX} paths in the image, or more than {max} MiB of paths, match {pattern}"
+        )))
     }
 
     /// Removes the objects that match a pattern, except directories and the paths that `keep` accepts. Returns whether
@@ -110,6 +122,10 @@ impl ImageTree {
         let bytes = self.read(path)?.unwrap_or_default();
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
+}
+
+fn memory_of_match(path: &str) -> usize {
+    size_of::<(String, FileType)>() + path.len()
 }
 
 #[cfg(test)]
@@ -156,6 +172,8 @@ mod tests {
         );
         assert_eq!(paths("/home/*/.*history"), ["/home/a/.x_history"]);
         assert_eq!(paths("/var/log/b.txt"), ["/var/log/b.txt"]);
+        assert_eq!(paths("var/*/d.log/x"), ["/var/log/d.log/x"]);
+        assert_eq!(paths("/v*/l*/*.txt"), ["/var/log/b.txt"]);
         for pattern in ["/var/logs/*", "/var/*.log", "/none/*", "/none"] {
             assert!(paths(pattern).is_empty(), "{pattern}");
         }

@@ -141,6 +141,10 @@ pub const CREDENTIALS: &[CredentialRule] = &[
     ),
 ];
 
+/// The maximum size in bytes of the paths of all home directories. 50,000 usual paths have 1 MiB. The time for a home
+/// depends on the length of its path, because oven looks for many files in each home.
+const HOME_PATHS_MAX: usize = 2 << 20;
+
 /// Histories of shells and clients in a home directory.
 const HISTORIES: [&str; 4] = [".*history", ".lesshst", ".viminfo", ".wget-hsts"];
 
@@ -164,6 +168,11 @@ pub fn homes(inside: &ImageTree) -> Result<Vec<String>> {
     paths.extend(inside.expand("/home/*")?.into_iter().map(|(path, _)| path));
     if paths.len() > HOMES_MAX {
         return Err(too_many());
+    }
+    if paths.iter().map(String::len).sum::<usize>() > HOME_PATHS_MAX {
+        let max = HOME_PATHS_MAX >> 20;
+        let what = format!("the paths of the image's home directories have more than {max} MiB together");
+        return Err(inside.meter().exceeded(what));
     }
     let (mut homes, mut ids) = (Vec::new(), HashSet::new());
     for path in paths {
@@ -235,6 +244,25 @@ mod tests {
         });
         visited.unwrap();
         assert_eq!(found, ["/home/x/.bash_history", "/srv/app/.bash_history"]);
+    }
+
+    #[test]
+    fn the_paths_of_homes_have_a_limit_in_bytes() {
+        let tree = Tree::new();
+        let homes =
+            |count| (0..count).map(|n| format!("x:x:1:1::/{n}{}:\n", "/x".repeat(2000))).collect::<String>();
+        tree.file("etc/passwd", &homes(500));
+        assert!(homes_of(&tree).unwrap().is_empty());
+        tree.file("etc/passwd", &homes(600));
+        let error = homes_of(&tree).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the paths of the image's home directories have more than 2 MiB together"
+        );
+    }
+
+    fn homes_of(tree: &Tree) -> Result<Vec<String>> {
+        homes(&tree.tree())
     }
 
     #[test]
