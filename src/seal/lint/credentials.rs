@@ -5,7 +5,7 @@
 //! small files below [`SEARCHED`]. Files that are as in the base image are not reported.
 
 use super::bake_period::{BakeMoment, BakePeriod};
-use super::findings::Findings;
+use super::findings::LintFindings;
 use crate::image::file_version::{FileId, FileVersion};
 use crate::image::tree::ImageTree;
 use crate::image::walk::{Walk, WalkEntry};
@@ -65,7 +65,7 @@ impl CredentialBaseline {
     }
 
     /// Finds the credentials that the bake added. Returns whether all files were searched.
-    pub fn find(&self, inside: &ImageTree, findings: &mut Findings<'_>) -> Result<bool> {
+    pub fn find(&self, inside: &ImageTree, findings: &mut LintFindings<'_>) -> Result<bool> {
         let added = AddedFiles { baseline: self, period: self.moment.until_now() };
         visit_known_paths(inside, &mut |path, rule| {
             let Some(stat) = inside.metadata(path)? else { return Ok(()) };

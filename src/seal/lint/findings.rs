@@ -22,7 +22,7 @@ struct Finding {
 
 /// The findings of the lint, except the paths in `[clean] keep`. Only the first findings are stored, because an image may
 /// have millions, with paths of any length.
-pub struct Findings<'a> {
+pub struct LintFindings<'a> {
     keep: &'a [String],
     secrets: &'a Secrets,
     first: Vec<Finding>,
@@ -33,7 +33,7 @@ pub struct Findings<'a> {
     hasher: RandomState,
 }
 
-impl<'a> Findings<'a> {
+impl<'a> LintFindings<'a> {
     pub fn new(keep: &'a [String], secrets: &'a Secrets) -> Self {
         let (known, hasher) = (HashSet::new(), RandomState::new());
         Self { keep, secrets, first: Vec::new(), count: 0, known, hasher }
@@ -87,7 +87,7 @@ mod tests {
     #[test]
     fn only_the_first_findings_are_stored_and_all_are_counted_once() {
         let (keep, secrets) = (["/tmp/keep".to_owned()], Secrets::default());
-        let mut findings = Findings::new(&keep, &secrets);
+        let mut findings = LintFindings::new(&keep, &secrets);
         let path = |number: usize| format!("/tmp/{number}/{}", "x".repeat(1 << 20));
         for number in (0..50).chain(0..50) {
             findings.add(&path(number), "a temporary file");
@@ -103,7 +103,7 @@ mod tests {
     #[test]
     fn a_secret_in_a_long_path_is_masked_before_the_path_is_shortened() {
         let secrets = Secrets::of_test(&[("TOKEN", "hunter2-hunter2")]);
-        let mut findings = Findings::new(&[], &secrets);
+        let mut findings = LintFindings::new(&[], &secrets);
         findings.add(&format!("/{}hunter2-hunter2{}", "x".repeat(503), "y".repeat(5000)), "a log");
         let (path, _) = findings.list().unwrap();
         assert!(!path.contains("hunter2") && path.contains('…'), "{path}");

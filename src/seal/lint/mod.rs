@@ -16,7 +16,7 @@ use crate::image::walk::Walk;
 use crate::provision::context::ProvisionContext;
 use anyhow::Result;
 use credentials::CredentialBaseline;
-use findings::Findings;
+use findings::LintFindings;
 use oven_distro::Cache;
 use rustix::fs::FileType;
 use std::collections::BTreeSet;
@@ -128,7 +128,7 @@ fn servers(resolv_conf: &str) -> impl Iterator<Item = &str> {
 
 /// Checks the image. The error lists the first findings.
 pub fn lint(inside: &ImageTree, work: &ProvisionContext<'_>, before: &LintBaseline) -> Result<()> {
-    let mut findings = Findings::new(&work.image.keep, work.secrets);
+    let mut findings = LintFindings::new(&work.image.keep, work.secrets);
     find_machine_data(inside, &work.plan.caches, &mut findings)?;
     findings.sort();
     find_leftovers(inside, work, before, &mut findings)?;
@@ -149,7 +149,7 @@ pub fn lint(inside: &ImageTree, work: &ProvisionContext<'_>, before: &LintBaseli
 }
 
 /// Finds data that is specific to one machine, and files that remain in the package manager's caches.
-fn find_machine_data(inside: &ImageTree, caches: &[Cache], findings: &mut Findings<'_>) -> Result<()> {
+fn find_machine_data(inside: &ImageTree, caches: &[Cache], findings: &mut LintFindings<'_>) -> Result<()> {
     let machine_id = inside.metadata(rules::MACHINE_ID)?;
     if machine_id.is_some_and(|stat| {
         FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || stat.st_size != 0
@@ -225,7 +225,7 @@ fn find_leftovers(
     inside: &ImageTree,
     work: &ProvisionContext<'_>,
     before: &LintBaseline,
-    findings: &mut Findings<'_>,
+    findings: &mut LintFindings<'_>,
 ) -> Result<()> {
     for shim in &work.plan.shims {
         if !before.own_shims.contains(&shim.path) && inside.read_text(&shim.path)? == shim.content {
