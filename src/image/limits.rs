@@ -7,12 +7,16 @@
 use crate::error::Kind;
 use crate::sys::lock::lock_mutex;
 use crate::sys::signals;
+use crate::text::escape_name;
 use anyhow::Result;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// The limits for all reads of one image together.
+/// The maximum size in bytes of the paths that a visitor of a walk stores. 10,000 usual paths have about 1 MiB.
+const STORED_MAX: usize = 16 << 20;
+
+/// The limits for the reads of one image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReadLimits {
     /// The time that all reads may take. The other limits end a hostile image within seconds, so this limit is only a
@@ -27,6 +31,12 @@ pub struct ReadLimits {
     /// The size in bytes of all initramfs files after decompression. One initramfs has at most about 400 MiB, and a bake
     /// reads only new ones.
     pub unpacked: u64,
+    /// The memory in bytes for the names and the path that oven stores while it lists, walks or empties directories: the
+    /// names in the current directory and in those above it. A directory with a million names of usual lengths needs
+    /// about 60 MiB.
+    pub names: usize,
+    /// The length in bytes of a path. The kernel permits 4096 bytes in a call, but a tree can be deeper.
+    pub path: usize,
 }
 
 impl Default for ReadLimits {
@@ -36,6 +46,8 @@ impl Default for ReadLimits {
             objects: 10_000_000,
             content: 256 << 20,
             unpacked: 4 << 30,
+            names: 96 << 20,
+            path: 4 << 20,
         }
     }
 }
@@ -95,6 +107,10 @@ impl ReadMeter {
         let (objects, content, unpacked) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
         let (step_ran, clock) = (AtomicBool::new(false), Mutex::default());
         Self { limits, is_stop_requested, objects, content, unpacked, step_ran, clock }
+    }
+
+    pub fn limits(&self) -> &ReadLimits {
+        &self.limits
     }
 
     /// Records that a step is about to run. From now on, the step may have caused what exceeds a limit.
@@ -171,6 +187,32 @@ impl ReadMeter {
     }
 }
 
+/// Limits the memory for the paths that the visitor of a walk stores. A path may be much longer than the kernel permits.
+#[derive(Debug)]
+pub struct StoredPaths<'a> {
+    meter: &'a ReadMeter,
+    /// The directory that is walked, for the error message.
+    top: &'a str,
+    size: usize,
+}
+
+impl<'a> StoredPaths<'a> {
+    pub fn new(meter: &'a ReadMeter, top: &'a str) -> Self {
+        Self { meter, top, size: 0 }
+    }
+
+    /// Counts a path that is stored. Fails if all paths together have more than 16 MiB.
+    pub fn count(&mut self, path: &str) -> Result<()> {
+        self.size = self.size.saturating_add(path.len());
+        if self.size > STORED_MAX {
+            let (top, max) = (escape_name(self.top), STORED_MAX >> 20);
+            let what = format!("the paths below {top} in the image have more than {max} MiB together");
+            return Err(self.meter.exceeded(what));
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -201,6 +243,17 @@ mod tests {
             assert_eq!(Kind::of(&count().unwrap_err()), Kind::Step);
         }
         assert!(content.count_content(u64::MAX).is_err(), "the sum overflows");
+    }
+
+    #[test]
+    fn stored_paths_have_a_limit_in_bytes() {
+        let meter = meter(|_| ());
+        let mut stored = StoredPaths::new(&meter, "/a\nb");
+        let path = "x".repeat(STORED_MAX / 4);
+        (0..4).for_each(|_| stored.count(&path).unwrap());
+        let error = stored.count("x").unwrap_err();
+        assert_eq!(error.to_string(), "the paths below /a\\nb in the image have more than 16 MiB together");
+        assert_eq!(Kind::of(&error), Kind::Definition);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 pub mod accounts;
 pub(crate) mod cursor;
 pub mod data;
+pub mod file_version;
 pub mod label;
 pub mod limits;
 pub mod os_release;

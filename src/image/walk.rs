@@ -1,21 +1,24 @@
 //! Walks directories of a tree that is not trusted. Directories are opened by descriptors, and symlinks are not
-//! followed. A tree may have any depth.
+//! followed. A path may be longer than the kernel permits in one call.
 
 use super::cursor::DirectoryCursor;
+use super::file_version::FileVersion;
 use super::tree::{ImageTree, NameList, absent, ensure_regular, os_string};
 use crate::text::escape_name;
 use anyhow::{Context, Result};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use std::ffi::{CStr, CString, OsString};
+use std::fmt::{self, Display, Formatter};
 use std::fs::File;
 use std::os::fd::BorrowedFd;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 
-/// The maximum size in bytes of the names that a walk remembers: those in the directories at and above the current one.
-/// A directory with a million names of usual lengths needs about 60 MiB.
-const NAMES_MAX: usize = 96 << 20;
+/// The kernel's limit for a path in bytes.
+pub(crate) const PATH_MAX: usize = 4096;
+/// The memory in bytes that a directory at or above the current one needs besides its names.
+pub(crate) const LEVEL_OVERHEAD: usize = 64;
 
 /// Whether a walk enters an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +36,8 @@ pub struct WalkEntry<'a> {
     pub path: &'a str,
     /// The object's own metadata.
     pub stat: &'a Stat,
+    /// The length of the walk's own path, with which `path` begins.
+    top: usize,
     dir: BorrowedFd<'a>,
     name: &'a CStr,
 }
@@ -47,6 +52,21 @@ impl WalkEntry<'_> {
         self.name.to_bytes()
     }
 
+    /// Returns the path in a form for messages.
+    pub fn shown_path(&self) -> String {
+        self.shown().to_string()
+    }
+
+    fn shown(&self) -> ShownPath<'_> {
+        ShownPath { path: self.path, top: self.top }
+    }
+
+    /// Returns the version of the object itself. Returns `None` if it does not exist any more.
+    pub fn version(&self) -> Result<Option<FileVersion>> {
+        let version = absent(FileVersion::of(self.dir, self.name));
+        version.with_context(|| format!("examining {} in the image", self.shown()))
+    }
+
     /// Opens a regular file for reading. Returns `None` if the file does not exist any more.
     pub fn open_file(&self) -> Result<Option<File>> {
         self.open(OFlags::RDONLY)
@@ -55,7 +75,7 @@ impl WalkEntry<'_> {
     /// Returns the text of a symlink.
     pub fn read_link(&self) -> Result<OsString> {
         let target = rustix::fs::readlinkat(self.dir, self.name, Vec::new());
-        let target = target.with_context(|| format!("reading the link {} in the image", self.path))?;
+        let target = target.with_context(|| format!("reading the link {} in the image", self.shown()))?;
         Ok(OsString::from_vec(target.into_bytes()))
     }
 
@@ -63,14 +83,14 @@ impl WalkEntry<'_> {
     pub fn remove(&self) -> Result<()> {
         match rustix::fs::unlinkat(self.dir, self.name, AtFlags::empty()) {
             Err(Errno::NOENT) => Ok(()),
-            done => done.with_context(|| format!("removing {} in the image", self.path)),
+            done => done.with_context(|| format!("removing {} in the image", self.shown())),
         }
     }
 
     /// Empties a regular file.
     pub fn truncate(&self) -> Result<()> {
         match self.open(OFlags::WRONLY)? {
-            Some(file) => file.set_len(0).with_context(|| format!("emptying {} in the image", self.path)),
+            Some(file) => file.set_len(0).with_context(|| format!("emptying {} in the image", self.shown())),
             None => Ok(()),
         }
     }
@@ -81,10 +101,28 @@ impl WalkEntry<'_> {
         }
         let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let opened = absent(rustix::fs::openat(self.dir, self.name, flags, Mode::empty()));
-        let opened = opened.with_context(|| format!("opening {} in the image", self.path))?;
+        let opened = opened.with_context(|| format!("opening {} in the image", self.shown()))?;
         let Some(file) = opened else { return Ok(None) };
         ensure_regular(&file, self.path)?;
         Ok(Some(File::from(file)))
+    }
+}
+
+/// A path for messages. If it is longer than the kernel permits, only its length and the directory in which the walk
+/// began are shown. A message cannot contain megabytes, and a part of a path could contain a part of a secret.
+pub(crate) struct ShownPath<'a> {
+    pub path: &'a str,
+    /// The length of the walk's own path, with which `path` begins.
+    pub top: usize,
+}
+
+impl Display for ShownPath<'_> {
+    fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
+        if self.path.len() <= PATH_MAX {
+            return out.write_str(&escape_name(self.path));
+        }
+        let top = escape_name(self.path.get(..self.top).unwrap_or_default());
+        write!(out, "{top}/… (a path of {} bytes)", self.path.len())
     }
 }
 
@@ -92,8 +130,8 @@ impl WalkEntry<'_> {
 struct WalkLevel {
     /// The names that were not visited yet, in reverse order.
     names: Vec<CString>,
-    /// The size of all names of the directory.
-    size: usize,
+    /// The memory in bytes for the names in this directory and in those above it.
+    memory: usize,
     /// The length of the directory's path.
     path_length: usize,
 }
@@ -114,47 +152,55 @@ impl ImageTree {
         path: &str,
         visit: &mut dyn FnMut(&WalkEntry<'_>) -> Result<Walk>,
     ) -> Result<()> {
-        let doing = || format!("reading the directory {} in the image", escape_name(&path));
+        let doing = || format!("reading the directory {} in the image", escape_name(path));
         let top = absent(self.open(path, OFlags::RDONLY | OFlags::DIRECTORY)).with_context(doing)?;
         let Some(top) = top else { return Ok(()) };
         let _timer = self.meter().start();
-        let mut path = path.trim_end_matches('/').to_owned();
         let mut cursor = DirectoryCursor::new(top).with_context(doing)?;
-        let mut levels = vec![self.walk_level(cursor.dir(), &path, 0)?];
+        let mut path = path.trim_end_matches('/').to_owned();
+        let top = path.len();
+        let mut levels = vec![self.walk_level(cursor.dir(), &ShownPath { path: &path, top }, 0)?];
         while let Some(level) = levels.last_mut() {
             path.truncate(level.path_length);
             let Some(name) = level.names.pop() else {
                 levels.pop();
                 if !levels.is_empty() {
-                    cursor.leave().with_context(|| format!("leaving {}", escape_name(&path)))?;
+                    cursor.leave().with_context(|| format!("leaving {}", ShownPath { path: &path, top }))?;
                 }
                 continue;
             };
+            let memory = level.memory;
             push_name(&mut path, &name);
+            let shown = ShownPath { path: &path, top };
             let stat = match rustix::fs::statat(cursor.dir(), &name, AtFlags::SYMLINK_NOFOLLOW) {
                 Err(Errno::NOENT) => continue,
-                stat => stat.with_context(|| format!("examining {}", escape_name(&path)))?,
+                stat => stat.with_context(|| format!("examining {shown}"))?,
             };
-            let entry = WalkEntry { path: &path, stat: &stat, dir: cursor.dir().as_fd(), name: &name };
+            let entry = WalkEntry { path: &path, stat: &stat, top, dir: cursor.dir().as_fd(), name: &name };
             let is_directory = entry.kind() == FileType::Directory;
             if visit(&entry)? == Walk::On
                 && is_directory
-                && cursor.enter(&name).with_context(|| format!("opening {}", escape_name(&path)))?
+                && cursor.enter(&name).with_context(|| format!("opening {shown}"))?
             {
-                let size = levels.iter().map(|level| level.size).sum();
-                levels.push(self.walk_level(cursor.dir(), &path, size)?);
+                levels.push(self.walk_level(cursor.dir(), &shown, memory)?);
             }
         }
         Ok(())
     }
 
-    /// Lists a directory. `size` is the size of the names that the walk remembers already.
-    fn walk_level(&self, dir: &OwnedFd, path: &str, size: usize) -> Result<WalkLevel> {
-        let max = NAMES_MAX.saturating_sub(size);
-        let list = self.names_of(dir, path, max).with_context(|| format!("listing {path}"))?;
+    /// Lists a directory. `above` is the memory for the names in the directories above it.
+    fn walk_level(&self, dir: &OwnedFd, at: &ShownPath<'_>, above: usize) -> Result<WalkLevel> {
+        let (limits, path_length) = (self.meter().limits(), at.path.len());
+        if path_length > limits.path {
+            let max = limits.path;
+            return Err(self.meter().exceeded(format!("{at} in the image is longer than {max} bytes")));
+        }
+        let above = above + LEVEL_OVERHEAD;
+        let max = limits.names.saturating_sub(above + path_length);
+        let list = self.names_of(dir, at, max).with_context(|| format!("listing {at}"))?;
         let NameList { mut names, size } = list;
         names.sort_unstable_by(|a, b| b.cmp(a));
-        Ok(WalkLevel { names, size, path_length: path.len() })
+        Ok(WalkLevel { names, memory: above + size, path_length })
     }
 }
 

@@ -2,6 +2,7 @@
 //! directory and hides everything that a step wrote to the directory. So oven fails if a step changes anything in it.
 
 use crate::error::Kind;
+use crate::image::limits::StoredPaths;
 use crate::image::tree::ImageTree;
 use crate::image::walk::Walk;
 use crate::text::escape_name;
@@ -56,6 +57,7 @@ impl UnsupportedMount {
 
 fn read_states(inside: &ImageTree, target: &str) -> Result<BTreeMap<String, State>> {
     let mut found = BTreeMap::new();
+    let mut stored = StoredPaths::new(inside.meter(), target);
     let walked = inside.walk(target, &mut |path, stat| {
         let mut state =
             (stat.st_mode, stat.st_uid, stat.st_gid, stat.st_size, stat.st_mtime, stat.st_mtime_nsec as i64);
@@ -64,8 +66,10 @@ fn read_states(inside: &ImageTree, target: &str) -> Result<BTreeMap<String, Stat
         if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
             (state.3, state.4, state.5) = (0, 0, 0);
         }
+        stored.count(path)?;
         found.insert(path.to_owned(), state);
         if found.len() > FILES_MAX {
+            let target = escape_name(target);
             let what = format!("{target} in the image is a mount point, and has more than {FILES_MAX} files");
             return Err(inside.meter().exceeded(what));
         }
@@ -79,6 +83,24 @@ fn read_states(inside: &ImageTree, target: &str) -> Result<BTreeMap<String, Stat
 mod tests {
     use super::*;
     use std::fs;
+
+    /// The directories in each other have paths of up to 100 KiB, which have 25 MB together.
+    #[test]
+    fn a_deep_directory_needs_little_memory() {
+        use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
+        let dir = tempfile::tempdir().unwrap();
+        let name = "d".repeat(200);
+        let mut inner = openat(CWD, dir.path(), OFlags::PATH, Mode::empty()).unwrap();
+        for _ in 0..500 {
+            mkdirat(&inner, &*name, Mode::RWXU).unwrap();
+            inner = openat(&inner, &*name, OFlags::PATH, Mode::empty()).unwrap();
+        }
+        let inside = ImageTree::open_dir(dir.path()).unwrap();
+        let error = UnsupportedMount::new(&inside, "/", "vfat").unwrap_err();
+        let text = format!("{error:#}");
+        assert_eq!(text, "reading /: the paths below / in the image have more than 16 MiB together");
+        assert_eq!(Kind::of(&error), Kind::Definition);
+    }
 
     #[test]
     fn every_change_is_named() {

@@ -17,9 +17,12 @@ pub fn clean(inside: &ImageTree, keep: &[String]) -> Result<Vec<String>> {
     for (pattern, _) in rules::FILES {
         inside.remove_matching(pattern, &is_kept)?;
     }
-    for path in rules::histories(inside)? {
-        inside.remove_matching(&path, &is_kept)?;
-    }
+    rules::visit_histories(inside, &mut |path| {
+        if !is_kept(path) {
+            inside.remove(path)?;
+        }
+        Ok(())
+    })?;
     for (path, _) in rules::DIRECTORIES {
         if inside.is_directory(path)? && !is_kept(path) {
             inside.remove_tree_content(path, &is_kept)?;

@@ -7,6 +7,7 @@ use crate::image::tree::ImageTree;
 use crate::text::match_wildcards;
 use anyhow::Result;
 use rustix::fs::FileType;
+use std::collections::{BTreeSet, HashSet};
 
 /// Files that are removed. `*` matches any characters within one name.
 pub const FILES: &[(&str, &str)] = &[
@@ -140,6 +141,10 @@ pub const CREDENTIALS: &[CredentialRule] = &[
     ),
 ];
 
+/// The maximum size in bytes of the paths of all home directories. 50,000 usual paths have 1 MiB. The time for a home
+/// depends on the length of its path, because oven looks for many files in each home.
+const HOME_PATHS_MAX: usize = 2 << 20;
+
 /// Histories of shells and clients in a home directory.
 const HISTORIES: [&str; 4] = [".*history", ".lesshst", ".viminfo", ".wget-hsts"];
 
@@ -152,35 +157,57 @@ pub fn is_excluded(keep: &[String], path: &str) -> bool {
     })
 }
 
-/// Returns the home directories of all accounts and of root, and the directories in /home.
+/// Returns the home directories of all accounts and of root, and the directories in /home. Each existing directory is
+/// returned once, although accounts may spell it in different ways. A path through a symlink counts as missing.
 pub fn homes(inside: &ImageTree) -> Result<Vec<String>> {
     let too_many =
         || inside.meter().exceeded(format!("the image has more than {HOMES_MAX} home directories"));
-    let mut homes = Accounts::read(inside)?.homes().ok_or_else(too_many)?;
-    homes.push("/root".to_owned());
-    homes.extend(inside.expand("/home/*")?.into_iter().map(|(path, _)| path));
-    homes.sort_unstable();
-    homes.dedup();
-    if homes.len() > HOMES_MAX {
+    let of_accounts = Accounts::read(inside)?.homes().ok_or_else(too_many)?;
+    let mut paths: BTreeSet<_> = of_accounts.iter().map(|home| normalize(home)).collect();
+    paths.insert("/root".to_owned());
+    paths.extend(inside.expand("/home/*")?.into_iter().map(|(path, _)| path));
+    if paths.len() > HOMES_MAX {
         return Err(too_many());
+    }
+    if paths.iter().map(String::len).sum::<usize>() > HOME_PATHS_MAX {
+        let max = HOME_PATHS_MAX >> 20;
+        let what = format!("the paths of the image's home directories have more than {max} MiB together");
+        return Err(inside.meter().exceeded(what));
+    }
+    let (mut homes, mut ids) = (Vec::new(), HashSet::new());
+    for path in paths {
+        if inside.directory_id(&path)?.is_some_and(|id| ids.insert(id)) {
+            homes.push(path);
+        }
     }
     Ok(homes)
 }
 
-/// Returns the history files in the home directories.
-pub fn histories(inside: &ImageTree) -> Result<Vec<String>> {
-    let mut all = Vec::new();
-    for home in homes(inside)? {
-        for pattern in HISTORIES {
-            let found = inside.expand(&format!("{}/{pattern}", home.trim_end_matches('/')))?;
-            all.extend(
-                found.into_iter().filter(|(_, kind)| *kind != FileType::Directory).map(|(path, _)| path),
-            );
+/// Resolves the empty components, `.` and `..` of an absolute path.
+fn normalize(path: &str) -> String {
+    let mut parts = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => _ = parts.pop(),
+            part => parts.push(part),
         }
     }
-    all.sort_unstable();
-    all.dedup();
-    Ok(all)
+    format!("/{}", parts.join("/"))
+}
+
+/// Visits the history files in the home directories.
+pub fn visit_histories(inside: &ImageTree, visit: &mut dyn FnMut(&str) -> Result<()>) -> Result<()> {
+    for home in homes(inside)? {
+        for pattern in HISTORIES {
+            for (path, kind) in inside.expand(&format!("{}/{pattern}", home.trim_end_matches('/')))? {
+                if kind != FileType::Directory {
+                    visit(&path)?;
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Returns whether a log's name is that of a rotated log, such as `syslog.1`. Rotated logs are removed. Current logs
@@ -196,6 +223,47 @@ pub fn is_rotated(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::test::Tree;
+
+    #[test]
+    fn a_home_in_many_spellings_is_one_home() {
+        let tree = Tree::new();
+        tree.file("home/x/.bash_history", "");
+        tree.file("srv/app/.bash_history", "");
+        tree.link("/home/x", "link");
+        let more: String = (0..50).map(|n| format!("x:x:1:1::/home{}/x:\n", "/.".repeat(n))).collect();
+        let others = ["/home//x/", "/../home/x", "/home/y/../x", "/link", "/srv/app", "/none", "none"];
+        let others: String = others.iter().map(|home| format!("x:x:1:1::{home}:\n")).collect();
+        let long = format!("x:x:1:1::/{}:\n", "x/".repeat(10_000));
+        tree.file("etc/passwd", &(more + &others + &long));
+        assert_eq!(homes(&tree.tree()).unwrap(), ["/home/x", "/srv/app"]);
+        let mut found = Vec::new();
+        let visited = visit_histories(&tree.tree(), &mut |path| {
+            found.push(path.to_owned());
+            Ok(())
+        });
+        visited.unwrap();
+        assert_eq!(found, ["/home/x/.bash_history", "/srv/app/.bash_history"]);
+    }
+
+    #[test]
+    fn the_paths_of_homes_have_a_limit_in_bytes() {
+        let tree = Tree::new();
+        let homes =
+            |count| (0..count).map(|n| format!("x:x:1:1::/{n}{}:\n", "/x".repeat(2000))).collect::<String>();
+        tree.file("etc/passwd", &homes(500));
+        assert!(homes_of(&tree).unwrap().is_empty());
+        tree.file("etc/passwd", &homes(600));
+        let error = homes_of(&tree).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the paths of the image's home directories have more than 2 MiB together"
+        );
+    }
+
+    fn homes_of(tree: &Tree) -> Result<Vec<String>> {
+        homes(&tree.tree())
+    }
 
     #[test]
     fn keep_covers_paths_and_patterns() {

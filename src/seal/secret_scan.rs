@@ -8,7 +8,7 @@
 use crate::error::Kind;
 use crate::image::data::DataReader;
 use crate::image::tree::ImageTree;
-use crate::image::walk::{Walk, WalkEntry};
+use crate::image::walk::{PATH_MAX, Walk, WalkEntry};
 use crate::secrets::Secrets;
 use crate::text::escape_name;
 use anyhow::{Context, Result};
@@ -24,8 +24,6 @@ const CHUNK: usize = 1 << 20;
 /// The number of bytes that may be searched, as a multiple of the size of the image's file systems. A file with several
 /// hard links is searched only once. But files that share their data (reflinks) are searched separately.
 const SEARCHED_MAX: u64 = 2;
-/// The kernel's limit for a path.
-const PATH_MAX: usize = 4096;
 /// The maximum number of paths that an error message names.
 const NAMED_MAX: usize = 20;
 
@@ -82,7 +80,7 @@ pub fn ensure_no_secrets(inside: &ImageTree, secrets: &Secrets, since: BakeStart
             }
             let secret = search
                 .search(entry)
-                .with_context(|| format!("searching {} for secrets", escape_name(entry.path)))?;
+                .with_context(|| format!("searching {} for secrets", entry.shown_path()))?;
             if let Some(name) = secret {
                 search.note(entry.path, name);
             }
@@ -111,7 +109,9 @@ impl<'a> Search<'a> {
     fn note(&mut self, path: &str, name: &str) {
         self.count += 1;
         if self.found.len() < NAMED_MAX {
-            self.found.push(format!("{}: contains the secret {name}", shorten(&escape_name(path))));
+            // In the opposite order, part of a secret could remain.
+            let path = shorten(&escape_name(&*self.secrets.mask(path)));
+            self.found.push(format!("{path}: contains the secret {name}"));
         }
     }
 
@@ -178,8 +178,8 @@ impl<'a> Search<'a> {
     }
 }
 
-/// Replaces the middle of a path that is longer than the kernel permits.
-fn shorten(path: &str) -> String {
+/// Replaces the middle of a path that is longer than the kernel permits. Secrets in it must be masked already.
+pub(super) fn shorten(path: &str) -> String {
     if path.len() <= PATH_MAX {
         return path.to_owned();
     }
@@ -192,6 +192,7 @@ fn shorten(path: &str) -> String {
 mod tests {
     use super::*;
     use crate::image::test::Tree;
+    use rustix::fs::{Mode, OFlags};
 
     fn secrets() -> Secrets {
         Secrets::of_test(&[("TOKEN", "hunter2-hunter2")])
@@ -213,7 +214,7 @@ mod tests {
         tree.file("srv/hunter2-hunter2.txt", "");
         tree.link("/x?token=hunter2-hunter2", "srv/link");
         let error = search(&tree, BakeStart::now()).unwrap_err();
-        for path in ["/etc/conf", "/root/.netrc", "/srv/hunter2-hunter2.txt", "/srv/link"] {
+        for path in ["/etc/conf", "/root/.netrc", "/srv/***.txt", "/srv/link"] {
             assert!(error.contains(&format!("{path}: contains the secret TOKEN")), "{path}: {error}");
         }
         assert!(!error.contains("/etc/fine"), "{error}");
@@ -249,6 +250,25 @@ mod tests {
         let tree = Tree::new();
         tree.deep_file("\u{e9}", 3, "hunter2-hunter2");
         assert!(search(&tree, BakeStart::now()).is_err());
+    }
+
+    #[test]
+    fn a_secret_at_the_cut_of_a_long_path_is_masked() {
+        let (secret, end) = ("hunter2-hunter2", PATH_MAX / 8);
+        for at in end - secret.len()..=end {
+            // The name of the third directory has the bytes 403 to 602 of the path.
+            let tree = Tree::new();
+            let mut names = vec!["d".repeat(200); 25];
+            names[2].replace_range(at - 403..at - 403 + secret.len(), secret);
+            let mut dir = rustix::fs::openat(tree.tree().dir(), ".", OFlags::PATH, Mode::empty()).unwrap();
+            for name in &names {
+                rustix::fs::mkdirat(&dir, name, Mode::RWXU).unwrap();
+                dir = rustix::fs::openat(&dir, name, OFlags::PATH, Mode::empty()).unwrap();
+            }
+            rustix::fs::symlinkat(format!("/{secret}"), &dir, "link").unwrap();
+            let error = search(&tree, BakeStart::now()).unwrap_err();
+            assert!(error.contains('…') && !error.contains("hunt"), "{at}: {error}");
+        }
     }
 
     #[test]

@@ -101,7 +101,11 @@ fn describe(error: &minijinja::Error, source: &str, vars: &Variables, is_full: b
     let what = match (error.kind(), error.detail()) {
         _ if is_full => format!("the result is larger than {} MiB", MAX_RESULT_BYTES >> 20),
         (ErrorKind::UndefinedError, _) => {
-            format!("`{}` is not defined: {}", first_characters(&escape_name(expression)), list_variables(vars))
+            format!(
+                "`{}` is not defined: {}",
+                first_characters(&escape_name(expression)),
+                list_variables(vars)
+            )
         }
         (ErrorKind::OutOfFuel, _) => limited_child::too_long(),
         (_, Some(detail)) => first_characters(&escape_name(detail)),

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 use std::ffi::{CStr, CString, OsString};
+use std::fmt::Display;
 use std::fs::{File, Permissions};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -23,9 +24,6 @@ use std::sync::Arc;
 
 /// The maximum size of a file that oven itself reads. Release files, tables and lists of packages are small.
 const READ_MAX: u64 = 16 << 20;
-/// The maximum size in bytes of the names in a directory that is listed. A directory with a million names of usual
-/// lengths needs about 60 MiB.
-const LIST_MAX: usize = 96 << 20;
 /// The memory in bytes that a name needs besides its own bytes.
 const NAME_OVERHEAD: usize = 40;
 /// The number of attempts to open a path. A look-up fails with EAGAIN if another process renames an object at the same
@@ -102,7 +100,7 @@ impl ImageTree {
     /// Returns the content of an open file. `path` is the file's path, for messages. Fails if the file is larger than
     /// `max` bytes.
     pub(crate) fn content_of(&self, mut file: File, path: &str, max: u64) -> Result<Vec<u8>> {
-        let doing = || format!("reading {path} in the image");
+        let doing = || format!("reading {} in the image", escape_name(path));
         let size = file.metadata().with_context(doing)?.len();
         let mut content = Vec::new();
         if size <= max {
@@ -111,6 +109,7 @@ impl ImageTree {
         }
         if size > max || content.len() as u64 > max {
             let max = if max < 1 << 20 { format!("{} KiB", max >> 10) } else { format!("{} MiB", max >> 20) };
+            let path = escape_name(path);
             return Err(self.meter.exceeded(format!("{path} in the image is larger than {max}")));
         }
         Ok(content)
@@ -151,16 +150,11 @@ impl ImageTree {
 
     /// Returns the metadata of the directory to which a path leads, or `None` if there is no directory.
     pub fn directory(&self, path: &str) -> Result<Option<Stat>> {
-        self.count_object().with_context(|| format!("examining {path} in the image"))?;
+        let doing = || format!("examining {} in the image", escape_name(path));
+        self.count_object().with_context(doing)?;
         match self.open(path, OFlags::PATH | OFlags::DIRECTORY) {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
-            found => {
-                let found = found.with_context(|| format!("examining {} in the image", escape_name(path)))?;
-                Ok(Some(
-                    rustix::fs::fstat(&found)
-                        .with_context(|| format!("examining {} in the image", escape_name(path)))?,
-                ))
-            }
+            found => Ok(Some(rustix::fs::fstat(&found.with_context(doing)?).with_context(doing)?)),
         }
     }
 
@@ -197,22 +191,22 @@ impl ImageTree {
         let doing = || format!("listing {} in the image", escape_name(path));
         let dir = absent(self.open(path, OFlags::RDONLY | OFlags::DIRECTORY)).with_context(doing)?;
         let Some(dir) = dir else { return Ok(Vec::new()) };
-        let list = self.names_of(&dir, path, LIST_MAX).with_context(doing)?;
+        let list = self.names_of(&dir, &escape_name(path), self.meter.limits().names).with_context(doing)?;
         let mut names: Vec<_> =
             list.names.into_iter().map(|name| OsString::from_vec(name.into_bytes())).collect();
         names.sort_unstable();
         Ok(names)
     }
 
-    /// Returns the names in an open directory, without `.` and `..`. They are not sorted. Fails if they need more than
-    /// `max` bytes of memory.
-    pub(crate) fn names_of(&self, dir: &OwnedFd, path: &str, max: usize) -> Result<NameList> {
+    /// Returns the names in an open directory, without `.` and `..`. They are not sorted. `shown` is the directory's
+    /// path, for messages. Fails if the names need more than `max` bytes of memory.
+    pub(crate) fn names_of(&self, dir: &OwnedFd, shown: &dyn Display, max: usize) -> Result<NameList> {
         let (mut names, mut size) = (Vec::new(), 0);
         names_in(dir, &mut |name| {
             self.count_object()?;
-            size += name.to_bytes().len() + NAME_OVERHEAD;
+            size += memory_of(name);
             if size > max {
-                let what = format!("the directory {path} in the image, or one above it, has too many names");
+                let what = format!("the directory {shown} in the image, or one above it, has too many names");
                 return Err(self.meter.exceeded(what));
             }
             names.push(name.to_owned());
@@ -404,6 +398,11 @@ fn split(path: &str) -> Result<(String, String)> {
         Some((parent, name)) if !name.is_empty() => Ok((format!("{parent}/"), name.to_owned())),
         _ => bail!("the path {} is the root directory", escape_name(&path)),
     }
+}
+
+/// Returns the memory in bytes that a name needs in a list.
+pub(crate) fn memory_of(name: &CStr) -> usize {
+    name.to_bytes().len() + NAME_OVERHEAD
 }
 
 /// Calls `take` with each name in an open directory, except `.` and `..`, until `take` returns false.

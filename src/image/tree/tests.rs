@@ -247,6 +247,92 @@ fn a_tree_of_any_depth_is_walked_and_removed() {
     assert!(!ground.at("").exists());
 }
 
+/// Each directory has 500 subdirectories, and the names of all would need more memory than the limit.
+#[test]
+fn a_removal_needs_little_memory() {
+    let ground = Ground::new();
+    let mut path = "top".to_owned();
+    for _ in 0..10 {
+        (0..500).for_each(|n| fs::create_dir_all(ground.at(&format!("{path}/{n:0>200}"))).unwrap());
+        path += "/0";
+    }
+    fs::create_dir_all(ground.at(&path)).unwrap();
+    let small = limited(&ground, ReadLimits { names: 500_000, ..ReadLimits::default() });
+    assert_eq!(small.remove_tree_content("/", &|_| false).unwrap(), 5011);
+    assert!(small.list("/").unwrap().is_empty());
+
+    deep(&ground);
+    let small = limited(&ground, ReadLimits { names: 50_000, ..ReadLimits::default() });
+    let error = format!("{:#}", small.remove_tree_content("/", &|_| false).unwrap_err());
+    assert!(error.contains("need more than 50000 bytes"), "{error}");
+    ground.inside.remove_tree_content("/", &|_| false).unwrap();
+    (0..2000).for_each(|n| fs::write(ground.at(&n.to_string()), "").unwrap());
+    let error = format!("{:#}", small.remove_tree_content("/", &|_| true).unwrap_err());
+    assert!(error.contains("need more than 50000 bytes"), "{error}");
+}
+
+#[test]
+fn the_names_and_the_paths_of_a_walk_have_limits() {
+    let ground = Ground::new();
+    let walk = |limits: ReadLimits, visited: &mut usize| {
+        let walked = limited(&ground, limits).walk("/", &mut |_, _| {
+            *visited += 1;
+            Ok(Walk::On)
+        });
+        walked.map_err(|error| format!("{error:#}"))
+    };
+    // Only the names at and above the current directory count, so the second number is the sum of two directories.
+    (0..20).for_each(|n| fs::create_dir_all(ground.at(&format!("{n:0>100}/{n:0>100}"))).unwrap());
+    let mut visited = 0;
+    let names = |names| ReadLimits { names, ..ReadLimits::default() };
+    walk(names(3500), &mut visited).unwrap();
+    assert_eq!(visited, 40);
+    assert!(walk(names(2900), &mut visited).unwrap_err().contains("has too many names"));
+    ground.inside.remove_tree_content("/", &|_| false).unwrap();
+
+    deep(&ground);
+    walk(ReadLimits::default(), &mut visited).unwrap();
+    let error = walk(names(200_000), &mut visited).unwrap_err();
+    assert!(error.contains("has too many names"), "{error}");
+    let error = walk(ReadLimits { path: 500, ..ReadLimits::default() }, &mut visited).unwrap_err();
+    assert!(error.ends_with("/d/d in the image is longer than 500 bytes"), "{error}");
+    let error = walk(ReadLimits { path: 5000, ..ReadLimits::default() }, &mut visited).unwrap_err();
+    assert_eq!(error, "/… (a path of 5002 bytes) in the image is longer than 5000 bytes");
+    remove_directory(&ground.at(""), &|| false).unwrap();
+}
+
+#[test]
+fn names_cannot_forge_lines_of_an_error() {
+    let ground = Ground::new();
+    let name = "x\n  Full log: y";
+    fs::create_dir(ground.at(name)).unwrap();
+    fs::create_dir(ground.at(name).join("dir")).unwrap();
+    fs::write(ground.at(name).join("large"), [b'x'; 2000]).unwrap();
+    let path = format!("/{name}/large");
+    let names = |names| limited(&ground, ReadLimits { names, ..ReadLimits::default() });
+    let little = limited(&ground, ReadLimits { content: 100, ..ReadLimits::default() });
+    let stop = ImageTree::with_meter(
+        rustix::fs::openat(CWD, ground.at(""), OFlags::PATH, Mode::empty()).unwrap(),
+        ReadMeter::new(ReadLimits::default(), || true),
+    );
+    let remove = |entry: &crate::image::walk::WalkEntry<'_>| entry.remove().map(|()| Walk::On);
+    for (what, error) in [
+        ("read_at_most", ground.inside.read_at_most(&path, 1024).map(drop)),
+        ("list", names(80).list(&format!("/{name}")).map(drop)),
+        ("walk", names(200).walk("/", &mut |_, _| Ok(Walk::On))),
+        ("remove", ground.inside.walk_entries("/", &mut |entry| remove(entry))),
+        ("directory", stop.directory(&path).map(drop)),
+        ("kind_of", stop.kind_of(&path).map(drop)),
+        ("version", stop.version(&path).map(drop)),
+        ("expand", stop.expand(&format!("/{name}/*")).map(drop)),
+        ("remove_tree_content", stop.remove_tree_content(&format!("/{name}"), &|_| false).map(drop)),
+        ("read", little.read(&path).map(drop)),
+    ] {
+        let error = format!("{:#}", error.expect_err(what));
+        assert!(error.contains("x\\n  Full log: y") && !error.contains('\n'), "{what}: {error}");
+    }
+}
+
 #[test]
 fn a_walk_is_in_the_order_of_names_and_returns_from_each_directory() {
     let ground = Ground::new();

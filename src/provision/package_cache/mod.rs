@@ -18,6 +18,7 @@ pub mod store;
 mod tests;
 
 use crate::error::{Failure, Kind};
+use crate::image::limits::StoredPaths;
 use crate::image::tree::ImageTree;
 use crate::image::walk::Walk;
 use crate::report::Report;
@@ -378,10 +379,12 @@ fn read_seed(inside: &ImageTree, path: &str) -> Result<Option<CacheTree>> {
     };
     let Some(top) = inside.directory(path)? else { return Ok(None) };
     let mut tree = CacheTree::from([(String::new(), directory(&top))]);
+    let mut stored = StoredPaths::new(inside.meter(), path);
     inside.walk(path, &mut |found, stat| {
         if FileType::from_raw_mode(stat.st_mode) == FileType::Directory
             && let Some(below) = found.strip_prefix(path)
         {
+            stored.count(below)?;
             tree.insert(below.trim_start_matches('/').to_owned(), directory(stat));
         }
         if tree.len() > SEED_MAX {

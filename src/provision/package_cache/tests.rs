@@ -116,6 +116,16 @@ fn the_next_bake_finds_what_was_published_and_nothing_else() {
     }
 }
 
+/// The directories have paths of up to 100 KB, which have 25 MB together.
+#[test]
+fn a_deep_directory_of_the_image_is_not_taken_over() {
+    let tree = Tree::new();
+    tree.deep_file(&"d".repeat(200), 500, "");
+    let error = read_seed(&tree.tree(), "/").unwrap_err();
+    assert_eq!(error.to_string(), "the paths below / in the image have more than 16 MiB together");
+    assert_eq!(Kind::of(&error), Kind::Definition);
+}
+
 #[test]
 fn a_bit_that_flipped_is_not_served() {
     for lab in Lab::all() {

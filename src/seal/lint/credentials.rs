@@ -4,136 +4,156 @@
 //! Two searches find them: the paths at which programs store credentials ([`rules::CREDENTIALS`]), and the content of
 //! small files below [`SEARCHED`]. Files that are as in the base image are not reported.
 
-use super::Finding;
+use super::bake_period::{BakeMoment, BakePeriod};
+use super::findings::LintFindings;
+use crate::image::file_version::{FileId, FileVersion};
 use crate::image::tree::ImageTree;
-use crate::image::walk::Walk;
+use crate::image::walk::{Walk, WalkEntry};
 use crate::seal::rules::{self, CredentialRule};
 use crate::seal::secret_scan::BakeStart;
-use crate::sys::signals::ensure_not_stopped;
-use anyhow::Result;
-use rustix::fs::{FileType, Stat};
-use std::collections::{BTreeSet, HashMap};
+use anyhow::{Context, Result};
+use rustix::fs::FileType;
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Read;
 
 /// The directories whose files are searched for private keys.
 const SEARCHED: [&str; 3] = ["/etc", "/home", "/root"];
 /// Directories with public code, which often contains keys for tests. Their files are not searched.
-const PUBLIC_CODE: [&str; 5] = ["node_modules", "site-packages", "dist-packages", "testdata", ".git"];
+const PUBLIC_CODE: [&[u8]; 5] = [b"node_modules", b"site-packages", b"dist-packages", b"testdata", b".git"];
 /// The maximum size of a file that is searched. Keys and files of settings are small.
 const SIZE_MAX: u64 = 64 << 10;
 /// The maximum number of files that are searched, so that an image with millions of files does not take hours.
 const FILES_MAX: usize = 50_000;
-/// The maximum number of files whose state before the bake is recorded.
-const RECORDED_MAX: usize = 200_000;
+/// The maximum number of files whose version before the bake is recorded.
+const RECORDED_MAX: usize = 100_000;
 /// The maximum number of lines with attributes before the data of a private key.
 const ATTRIBUTES_MAX: usize = 8;
 /// The minimum length of the first line of a private key's data.
 const DATA_MIN: usize = 16;
 
-/// The files of the base image that may contain credentials.
+/// Distinguishes the files of the base image from those that the bake added or wrote.
+///
+/// Only the files at the known paths are recorded before the bake. Below [`SEARCHED`] may be very many others, and to
+/// examine them all would delay each bake. Their times show whether the bake created or wrote them. One case is not
+/// found: a step overwrites a file of the base without replacing it, and then sets an old modification time. If the file
+/// system does not record when a file was created, a new file with an old modification time is not found either.
 pub struct CredentialBaseline {
     start: BakeStart,
-    files: HashMap<String, FileState>,
+    moment: BakeMoment,
+    /// The files of the base image at the known paths.
+    recorded: HashMap<FileId, FileVersion>,
 }
 
-/// The inode, size and modification time of a file. They do not change if only the owner or the mode changes.
-type FileState = (u64, i64, i64, i64);
-
-/// The credentials in an image, and whether all files were searched.
-pub struct FoundCredentials {
-    pub findings: Vec<Finding>,
-    pub is_complete: bool,
+/// Recognizes the files that the bake added or wrote.
+struct AddedFiles<'a> {
+    baseline: &'a CredentialBaseline,
+    period: BakePeriod,
 }
 
 impl CredentialBaseline {
     pub fn of(inside: &ImageTree) -> Result<Self> {
-        let mut files = HashMap::new();
-        for (path, _) in at_known_paths(inside)? {
-            if let Some(stat) = inside.metadata(&path)? {
-                files.insert(path, state(&stat));
+        let mut recorded = HashMap::new();
+        visit_known_paths(inside, &mut |path, _| {
+            if recorded.len() < RECORDED_MAX {
+                recorded.extend(inside.version(path)?.map(|version| (version.id, version)));
             }
-        }
-        for dir in SEARCHED {
-            walk_files(inside, dir, &mut |path, stat| {
-                if files.len() < RECORDED_MAX {
-                    files.insert(path.to_owned(), state(stat));
-                }
-                Ok(())
-            })?;
-        }
-        Ok(Self { start: BakeStart::now(), files })
+            Ok(())
+        })?;
+        Ok(Self { start: BakeStart::now(), moment: BakeMoment::now()?, recorded })
     }
 
-    fn is_added(&self, path: &str, stat: &Stat) -> bool {
-        self.start.includes(stat) && self.files.get(path) != Some(&state(stat))
-    }
-
-    /// Finds the credentials that the bake added. `is_accepted` returns whether a path is in `[clean] keep`.
-    pub fn find(&self, inside: &ImageTree, is_accepted: &dyn Fn(&str) -> bool) -> Result<FoundCredentials> {
-        let mut findings = Vec::new();
-        for (path, rule) in at_known_paths(inside)? {
-            let Some(stat) = inside.metadata(&path)? else { continue };
-            let is_candidate = stat.st_size > 0 && self.is_added(&path, &stat) && !is_accepted(&path);
-            if is_candidate && contains_one_of(inside, &path, rule.contains)? {
-                findings.push(Finding { path, what: rule.what.to_owned() });
+    /// Finds the credentials that the bake added. Returns whether all files were searched.
+    pub fn find(&self, inside: &ImageTree, findings: &mut LintFindings<'_>) -> Result<bool> {
+        let added = AddedFiles { baseline: self, period: self.moment.until_now() };
+        visit_known_paths(inside, &mut |path, rule| {
+            let Some(stat) = inside.metadata(path)? else { return Ok(()) };
+            if stat.st_size == 0 || !self.start.includes(&stat) || findings.is_kept(path) {
+                return Ok(());
             }
-        }
-        let found: BTreeSet<_> = findings.iter().map(|finding| finding.path.clone()).collect();
+            let is_added = inside.version(path)?.is_some_and(|version| added.includes(&version));
+            if is_added && contains_one_of(inside, path, rule.contains)? {
+                findings.add(path, rule.what);
+            }
+            Ok(())
+        })?;
         let mut searched = 0;
         for dir in SEARCHED {
-            walk_files(inside, dir, &mut |path, stat| {
-                let is_small = (1..=SIZE_MAX).contains(&u64::try_from(stat.st_size).unwrap_or_default());
-                if !is_small || !self.is_added(path, stat) || found.contains(path) || is_accepted(path) {
+            walk_files(inside, dir, &mut |entry| {
+                let is_small =
+                    (1..=SIZE_MAX).contains(&u64::try_from(entry.stat.st_size).unwrap_or_default());
+                if !is_small || !self.start.includes(entry.stat) {
+                    return Ok(());
+                }
+                let is_added = entry.version()?.is_some_and(|version| added.includes(&version));
+                if !is_added || findings.has(entry.path) || findings.is_kept(entry.path) {
                     return Ok(());
                 }
                 searched += 1;
-                if searched <= FILES_MAX {
-                    let content = inside.read_start(path, SIZE_MAX)?.unwrap_or_default();
-                    let what = credential_in(&content);
-                    findings
-                        .extend(what.map(|what| Finding { path: path.to_owned(), what: what.to_owned() }));
+                if searched <= FILES_MAX
+                    && let Some(file) = entry.open_file()?
+                {
+                    let read = start_of(file);
+                    let content = read.with_context(|| format!("reading {}", entry.shown_path()))?;
+                    if let Some(what) = credential_in(&content) {
+                        findings.add(entry.path, what);
+                    }
                 }
                 Ok(())
             })?;
         }
-        Ok(FoundCredentials { findings, is_complete: searched <= FILES_MAX })
+        Ok(searched <= FILES_MAX)
     }
 }
 
-#[allow(clippy::unnecessary_cast, reason = "their types depend on the machine")]
-fn state(stat: &Stat) -> FileState {
-    (stat.st_ino as u64, stat.st_size as i64, stat.st_mtime as i64, stat.st_mtime_nsec as i64)
+impl AddedFiles<'_> {
+    /// Returns whether the bake created or wrote a file whose inode changed during the bake. The inode also changes if a
+    /// step only changes the owner, the mode, the name or the links of a file.
+    fn includes(&self, version: &FileVersion) -> bool {
+        match self.baseline.recorded.get(&version.id) {
+            Some(recorded) => version != recorded,
+            None => {
+                let is_created = version.created.is_some_and(|time| self.period.includes(time));
+                is_created || self.period.includes(version.modified)
+            }
+        }
+    }
 }
 
-/// Returns all regular files at the paths of the rules.
-fn at_known_paths(inside: &ImageTree) -> Result<Vec<(String, &'static CredentialRule)>> {
-    let mut all = Vec::new();
-    let mut add = |pattern: &str, rule| -> Result<()> {
+fn start_of(file: File) -> std::io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    file.take(SIZE_MAX).read_to_end(&mut content)?;
+    Ok(content)
+}
+
+/// Visits all regular files at the paths of the rules.
+fn visit_known_paths(
+    inside: &ImageTree,
+    visit: &mut dyn FnMut(&str, &'static CredentialRule) -> Result<()>,
+) -> Result<()> {
+    let mut visit_pattern = |pattern: &str, rule: &'static CredentialRule| -> Result<()> {
         for (path, kind) in inside.expand(pattern)? {
             if kind == FileType::RegularFile && !rule_excludes(rule, &path) {
-                all.push((path, rule));
+                visit(&path, rule)?;
             }
         }
         Ok(())
     };
     for rule in rules::CREDENTIALS.iter().filter(|rule| rule.path.starts_with('/')) {
-        add(rule.path, rule)?;
+        visit_pattern(rule.path, rule)?;
     }
     let in_home: Vec<_> = rules::CREDENTIALS.iter().filter(|rule| !rule.path.starts_with('/')).collect();
     for home in rules::homes(inside)? {
-        ensure_not_stopped()?;
-        if !inside.is_directory(&home)? {
-            continue;
-        }
-        let names: BTreeSet<_> =
-            inside.list(&home)?.into_iter().filter_map(|name| name.into_string().ok()).collect();
+        let names = inside.list(&home)?;
         for rule in &in_home {
             let first = rule.path.split('/').next().unwrap_or_default();
-            if names.contains(first) {
-                add(&format!("{}/{}", home.trim_end_matches('/'), rule.path), *rule)?;
+            if names.binary_search_by(|name| name.as_os_str().cmp(OsStr::new(first))).is_ok() {
+                visit_pattern(&format!("{}/{}", home.trim_end_matches('/'), rule.path), rule)?;
             }
         }
     }
-    Ok(all)
+    Ok(())
 }
 
 fn rule_excludes(rule: &CredentialRule, path: &str) -> bool {
@@ -149,16 +169,19 @@ fn contains_one_of(inside: &ImageTree, path: &str, needles: &[&str]) -> Result<b
 }
 
 /// Visits the regular files below a directory, except those in directories with public code.
-fn walk_files(inside: &ImageTree, dir: &str, visit: &mut dyn FnMut(&str, &Stat) -> Result<()>) -> Result<()> {
+fn walk_files(
+    inside: &ImageTree,
+    dir: &str,
+    visit: &mut dyn FnMut(&WalkEntry<'_>) -> Result<()>,
+) -> Result<()> {
     if !inside.is_directory(dir)? {
         return Ok(());
     }
-    inside.walk(dir, &mut |path, stat| {
-        ensure_not_stopped()?;
-        let name = path.rsplit('/').next().unwrap_or_default();
-        match FileType::from_raw_mode(stat.st_mode) {
-            FileType::RegularFile => visit(path, stat)?,
-            FileType::Directory if PUBLIC_CODE.contains(&name) => return Ok(Walk::Past),
+    inside.walk_entries(dir, &mut |entry| {
+        inside.meter().check()?;
+        match entry.kind() {
+            FileType::RegularFile => visit(entry)?,
+            FileType::Directory if PUBLIC_CODE.contains(&entry.name()) => return Ok(Walk::Past),
             _ => {}
         }
         Ok(Walk::On)
@@ -217,6 +240,16 @@ fn has_access_key_id(content: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::test::Tree;
+
+    #[test]
+    fn only_files_at_the_known_paths_are_recorded() {
+        let tree = Tree::new();
+        (0..100).for_each(|number| tree.file(&format!("root/deep/{number}.pem"), "x"));
+        tree.file("root/.ssh/id_rsa", "x");
+        tree.hard_link("root/.ssh/id_rsa", "root/.ssh/id_link");
+        assert_eq!(CredentialBaseline::of(&tree.tree()).unwrap().recorded.len(), 1);
+    }
 
     #[test]
     fn private_keys_and_access_keys_are_recognized() {

@@ -2,29 +2,29 @@
 //! both, and these checks find what it missed. They report only what is certainly wrong, because each finding fails the
 //! bake.
 
+mod bake_period;
 mod credentials;
+mod findings;
 #[cfg(test)]
 mod tests;
 
 use super::first_boot;
 use super::rules;
-use super::rules::is_excluded;
 use crate::error::Kind;
 use crate::image::tree::ImageTree;
 use crate::image::walk::Walk;
 use crate::provision::context::ProvisionContext;
-use crate::text::{escape_name, list_first};
 use anyhow::Result;
 use credentials::CredentialBaseline;
+use findings::LintFindings;
 use oven_distro::Cache;
 use rustix::fs::FileType;
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// The maximum number of paths in an error message.
-const NAMED_MAX: usize = 20;
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 const RUN: &str = "/run/oven";
+const LINK: &str = "a symlink in place of a directory that has to be cleaned; its target was not cleaned";
 
 /// Files in which a proxy or a mirror may be configured. `*` means every file in a directory.
 const SETTINGS: [&str; 8] = [
@@ -69,13 +69,6 @@ impl Resolv {
             None => Self::Nothing,
         })
     }
-}
-
-/// A path that must not be in the image, and the reason.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Finding {
-    path: String,
-    what: String,
 }
 
 impl LintBaseline {
@@ -133,27 +126,20 @@ fn servers(resolv_conf: &str) -> impl Iterator<Item = &str> {
         .filter(|address| !address.starts_with("127.") && *address != "::1")
 }
 
-/// Checks the image. The error lists all findings.
+/// Checks the image. The error lists the first findings.
 pub fn lint(inside: &ImageTree, work: &ProvisionContext<'_>, before: &LintBaseline) -> Result<()> {
-    let mut found = machine_data(inside, &work.plan.caches)?;
-    found.extend(bake_leftovers(inside, work, before)?);
-    let is_kept = |path: &str| is_excluded(&work.image.keep, path);
-    let credentials = before.credentials.find(inside, &is_kept)?;
-    if !credentials.is_complete {
+    let mut findings = LintFindings::new(&work.image.keep, work.secrets);
+    find_machine_data(inside, &work.plan.caches, &mut findings)?;
+    findings.sort();
+    find_leftovers(inside, work, before, &mut findings)?;
+    if !before.credentials.find(inside, &mut findings)? {
         work.report.warn("the bake added so many files that not all were searched for private keys");
     }
-    let known: BTreeSet<_> = found.iter().map(|finding| finding.path.clone()).collect();
-    found.extend(credentials.findings.into_iter().filter(|finding| !known.contains(&finding.path)));
-    found.retain(|finding| !is_kept(&finding.path));
-    let Some(first) = found.first() else { return Ok(()) };
+    let Some((first, list)) = findings.list() else { return Ok(()) };
     let hint = format!(
         "Remove them in a script. If every instance should have one of them, accept it in image.toml: \
-         [clean] keep = [\"{}\"].",
-        escape_name(&first.path)
+         [clean] keep = [\"{first}\"]."
     );
-    let lines: Vec<_> =
-        found.iter().map(|finding| format!("{}: {}", escape_name(&finding.path), finding.what)).collect();
-    let list = list_first(&lines, NAMED_MAX, "\n    ");
     Err(Kind::Step
         .failure(format!(
             "the image contains machine-specific data, credentials or leftovers of the bake:\n    {list}"
@@ -163,65 +149,61 @@ pub fn lint(inside: &ImageTree, work: &ProvisionContext<'_>, before: &LintBaseli
 }
 
 /// Finds data that is specific to one machine, and files that remain in the package manager's caches.
-fn machine_data(inside: &ImageTree, caches: &[Cache]) -> Result<Vec<Finding>> {
-    let mut found = Vec::new();
-    let mut add =
-        |path: &str, what: &str| found.push(Finding { path: path.to_owned(), what: what.to_owned() });
+fn find_machine_data(inside: &ImageTree, caches: &[Cache], findings: &mut LintFindings<'_>) -> Result<()> {
     let machine_id = inside.metadata(rules::MACHINE_ID)?;
     if machine_id.is_some_and(|stat| {
         FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || stat.st_size != 0
     }) {
-        add(rules::MACHINE_ID, "not an empty file");
+        findings.add(rules::MACHINE_ID, "not an empty file");
     }
     for (pattern, what) in rules::FILES {
         for (path, kind) in inside.expand(pattern)? {
             if kind != FileType::Directory {
-                add(&path, what);
+                findings.add(&path, what);
             }
         }
     }
     for path in first_boot::remaining_host_keys(inside)? {
-        add(&path, "a private SSH host key, and nothing creates new ones at the first boot");
+        findings.add(&path, "a private SSH host key, and nothing creates new ones at the first boot");
     }
     if inside.kind_of(rules::SNAKEOIL)?.is_some() {
-        add(rules::SNAKEOIL, "a private key, and nothing creates a new one at the first boot");
+        findings.add(rules::SNAKEOIL, "a private key, and nothing creates a new one at the first boot");
     }
-    for path in rules::histories(inside)? {
-        add(&path, "a history of typed commands");
-    }
+    rules::visit_histories(inside, &mut |path| {
+        findings.add(path, "a history of typed commands");
+        Ok(())
+    })?;
     let in_cache = |path: &str| format!("a file in the package manager's cache {path}");
     let caches = caches.iter().map(|cache| (cache.path.as_str(), in_cache(&cache.path)));
     let directories = rules::DIRECTORIES.iter().map(|(path, what)| (*path, (*what).to_owned()));
     for (path, what) in directories.chain(caches) {
         if let Some(link) = leads_elsewhere(inside, path)? {
-            add(
-                &link,
-                "a symlink in place of a directory that has to be cleaned; its target was not cleaned",
-            );
+            findings.add(&link, LINK);
         } else if inside.is_directory(path)? {
             inside.walk(path, &mut |path, stat| {
+                if findings.is_kept(path) {
+                    return Ok(Walk::Past);
+                }
                 if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
-                    add(path, &what);
+                    findings.add(path, &what);
                 }
                 Ok(Walk::On)
             })?;
         }
     }
     if let Some(link) = leads_elsewhere(inside, rules::LOGS)? {
-        add(&link, "a symlink in place of a directory that has to be cleaned; its target was not cleaned");
+        findings.add(&link, LINK);
     } else if inside.is_directory(rules::LOGS)? {
         inside.walk(rules::LOGS, &mut |path, stat| {
             let journal = path.starts_with("/var/log/journal/");
             if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_size > 0 && !journal
             {
-                add(path, "a log");
+                findings.add(path, "a log");
             }
             Ok(Walk::On)
         })?;
     }
-    found.sort_by(|a, b| a.path.cmp(&b.path));
-    found.dedup_by(|a, b| a.path == b.path);
-    Ok(found)
+    Ok(())
 }
 
 /// If the path leads through a symlink to a directory with content, returns the path of the symlink.
@@ -239,21 +221,19 @@ fn leads_elsewhere(inside: &ImageTree, path: &str) -> Result<Option<String>> {
 }
 
 /// Finds files that only the bake needed.
-fn bake_leftovers(
+fn find_leftovers(
     inside: &ImageTree,
     work: &ProvisionContext<'_>,
     before: &LintBaseline,
-) -> Result<Vec<Finding>> {
-    let mut found = Vec::new();
-    let mut add =
-        |path: &str, what: &str| found.push(Finding { path: path.to_owned(), what: what.to_owned() });
+    findings: &mut LintFindings<'_>,
+) -> Result<()> {
     for shim in &work.plan.shims {
         if !before.own_shims.contains(&shim.path) && inside.read_text(&shim.path)? == shim.content {
-            add(&shim.path, "a file that should exist only during the bake");
+            findings.add(&shim.path, "a file that should exist only during the bake");
         }
     }
     if !before.had_run && inside.exists(RUN)? {
-        add(RUN, "a directory that should exist only during the bake");
+        findings.add(RUN, "a directory that should exist only during the bake");
     }
     // A file that the definition places is not a leftover.
     let placed = |path: &str| {
@@ -262,13 +242,13 @@ fn bake_leftovers(
     };
     for path in settings(inside, &needles(work))? {
         if !before.settings.contains(&path) && !placed(&path) {
-            add(&path, "it names the proxy or the mirror of oven.toml");
+            findings.add(&path, "it names the proxy or the mirror of oven.toml");
         }
     }
     if before.has_builders_resolv_conf && !placed(RESOLV_CONF) {
-        add(RESOLV_CONF, "a package copied this machine's name servers to it");
+        findings.add(RESOLV_CONF, "a package copied this machine's name servers to it");
     }
-    Ok(found)
+    Ok(())
 }
 
 /// The URLs of the proxy and the mirror, which the image's settings must not contain.

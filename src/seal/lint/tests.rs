@@ -5,8 +5,15 @@ use crate::image::test::Tree;
 use crate::provision::test::definition;
 use crate::report::Report;
 use crate::seal::clean::clean;
+use crate::seal::lint::bake_period::file_clock;
 use crate::secrets::Secrets;
 use oven_distro::{Holds, Plan, Shim};
+use std::ffi::OsStr;
+use std::fs::{FileTimes, Permissions};
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, UNIX_EPOCH};
 
 struct Bench {
     image: Definition,
@@ -54,6 +61,11 @@ impl Bench {
     /// Records the state of a tree, changes the tree, and returns the lint's error.
     fn lint(&self, tree: &Tree, change: impl FnOnce(&Tree)) -> Result<(), String> {
         let inside = tree.tree();
+        if !tree.listing().is_empty() {
+            // The files of the base have earlier times than those of the bake.
+            let last = file_clock().unwrap();
+            while file_clock().unwrap() <= last {}
+        }
         let before = LintBaseline::of(&inside, &self.work()).unwrap();
         change(tree);
         super::lint(&inside, &self.work(), &before).map_err(|error| {
@@ -177,6 +189,100 @@ fn a_credential_of_the_base_is_found_if_the_bake_changed_it() {
     let found =
         Bench::new().lint(&tree, |tree| tree.file("root/.ssh/authorized_keys", "ssh-ed25519 BBBBB you"));
     assert!(found.unwrap_err().contains("/root/.ssh/authorized_keys: a key that could log in"));
+}
+
+/// Files of the base with private keys. Only the first one is at a known path.
+const KEYS: [&str; 2] = ["root/.ssh/id_rsa", "etc/app/site.pem"];
+
+fn base_with(path: &str) -> Tree {
+    let tree = Tree::new();
+    tree.file(path, PRIVATE_KEY);
+    tree.file("root/.ssh/config", "");
+    tree
+}
+
+#[test]
+fn a_key_of_the_base_is_not_found_if_only_its_names_and_its_mode_changed() {
+    type Change<'a> = &'a dyn Fn(&Tree, &str);
+    let changes: [(&str, Change<'_>); 4] = [
+        ("mode", &|tree, path| tree.open(path).set_permissions(Permissions::from_mode(0o640)).unwrap()),
+        ("name", &|tree, path| tree.rename(path, OsStr::new("etc/renamed.pem"))),
+        ("name at a known path", &|tree, path| tree.rename(path, OsStr::new("root/.ssh/id_new"))),
+        ("link", &|tree, path| tree.hard_link(path, "home/me/.ssh/id_rsa")),
+    ];
+    for (what, change) in changes {
+        for path in KEYS {
+            let tree = base_with(path);
+            tree.file("etc/x", "");
+            assert_eq!(Bench::new().lint(&tree, |tree| change(tree, path)), Ok(()), "{what} of {path}");
+        }
+    }
+}
+
+#[test]
+fn a_key_that_the_bake_wrote_is_found_although_its_modification_time_is_old() {
+    let make_old = |tree: &Tree, path: &str| {
+        let times = FileTimes::new().set_modified(UNIX_EPOCH + Duration::from_secs(1_000_000_000));
+        tree.open(path).set_times(times).unwrap();
+    };
+    for path in KEYS {
+        let add = |tree: &Tree| {
+            tree.file(path, PRIVATE_KEY);
+            make_old(tree, path);
+        };
+        let replace = |tree: &Tree| {
+            tree.file("etc/new", PRIVATE_KEY);
+            make_old(tree, "etc/new");
+            tree.rename("etc/new", OsStr::new(path));
+        };
+        let append = |tree: &Tree| {
+            let mut file = tree.open(path);
+            std::io::Seek::seek(&mut file, std::io::SeekFrom::End(0)).unwrap();
+            file.write_all(b"x").unwrap();
+        };
+        let named = |found: Result<(), String>| found.unwrap_err().contains(&format!("/{path}: "));
+        assert!(named(Bench::new().lint(&Tree::new(), add)), "{path} is new");
+        let base = base_with(path);
+        base.file("etc/x", "");
+        assert!(named(Bench::new().lint(&base, replace)), "{path} was replaced");
+        assert!(named(Bench::new().lint(&base_with(path), append)), "{path} was appended");
+    }
+    let overwritten = Bench::new().lint(&base_with(KEYS[0]), |tree| {
+        tree.file(KEYS[0], &format!("{PRIVATE_KEY}x"));
+        make_old(tree, KEYS[0]);
+    });
+    assert!(overwritten.is_err(), "a file at a known path was overwritten");
+}
+
+#[test]
+fn keys_below_names_that_are_not_text_and_in_long_paths_are_found() {
+    let found = Bench::new().lint(&Tree::new(), |tree| {
+        tree.file("root/plain/x.pem", PRIVATE_KEY);
+        tree.rename("root/plain", OsStr::from_bytes(b"root/\xff"));
+    });
+    assert!(found.unwrap_err().contains("x.pem: it contains a private key"));
+    let found = Bench::new().lint(&Tree::new(), |tree| {
+        tree.deep_file(&"d".repeat(200), 30, PRIVATE_KEY);
+        tree.file("root/x", "");
+        tree.rename(&"d".repeat(200), OsStr::new("root/deep"));
+    });
+    let found = found.unwrap_err();
+    assert!(found.contains("/root/deep/ddd") && found.contains("ddd: it contains a private key"), "{found}");
+}
+
+#[test]
+fn only_the_first_findings_are_named_and_the_rest_is_counted() {
+    let mut bench = Bench::new();
+    let add = |tree: &Tree| {
+        (0..30).for_each(|number| tree.file(&format!("var/cache/apt/{number}"), ""));
+        (0..30).for_each(|number| tree.file(&format!("root/.ssh/id_{number}"), PRIVATE_KEY));
+        (0..30).for_each(|number| tree.file(&format!("tmp/{number}"), ""));
+    };
+    let found = bench.lint(&Tree::new(), add).unwrap_err();
+    assert!(found.contains("\n    and 70 more\n"), "{found}");
+    bench.image.keep = vec!["/tmp".into()];
+    let found = bench.lint(&Tree::new(), add).unwrap_err();
+    assert!(!found.contains("/tmp/") && found.contains("\n    and 40 more\n"), "{found}");
 }
 
 #[test]

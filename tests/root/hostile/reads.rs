@@ -86,6 +86,24 @@ fn passwd_of_homes(root: &Path) {
     fs::write(root.join("etc/passwd"), homes).unwrap();
 }
 
+/// Below `/root` and in `/tmp`, 4000 files whose paths have 100 KiB each.
+fn deep_files(root: &Path) {
+    use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
+    let name = "d".repeat(250);
+    for top in ["root", "tmp"] {
+        fs::create_dir_all(root.join(top)).unwrap();
+        let mut dir = openat(CWD, root.join(top), OFlags::PATH, Mode::empty()).unwrap();
+        for _ in 0..400 {
+            mkdirat(&dir, &*name, Mode::RWXU).unwrap();
+            dir = openat(&dir, &*name, OFlags::PATH, Mode::empty()).unwrap();
+        }
+        for number in 0..4000 {
+            let flags = OFlags::WRONLY | OFlags::CREATE;
+            openat(&dir, number.to_string(), flags, Mode::RUSR).unwrap();
+        }
+    }
+}
+
 /// A step writes a new kernel whose initramfs is this.
 fn kernel(make: &str) -> String {
     format!(
@@ -98,7 +116,8 @@ fn hostile_bases_end_soon_with_little_memory() {
     let hole = |root: &Path| sparse(&root.join("srv/x"), 15 << 40);
     let nothing = |_: &Path| ();
     type Case<'a> = (&'a str, &'a dyn Fn(&Path), String, i32, &'a str);
-    let cases: [Case<'_>; 7] = [
+    let cases: [Case<'_>; 8] = [
+        ("deep files", &deep_files, "[clean]\nkeep = [\"/tmp\"]\n".to_owned(), 0, ""),
         ("a hole, and a secret", &hole, SECRET.to_owned(), 0, ""),
         (
             "an initramfs of a hole",
@@ -174,15 +193,29 @@ fn hostile_bases_end_soon_with_little_memory() {
     }
 }
 
-/// A passwd names one large directory in many spellings, and each of them is listed. That is as long as a read can be.
+/// Homes in each other have long paths, and each has a file for each place of credentials. To examine them takes seconds.
 /// `image::tree::tests::a_stop_ends_every_read` shows for each read that it hears the stop, without a clock.
 #[test]
 fn a_signal_ends_a_long_read() {
+    const FIRST_NAMES: &str = ".ssh .gnupg .aws .boto .s3cfg .passwd-s3fs .config .azure .docker .dockercfg .kube .netrc \
+        .git-credentials .pgpass .mylogin.cnf .my.cnf .npmrc .yarnrc.yml .pypirc .cargo .gem .composer .m2 .vault-token";
     let homes = |root: &Path| {
+        use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat, mkdirat, openat};
         fs::create_dir(root.join("h")).unwrap();
-        fs::write(root.join("h/0"), "").unwrap();
-        (1..60_000).for_each(|n| fs::hard_link(root.join("h/0"), root.join(format!("h/{n}"))).unwrap());
-        let homes: String = (0..400).map(|n| format!("x:x:1:1::/h{}:\n", "/.".repeat(n))).collect();
+        fs::write(root.join("h/file"), "x").unwrap();
+        let (mut dir, mut path) =
+            (openat(CWD, root.join("h"), OFlags::PATH, Mode::empty()).unwrap(), "/h".to_owned());
+        let (top, mut homes) =
+            (openat(CWD, root.join("h"), OFlags::PATH, Mode::empty()).unwrap(), String::new());
+        for _ in 0..1100 {
+            mkdirat(&dir, "dd", Mode::RWXU).unwrap();
+            dir = openat(&dir, "dd", OFlags::PATH, Mode::empty()).unwrap();
+            for name in FIRST_NAMES.split(' ') {
+                linkat(&top, "file", &dir, name, AtFlags::empty()).unwrap();
+            }
+            path += "/dd";
+            homes += &format!("x:x:1:1::{path}:\n");
+        }
         fs::write(root.join("etc/passwd"), homes).unwrap();
     };
     let world = world(&homes, "");
