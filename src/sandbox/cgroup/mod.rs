@@ -17,9 +17,9 @@ mod hierarchy;
 mod limits;
 mod ports;
 
-use super::spec::StepSpec;
+use super::spec::{ExceededLimit, StepSpec};
 use crate::config::project::StepLimits;
-use crate::error::{Failure, Kind};
+use crate::error::Kind;
 use crate::report::Report;
 use crate::sys::lock::{lock_mutex, try_lock_until_closed};
 use anyhow::{Context, Result, bail, ensure};
@@ -267,9 +267,9 @@ impl StepCgroup {
         self.limits.is_some()
     }
 
-    /// Returns the failure of a step that exceeded a limit. All its processes must have ended.
-    pub fn exceeded_limit(&self) -> Option<Failure> {
-        self.limits.as_ref()?.failure(self.dir.as_fd())
+    /// Returns the limit that the step exceeded. All its processes must have ended.
+    pub fn exceeded_limit(&self) -> Option<ExceededLimit> {
+        self.limits.as_ref()?.exceeded(self.dir.as_fd())
     }
 }
 
