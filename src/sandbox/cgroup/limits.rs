@@ -1,14 +1,13 @@
 //! The limits of a step's cgroup for memory and processes.
 
+use super::files::{read, write};
 use super::hierarchy::InheritedLimits;
 use crate::config::project::StepLimits;
 use crate::sandbox::spec::ExceededLimit;
 use crate::text::human_size;
 use anyhow::{Context, Result};
-use rustix::fd::{AsFd, BorrowedFd};
-use rustix::fs::{Mode, OFlags};
+use rustix::fd::BorrowedFd;
 use rustix::io::Errno;
-use std::io::Read;
 
 /// The default memory limit is at least this number of bytes.
 const MIN_DEFAULT: u64 = 1 << 30;
@@ -39,25 +38,31 @@ impl CgroupLimits {
 
     /// Sets the limits of a cgroup that has no process yet.
     pub fn apply(&self, cgroup: BorrowedFd<'_>) -> Result<()> {
-        write(cgroup, "memory.max", &self.memory.to_string())?;
-        // The kernel ends all processes of the step together. Otherwise a step could go on without one of them.
-        write(cgroup, "memory.oom.group", "1")?;
-        // The kernel may be built or started without accounting of swap.
-        match write(cgroup, "memory.swap.max", "0") {
-            Err(error) if error.downcast_ref::<Errno>() == Some(&Errno::NOENT) => {}
-            written => written?,
+        for (name, value) in [
+            ("memory.max", &*self.memory.to_string()),
+            // The kernel ends all processes of the step together. Otherwise a step could go on without one of them.
+            ("memory.oom.group", "1"),
+            ("memory.swap.max", "0"),
+            ("pids.max", &*self.processes.to_string()),
+        ] {
+            match write(cgroup, name, value) {
+                // The kernel may be built or started without accounting of swap.
+                Err(Errno::NOENT) if name == "memory.swap.max" => {}
+                written => written.with_context(|| format!("setting {name} of a step's cgroup"))?,
+            }
         }
-        write(cgroup, "pids.max", &self.processes.to_string())
+        Ok(())
     }
 
     /// Returns the limit that a step exceeded, or `None` if it exceeded no limit. All processes of the cgroup must have
     /// ended.
     pub fn exceeded(&self, cgroup: BorrowedFd<'_>) -> Option<ExceededLimit> {
-        let memory = read(cgroup, "memory.events");
+        let memory = read(cgroup, "memory.events").unwrap_or_default();
         if count(&memory, "oom_kill") + count(&memory, "oom_group_kill") > 0 {
             return Some(self.exceeded_memory(count(&memory, "oom") > 0));
         }
-        (count(&read(cgroup, "pids.events"), "max") > 0).then(|| self.exceeded_processes())
+        let processes = read(cgroup, "pids.events").unwrap_or_default();
+        (count(&processes, "max") > 0).then(|| self.exceeded_processes())
     }
 
     /// `own` is false if the kernel ended the step although it did not reach its own limit.
@@ -112,29 +117,10 @@ fn count(events: &str, name: &str) -> u64 {
     lines.filter(|(event, _)| *event == name).find_map(|(_, count)| count.trim().parse().ok()).unwrap_or(0)
 }
 
-fn write(cgroup: BorrowedFd<'_>, name: &'static str, text: &str) -> Result<()> {
-    let write = || {
-        let file = open(cgroup, name, OFlags::WRONLY)?;
-        rustix::io::write(&file, text.as_bytes())
-    };
-    write().map(drop).with_context(|| format!("setting {name} of a step's cgroup"))
-}
-
-pub fn read(cgroup: BorrowedFd<'_>, name: &str) -> String {
-    let mut text = String::new();
-    if let Ok(file) = open(cgroup, name, OFlags::RDONLY) {
-        _ = std::fs::File::from(file).read_to_string(&mut text);
-    }
-    text
-}
-
-fn open(cgroup: impl AsFd, name: &str, flags: OFlags) -> rustix::io::Result<rustix::fd::OwnedFd> {
-    rustix::fs::openat(cgroup, name, flags | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::fd::AsFd;
     use std::fs;
 
     const GIB: u64 = 1 << 30;
