@@ -30,7 +30,7 @@ use files::open_directory;
 use hierarchy::{Hierarchy, InheritedLimits};
 use limits::CgroupLimits;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use std::ffi::{CStr, OsStr};
 use std::os::unix::ffi::OsStrExt;
@@ -202,14 +202,26 @@ impl StepCgroup {
         }
     }
 
-    fn create_in(place: &Place, has_programs: bool, spec: &StepSpec) -> Result<Self> {
+    /// Creates a cgroup with the default limits of a step, for a program of this machine that parses the content of an
+    /// image. Returns `None` if this machine has no cgroup v2.
+    pub fn for_tool() -> Result<Option<Self>> {
+        let Ok(place) = &CgroupSupport::get().place else { return Ok(None) };
+        Self::create_limited(place, StepLimits::default()).map(Some)
+    }
+
+    fn create_limited(place: &Place, limits: StepLimits) -> Result<Self> {
         remove_unlocked(place.dir.as_fd());
         let mut cgroup = Self::create_below(&place.dir)?;
-        if let Ok(limits) = &place.limits {
-            let limits = CgroupLimits::new(spec.limits, limits.inherited, limits.memory);
+        if let Ok(of_place) = &place.limits {
+            let limits = CgroupLimits::new(limits, of_place.inherited, of_place.memory);
             limits.apply(cgroup.cgroup())?;
             cgroup.limits = Some(limits);
         }
+        Ok(cgroup)
+    }
+
+    fn create_in(place: &Place, has_programs: bool, spec: &StepSpec) -> Result<Self> {
+        let cgroup = Self::create_limited(place, spec.limits)?;
         if has_programs {
             cgroup.attach(&allowed_devices(spec).program())?;
             if spec.network {
@@ -264,6 +276,13 @@ impl StepCgroup {
     /// Returns the descriptor for `CLONE_INTO_CGROUP`.
     pub fn cgroup(&self) -> BorrowedFd<'_> {
         self.dir.as_fd()
+    }
+
+    /// Opens the file through which a process enters the cgroup: it writes `0`.
+    pub fn open_entrance(&self) -> Result<OwnedFd> {
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&self.dir, c"cgroup.procs", flags, Mode::empty());
+        file.context("opening cgroup.procs of a new cgroup")
     }
 
     /// Whether the kernel counts the processes of the step, and so limits them.

@@ -237,12 +237,15 @@ fn an_xfs_that_the_kernel_shut_down_is_the_fault_of_the_base() {
 #[test]
 fn an_xfs_whose_disk_fails_is_the_fault_of_the_machine() {
     let mut disk = xfs();
+    disk.put("1", 4096, &[0; 2 * 4096]);
     alone(async |scratch| {
         let device = disk.device();
         let root = Root::mount(&device, scratch, &WRITABLE, &Report::silent()).await.unwrap();
         root.tree().meter().note_step();
-        // The disk's file has no more than the partition table, so each read fails.
-        disk.resize(1);
+        // The disk's file ends before the disk, so the loop device cannot read there.
+        disk.resize(300);
+        let read = rustix::io::pread(&device.node, &mut [0; 4096], 330 << 20);
+        assert_eq!(read, Err(rustix::io::Errno::IO));
         let failed = root.tree().write("/etc/large", &[1; 1 << 20], 0o644, 0, 0).unwrap_err();
         let error = root.explain(failed);
         let text = format!("{error:#}");
