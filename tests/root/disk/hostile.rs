@@ -212,6 +212,12 @@ fn xfs() -> LoopDisk {
     disk
 }
 
+/// Makes directories until the kernel needs more inodes and looks for free space. Returns the last error.
+fn use_free_space(root: &Root<'_>) -> anyhow::Error {
+    let made = (0..300).map(|n| root.tree().create_dir_all(&format!("/etc/{n}"), 0o755));
+    made.filter_map(Result::err).last().expect("all directories were made")
+}
+
 #[test]
 fn an_xfs_that_the_kernel_shut_down_is_the_fault_of_the_base() {
     let disk = xfs();
@@ -222,7 +228,7 @@ fn an_xfs_that_the_kernel_shut_down_is_the_fault_of_the_base() {
         for (options, expected) in [(PLAIN, Kind::Definition), (WRITABLE, Kind::Step)] {
             let root = Root::mount(&device, scratch, &options, &Report::silent()).await.unwrap();
             root.tree().meter().note_step();
-            let failed = root.tree().write("/etc/large", &[1; 1 << 20], 0o644, 0, 0).unwrap_err();
+            let failed = use_free_space(&root);
             let error = root.explain(failed);
             let text = format!("{error:#}");
             assert!(text.contains("partition 1 (xfs") && text.contains("the kernel shut it down"), "{text}");
@@ -246,7 +252,7 @@ fn an_xfs_whose_disk_fails_is_the_fault_of_the_machine() {
         disk.resize(300);
         let read = rustix::io::pread(&device.node, &mut [0; 4096], 330 << 20);
         assert_eq!(read, Err(rustix::io::Errno::IO));
-        let failed = root.tree().write("/etc/large", &[1; 1 << 20], 0o644, 0, 0).unwrap_err();
+        let failed = use_free_space(&root);
         let error = root.explain(failed);
         let text = format!("{error:#}");
         assert!(text.contains("the kernel shut it down"), "{text}");
