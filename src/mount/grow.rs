@@ -309,7 +309,7 @@ mod tests {
             sh("grep -q /oven-step- /proc/self/cgroup", &device, minute).await.unwrap();
         }
         let flood =
-            "head -c 50000000 /dev/zero | tr '\\0' x; echo y z; head -c 9999999 /dev/zero >&2; exit 9";
+            "head -c 50000000 /dev/zero | tr '\\0' x; echo ' y z'; head -c 9999999 /dev/zero >&2; exit 9";
         let error = format!("{:#}", sh(flood, &device, minute).await.unwrap_err());
         assert!(
             error.starts_with("sh failed (exit status: 9): xxx") && error.contains("x y z"),
