@@ -12,7 +12,7 @@ const BASE: &str = "Use another base image, or repair this one: run `e2fsck -f` 
 const STORAGE: &str =
     "The base image's file system or this machine's storage is damaged. See the kernel's log (dmesg).";
 /// The hint for damage by a step. Steps can write to the device only if the definition has `[disk] writable = true`.
-pub const STEP: &str = "Find the script that writes to the block device instead of to files.";
+pub const STEP_HINT: &str = "Find the script that writes to the block device instead of to files.";
 
 /// What damaged a file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,7 +27,7 @@ pub enum DamageCause {
 pub fn error(what: &str, cause: DamageCause) -> anyhow::Error {
     let (kind, hint) = match cause {
         DamageCause::BaseImage => (Kind::Definition, BASE),
-        DamageCause::Step => (Kind::Step, STEP),
+        DamageCause::Step => (Kind::Step, STEP_HINT),
         DamageCause::Storage => (Kind::Machine, STORAGE),
     };
     kind.failure(what).hint(hint).into()

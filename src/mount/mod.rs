@@ -3,7 +3,7 @@
 mod busy;
 mod choose_root;
 mod create;
-mod damage;
+pub(crate) mod damage;
 mod grow;
 mod mounts;
 mod partitions;

@@ -78,7 +78,7 @@ async fn prove_released(disk: &DiskNodes, used: &[(String, u64)]) -> Result<()> 
 /// Fails if a step damaged the partition table, or changed a partition that was mounted. Steps can write to the disk's
 /// nodes if the definition has `[disk] writable = true`.
 fn check_partition_table(disk: &DiskNodes, device: &Device, used: &[(String, u64)]) -> Result<()> {
-    let changed = |what: String| Kind::Step.failure(what).hint(damage::STEP);
+    let changed = |what: String| Kind::Step.failure(what).hint(damage::STEP_HINT);
     let now = partition::read(&DeviceBytes { fd: device.node.as_fd(), size: disk.size }, disk.sector);
     // The table was valid before the first step.
     let now = now.map_err(|error| match Kind::of(&error) {

@@ -1,6 +1,7 @@
 //! Checks the free space on the image's disk.
 
 use crate::error::{Kind, errno_of};
+use crate::mount::damage::STEP_HINT;
 use anyhow::{Context, Error, Result};
 use rustix::io::Errno;
 use std::path::Path;
@@ -15,9 +16,6 @@ pub const LARGER_MEMORY_HINT: &str =
 /// The hint for damage that the kernel finds if steps cannot write to the mounted device. Then the base has the damage.
 const BASE_DAMAGE_HINT: &str =
     "The base image's file system is damaged. The kernel's log (dmesg) says where.";
-
-/// The hint for damage that the kernel finds if steps can write to the mounted device.
-const STEP_DAMAGE_HINT: &str = "Find the script that writes to the block device instead of to files.";
 
 /// The disk counts as full if at most 1/1024 of it is free. Then a write may have failed, even if no program reported
 /// an error.
@@ -74,7 +72,7 @@ impl DiskSpace {
 /// may have written to the disk below its file systems.
 pub fn explain_full_disk(error: Error, step_wrote: bool) -> Error {
     let (damage, hint) =
-        if step_wrote { (Kind::Step, STEP_DAMAGE_HINT) } else { (Kind::Definition, BASE_DAMAGE_HINT) };
+        if step_wrote { (Kind::Step, STEP_HINT) } else { (Kind::Definition, BASE_DAMAGE_HINT) };
     match errno_of(&error) {
         Some(Errno::NOSPC | Errno::DQUOT) => {
             Kind::Step.failure(format!("the image's disk is full: {error:#}")).hint(LARGER_DISK_HINT).into()
