@@ -210,7 +210,7 @@ async fn run_tool(
     good: &[i32],
     timeout: Duration,
 ) -> Result<()> {
-    // Declared first, so that it is dropped last: only a cgroup without processes can be removed.
+    // Declared first, so that it is dropped last: then the program has been killed.
     let cgroup = StepCgroup::for_tool()?;
     let entrance = cgroup.as_ref().map(StepCgroup::open_entrance).transpose()?;
     let mut command = tokio::process::Command::new(name);
@@ -316,11 +316,20 @@ mod tests {
             "{error:.99}"
         );
         assert!(error.len() <= 2 * OUTPUT_MAX + 100, "{}", error.len());
-        let error = sh("sleep 1000", &device, Duration::from_millis(100)).await.unwrap_err();
+        // Its child is killed, too.
+        let sleep = format!("sleep 1000.{}", std::process::id());
+        let error = sh(&format!("{sleep}; true"), &device, Duration::from_millis(300)).await.unwrap_err();
         assert_eq!(
             (Kind::of(&error), error.to_string()),
-            (Kind::Definition, "sh took longer than 100ms".into())
+            (Kind::Definition, "sh took longer than 300ms".into())
         );
+        if StepCgroup::for_tool().unwrap().is_some() {
+            let processes = std::fs::read_dir("/proc").unwrap().flatten();
+            let lines =
+                processes.filter_map(|entry| std::fs::read_to_string(entry.path().join("cmdline")).ok());
+            let left = lines.filter(|line| line.trim_end_matches('\0').replace('\0', " ") == sleep);
+            assert_eq!(left.count(), 0);
+        }
     }
 
     /// Runs a shell as the tool, because a malicious image could make the tool execute any command.

@@ -175,7 +175,7 @@ impl Place {
     }
 }
 
-/// The cgroup of a step. Dropping the value removes the cgroup. All its processes must have ended before.
+/// The cgroup of a step or of a tool. Dropping the value kills its processes and removes it.
 pub struct StepCgroup {
     parent: OwnedFd,
     name: String,
@@ -299,6 +299,8 @@ impl StepCgroup {
 impl Drop for StepCgroup {
     #[allow(clippy::disallowed_methods, reason = "a Drop cannot await, and it is for milliseconds")]
     fn drop(&mut self) {
+        // A step has no processes any more. A tool may have started one. Before Linux 5.14, this file does not exist.
+        _ = files::write(&self.dir, "cgroup.kill", "1");
         let mut pause = Duration::from_millis(1);
         for _ in 0..REMOVALS {
             match rustix::fs::unlinkat(&self.parent, &*self.name, AtFlags::REMOVEDIR) {
