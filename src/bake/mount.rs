@@ -9,7 +9,8 @@ use anyhow::Result;
 /// Mounts the root file system of the disk. The result borrows the disk. If the definition sets a size, the file system
 /// is grown to this size.
 pub async fn root<'d>(bake: &Bake<'_>, device: &'d Device) -> Result<Root<'d>> {
-    let options = MountOptions { grow: bake.image.size_gib.is_some() };
+    let options =
+        MountOptions { grow: bake.image.size_gib.is_some(), disk_writable: bake.image.disk_writable };
     Root::mount(device, &bake.site.scratch(bake.run)?, &options, &bake.site.report).await
 }
 

@@ -1,5 +1,6 @@
 //! Mounts through descriptors: a mount is created, verified, and only then attached. Mounts are unmounted by their ids.
 
+use super::damage::DamageCause;
 use super::{busy, damage};
 use crate::error::{Kind, is_of_machine};
 use crate::sys::mount::table;
@@ -142,7 +143,7 @@ fn refusal_error(error: Errno, messages: &str, request: &MountRequest) -> anyhow
                 "the {} file system on {} is damaged, or this kernel is too old for it ({error}{messages})",
                 request.kind, request.name
             );
-            damage::error(&what, true)
+            damage::error(&what, DamageCause::BaseImage)
         }
         _ => {
             let lacks_rights = matches!(error, Errno::PERM | Errno::ACCESS | Errno::NXIO | Errno::NODEV);

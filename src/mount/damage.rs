@@ -1,5 +1,5 @@
-//! Errors about damaged file systems. The base image is at fault if the kernel found wrong metadata; this machine is at
-//! fault if its storage failed.
+//! Errors about damaged file systems. If the kernel found wrong metadata, the base image is at fault, or a step that
+//! wrote to the disk below the file system. If the storage failed, this machine is at fault.
 
 use super::partitions::DiskPart;
 use crate::error::Kind;
@@ -11,11 +11,25 @@ const BASE: &str = "Use another base image, or repair this one: run `e2fsck -f` 
                     copy of its disk. The kernel's log (dmesg) may say more.";
 const STORAGE: &str =
     "The base image's file system or this machine's storage is damaged. See the kernel's log (dmesg).";
+/// The hint for damage by a step. Steps can write to the device only if the definition has `[disk] writable = true`.
+pub const STEP_HINT: &str = "Find the script that writes to the block device instead of to files.";
 
-/// An error about a damaged file system. `what` says what was found. `is_base` is true if the kernel found wrong
-/// metadata, so that the base image is at fault.
-pub fn error(what: &str, is_base: bool) -> anyhow::Error {
-    let (kind, hint) = if is_base { (Kind::Definition, BASE) } else { (Kind::Machine, STORAGE) };
+/// What damaged a file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DamageCause {
+    BaseImage,
+    /// A step that may write to the disk below the file system.
+    Step,
+    Storage,
+}
+
+/// An error about a damaged file system. `what` says what was found.
+pub fn error(what: &str, cause: DamageCause) -> anyhow::Error {
+    let (kind, hint) = match cause {
+        DamageCause::BaseImage => (Kind::Definition, BASE),
+        DamageCause::Step => (Kind::Step, STEP_HINT),
+        DamageCause::Storage => (Kind::Machine, STORAGE),
+    };
     kind.failure(what).hint(hint).into()
 }
 
@@ -27,7 +41,10 @@ pub fn explain(error: anyhow::Error, part: &DiskPart) -> anyhow::Error {
         let errno = errno.or_else(|| Errno::from_io_error(cause.downcast_ref::<io::Error>()?));
         matches!(errno, Some(Errno::UCLEAN | Errno::BADMSG))
     });
-    if is_damage { self::error(&format!("{} is damaged: {error:#}", part.describe()), true) } else { error }
+    if !is_damage {
+        return error;
+    }
+    self::error(&format!("{} is damaged: {error:#}", part.describe()), DamageCause::BaseImage)
 }
 
 /// Returns the codes of the errors that the kernel recorded in a mounted ext file system.

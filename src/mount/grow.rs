@@ -8,6 +8,7 @@ use crate::formats::partition::gpt::DiskWrite;
 use crate::formats::partition::{TableScheme, gpt, mbr};
 use crate::formats::superblock;
 use crate::formats::superblock::{FileSystem, FileSystemType};
+use crate::sandbox::cgroup::StepCgroup;
 use crate::sys::block_ioctls;
 use crate::sys::block_ioctls::PartitionChange;
 use crate::sys::lock::{FileLock, LockMode};
@@ -24,6 +25,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::process::Stdio;
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt};
 
 /// The file system is extended only if at least this many unused bytes follow it. Alignment leaves a few unused bytes
 /// at the end of every disk.
@@ -31,6 +33,16 @@ const SLACK: u64 = 1 << 20;
 /// The number of attempts to lock the disk. udev holds the lock only for moments. If the lock is held for longer,
 /// another program is changing the disk.
 const LOCK_TRIES: u32 = 100;
+
+/// The time limit of e2fsck and of resize2fs. Both process only metadata, which takes minutes on a large disk.
+const TOOL_TIMEOUT: Duration = Duration::from_secs(30 * 60);
+/// How many bytes of the end of each output stream an error shows. e2fsck prints a line for each repair.
+const OUTPUT_MAX: usize = 2048;
+const CHUNK: usize = 16 << 10;
+/// The value for `oom_score_adj`, as for steps. When memory runs out, the kernel kills the tool before other processes.
+const OOM_SCORE: &str = "800";
+const HOSTILE: &str = "The base image's file system is damaged, or was made to harm the builder. Check it with e2fsck, or \
+                       leave `size_gib` out.";
 
 /// How often e2fsck is retried while the device is busy. The pauses between the attempts take about 2 s in total.
 const CHECK_TRIES: u32 = 20;
@@ -164,7 +176,7 @@ pub async fn grow_unmounted(part: &mut DiskPart) -> Result<Option<(u64, u64)>> {
     // error. Between fork and exec, another child process may have a copy of a descriptor that oven has just closed.
     // This copy may keep the device busy for a moment.
     let arguments = ["-f", "-p", &path];
-    let check = || run_tool("e2fsck", &arguments, &part.node, &[0, 1]);
+    let check = || run_tool("e2fsck", &arguments, &part.node, &[0, 1], TOOL_TIMEOUT);
     let mut checked = check().await;
     for _ in 0..CHECK_TRIES {
         if !matches!(&checked, Err(error) if error.to_string().contains("is in use")) {
@@ -174,7 +186,8 @@ pub async fn grow_unmounted(part: &mut DiskPart) -> Result<Option<(u64, u64)>> {
         checked = check().await;
     }
     checked.with_context(|| doing.clone())?;
-    run_tool("resize2fs", &[&path], &part.node, &[0]).await.with_context(|| doing.clone())?;
+    let resized = run_tool("resize2fs", &[&path], &part.node, &[0], TOOL_TIMEOUT).await;
+    resized.with_context(|| doing.clone())?;
     let bytes = DeviceBytes { fd: part.node.as_fd(), size: part.size };
     part.fs = superblock::probe(&bytes, 0, part.size);
     match growable(part) {
@@ -187,12 +200,27 @@ pub async fn grow_unmounted(part: &mut DiskPart) -> Result<Option<(u64, u64)>> {
 }
 
 /// Runs a program of this machine on a device, with an empty environment. The program parses the image's content, so
-/// oven isolates the program. It has no capabilities and no network, and can write only to the device.
+/// oven isolates the program. It has no capabilities and no network, and can write only to the device. Its memory, its
+/// time and its output are limited. If this future is dropped, the program is killed.
 #[allow(unsafe_code)]
-async fn run_tool(name: &str, arguments: &[&str], device: &OwnedFd, good: &[i32]) -> Result<()> {
+async fn run_tool(
+    name: &str,
+    arguments: &[&str],
+    device: &OwnedFd,
+    good: &[i32],
+    timeout: Duration,
+) -> Result<()> {
+    // Declared first, so that it is dropped last: then the program has been killed.
+    let cgroup = StepCgroup::for_tool()?;
+    let entrance = cgroup.as_ref().map(StepCgroup::open_entrance).transpose()?;
     let mut command = tokio::process::Command::new(name);
     let (device, mut filter) = (device.as_raw_fd(), SyscallFilter::new(true));
     let contain = move || -> std::io::Result<()> {
+        if let Some(entrance) = &entrance {
+            rustix::io::write(entrance, b"0")?;
+        }
+        // Some containers do not permit it.
+        _ = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE);
         // SAFETY: the child inherits the descriptor, because the parent keeps it open until the child has ended.
         let device = unsafe { BorrowedFd::borrow_raw(device) };
         rustix::io::fcntl_setfd(device, rustix::io::FdFlags::empty())?;
@@ -211,32 +239,98 @@ async fn run_tool(name: &str, arguments: &[&str], device: &OwnedFd, good: &[i32]
         .env_clear()
         .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
         .env("LC_ALL", "C")
-        .stdin(Stdio::null());
-    let done = command.kill_on_drop(true).output().await;
-    let done = match done {
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut tool = match command.kill_on_drop(true).spawn() {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let failure = Kind::Machine.failure(format!("{name} is not installed"));
             return Err(failure.hint("Install e2fsprogs, or run oven with CAP_SYS_RESOURCE.").into());
         }
-        done => done.with_context(|| format!("running {name}"))?,
+        tool => tool.with_context(|| format!("running {name}"))?,
     };
-    if done.status.code().is_some_and(|code| good.contains(&code)) {
+    let (output, errors) = (tool.stdout.take(), tool.stderr.take());
+    let end = async { tokio::try_join!(last_bytes(output), last_bytes(errors), tool.wait()) };
+    let Ok(ended) = tokio::time::timeout(timeout, end).await else {
+        tool.kill().await.with_context(|| format!("ending {name}"))?;
+        let limit = humantime::format_duration(timeout);
+        return Err(Kind::Definition
+            .failure(format!("{name} took longer than {limit}"))
+            .hint(HOSTILE)
+            .into());
+    };
+    let (output, errors, status) = ended.with_context(|| format!("running {name}"))?;
+    if status.code().is_some_and(|code| good.contains(&code)) {
         return Ok(());
     }
-    let output = [done.stdout, done.stderr].concat();
+    if cgroup.as_ref().and_then(StepCgroup::exceeded_limit).is_some_and(|limit| limit.ended_step) {
+        let what = format!("{name} needed too much memory, so the kernel ended it");
+        return Err(Kind::Definition.failure(what).hint(HOSTILE).into());
+    }
+    let output = [output, errors].concat();
     let output = String::from_utf8_lossy(&output).split_whitespace().collect::<Vec<_>>().join(" ");
-    let what = format!("{name} failed ({}): {output}", done.status);
+    let what = format!("{name} failed ({status}): {output}");
     // With this exit code, e2fsck found damage that it does not repair without a question.
-    if name == "e2fsck" && done.status.code() == Some(4) {
+    if name == "e2fsck" && status.code() == Some(4) {
         let hint = "Repair the base image's file system with e2fsck, or bake on another image.";
         return Err(Kind::Definition.failure(what).hint(hint).into());
     }
     Err(Kind::Machine.error(what))
 }
 
+/// Reads a stream to its end, and returns its last [`OUTPUT_MAX`] bytes.
+async fn last_bytes(stream: Option<impl AsyncRead + Unpin>) -> std::io::Result<Vec<u8>> {
+    let (mut last, mut chunk) = (Vec::new(), vec![0; CHUNK]);
+    let Some(mut stream) = stream else { return Ok(last) };
+    while let length @ 1.. = stream.read(&mut chunk).await? {
+        last.extend_from_slice(&chunk[..length]);
+        last.drain(..last.len().saturating_sub(OUTPUT_MAX));
+    }
+    Ok(last)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    async fn sh(script: &str, device: &OwnedFd, timeout: Duration) -> Result<()> {
+        run_tool("sh", &["-ec", script], device, &[0], timeout).await
+    }
+
+    #[tokio::test]
+    async fn a_tool_has_limits() {
+        if !rustix::process::geteuid().is_root() {
+            return; // only root can isolate a tool
+        }
+        let device = OwnedFd::from(File::open("/dev/null").unwrap());
+        let minute = Duration::from_secs(60);
+        sh("grep -qx 800 /proc/self/oom_score_adj", &device, minute).await.unwrap();
+        if StepCgroup::for_tool().unwrap().is_some() {
+            sh("grep -q /oven-step- /proc/self/cgroup", &device, minute).await.unwrap();
+        }
+        let flood =
+            "head -c 50000000 /dev/zero | tr '\\0' x; echo ' y z'; head -c 9999999 /dev/zero >&2; exit 9";
+        let error = format!("{:#}", sh(flood, &device, minute).await.unwrap_err());
+        assert!(
+            error.starts_with("sh failed (exit status: 9): xxx") && error.contains("x y z"),
+            "{error:.99}"
+        );
+        assert!(error.len() <= 2 * OUTPUT_MAX + 100, "{}", error.len());
+        // Its child is killed, too.
+        let sleep = format!("sleep 1000.{}", std::process::id());
+        let error = sh(&format!("{sleep}; true"), &device, Duration::from_millis(300)).await.unwrap_err();
+        assert_eq!(
+            (Kind::of(&error), error.to_string()),
+            (Kind::Definition, "sh took longer than 300ms".into())
+        );
+        if StepCgroup::for_tool().unwrap().is_some() {
+            let processes = std::fs::read_dir("/proc").unwrap().flatten();
+            let lines =
+                processes.filter_map(|entry| std::fs::read_to_string(entry.path().join("cmdline")).ok());
+            let left = lines.filter(|line| line.trim_end_matches('\0').replace('\0', " ") == sleep);
+            assert_eq!(left.count(), 0);
+        }
+    }
 
     /// Runs a shell as the tool, because a malicious image could make the tool execute any command.
     #[tokio::test]
@@ -249,7 +343,7 @@ mod tests {
         std::fs::write(&device, "old").unwrap();
         let fd = OwnedFd::from(std::fs::File::open(&device).unwrap());
         let (path, shown) = (format!("/proc/self/fd/{}", fd.as_raw_fd()), dir.path().display());
-        let sh = async |script: String| run_tool("sh", &["-ec", &script], &fd, &[0]).await;
+        let sh = async |script: String| sh(&script, &fd, Duration::from_secs(60)).await;
         sh(format!("echo new 1<>{path}")).await.unwrap();
         assert_eq!(std::fs::read_to_string(&device).unwrap(), "new\n");
         sh("grep -qx 'CapEff:.0*' /proc/self/status".into()).await.unwrap();

@@ -3,11 +3,12 @@
 mod busy;
 mod choose_root;
 mod create;
-mod damage;
+pub(crate) mod damage;
 mod grow;
 mod mounts;
 mod partitions;
 mod release;
+mod storage_errors;
 mod unmountable;
 mod write_protection;
 
@@ -40,6 +41,9 @@ use write_protection::WriteProtection;
 pub struct MountOptions {
     /// Whether the root is extended if the disk has unused space at its end. If false, that space stays unused.
     pub grow: bool,
+    /// Whether steps can write to the disk below its file systems. If true, damage that appears after the first step is
+    /// the fault of a step.
+    pub disk_writable: bool,
 }
 
 /// An image's file systems, mounted in the private mount namespace of this process. The value borrows the disk, so a
@@ -73,6 +77,7 @@ pub struct Root<'d> {
     unmountable_targets: Vec<PathBuf>,
     report: Report,
     device: &'d Device,
+    disk_writable: bool,
 }
 
 impl<'d> Root<'d> {
@@ -97,7 +102,7 @@ impl<'d> Root<'d> {
         report_state(&disk.parts[root], report);
         let mut sizes = if grown { grow::grow_unmounted(&mut disk.parts[root]).await? } else { None };
 
-        let mut mounts = ImageMounts::new(scratch, report)?;
+        let mut mounts = ImageMounts::new(scratch, &disk.name, report)?;
         let part = &disk.parts[root];
         report.detail(format!("the root is {} {}", part.name, part.describe()));
         let mount = create_mount(&disk, part, false).await.context("mounting the root")?;
@@ -118,10 +123,12 @@ impl<'d> Root<'d> {
             unmountable_targets: Vec::new(),
             report: report.clone(),
             device,
+            disk_writable: options.disk_writable,
         };
         let rest = mounted.mount_rest(root).await;
         rest.map_err(|error| damage::explain(error, &mounted.disk.parts[root]))
-            .map_err(|error| Kind::Definition.unless_machine(error))?;
+            .map_err(|error| Kind::Definition.unless_machine(error))
+            .map_err(|error| mounted.explain(error))?;
         Ok(mounted)
     }
 
@@ -246,7 +253,7 @@ impl<'d> Root<'d> {
         if Kind::of(&error) == Kind::Interrupted {
             return error;
         }
-        match self.mounts.check() {
+        match self.mounts.check(self.step_wrote()) {
             Ok(()) => error,
             Err(damage) => {
                 let hint = crate::error::hint_of(&damage).unwrap_or_default();
@@ -258,14 +265,23 @@ impl<'d> Root<'d> {
         }
     }
 
+    /// Returns whether a step may have written to the disk below the file systems.
+    fn step_wrote(&self) -> bool {
+        // The meter knows whether a step has run: what happens before the first step is the fault of the base.
+        let is_of_step = |error: &anyhow::Error| Kind::of(error) == Kind::Step;
+        self.disk_writable && is_of_step(&self.inside.meter().exceeded("a limit"))
+    }
+
     /// Unmounts everything. Then uses `O_EXCL` to open the whole disk and each partition that was mounted, and syncs
     /// them. If this succeeds, nothing else uses the disk. Fails if a file system was damaged, or if a step wrote to
     /// the mount point of a file system that could not be mounted.
     pub async fn close(self) -> Result<()> {
+        let step_wrote = self.step_wrote();
         let Self { inside, mounts, disk, unmountable, report, device, .. } = self;
         let empty_mount_points = unmountable.iter().try_for_each(|dir| dir.check(&inside));
         drop(inside);
-        release::close(mounts, &disk, device, &report, empty_mount_points).await
+        empty_mount_points.context("checking the mount points of file systems that were not mounted")?;
+        release::close(mounts, &disk, device, &report, step_wrote).await
     }
 }
 

@@ -1,7 +1,9 @@
 //! The mounts of a root. At the end of a bake, they are checked, synced and unmounted.
 
 use super::create::DIR;
+use super::damage::DamageCause;
 use super::partitions::DiskPart;
+use super::storage_errors::StorageErrors;
 use super::{busy, choose_root, make_mount_point};
 use super::{create, damage};
 use crate::device::Device;
@@ -48,14 +50,17 @@ pub struct ImageMounts {
     pub(crate) list: Vec<ImageMount>,
     point: PathBuf,
     report: Report,
+    storage_errors: StorageErrors,
     /// Whether a mount was still busy after the longest wait. If true, later unmounts do not wait.
     stuck: bool,
 }
 
 impl ImageMounts {
-    pub fn new(scratch: &Path, report: &Report) -> Result<Self> {
+    /// `disk` is the kernel's name of the whole disk.
+    pub fn new(scratch: &Path, disk: &str, report: &Report) -> Result<Self> {
         let point = make_mount_point(scratch)?;
-        Ok(Self { list: Vec::new(), point, report: report.clone(), stuck: false })
+        let storage_errors = StorageErrors::watch(disk);
+        Ok(Self { list: Vec::new(), point, report: report.clone(), storage_errors, stuck: false })
     }
 
     pub fn path(&self) -> &Path {
@@ -115,24 +120,31 @@ impl ImageMounts {
         Some(api::clone_mount(fd, "", false))
     }
 
-    /// Fails if the kernel found a file system damaged since it was mounted.
-    pub(crate) fn check(&self) -> Result<()> {
-        for mounted in &self.list {
-            let Some((device, _)) = &mounted.device else { continue };
-            let target = &mounted.target;
-            mounted.check().with_context(|| format!("checking the file system of {target} on {device}"))?;
-        }
-        Ok(())
+    /// Fails if the kernel found a file system damaged since it was mounted. `step_wrote` says whether a step may have
+    /// written to the disk below the file systems.
+    pub(crate) fn check(&self, step_wrote: bool) -> Result<()> {
+        self.list.iter().try_for_each(|mounted| self.check_one(mounted, step_wrote))
+    }
+
+    fn check_one(&self, mounted: &ImageMount, step_wrote: bool) -> Result<()> {
+        let Some((device, _)) = &mounted.device else { return Ok(()) };
+        let checked = mounted.check(step_wrote, &self.storage_errors);
+        checked.with_context(|| {
+            format!("checking the file system of {} on {device}", escape_name(&mounted.target))
+        })
+    }
+
+    /// Returns what damaged a file system, if its metadata is wrong although the kernel recorded no error.
+    pub(crate) fn unrecorded_cause(&self, step_wrote: bool) -> DamageCause {
+        if step_wrote && !self.storage_errors.found() { DamageCause::Step } else { DamageCause::Storage }
     }
 
     /// Checks all file systems, syncs them, and discards their free space.
-    pub(crate) async fn check_and_sync(&self, disk: &Device) -> Result<()> {
+    pub(crate) async fn check_and_sync(&self, disk: &Device, step_wrote: bool) -> Result<()> {
         for mounted in &self.list {
             let (Some((device, _)), Some(fd)) = (&mounted.device, &mounted.fd) else { continue };
             let target = mounted.target.clone();
-            mounted.check().with_context(|| {
-                format!("checking the file system of {} on {device}", escape_name(&target))
-            })?;
+            self.check_one(mounted, step_wrote)?;
             let dir = rustix::fs::openat(fd, c".", DIR, Mode::empty());
             let dir = dir.with_context(|| format!("opening {} of the image", escape_name(&target)))?;
             let trimming = disk.trimming.clone();
@@ -145,13 +157,15 @@ impl ImageMounts {
                 let _trim = trim.context("preparing to discard free space")?;
                 Ok::<_, anyhow::Error>(block_ioctls::trim(dir.as_fd()))
             });
-            match trimmed.await? {
+            // The writes may have revealed damage, so the file system is checked again. The damage explains an error of
+            // the sync.
+            let trimmed = trimmed.await;
+            self.check_one(mounted, step_wrote)?;
+            match trimmed? {
                 Ok(bytes) => self.report.detail(format!("discarded {} on {device}", human_size(bytes))),
                 // Many devices cannot discard. In that case, the snapshot is larger, but still correct.
                 Err(error) => self.report.detail(format!("did not discard free space on {device}: {error}")),
             }
-            // The writes may have revealed damage, so the file system is checked again.
-            mounted.check().with_context(|| format!("checking the file system on {device}"))?;
         }
         Ok(())
     }
@@ -198,12 +212,13 @@ impl Drop for ImageMounts {
 }
 
 impl ImageMount {
-    fn check(&self) -> Result<()> {
+    fn check(&self, step_wrote: bool, storage_errors: &StorageErrors) -> Result<()> {
         let Some(fd) = &self.fd else { return Ok(()) };
         let name = self.device.as_ref().map_or("", |(name, _)| name);
         let new_errors =
             self.errors.zip(errors_of(name)).map_or(0, |(before, now)| now.saturating_sub(before));
-        let found = match rustix::fs::fstatfs(fd) {
+        // If the kernel has shut down an xfs, fstat fails, but fstatfs does not.
+        let found = match rustix::fs::fstat(fd).and_then(|_| rustix::fs::fstatfs(fd)) {
             Err(Errno::IO) => "the kernel shut it down".to_owned(),
             Err(error) => return Err(error.into()),
             Ok(statistics) if statistics.f_flags as u64 & READ_ONLY != 0 => "it became read-only".to_owned(),
@@ -211,8 +226,18 @@ impl ImageMount {
             Ok(_) => return Ok(()),
         };
         let what = format!("{} is damaged: during the bake, {found}", self.part);
-        let earlier = self.errors.unwrap_or(0);
-        Err(damage::error(&what, new_errors > 0 && damage::recorded_codes(name).are_damage(earlier)))
+        let is_metadata = || match self.errors {
+            Some(earlier) => new_errors > 0 && damage::recorded_codes(name).are_damage(earlier),
+            None => !storage_errors.found(),
+        };
+        let cause = if step_wrote && !storage_errors.found() {
+            DamageCause::Step
+        } else if is_metadata() {
+            DamageCause::BaseImage
+        } else {
+            DamageCause::Storage
+        };
+        Err(damage::error(&what, cause))
     }
 }
 

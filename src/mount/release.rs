@@ -3,6 +3,7 @@
 use super::busy;
 use super::create;
 use super::damage;
+use super::damage::DamageCause;
 use super::mounts::ImageMounts;
 use super::partitions::{DeviceBytes, DiskNodes, DiskPart};
 use crate::device::Device;
@@ -18,23 +19,22 @@ use rustix::io::Errno;
 use std::fs::File;
 use std::os::fd::AsFd;
 
-/// Closes a root. `empty_mount_points` is an error if a step wrote to the mount point of a file system that this
-/// machine cannot mount.
+/// Closes a root. `step_wrote` says whether a step may have written to the disk below the file systems.
 pub async fn close(
     mut mounts: ImageMounts,
     disk: &DiskNodes,
     device: &Device,
     report: &Report,
-    empty_mount_points: Result<()>,
+    step_wrote: bool,
 ) -> Result<()> {
     let path = device.path.display();
-    empty_mount_points.context("checking the mount points of file systems that were not mounted")?;
-    mounts.check_and_sync(device).await?;
+    mounts.check_and_sync(device, step_wrote).await?;
     let used: Vec<_> = mounts.list.iter().filter_map(|m| m.device.clone()).collect();
     mounts.unmount().await.with_context(|| format!("releasing {path}"))?;
     prove_released(disk, &used).await.with_context(|| format!("proving that {path} is released"))?;
     for part in disk.parts.iter().filter(|part| used.iter().any(|(name, _)| *name == part.name)) {
-        check_superblock(part).with_context(|| format!("checking {} after it was unmounted", part.name))?;
+        check_superblock(part, mounts.unrecorded_cause(step_wrote))
+            .with_context(|| format!("checking {} after it was unmounted", part.name))?;
     }
     check_partition_table(disk, device, &used)
         .with_context(|| format!("checking the partition table of {path}"))?;
@@ -78,9 +78,7 @@ async fn prove_released(disk: &DiskNodes, used: &[(String, u64)]) -> Result<()> 
 /// Fails if a step damaged the partition table, or changed a partition that was mounted. Steps can write to the disk's
 /// nodes if the definition has `[disk] writable = true`.
 fn check_partition_table(disk: &DiskNodes, device: &Device, used: &[(String, u64)]) -> Result<()> {
-    let changed = |what: String| {
-        Kind::Step.failure(what).hint("Find the script that writes to the block device instead of to files.")
-    };
+    let changed = |what: String| Kind::Step.failure(what).hint(damage::STEP_HINT);
     let now = partition::read(&DeviceBytes { fd: device.node.as_fd(), size: disk.size }, disk.sector);
     // The table was valid before the first step.
     let now = now.map_err(|error| match Kind::of(&error) {
@@ -102,16 +100,18 @@ fn check_partition_table(disk: &DiskNodes, device: &Device, used: &[(String, u64
 }
 
 /// Compares the superblock of an unmounted file system with its superblock before the bake. Fails if the bake damaged
-/// the file system.
-fn check_superblock(part: &DiskPart) -> Result<()> {
+/// the file system. `cause` is the cause unless the superblock records that the kernel found wrong metadata of the base.
+fn check_superblock(part: &DiskPart, cause: DamageCause) -> Result<()> {
     let Some(before) = &part.fs else { return Ok(()) };
     let bytes = DeviceBytes { fd: part.node.as_fd(), size: part.size };
     let Some(after) = superblock::probe(&bytes, 0, part.size) else {
-        return Err(damage::error("it no longer has a valid superblock", false));
+        return Err(damage::error("it no longer has a valid superblock", cause));
     };
     if after.kind != before.kind || after.errors > before.errors || after.dirty {
-        let is_base = after.errors > before.errors && after.error_codes.are_damage(before.errors.into());
-        return Err(damage::error("its superblock records new errors", is_base));
+        let is_metadata = after.errors > before.errors && after.error_codes.are_damage(before.errors.into());
+        let is_base = is_metadata && cause == DamageCause::Storage;
+        let cause = if is_base { DamageCause::BaseImage } else { cause };
+        return Err(damage::error("its superblock records new errors", cause));
     }
     Ok(())
 }

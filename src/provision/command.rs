@@ -228,6 +228,7 @@ impl<'a> CommandRunner<'a> {
             let meaning = if good { failed } else { diagnoser.meaning().or(failed) };
             let hopeless = exit.status == ExitStatus::TimedOut
                 || diagnoser.no_space
+                || exit.exceeded_limit.as_ref().is_some_and(|limit| limit.ended_step)
                 || meaning.as_ref().is_some_and(|meaning| meaning.package.is_some());
             if attempt == call.retries || hopeless {
                 if call.trusted {
@@ -379,6 +380,13 @@ impl<'a> CommandRunner<'a> {
             }
             status => format!("{}: {status}", call.name),
         };
+        let limit = exit.exceeded_limit.as_ref();
+        if let Some(limit) = limit.filter(|limit| limit.ended_step) {
+            let what = format!("{} failed: {} ({how}){tail}", call.why, limit.message);
+            return Kind::Step.failure(what).hint(&limit.hint);
+        }
+        // The command may have failed for another reason, so its own error comes first.
+        let how = limit.map_or(how.clone(), |limit| format!("{how}; {}", limit.message));
         if let Some(dir) = self.downloads.dir().filter(|_| call.fetches && diagnoser.no_space)
             && DiskSpace::of(self.place.root).is_ok_and(|space| !space.is_full())
         {
@@ -425,6 +433,7 @@ impl<'a> CommandRunner<'a> {
                 Some(DefinitionTable { table, .. }) => failure.hint(format!("Increase `timeout` (in seconds) of the [[{table}]].")),
                 None => failure.hint("Perhaps a package's script waits for input, which no step gets."),
             },
+            _ if limit.is_some() => failure.hint(limit.map_or("", |limit| &limit.hint)),
             _ if diagnoser.metadata && call.network && self.fenced() => failure.hint(
                 "oven blocks access to the builder's metadata service, because it supplies the builder's credentials. If \
                  the steps may use these credentials, set `imds = true` at the top of image.toml.",
@@ -457,6 +466,69 @@ fn full_memory(call: &ImageCommand<'_>, exit: &StepExit, diagnoser: &Diagnoser<'
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::project::{NetworkSettings, StepLimits};
+    use crate::error::hint_of;
+    use crate::image::tree::ImageTree;
+    use crate::provision::context::EgressGuard;
+    use crate::provision::test::definition;
+    use crate::report::Report;
+    use crate::sandbox::spec::ExceededLimit;
+    use crate::secrets::Secrets;
+    use crate::sys::fds::open_directory;
+    use oven_distro::Plan;
+
+    /// Returns the message and the hint of the failure of a command that printed a line.
+    fn failed(exit: &StepExit, line: &str) -> (String, String) {
+        let dir = tempfile::tempdir().unwrap();
+        let inside = ImageTree::new(open_directory(dir.path()).unwrap());
+        let (image, plan, network) =
+            (definition(dir.path(), |_| ()), Plan::default(), NetworkSettings::default());
+        let (secrets, report) = (Secrets::default(), Report::silent());
+        let place = MountedImage { root: dir.path(), inside: &inside, nodes: &[], unmounted: &[] };
+        let work = ProvisionContext {
+            image: &image,
+            plan: &plan,
+            network: &network,
+            secrets: &secrets,
+            guard: EgressGuard::Wanted,
+            limits: StepLimits::default(),
+            helper: Path::new("/oven"),
+            package_cache: None,
+            report: &report,
+        };
+        let runner = CommandRunner::new(&place, &work).unwrap();
+        let (why, name) = ("building".to_owned(), "make".to_owned());
+        let call = ImageCommand { why, name, ..ImageCommand::plan_defaults(&runner) };
+        let mut diagnoser = Diagnoser::new(&[]);
+        diagnoser.line(line);
+        let error = anyhow::Error::from(runner.failure(&call, exit, &diagnoser, None));
+        assert_eq!(Kind::of(&error), Kind::Step);
+        (error.to_string(), hint_of(&error).unwrap_or_default())
+    }
+
+    #[test]
+    fn an_exceeded_limit_does_not_hide_the_error_of_the_command() {
+        let exit = |status, ended_step| {
+            let (message, hint) = ("too many processes".to_owned(), "Increase it.".to_owned());
+            let exceeded_limit = Some(ExceededLimit { message, hint, ended_step });
+            StepExit { exceeded_limit, ..StepExit::of(status) }
+        };
+        let (message, hint) = failed(&exit(ExitStatus::Exited(2), false), "x.c:1: syntax error");
+        assert!(message.starts_with("building failed: make: exit status 2; too many processes"), "{message}");
+        assert!(message.contains("x.c:1: syntax error"), "{message}");
+        assert_eq!(hint, "Increase it.");
+        // The cause is known.
+        let (message, hint) = failed(&exit(ExitStatus::Exited(2), false), "No space left on device");
+        assert!(message.contains("disk is full") && message.contains("too many processes"), "{message}");
+        assert_eq!(hint, space::LARGER_DISK_HINT);
+        let (message, hint) = failed(&exit(ExitStatus::Signaled(9), true), "compiling x.c");
+        assert!(
+            message.starts_with("building failed: too many processes (make: killed by SIGKILL)"),
+            "{message}"
+        );
+        assert!(message.contains("compiling x.c"), "{message}");
+        assert_eq!(hint, "Increase it.");
+    }
 
     #[test]
     fn a_package_has_a_path_that_is_only_a_path() {

@@ -53,6 +53,9 @@ pub async fn shell(root: &Root<'_>, request: ShellRequest<'_>, report: &Report) 
         interactive: true,
     };
     let exit = crate::sandbox::run(helper, &spec, SHELL_TIMEOUT, &mut |_| ()).await?;
+    if let Some(limit) = &exit.exceeded_limit {
+        report.warn(format!("{}. {}", limit.message, limit.hint));
+    }
     Ok(match exit.status {
         crate::sandbox::spec::ExitStatus::Exited(code) => u8::try_from(code).unwrap_or(u8::MAX),
         // Shells use the same exit code for a command that a signal killed.

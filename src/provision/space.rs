@@ -1,6 +1,7 @@
 //! Checks the free space on the image's disk.
 
 use crate::error::{Kind, errno_of};
+use crate::mount::damage::STEP_HINT;
 use anyhow::{Context, Error, Result};
 use rustix::io::Errno;
 use std::path::Path;
@@ -12,8 +13,9 @@ pub const LARGER_DISK_HINT: &str = "Use a larger disk: set `size_gib` of `[disk]
 pub const LARGER_MEMORY_HINT: &str =
     "Write less to this place, or use a builder with more memory: the limit grows with it.";
 
-/// The hint for damage that the kernel finds. Steps cannot write to the mounted device, so the base has the damage.
-const DAMAGE_HINT: &str = "The base image's file system is damaged. The kernel's log (dmesg) says where.";
+/// The hint for damage that the kernel finds if steps cannot write to the mounted device. Then the base has the damage.
+const BASE_DAMAGE_HINT: &str =
+    "The base image's file system is damaged. The kernel's log (dmesg) says where.";
 
 /// The disk counts as full if at most 1/1024 of it is free. Then a write may have failed, even if no program reported
 /// an error.
@@ -66,21 +68,22 @@ impl DiskSpace {
     }
 }
 
-/// Explains a failure of oven's own writes to the image if the disk is full or broken.
-pub fn explain_full_disk(error: Error) -> Error {
+/// Explains a failure of oven's own writes to the image if the disk is full or broken. `step_wrote` says whether a step
+/// may have written to the disk below its file systems.
+pub fn explain_full_disk(error: Error, step_wrote: bool) -> Error {
+    let (damage, hint) =
+        if step_wrote { (Kind::Step, STEP_HINT) } else { (Kind::Definition, BASE_DAMAGE_HINT) };
     match errno_of(&error) {
         Some(Errno::NOSPC | Errno::DQUOT) => {
             Kind::Step.failure(format!("the image's disk is full: {error:#}")).hint(LARGER_DISK_HINT).into()
         }
         // This error means that the kernel found damage and made the file system read-only.
-        Some(Errno::ROFS) => Kind::Definition
-            .failure(format!("the image's file system became read-only: {error:#}"))
-            .hint(DAMAGE_HINT)
-            .into(),
-        Some(Errno::UCLEAN | Errno::BADMSG) => Kind::Definition
-            .failure(format!("the image's file system is damaged: {error:#}"))
-            .hint(DAMAGE_HINT)
-            .into(),
+        Some(Errno::ROFS) => {
+            damage.failure(format!("the image's file system became read-only: {error:#}")).hint(hint).into()
+        }
+        Some(Errno::UCLEAN | Errno::BADMSG) => {
+            damage.failure(format!("the image's file system is damaged: {error:#}")).hint(hint).into()
+        }
         _ => error,
     }
 }
@@ -94,17 +97,19 @@ mod tests {
     fn a_full_disk_is_explained_whoever_says_it() {
         let io = Error::from(std::io::Error::from_raw_os_error(libc::ENOSPC)).context("writing /x");
         for error in [io, Error::from(Errno::NOSPC).context("writing /x")] {
-            let error = explain_full_disk(error);
+            let error = explain_full_disk(error, false);
             assert!(error.to_string().starts_with("the image's disk is full: writing /x: "), "{error}");
             assert_eq!((Kind::of(&error), hint_of(&error).as_deref()), (Kind::Step, Some(LARGER_DISK_HINT)));
         }
         for (errno, words) in [(Errno::ROFS, "became read-only"), (Errno::UCLEAN, "is damaged")] {
-            let error = explain_full_disk(errno.into());
-            assert!(error.to_string().contains(words), "{error}");
-            assert_eq!(Kind::of(&error), Kind::Definition);
+            for (step_wrote, kind) in [(false, Kind::Definition), (true, Kind::Step)] {
+                let error = explain_full_disk(errno.into(), step_wrote);
+                assert!(error.to_string().contains(words), "{error}");
+                assert_eq!(Kind::of(&error), kind);
+            }
         }
         assert_eq!(
-            explain_full_disk(Error::from(Errno::ACCESS).context("writing /x")).to_string(),
+            explain_full_disk(Error::from(Errno::ACCESS).context("writing /x"), true).to_string(),
             "writing /x"
         );
     }

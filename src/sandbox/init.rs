@@ -57,7 +57,8 @@ pub fn run(spec: &StepSpec, filter: &mut SyscallFilter, control: BorrowedFd<'_>)
         }
     };
     let surviving_processes = remaining(&children)?;
-    Ok(StepExit { status, surviving_processes, full_file_systems: tmpfs::full_file_systems(spec.throwaway) })
+    let full_file_systems = tmpfs::full_file_systems(spec);
+    Ok(StepExit { surviving_processes, full_file_systems, ..StepExit::of(status) })
 }
 
 /// Returns a descriptor that becomes readable when a child has ended.

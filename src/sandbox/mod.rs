@@ -84,8 +84,8 @@ pub fn helper_main() -> ExitCode {
 /// # Errors
 /// [`Kind::Step`] if the image cannot be entered, for example because a mount point is missing. [`Kind::Machine`] if
 /// this machine does not permit oven to isolate the step. A command that fails is not an error, nor is one that is
-/// missing or cannot be executed (exit codes 127 and 126). But [`Kind::Step`] is the error if the command fails because it
-/// exceeded one of the step's limits.
+/// missing or cannot be executed (exit codes 127 and 126). If a command that failed exceeded a limit of the step, the
+/// result names the limit.
 pub async fn run(
     helper: &Path,
     spec: &StepSpec,
@@ -120,10 +120,14 @@ pub async fn run_with(
     let exceeded = cgroup.as_ref().filter(|_| !has_succeeded).and_then(StepCgroup::exceeded_limit);
     drop(cgroup);
     let removed = placeholders.map_or(Ok(()), Placeholders::remove);
-    if let Some(failure) = exceeded {
-        return Err(failure.after_start().into());
-    }
-    let exit = exit?;
+    let exit = match (exit, exceeded) {
+        (Ok(exit), exceeded_limit) => StepExit { exceeded_limit, ..exit },
+        // The kernel also ended the helper.
+        (Err(_), Some(limit)) => {
+            return Err(Kind::Step.failure(limit.message).hint(limit.hint).after_start().into());
+        }
+        (Err(error), None) => return Err(error),
+    };
     // If the step failed, an error of the removal is ignored, because no image is made from the disk. The step's own
     // failure, such as a full disk, is more useful to the user.
     if exit.status.success() {

@@ -84,12 +84,28 @@ pub struct StepExit {
     pub surviving_processes: Vec<String>,
     /// Descriptions of the step's file systems in memory that were full when the command ended.
     pub full_file_systems: Vec<String>,
+    /// The limit that the step exceeded, if it failed. oven measures it after the helper has ended.
+    #[serde(skip)]
+    pub exceeded_limit: Option<ExceededLimit>,
+}
+
+/// A limit of a step's cgroup that the step exceeded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExceededLimit {
+    /// What the step needed, with the limit and its key.
+    pub message: String,
+    /// What the user can do.
+    pub hint: String,
+    /// Whether the kernel ended the step because of the limit. If not, the step could go on, and may have failed for
+    /// another reason.
+    pub ended_step: bool,
 }
 
 impl StepExit {
     /// The result of a command about which only its status is known.
     pub fn of(status: ExitStatus) -> Self {
-        Self { status, surviving_processes: Vec::new(), full_file_systems: Vec::new() }
+        let (surviving_processes, full_file_systems) = (Vec::new(), Vec::new());
+        Self { status, surviving_processes, full_file_systems, exceeded_limit: None }
     }
 }
 

@@ -4,8 +4,10 @@
 //! memory, and files in memory belong to no process that the kernel could kill. The limits below add up to at most half
 //! of the memory on a machine with 2 GiB or more.
 
+use super::spec::StepSpec;
 use crate::sys::mount::api::new_file_system;
 use crate::sys::space::machine_memory;
+use crate::text::escape_name;
 use anyhow::Result;
 use rustix::fd::OwnedFd;
 use rustix::mount::MountAttrFlags;
@@ -66,8 +68,7 @@ impl std::fmt::Display for TmpfsLimits {
 }
 
 /// Returns a description of each of the step's file systems in memory that is full. Call this in the step's mount tree.
-/// `throwaway` is true if the step's writes to the image are discarded.
-pub fn full_file_systems(throwaway: bool) -> Vec<String> {
+pub fn full_file_systems(spec: &StepSpec) -> Vec<String> {
     let (run, dev) = (TmpfsLimits::run(), TmpfsLimits::DEV);
     let mut full = Vec::new();
     for (path, limits) in [("/run", run), ("/dev/shm", run), ("/dev", dev)] {
@@ -76,8 +77,14 @@ pub fn full_file_systems(throwaway: bool) -> Vec<String> {
         }
     }
     // An overlay reports the space of the file system to which it writes.
-    if throwaway && is_full("/") {
-        full.push(throwaway_is_full());
+    if spec.throwaway {
+        full.extend(is_full("/").then(throwaway_is_full));
+        return full;
+    }
+    let read_only = spec.caches.iter().filter(|cache| !cache.writable).map(|cache| &*cache.target);
+    // All writes that are discarded are in one file system, so one cache is enough.
+    if let Some(target) = read_only.into_iter().find(|target| is_overlay(target) && is_full(target)) {
+        full.push(format!("{} (writes to {})", throwaway_is_full(), escape_name(target)));
     }
     full
 }
@@ -86,6 +93,12 @@ pub fn full_file_systems(throwaway: bool) -> Vec<String> {
 pub fn throwaway_is_full() -> String {
     let limits = TmpfsLimits::throwaway();
     format!("the memory for writes that are discarded, which may have {limits}, is full")
+}
+
+/// Returns whether a path is on an overlay. If a package has replaced the directory of a cache with another object, the
+/// cache is not mounted, and the path is on the image's disk.
+fn is_overlay(path: &str) -> bool {
+    rustix::fs::statfs(path).is_ok_and(|stat| stat.f_type as u64 == libc::OVERLAYFS_SUPER_MAGIC as u64)
 }
 
 /// Returns whether at most 1/1024 of a file system is free.

@@ -7,7 +7,7 @@
 //! be installed, unless a script of the package *runs* the program.
 
 use anyhow::{Context, Result};
-use libc::{EAFNOSUPPORT, ENOSYS, EPERM, EPROTONOSUPPORT, ESOCKTNOSUPPORT, c_long, sock_filter};
+use libc::{EAFNOSUPPORT, ENOMEM, ENOSYS, EPERM, EPROTONOSUPPORT, ESOCKTNOSUPPORT, c_long, sock_filter};
 use std::io;
 
 #[cfg(target_arch = "x86_64")]
@@ -159,6 +159,14 @@ const REQUEST_TYPES: &[u32] = &[0x4e00, 0x2200, 0x4b00, 0x5600];
 /// another protocol, the kernel may load a module, such as the one of SCTP.
 const STREAM_PROTOCOLS: &[i32] = &[0, libc::IPPROTO_TCP];
 const DATAGRAM_PROTOCOLS: &[i32] = &[0, libc::IPPROTO_UDP, libc::IPPROTO_ICMP, libc::IPPROTO_ICMPV6];
+/// Calls with the index of their flags, and the flag that requests huge pages. They come from a pool of the whole
+/// machine, and the limit for a step's memory does not count them. The calls fail with ENOMEM, as if the pool was empty:
+/// then programs use ordinary pages.
+const HUGE_PAGES: &[(c_long, u32, u32)] = &[
+    (libc::SYS_mmap, 3, libc::MAP_HUGETLB as u32),
+    (libc::SYS_memfd_create, 1, libc::MFD_HUGETLB),
+    (libc::SYS_shmget, 2, libc::SHM_HUGETLB as u32),
+];
 /// The bits of a socket's type without its flags.
 const SOCKET_TYPE: u32 = 0xf;
 
@@ -213,6 +221,9 @@ impl SyscallFilter {
         filter.argument(libc::SYS_unshare, 0, |block| {
             block.when(JUMP_SET, (NAMESPACES | NEWTIME) as u32, EPERM);
         });
+        for (number, index, flag) in HUGE_PAGES {
+            filter.argument(*number, *index, |block| block.when(JUMP_SET, *flag, ENOMEM));
+        }
         #[cfg(target_arch = "x86_64")]
         filter.argument(libc::SYS_mknod, 1, Self::refuse_devices);
         filter.argument(libc::SYS_mknodat, 2, Self::refuse_devices);
@@ -351,7 +362,7 @@ mod tests {
     use super::*;
 
     /// Runs the filter as the kernel does.
-    fn judge(filter: &SyscallFilter, arch: u32, number: c_long, arguments: [u64; 3]) -> u32 {
+    fn judge<const N: usize>(filter: &SyscallFilter, arch: u32, number: c_long, arguments: [u64; N]) -> u32 {
         let mut data = [0_u8; 64];
         data[0..4].copy_from_slice(&(number as u32).to_le_bytes());
         data[4..8].copy_from_slice(&arch.to_le_bytes());
@@ -482,6 +493,26 @@ mod tests {
         let filter = SyscallFilter::with_audit_socket(false);
         for (protocol, want) in [(0, ALLOW), (9, ALLOW), (15, errno(EPROTONOSUPPORT))] {
             assert_eq!(judge(&filter, ARCH, libc::SYS_socket, [16, raw, protocol]), want, "{protocol}");
+        }
+    }
+
+    #[test]
+    fn huge_pages_are_refused() {
+        let filter = SyscallFilter::new(true);
+        let (private, shared) = (0x22, 0x21); // with MAP_ANONYMOUS
+        for flags in [private, shared] {
+            assert_eq!(judge(&filter, ARCH, libc::SYS_mmap, [0, 4096, 3, flags, 0, 0]), ALLOW);
+            for size in [0, 21 << 26, 30 << 26] {
+                let huge = flags | 0x40000 | size;
+                assert_eq!(judge(&filter, ARCH, libc::SYS_mmap, [0, 4096, 3, huge, 0, 0]), errno(ENOMEM));
+            }
+        }
+        for (number, plain, huge) in [
+            (libc::SYS_memfd_create, [0, 3, 0], [0, 7, 0]),
+            (libc::SYS_shmget, [0, 1, 0o1600], [0, 1, 0o5600]),
+        ] {
+            assert_eq!(judge(&filter, ARCH, number, plain), ALLOW, "{number}");
+            assert_eq!(judge(&filter, ARCH, number, huge), errno(ENOMEM), "{number}");
         }
     }
 

@@ -5,7 +5,8 @@
 //! Other programs, such as systemd, also manage cgroups. So oven changes a cgroup only if it is oven's to change:
 //!
 //! 1. If oven's own cgroup already enables the controllers, or is the root of the hierarchy, it is the parent. In the
-//!    root, oven enables the controllers.
+//!    root, oven enables the controllers. They stay enabled when oven ends: meanwhile, another program may have set
+//!    limits in cgroups below the root, and these limits would vanish. Enabled controllers limit nothing by themselves.
 //! 2. If oven's own cgroup is delegated to it (`Delegate=yes` of systemd, or the root of a container's cgroup
 //!    namespace), and has no processes except oven and its children, oven moves these processes into a cgroup below it.
 //!    Then it enables the controllers.
@@ -16,16 +17,17 @@
 //! 4. Otherwise the parent is oven's own cgroup, and steps have no limits.
 
 use super::bpf;
+use super::files::{open_directory, read, write};
 use crate::sys::mount::api::new_file_system;
 use crate::sys::mount::table;
 use crate::sys::namespaces;
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fd::{AsFd, AsRawFd, OwnedFd};
-use rustix::fs::{CWD, FsWord, Mode, OFlags, StatVfsMountFlags};
+use rustix::fs::{CWD, FsWord, StatVfsMountFlags};
+use rustix::io::Errno;
 use rustix::mount::MountAttrFlags;
 use rustix::thread::UnshareFlags;
 use std::ffi::OsStr;
-use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -145,15 +147,18 @@ impl Hierarchy {
         let control = parent.dir.join("cgroup.subtree_control");
         let doing = || format!("enabling controllers in the cgroup {}", self.name(&parent.dir));
         if !parent.needs_move {
-            write(&control, ENABLE).with_context(doing)?;
+            write(CWD, &control, ENABLE).with_context(doing)?;
             return Ok(None);
         }
         let leaf = make_leaf(&parent.dir)?;
         let mut result = Ok(());
         for _ in 0..MOVES {
-            result = move_processes(&parent.dir, &leaf).and_then(|()| write(&control, ENABLE));
+            result = move_processes(&parent.dir, &leaf);
+            let enabled = if result.is_ok() { write(CWD, &control, ENABLE) } else { Ok(()) };
             // EBUSY means that oven started another process in the parent.
-            if !result.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY)) {
+            let is_busy = enabled == Err(Errno::BUSY);
+            result = result.and_then(|()| Ok(enabled?));
+            if !is_busy {
                 break;
             }
         }
@@ -187,7 +192,7 @@ impl InheritedLimits {
 /// Moves the processes of oven from the cgroup `leaf` back to its parent, and removes the leaf. An error is ignored: then
 /// the empty cgroup remains, and a later oven removes it.
 pub fn leave(parent: &Path, leaf: &Path) {
-    _ = write(&parent.join("cgroup.subtree_control"), DISABLE);
+    _ = write(CWD, parent.join("cgroup.subtree_control"), DISABLE);
     _ = move_processes(leaf, parent);
     _ = rustix::fs::rmdir(leaf);
 }
@@ -248,7 +253,7 @@ fn is_delegated(dir: &Path) -> bool {
 }
 
 fn has_programs(dir: &Path) -> bool {
-    open(CWD, dir).map_or(true, |dir| bpf::has_programs(dir.as_fd()))
+    open_directory(CWD, dir).map_or(true, |dir| bpf::has_programs(dir.as_fd()))
 }
 
 /// Only the root of the hierarchy does not have this file.
@@ -257,33 +262,30 @@ fn is_root(dir: &Path) -> bool {
 }
 
 fn has_controllers(dir: &Path, file: &str) -> bool {
-    let text = read(dir, file).unwrap_or_default();
+    let text = read(CWD, dir.join(file)).unwrap_or_default();
     CONTROLLERS.iter().all(|name| text.split_whitespace().any(|word| word == *name))
 }
 
 fn other_limit(dir: &Path) -> Option<&'static str> {
-    let is_set =
-        |(file, none): &&(&'static str, &str)| read(dir, file).is_some_and(|text| text.trim() != *none);
+    let is_set = |(file, none): &&(&'static str, &str)| {
+        read(CWD, dir.join(file)).is_some_and(|text| text.trim() != *none)
+    };
     OTHER_LIMITS.iter().find(is_set).map(|(file, _)| *file)
 }
 
 /// Reads a limit. The text `max` means that there is no limit.
 fn limit(dir: &Path, file: &str) -> Option<u64> {
-    read(dir, file)?.trim().parse().ok()
-}
-
-fn read(dir: &Path, file: &str) -> Option<String> {
-    std::fs::read_to_string(dir.join(file)).ok()
+    read(CWD, dir.join(file))?.trim().parse().ok()
 }
 
 /// Returns whether all processes of a cgroup are this process and its children.
-fn are_ours(dir: &Path) -> io::Result<bool> {
+fn are_ours(dir: &Path) -> Result<bool> {
     let own = std::process::id();
     Ok(processes(dir)?.into_iter().all(|pid| pid == own || parent_of(pid) == Some(own)))
 }
 
-fn processes(dir: &Path) -> io::Result<Vec<u32>> {
-    let text = std::fs::read_to_string(dir.join("cgroup.procs"))?;
+fn processes(dir: &Path) -> Result<Vec<u32>> {
+    let text = read(CWD, dir.join("cgroup.procs")).context("reading the processes of a cgroup")?;
     // A process outside of this PID namespace is shown as 0.
     Ok(text.split_whitespace().map(|pid| pid.parse().unwrap_or(0)).collect())
 }
@@ -295,27 +297,15 @@ fn parent_of(pid: u32) -> Option<u32> {
 }
 
 /// Moves all processes of oven from one cgroup to another. Fails if the cgroup has another process.
-fn move_processes(from: &Path, to: &Path) -> io::Result<()> {
-    if !are_ours(from)? {
-        return Err(io::Error::other("another process is in the cgroup"));
-    }
+fn move_processes(from: &Path, to: &Path) -> Result<()> {
+    ensure!(are_ours(from)?, "another process is in the cgroup");
     for pid in processes(from)? {
-        match write(&to.join("cgroup.procs"), &pid.to_string()) {
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {} // it has ended
-            moved => moved?,
+        match write(CWD, to.join("cgroup.procs"), &pid.to_string()) {
+            Err(Errno::SRCH) => {} // it has ended
+            moved => moved.context("moving a process to another cgroup")?,
         }
     }
     Ok(())
-}
-
-fn write(path: &Path, text: &str) -> io::Result<()> {
-    use std::io::Write;
-    std::fs::File::options().write(true).open(path)?.write_all(text.as_bytes())
-}
-
-pub fn open(at: impl AsFd, path: &Path) -> rustix::io::Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::openat(at, path, flags, Mode::empty())
 }
 
 #[cfg(test)]

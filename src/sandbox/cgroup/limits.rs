@@ -1,14 +1,13 @@
 //! The limits of a step's cgroup for memory and processes.
 
+use super::files::{read, write};
 use super::hierarchy::InheritedLimits;
 use crate::config::project::StepLimits;
-use crate::error::{Failure, Kind};
+use crate::sandbox::spec::ExceededLimit;
 use crate::text::human_size;
 use anyhow::{Context, Result};
-use rustix::fd::{AsFd, BorrowedFd};
-use rustix::fs::{Mode, OFlags};
+use rustix::fd::BorrowedFd;
 use rustix::io::Errno;
-use std::io::Read;
 
 /// The default memory limit is at least this number of bytes.
 const MIN_DEFAULT: u64 = 1 << 30;
@@ -39,66 +38,70 @@ impl CgroupLimits {
 
     /// Sets the limits of a cgroup that has no process yet.
     pub fn apply(&self, cgroup: BorrowedFd<'_>) -> Result<()> {
-        write(cgroup, "memory.max", &self.memory.to_string())?;
-        // The kernel ends all processes of the step together. Otherwise a step could go on without one of them.
-        write(cgroup, "memory.oom.group", "1")?;
-        // The kernel may be built or started without accounting of swap.
-        match write(cgroup, "memory.swap.max", "0") {
-            Err(error) if error.downcast_ref::<Errno>() == Some(&Errno::NOENT) => {}
-            written => written?,
+        for (name, value) in [
+            ("memory.max", &*self.memory.to_string()),
+            // The kernel ends all processes of the step together. Otherwise a step could go on without one of them.
+            ("memory.oom.group", "1"),
+            ("memory.swap.max", "0"),
+            ("pids.max", &*self.processes.to_string()),
+        ] {
+            match write(cgroup, name, value) {
+                // The kernel may be built or started without accounting of swap.
+                Err(Errno::NOENT) if name == "memory.swap.max" => {}
+                written => written.with_context(|| format!("setting {name} of a step's cgroup"))?,
+            }
         }
-        write(cgroup, "pids.max", &self.processes.to_string())
+        Ok(())
     }
 
-    /// Returns the failure of a step that exceeded a limit, or `None` if it exceeded no limit. All processes of the
-    /// cgroup must have ended.
-    pub fn failure(&self, cgroup: BorrowedFd<'_>) -> Option<Failure> {
-        let memory = read(cgroup, "memory.events");
+    /// Returns the limit that a step exceeded, or `None` if it exceeded no limit. All processes of the cgroup must have
+    /// ended.
+    pub fn exceeded(&self, cgroup: BorrowedFd<'_>) -> Option<ExceededLimit> {
+        let memory = read(cgroup, "memory.events").unwrap_or_default();
         if count(&memory, "oom_kill") + count(&memory, "oom_group_kill") > 0 {
-            return Some(self.memory_failure(count(&memory, "oom") > 0));
+            return Some(self.exceeded_memory(count(&memory, "oom") > 0));
         }
-        (count(&read(cgroup, "pids.events"), "max") > 0).then(|| self.process_failure())
+        let processes = read(cgroup, "pids.events").unwrap_or_default();
+        (count(&processes, "max") > 0).then(|| self.exceeded_processes())
     }
 
     /// `own` is false if the kernel ended the step although it did not reach its own limit.
-    fn memory_failure(&self, own: bool) -> Failure {
+    fn exceeded_memory(&self, own: bool) -> ExceededLimit {
         let limit = human_size(self.memory);
-        if !own {
-            return Kind::Step
-                .failure(format!(
-                    "the memory of this machine or of oven's cgroup was exhausted, so the kernel ended the step, which \
-                     may use {limit}"
-                ))
-                .hint(
-                    "Use a machine with more memory, bake fewer images at the same time, or decrease `memory_gib` of \
-                     [limits] in oven.toml.",
-                );
-        }
-        let failure = Kind::Step.failure(format!(
-            "the step needed more memory than its limit of {limit} (`memory_gib` of [limits] in oven.toml), so the \
-             kernel ended it"
-        ));
-        if self.memory_is_inherited {
-            return failure.hint(
-                "The limit is `memory.max` of the cgroup of oven, because it is smaller. Increase it.",
-            );
-        }
-        failure.hint(
+        let message = if own {
+            format!(
+                "the step needed more memory than its limit of {limit} (`memory_gib` of [limits] in oven.toml), so the \
+                 kernel ended it"
+            )
+        } else {
+            format!(
+                "the memory of this machine or of oven's cgroup was exhausted, so the kernel ended the step, which may \
+                 use {limit}"
+            )
+        };
+        let hint = if !own {
+            "Use a machine with more memory, bake fewer images at the same time, or decrease `memory_gib` of [limits] in \
+             oven.toml."
+        } else if self.memory_is_inherited {
+            "The limit is `memory.max` of the cgroup of oven, because it is smaller. Increase it."
+        } else {
             "Files in /tmp are on the disk, but those in /run and /dev/shm are in this memory. If the step needs more, \
-             increase `memory_gib`. Its default is half of the machine's memory.",
-        )
+             increase `memory_gib`. Its default is half of the machine's memory."
+        };
+        ExceededLimit { message, hint: hint.to_owned(), ended_step: true }
     }
 
-    fn process_failure(&self) -> Failure {
-        let failure = Kind::Step.failure(format!(
+    fn exceeded_processes(&self) -> ExceededLimit {
+        let message = format!(
             "the step needed more processes and threads than its limit of {} (`pids` of [limits] in oven.toml)",
             self.processes
-        ));
-        failure.hint(if self.processes_are_inherited {
+        );
+        let hint = if self.processes_are_inherited {
             "The limit is `pids.max` of the cgroup of oven, because it is smaller. Increase it."
         } else {
             "If the step needs more, increase `pids`."
-        })
+        };
+        ExceededLimit { message, hint: hint.to_owned(), ended_step: false }
     }
 }
 
@@ -108,30 +111,10 @@ fn count(events: &str, name: &str) -> u64 {
     lines.filter(|(event, _)| *event == name).find_map(|(_, count)| count.trim().parse().ok()).unwrap_or(0)
 }
 
-fn write(cgroup: BorrowedFd<'_>, name: &'static str, text: &str) -> Result<()> {
-    let write = || {
-        let file = open(cgroup, name, OFlags::WRONLY)?;
-        rustix::io::write(&file, text.as_bytes())
-    };
-    write().map(drop).with_context(|| format!("setting {name} of a step's cgroup"))
-}
-
-pub fn read(cgroup: BorrowedFd<'_>, name: &str) -> String {
-    let mut text = String::new();
-    if let Ok(file) = open(cgroup, name, OFlags::RDONLY) {
-        _ = std::fs::File::from(file).read_to_string(&mut text);
-    }
-    text
-}
-
-fn open(cgroup: impl AsFd, name: &str, flags: OFlags) -> rustix::io::Result<rustix::fd::OwnedFd> {
-    rustix::fs::openat(cgroup, name, flags | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::hint_of;
+    use rustix::fd::AsFd;
     use std::fs;
 
     const GIB: u64 = 1 << 30;
@@ -179,9 +162,9 @@ mod tests {
         assert_eq!(text("memory.swap.max"), "0");
 
         let failure = |limits: CgroupLimits| {
-            let error = anyhow::Error::from(limits.failure(cgroup.as_fd())?);
-            assert_eq!(Kind::of(&error), Kind::Step);
-            Some(format!("{error:#}; {}", hint_of(&error).unwrap()))
+            let exceeded = limits.exceeded(cgroup.as_fd())?;
+            assert_eq!(exceeded.ended_step, exceeded.message.contains("the kernel ended"));
+            Some(format!("{}; {}", exceeded.message, exceeded.hint))
         };
         assert_eq!(failure(own), None, "there are no files");
         fs::write(at("memory.events"), "low 0\nhigh 0\nmax 12\noom 0\noom_kill 0\noom_group_kill 0\n")

@@ -6,31 +6,34 @@
 //! leave its cgroup, because it cannot access a cgroup file system.
 //!
 //! A cgroup is a directory. If oven is killed with SIGKILL, the directory is the only part of the step that remains,
-//! and the cgroup has no processes. The process that creates a cgroup locks the directory. The next step of any oven on
-//! this machine, or `oven sweep`, removes the directories that are not locked. The kernel keeps the BPF programs until
+//! and the cgroup has no processes. The process that creates a cgroup locks the directory. Before a step, and in `oven
+//! sweep`, oven removes the directories that are not locked. It looks only in the cgroup that it has chosen for its own
+//! steps, and `oven sweep` also in oven's own cgroup. So an oven in another cgroup does not remove them. The kernel keeps the BPF programs until
 //! the directory is removed, so they are effective as long as the step runs.
 
 mod bpf;
 mod devices;
 pub mod egress;
+mod files;
 mod hierarchy;
 mod limits;
 mod ports;
 
-use super::spec::StepSpec;
+use super::spec::{ExceededLimit, StepSpec};
 use crate::config::project::StepLimits;
-use crate::error::{Failure, Kind};
+use crate::error::Kind;
 use crate::report::Report;
 use crate::sys::lock::{lock_mutex, try_lock_until_closed};
 use crate::sys::space::machine_memory;
 use anyhow::{Context, Result, bail, ensure};
 use devices::AllowedDevices;
-use hierarchy::{Hierarchy, InheritedLimits, open};
+use files::open_directory;
+use hierarchy::{Hierarchy, InheritedLimits};
 use limits::CgroupLimits;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
-use std::ffi::OsStr;
+use std::ffi::{CStr, OsStr};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, Once, OnceLock};
@@ -133,7 +136,8 @@ impl Place {
             Some((dir, limits)) => (dir, Ok(limits)),
             // The limits of oven's cgroup apply to its steps, too.
             None => {
-                let own = open(CWD, &hierarchy.own).context("opening the cgroup of this process")?;
+                let own =
+                    open_directory(CWD, &hierarchy.own).context("opening the cgroup of this process")?;
                 remove_unlocked(own.as_fd());
                 StepCgroup::trial(&own)?;
                 (own, Err(why))
@@ -149,14 +153,14 @@ impl Place {
         let memory = hierarchy.memory_limit().map_or(machine, |limit| limit.min(machine));
         let mut locked = None;
         let moved = hierarchy.enable(&parent, |dir| {
-            let (name, leaf) = make_directory(&open(CWD, dir)?, MAIN)?;
+            let (name, leaf) = make_directory(&open_directory(CWD, dir)?, MAIN)?;
             locked = Some(leaf);
             Ok(dir.join(name))
         })?;
         if let (Some(leaf), Some(lock)) = (moved, locked) {
             *lock_mutex(&MOVED) = Some((parent.dir.clone(), leaf, lock));
         }
-        let dir = open(CWD, &parent.dir)?;
+        let dir = open_directory(CWD, &parent.dir)?;
         remove_unlocked(dir.as_fd());
         let limits = Limits { inherited: parent.limits, memory };
         let trial = StepCgroup::trial(&dir)?;
@@ -172,7 +176,7 @@ impl Place {
     }
 }
 
-/// The cgroup of a step. Dropping the value removes the cgroup. All its processes must have ended before.
+/// The cgroup of a step or of a tool. Dropping the value kills its processes and removes it.
 pub struct StepCgroup {
     parent: OwnedFd,
     name: String,
@@ -199,14 +203,26 @@ impl StepCgroup {
         }
     }
 
-    fn create_in(place: &Place, has_programs: bool, spec: &StepSpec) -> Result<Self> {
+    /// Creates a cgroup with the default limits of a step, for a program of this machine that parses the content of an
+    /// image. Returns `None` if this machine has no cgroup v2.
+    pub fn for_tool() -> Result<Option<Self>> {
+        let Ok(place) = &CgroupSupport::get().place else { return Ok(None) };
+        Self::create_limited(place, StepLimits::default()).map(Some)
+    }
+
+    fn create_limited(place: &Place, limits: StepLimits) -> Result<Self> {
         remove_unlocked(place.dir.as_fd());
         let mut cgroup = Self::create_below(&place.dir)?;
-        if let Ok(limits) = &place.limits {
-            let limits = CgroupLimits::new(spec.limits, limits.inherited, limits.memory);
+        if let Ok(of_place) = &place.limits {
+            let limits = CgroupLimits::new(limits, of_place.inherited, of_place.memory);
             limits.apply(cgroup.cgroup())?;
             cgroup.limits = Some(limits);
         }
+        Ok(cgroup)
+    }
+
+    fn create_in(place: &Place, has_programs: bool, spec: &StepSpec) -> Result<Self> {
+        let cgroup = Self::create_limited(place, spec.limits)?;
         if has_programs {
             cgroup.attach(&allowed_devices(spec).program())?;
             if spec.network {
@@ -247,7 +263,7 @@ impl StepCgroup {
     /// Creates a cgroup, and checks that it can have processes. It cannot if its parent is threaded.
     fn trial(parent: &OwnedFd) -> Result<Self> {
         let trial = Self::create_below(parent)?;
-        let kind = limits::read(trial.cgroup(), "cgroup.type");
+        let kind = files::read(trial.cgroup(), "cgroup.type").unwrap_or_default();
         ensure!(kind.trim() == "domain", "a new cgroup has the type \"{}\"", kind.trim());
         Ok(trial)
     }
@@ -263,20 +279,29 @@ impl StepCgroup {
         self.dir.as_fd()
     }
 
+    /// Opens the file through which a process enters the cgroup: it writes `0`.
+    pub fn open_entrance(&self) -> Result<OwnedFd> {
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&self.dir, c"cgroup.procs", flags, Mode::empty());
+        file.context("opening cgroup.procs of a new cgroup")
+    }
+
     /// Whether the kernel counts the processes of the step, and so limits them.
     pub fn limits_processes(&self) -> bool {
         self.limits.is_some()
     }
 
-    /// Returns the failure of a step that exceeded a limit. All its processes must have ended.
-    pub fn exceeded_limit(&self) -> Option<Failure> {
-        self.limits.as_ref()?.failure(self.dir.as_fd())
+    /// Returns the limit that the step exceeded. All its processes must have ended.
+    pub fn exceeded_limit(&self) -> Option<ExceededLimit> {
+        self.limits.as_ref()?.exceeded(self.dir.as_fd())
     }
 }
 
 impl Drop for StepCgroup {
     #[allow(clippy::disallowed_methods, reason = "a Drop cannot await, and it is for milliseconds")]
     fn drop(&mut self) {
+        // A step has no processes any more. A tool may have started one. Before Linux 5.14, this file does not exist.
+        _ = files::write(&self.dir, "cgroup.kill", "1");
         let mut pause = Duration::from_millis(1);
         for _ in 0..REMOVALS {
             match rustix::fs::unlinkat(&self.parent, &*self.name, AtFlags::REMOVEDIR) {
@@ -298,7 +323,7 @@ fn make_directory(parent: &OwnedFd, prefix: &str) -> Result<(String, OwnedFd)> {
         // No other user has to see what a step uses.
         rustix::fs::mkdirat(parent, &*name, Mode::RWXU).context("making a cgroup")?;
         // If this fails, another process has removed the cgroup, because it was not locked yet.
-        let Ok(dir) = open(parent, Path::new(&name)) else { continue };
+        let Ok(dir) = open_directory(parent, &name) else { continue };
         if lock(&dir) && exists(parent, &name, &dir) {
             return Ok((name, dir));
         }
@@ -330,7 +355,9 @@ pub fn sweep() -> Result<()> {
     let mut dirs = vec![hierarchy.own.clone()];
     dirs.extend(hierarchy.parent().map(|parent| parent.dir).ok().filter(|dir| *dir != hierarchy.own));
     for dir in dirs {
-        remove_unlocked(open(CWD, &dir).with_context(|| format!("opening {}", dir.display()))?.as_fd());
+        remove_unlocked(
+            open_directory(CWD, &dir).with_context(|| format!("opening {}", dir.display()))?.as_fd(),
+        );
     }
     Ok(())
 }
@@ -339,8 +366,26 @@ pub fn sweep() -> Result<()> {
 /// process.
 pub fn leave() {
     if let Some((parent, leaf, _lock)) = lock_mutex(&MOVED).take() {
-        hierarchy::leave(&parent, &leaf);
+        leave_unless_used(&parent, &leaf);
     }
+}
+
+/// If another oven has a step below the parent, the controllers must stay enabled, because the step would lose its
+/// limits. Then the parent cannot have processes, so this process stays in the leaf until it ends. A later oven removes
+/// the leaf.
+fn leave_unless_used(parent: &Path, leaf: &Path) {
+    if open_directory(CWD, parent).is_ok_and(|dir| !has_locked_step(dir.as_fd())) {
+        hierarchy::leave(parent, leaf);
+    }
+}
+
+/// Returns whether a cgroup of a step is below the parent, and its oven is running.
+fn has_locked_step(parent: BorrowedFd<'_>) -> bool {
+    let is_step = |name: &CStr| name.to_bytes().starts_with(STEP.as_bytes());
+    let entries = Dir::read_from(parent).into_iter().flatten().flatten();
+    entries.filter(|entry| is_step(entry.file_name())).any(|entry| {
+        open_directory(parent, OsStr::from_bytes(entry.file_name().to_bytes())).is_ok_and(|dir| !lock(&dir))
+    })
 }
 
 fn remove_unlocked(parent: BorrowedFd<'_>) {
@@ -350,7 +395,7 @@ fn remove_unlocked(parent: BorrowedFd<'_>) {
         if ![STEP, MAIN].iter().any(|prefix| name.to_bytes().starts_with(prefix.as_bytes())) {
             continue;
         }
-        let Ok(dir) = open(parent, Path::new(OsStr::from_bytes(name.to_bytes()))) else { continue };
+        let Ok(dir) = open_directory(parent, Path::new(OsStr::from_bytes(name.to_bytes()))) else { continue };
         if lock(&dir) {
             // If the cgroup still has a process, this fails, and the cgroup must remain.
             _ = rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR);
@@ -367,4 +412,33 @@ fn exists(parent: &OwnedFd, name: &str, dir: &OwnedFd) -> bool {
     let there = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW);
     let same = |stat: rustix::fs::Stat| rustix::fs::fstat(dir).is_ok_and(|own| own.st_ino == stat.st_ino);
     there.is_ok_and(same)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn controllers_stay_enabled_while_another_oven_has_a_step() {
+        let dir = tempfile::tempdir().unwrap();
+        let (parent, leaf) = (dir.path(), dir.path().join("oven-main-1"));
+        let step = parent.join("oven-step-1");
+        let control = parent.join("cgroup.subtree_control");
+        for path in [&leaf, &step] {
+            fs::create_dir(path).unwrap();
+        }
+        for path in [&control, &parent.join("cgroup.procs")] {
+            fs::write(path, "memory pids   ").unwrap();
+        }
+        let locked = open_directory(CWD, &step).unwrap();
+        assert!(lock(&locked));
+        leave_unless_used(parent, &leaf);
+        assert_eq!(fs::read_to_string(&control).unwrap(), "memory pids   ");
+        assert!(leaf.exists());
+        drop(locked);
+        leave_unless_used(parent, &leaf);
+        assert_eq!(fs::read_to_string(&control).unwrap().trim(), "-memory -pids");
+        assert!(!leaf.exists());
+    }
 }

@@ -15,7 +15,8 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-const PLAIN: MountOptions = MountOptions { grow: false };
+const PLAIN: MountOptions = MountOptions { grow: false, disk_writable: false };
+const WRITABLE: MountOptions = MountOptions { grow: false, disk_writable: true };
 const TWO: &str = "label: gpt\n1: start=2048, size=65536, type=L\n2: start=67584, size=65536, type=L\n";
 
 /// A disk with two possible roots. The second one is the root according to both fstabs.
@@ -174,6 +175,91 @@ fn damage_that_appears_in_a_bake_is_the_fault_of_the_base() {
         assert_eq!(Kind::of(&stopped), Kind::Interrupted);
         let error = root.close().await.unwrap_err();
         assert_eq!((Kind::of(&error), disk.mounts()), (Kind::Definition, 0));
+    });
+    disk.detach();
+}
+
+#[test]
+fn damage_after_the_first_step_is_the_fault_of_a_step_that_can_write_to_the_disk() {
+    let mut disk = LoopDisk::new(40, 512);
+    disk.table("label: gpt\nstart=2048, type=L\n");
+    disk.ext4("1", &FAKE_ROOT(""), &[]);
+    damage(&disk, "1", "/var/tmp");
+    alone(async |scratch| {
+        let device = disk.device();
+        for (options, after) in [(WRITABLE, Kind::Step), (PLAIN, Kind::Definition)] {
+            let root = Root::mount(&device, scratch, &options, &Report::silent()).await.unwrap();
+            assert!(root.tree().read("/var/tmp/file").is_err());
+            let before = root.explain(Kind::Step.error("the plan failed"));
+            assert_eq!(Kind::of(&before), Kind::Definition, "{before:#}");
+            root.tree().meter().note_step();
+            let error = root.explain(Kind::Machine.error("the step failed"));
+            assert_eq!(Kind::of(&error), after, "{error:#}");
+            let is_of_step = hint_of(&error).unwrap().contains("the script that writes to the block device");
+            assert_eq!(is_of_step, after == Kind::Step);
+            let error = root.close().await.unwrap_err();
+            assert_eq!((Kind::of(&error), disk.mounts()), (after, 0), "{error:#}");
+        }
+    });
+    disk.detach();
+}
+
+/// A disk with one partition, which has an xfs.
+fn xfs() -> LoopDisk {
+    let mut disk = LoopDisk::new(340, 512);
+    disk.table("label: gpt\nstart=2048, type=L\n");
+    disk.xfs("1", &FAKE_ROOT(""));
+    disk
+}
+
+/// Makes directories until the kernel needs more inodes and looks for free space. Returns the last error.
+fn use_free_space(root: &Root<'_>) -> anyhow::Error {
+    let made = (0..300).map(|n| root.tree().create_dir_all(&format!("/etc/{n}"), 0o755));
+    made.filter_map(Result::err).last().expect("all directories were made")
+}
+
+#[test]
+fn an_xfs_that_the_kernel_shut_down_is_the_fault_of_the_base() {
+    let disk = xfs();
+    // The roots of both trees of free space, in the first group.
+    disk.put("1", 4096, &[0; 2 * 4096]);
+    alone(async |scratch| {
+        let device = disk.device();
+        for (options, expected) in [(PLAIN, Kind::Definition), (WRITABLE, Kind::Step)] {
+            let root = Root::mount(&device, scratch, &options, &Report::silent()).await.unwrap();
+            root.tree().meter().note_step();
+            let failed = use_free_space(&root);
+            let error = root.explain(failed);
+            let text = format!("{error:#}");
+            assert!(text.contains("partition 1 (xfs") && text.contains("the kernel shut it down"), "{text}");
+            assert_eq!(Kind::of(&error), expected, "{text}");
+            let error = root.close().await.unwrap_err();
+            assert_eq!((Kind::of(&error), disk.mounts()), (expected, 0), "{error:#}");
+        }
+    });
+    disk.detach();
+}
+
+#[test]
+fn an_xfs_whose_disk_fails_is_the_fault_of_the_machine() {
+    let mut disk = xfs();
+    disk.put("1", 4096, &[0; 2 * 4096]);
+    alone(async |scratch| {
+        let device = disk.device();
+        let root = Root::mount(&device, scratch, &WRITABLE, &Report::silent()).await.unwrap();
+        root.tree().meter().note_step();
+        // The disk's file ends before the disk, so the loop device cannot read there.
+        disk.resize(300);
+        let read = rustix::io::pread(&device.node, &mut [0; 4096], 330 << 20);
+        assert_eq!(read, Err(rustix::io::Errno::IO));
+        let failed = use_free_space(&root);
+        let error = root.explain(failed);
+        let text = format!("{error:#}");
+        assert!(text.contains("the kernel shut it down"), "{text}");
+        assert_eq!(Kind::of(&error), Kind::Machine, "{text}");
+        assert!(hint_of(&error).unwrap().contains("this machine's storage"), "{error:#}");
+        let error = root.close().await.unwrap_err();
+        assert_eq!((Kind::of(&error), disk.mounts()), (Kind::Machine, 0), "{error:#}");
     });
     disk.detach();
 }

@@ -12,8 +12,8 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-const GROW: MountOptions = MountOptions { grow: true };
-const PLAIN: MountOptions = MountOptions { grow: false };
+const GROW: MountOptions = MountOptions { grow: true, disk_writable: false };
+const PLAIN: MountOptions = MountOptions { grow: false, disk_writable: false };
 const ROOT_X86: &str = "4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709";
 const ROOT_ARM: &str = "B921B045-1DF0-41C3-AF44-4C6F280D3FAE";
 const ROOT: &str = if cfg!(target_arch = "aarch64") { ROOT_ARM } else { ROOT_X86 };

@@ -45,7 +45,7 @@ fn bake(world: &LocalWorld) -> Command {
     command
 }
 
-/// Returns the bake's output, and the most memory in MiB that it or one of its processes had.
+/// Returns the bake's output, and the most memory in MiB that oven's main process had.
 fn measured(world: &LocalWorld) -> (Output, i64) {
     let child = bake(world).spawn().unwrap();
     let status = PathBuf::from(format!("/proc/{}/status", child.id()));
@@ -333,4 +333,41 @@ fn a_deep_tree_in_the_cache_is_gone_after_each_bake_and_after_a_sweep() {
     assert!(!cached(&world).iter().any(|path| path.contains("/b-")), "{:?}", cached(&world));
     let (_, err) = world.expect(0, &["sweep"]);
     assert!(err.contains("there are no leftovers of ended runs"), "{err}");
+}
+
+/// An apt-get of the base whose download does not end.
+const ENDLESS: &str =
+    "#!/bin/sh\ncase \"$*\" in *download-only*)\necho the download began\nsleep 1000;; esac\nexit 0\n";
+/// An apt-get of the base that downloads so many files that copying them into the package cache takes seconds.
+const MANY: &str = "#!/bin/sh\ncase \"$*\" in *download-only*)\ncd /var/cache/apt/archives || exit 1\n\
+    i=0; while [ $i -lt 60000 ]; do echo $i > file.$i; i=$((i+1)); done;; esac\nexit 0\n";
+
+/// How soon a bake ends is only checked with `--full`, because a busy machine may be slow.
+#[test]
+fn a_signal_ends_a_download_and_the_copy_into_the_package_cache() {
+    for (what, apt) in [("the download began", ENDLESS), ("caching packages", MANY)] {
+        let world = debian(&[("/usr/bin/apt-get", apt)]);
+        let child = bake(&world).arg("-v").spawn().unwrap();
+        let (pid, begun) = (Pid::from_raw(child.id() as i32), Instant::now());
+        while !newest_log(&world).contains(what) {
+            assert!(begun.elapsed() < Duration::from_secs(120), "no \"{what}\" in the log");
+            pause(Duration::from_millis(5));
+        }
+        pause(Duration::from_millis(100));
+        kill(pid, Signal::SIGTERM).unwrap();
+        let stopped = Instant::now();
+        let output = child.wait_with_output().unwrap();
+        let (took, err) = (stopped.elapsed(), stderr(&output));
+        println!("{what}: the bake ended {took:?} after the signal");
+        assert!(!oven_testing::full() || took < STOP_MAX, "{what}: {took:?}");
+        assert_eq!(output.status.code(), Some(130), "{what}: {err}");
+        assert!(
+            !newest_log(&world).contains("were added to the package cache"),
+            "{what}: the copy had ended"
+        );
+        world.assert_no_traces(what);
+        let left: Vec<_> = cached(&world).into_iter().filter(|path| !path.ends_with("/lock")).collect();
+        let first = &left[..left.len().min(9)];
+        assert!(left.len() <= 1, "{what}: only the directory of a key may be left: {first:?}");
+    }
 }

@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/ipc.h>
 #include <sys/ptrace.h>
@@ -428,6 +429,17 @@ static int shared_memory(void) {
     if (id >= 0) shmctl(id, IPC_RMID, 0);
     return id >= 0;
 }
+/* Huge pages, from the pool of the whole machine. Without a reservation, the calls succeed even if the pool is empty. */
+static int huge_mapping(void) {
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | MAP_NORESERVE;
+    return mmap(0, 1 << 30, PROT_READ | PROT_WRITE, flags, -1, 0) != MAP_FAILED;
+}
+static int huge_file(void) { return memfd_create("huge", MFD_HUGETLB) >= 0; }
+static int huge_segment(void) {
+    int id = shmget(IPC_PRIVATE, 1 << 30, IPC_CREAT | SHM_HUGETLB | SHM_NORESERVE | 0600);
+    if (id >= 0) shmctl(id, IPC_RMID, 0);
+    return id >= 0;
+}
 static int secret_memory(void) { return syscall(447, 0) >= 0 || errno != ENOSYS; }
 static int aio_contexts(void) {
     unsigned long context = 0;
@@ -472,7 +484,7 @@ static const struct { const char *name; int (*attempt)(void); } ATTEMPTS[] = {
     A(other_families), A(netlink_audit), A(netlink_usersock), A(netlink_sock_diag), A(netlink_uevent), A(netlink_generic),
     A(other_netlinks), A(sctp), A(mptcp), A(udp_lite), A(l2tp), A(other_types), A(bridge), A(vlan), A(freeze), A(trim),
     A(shut_down), A(resize), A(immutable), A(disk_state), A(disk_commands), A(console), A(audit_log), A(score),
-    A(priority), A(limits), A(shared_memory), A(secret_memory), A(aio_contexts), A(segments), A(accounting), A(quota),
+    A(priority), A(limits), A(shared_memory), A(huge_mapping), A(huge_file), A(huge_segment), A(secret_memory), A(aio_contexts), A(segments), A(accounting), A(quota),
     A(hang_up), A(watch_all_files), A(move_memory), A(foreign_descriptor), A(wake_up),
 };
 

@@ -1,7 +1,7 @@
 //! How much of this machine's memory a step can take, without a control group.
 
 use super::{output, run};
-use oven::sandbox::spec::ExitStatus;
+use oven::sandbox::spec::{CacheMount, ExitStatus};
 use oven_testing::BusyboxImage;
 
 /// Whether this machine's root has `CAP_SYS_RESOURCE` (24). Without it, the kernel takes no minimum for a score.
@@ -68,6 +68,26 @@ fn a_full_file_system_in_memory_is_named() {
         assert!(exit.full_file_systems[0].starts_with(name), "{script}: {exit:?}");
     }
     assert_eq!(run(&image.shell("true")).0.full_file_systems, [""; 0]);
+}
+
+/// An install can read the package cache. What it writes there is in memory until it ends.
+#[test]
+fn a_full_cache_whose_writes_are_discarded_is_named() {
+    let (image, dir) = (BusyboxImage::new(), tempfile::tempdir().unwrap());
+    let [upper, work] = ["upper", "work"].map(|name| dir.path().join(name));
+    for path in [&upper, &work, &image.path("var/cache")] {
+        std::fs::create_dir_all(path).unwrap();
+    }
+    let fill = "cd /var/cache; i=0; while true > $i; do i=$((i + 1)); done 2> /dev/null; exit 3";
+    let target = "/var/cache".to_owned();
+    let mut spec = image.shell(fill);
+    spec.caches = vec![CacheMount { target, lower: None, upper: upper.clone(), work, writable: false }];
+    let (exit, lines) = run(&spec);
+    assert!(matches!(exit.status, ExitStatus::Exited(1 | 3)), "{exit:?} {lines:?}");
+    let [full] = &exit.full_file_systems[..] else { panic!("{exit:?}") };
+    assert!(full.starts_with("the memory for writes that are discarded, which may have "), "{full}");
+    assert!(full.ends_with(" (writes to /var/cache)"), "{full}");
+    assert_eq!(std::fs::read_dir(&upper).unwrap().count(), 0);
 }
 
 #[test]
