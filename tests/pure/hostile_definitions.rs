@@ -195,6 +195,93 @@ const TRICKS: &[Trick] = &[
     }),
 ];
 
+/// Definitions that need much time or memory, if nothing limits the sum of what they contain.
+const SUMS: &[Trick] = &[
+    ("many repositories with one large key", None, |web| {
+        let lines = "mQENBF\n".repeat(140_000);
+        let key =
+            format!("-----BEGIN PGP PUBLIC KEY BLOCK-----\n\n{lines}-----END PGP PUBLIC KEY BLOCK-----\n");
+        fs::write(web.join("x"), key).unwrap();
+        let repository =
+            |n: usize| format!("[[repository]]\nname = \"r{n}\"\nurl = \"http://a.example\"\nkey = \"x\"\n");
+        fs::write(web.join("image.toml"), BASE.to_owned() + &(0..10_000).map(repository).collect::<String>())
+            .unwrap();
+    }),
+    ("many spellings of one package", None, |web| {
+        package(&web.join("a.deb"), 64 << 20);
+        let spellings: String = (0..900).map(|n| format!("\"{}a.deb\", ", "./".repeat(n + 1))).collect();
+        fs::write(web.join("image.toml"), format!("{BASE}packages = [{spellings}]\n")).unwrap();
+    }),
+    ("many parents, each with slow templates", None, |web| {
+        let toml = format!("from = \"./n\"\n{TEMPLATE}");
+        fs::write(web.join("image.toml"), toml).unwrap();
+        fs::write(web.join("x"), "{% for a in range(90000) %}{% endfor %}").unwrap();
+        parents(web, 1000, &["image.toml", "x"]);
+    }),
+    ("many large parents", None, |web| {
+        let toml = format!("from = \"./n\"\ndescription = \"x\"\n[tags]\na = \"{}\"\n#", "x".repeat(200));
+        let vars: String = (0..30_000).map(|n| format!("v{n} = \"0123456789\"\n")).collect();
+        fs::write(web.join("image.toml"), format!("{toml}\n[vars]\n{vars}")).unwrap();
+        parents(web, 300, &["image.toml"]);
+    }),
+    ("many unknown keys", None, |web| {
+        let keys: String = (0..100_000).map(|n| format!("k{n}=1\n")).collect();
+        fs::write(web.join("image.toml"), format!("{BASE}{keys}")).unwrap();
+    }),
+    ("many templates with a mistake, and many variables", None, |web| {
+        fs::write(web.join("x"), "{{ missing }}").unwrap();
+        let file = |n: usize| format!("[[file]]\nsource = \"x\"\ntarget = \"/{n}\"\ntemplate = true\n");
+        let files: String = (0..500).map(file).collect();
+        let vars: String = (0..60_000).map(|n| format!("v{n}=\"\"\n")).collect();
+        fs::write(web.join("image.toml"), format!("{BASE}{files}[vars]\n{vars}")).unwrap();
+    }),
+    ("many secrets, one of them twice", None, |web| {
+        let names: String = (0..100_000).map(|n| format!("\"S{n}\",")).collect();
+        let run = format!("[[run]]\ncommand = [\"true\"]\nsecrets = [{names}\"S99999\"]\n");
+        fs::write(web.join("image.toml"), format!("{BASE}{run}")).unwrap();
+    }),
+    ("many secrets that are values", None, |web| {
+        let names: String = (0..100_000).map(|n| format!("\"-{n}\",")).collect();
+        let run = format!("[[run]]\ncommand = [\"true\"]\nsecrets = [{names}]\n");
+        fs::write(web.join("image.toml"), format!("{BASE}{run}")).unwrap();
+    }),
+];
+
+/// Writes a Debian package whose data is a hole of this size.
+fn package(path: &Path, data: u64) {
+    let header =
+        |name: &str, size: u64| format!("{name:<16}{:<12}{:<6}{:<6}{:<8}{size:<10}`\n", 0, 0, 0, 644);
+    let text = "Package: a\nVersion: 1\nArchitecture: all\n";
+    let mut entry = tar::Header::new_gnu();
+    entry.set_size(text.len() as u64);
+    let mut control = tar::Builder::new(Vec::new());
+    control.append_data(&mut entry, "control", text.as_bytes()).unwrap();
+    let control = control.into_inner().unwrap();
+    let start = [
+        format!(
+            "!<arch>\n{}2.0\n{}",
+            header("debian-binary", 4),
+            header("control.tar", control.len() as u64)
+        )
+        .into_bytes(),
+        control,
+        header("data.tar", data).into_bytes(),
+    ]
+    .concat();
+    fs::write(path, &start).unwrap();
+    fs::File::options().write(true).open(path).unwrap().set_len(start.len() as u64 + data).unwrap();
+}
+
+/// Makes directories in each other, each with these files of the definition.
+fn parents(web: &Path, count: usize, files: &[&str]) {
+    let mut dir = web.to_owned();
+    for _ in 0..count {
+        dir.push("n");
+        fs::create_dir(&dir).unwrap();
+        files.iter().for_each(|file| fs::hard_link(web.join(file), dir.join(file)).unwrap());
+    }
+}
+
 const TEMPLATE: &str = "[[file]]\nsource = \"x\"\ntarget = \"/x\"\ntemplate = true\n";
 const KEY: &str = "[[repository]]\nname = \"r\"\nurl = \"https://r.example\"\nsuite = \"x\"\nkey = \"x\"\n";
 
@@ -208,13 +295,19 @@ fn relink(web: &Path, name: &str, target: &str) {
     symlink(target, web.join(name)).unwrap();
 }
 
-#[test]
-fn a_hostile_pull_request_reads_nothing_outside_and_writes_nothing() {
-    assert!(TRICKS.len() >= 30, "{}", TRICKS.len());
-    let mut most = (0, "");
-    for (name, toml, change) in TRICKS {
+/// A hostile pull request, and what is outside of its checkout.
+struct PullRequest {
+    name: &'static str,
+    top: tempfile::TempDir,
+    before: BTreeMap<String, String>,
+    /// The most memory in KiB that a run took.
+    peak: std::cell::Cell<u64>,
+}
+
+impl PullRequest {
+    fn new((name, toml, change): &Trick) -> Self {
         let top = checkout();
-        let (repo, web) = (top.path().join("repo"), top.path().join("repo/web"));
+        let web = top.path().join("repo/web");
         if let Some(toml) = toml {
             fs::write(web.join("image.toml"), format!("{BASE}{toml}")).unwrap();
         }
@@ -222,21 +315,35 @@ fn a_hostile_pull_request_reads_nothing_outside_and_writes_nothing() {
         fs::create_dir(top.path().join("elsewhere")).unwrap();
         fs::write(top.path().join("elsewhere/mine"), "mine").unwrap();
         let before = listing(top.path());
-        let mut look = |dir: &Path, args: &[&str]| {
-            let begin = Instant::now();
-            let (output, memory) = measured(command(dir, "../elsewhere", args));
-            let text = printed(&output);
-            assert!(begin.elapsed() < TIME_MAX, "{name}: {args:?} took {:?}: {text}", begin.elapsed());
-            assert!(memory <= MEMORY_MAX, "{name}: {args:?} took {} MiB of memory: {text}", memory >> 10);
-            most = most.max((memory, *name));
-            assert!(!text.contains(CANARY), "{name}: {args:?} prints {text}");
-            assert!(output.status.code().is_some_and(|code| code != 101), "{name}: {args:?}: {text}");
-            assert!(!text.contains("/proc/self/environ\n"), "{text}");
-            assert_eq!(listing(top.path()), before, "{name}: {args:?}");
-            (output.status.code().unwrap(), text)
-        };
+        Self { name, top, before, peak: std::cell::Cell::default() }
+    }
+
+    /// Runs a verb that only looks, in a directory of the checkout. Returns its exit code, and what it prints.
+    fn look(&self, dir: &str, args: &[&str]) -> (i32, String) {
+        let (name, begin) = (self.name, Instant::now());
+        let (output, memory) = measured(command(&self.top.path().join(dir), "../elsewhere", args));
+        let text = printed(&output);
+        let shown: String = text.chars().take(10_000).collect();
+        assert!(begin.elapsed() < TIME_MAX, "{name}: {args:?} took {:?}: {shown}", begin.elapsed());
+        assert!(memory <= MEMORY_MAX, "{name}: {args:?} took {} MiB of memory: {shown}", memory >> 10);
+        assert!(!text.contains(CANARY), "{name}: {args:?} prints {shown}");
+        assert!(output.status.code().is_some_and(|code| code != 101), "{name}: {args:?}: {shown}");
+        assert!(!text.contains("/proc/self/environ\n"), "{shown}");
+        assert_eq!(listing(self.top.path()), self.before, "{name}: {args:?}");
+        self.peak.set(self.peak.get().max(memory));
+        (output.status.code().unwrap(), shown)
+    }
+}
+
+#[test]
+fn a_hostile_pull_request_reads_nothing_outside_and_writes_nothing() {
+    assert!(TRICKS.len() >= 30, "{}", TRICKS.len());
+    let mut most = (0, "");
+    for trick in TRICKS {
+        let request = PullRequest::new(trick);
+        let name = request.name;
         for args in [&["plan", "web"][..], &["--json", "plan", "web"]] {
-            let (code, text) = look(&repo, args);
+            let (code, text) = request.look("repo", args);
             // Only the links that no key names are found after the region was opened.
             assert!(code == 3 || code == 4 && name.contains("no key"), "{name}: {code} {text}");
         }
@@ -247,7 +354,7 @@ fn a_hostile_pull_request_reads_nothing_outside_and_writes_nothing() {
             &["plan", "--os-release", "../os-release", "web"],
             &["plan", "--os-release", "../os-release", "--request", "web"],
         ] {
-            let (code, text) = look(&repo, args);
+            let (code, text) = request.look("repo", args);
             let fine = name.contains("oven.toml")
                 || name.contains("no key") && args[0] == "plan"
                 || name.contains("parent") && args.contains(&"checksum");
@@ -263,11 +370,22 @@ fn a_hostile_pull_request_reads_nothing_outside_and_writes_nothing() {
             &["plugin", "list"],
             &["import", "gone.raw", "--name", "x"],
         ] {
-            look(&web, args);
+            request.look("repo/web", args);
         }
+        most = most.max((request.peak.get(), name));
     }
     assert!(most.0 > 0, "no memory was measured");
     println!("the most memory: {} MiB in \"{}\"", most.0 >> 10, most.1);
+}
+
+#[test]
+fn a_definition_has_limits_for_the_sum_of_what_it_contains() {
+    for trick in SUMS {
+        let request = PullRequest::new(trick);
+        let (code, text) = request.look("repo", &["plan", "web"]);
+        assert_eq!(code, 3, "{}: {text}", request.name);
+        assert!(request.peak.get() > 0, "no memory was measured");
+    }
 }
 
 /// The verbs that only look have nothing to clean up, so a signal ends them immediately.
