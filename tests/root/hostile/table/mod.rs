@@ -159,7 +159,9 @@ impl Table {
         for word in words {
             assert!(baked.err.contains(word), "no \"{word}\" in\n{said}");
         }
-        if baked.code != Some(0) {
+        // If the signal arrives during the registration, the image may exist. It is complete, and the next bake finds it.
+        let may_be_registered = code.is_none() && baked.err.contains("taking the snapshot (");
+        if baked.code != Some(0) && !may_be_registered {
             self.lab.assert_no_image(&baked);
         }
         assert!(!full() || ended.cpu <= CPU_MAX, "{:.1?} of CPU time: {said}", ended.cpu);
