@@ -30,7 +30,7 @@ const STOP_MAX: Duration = Duration::from_secs(2);
 const STOP_TRIES: u32 = 3;
 /// A bake that takes longer is killed, and one that takes longer to end after SIGTERM. Both are far more than is needed,
 /// because the machine may be busy.
-const KILL_AFTER: Duration = Duration::from_secs(120);
+const KILL_AFTER: Duration = Duration::from_secs(600);
 const KILL_AFTER_STOP: Duration = Duration::from_secs(30);
 /// The unit of the times in `/proc/PID/stat`, which is the same on all architectures of oven.
 const TICKS_PER_SECOND: u64 = 100;
