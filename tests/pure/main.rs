@@ -2,7 +2,6 @@
 
 mod apt_scripts;
 mod cli;
-mod definition_limits;
 mod docs;
 #[cfg(feature = "aws")]
 mod ebs;

@@ -1,6 +1,7 @@
 //! Whole bakes on a local region.
 
 mod boot;
+mod definition_limits;
 mod faults;
 mod secrets;
 mod security;
