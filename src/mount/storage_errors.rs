@@ -1,7 +1,8 @@
 //! Finds out from the kernel's log whether a disk had I/O errors.
 //!
 //! If xfs or vfat meets wrong metadata or a failed read, the result is the same: the kernel shuts the file system down,
-//! or makes it read-only. Only the kernel's log says which one it was. Steps cannot write to this log.
+//! or makes it read-only. Only the kernel's log says which one it was. Steps cannot write to this log. The kernel logs at
+//! most ten failed requests of all disks in five seconds, so a single one may be missing if other disks fail, too.
 
 use rustix::fs::{CWD, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;

@@ -240,18 +240,30 @@ fn an_xfs_that_the_kernel_shut_down_is_the_fault_of_the_base() {
     disk.detach();
 }
 
+/// The number of failed requests to a disk in the kernel's log.
+fn logged_errors(device: &oven::device::Device) -> usize {
+    let log = Command::new("dmesg").output().unwrap();
+    let name = device.path.file_name().unwrap().to_str().unwrap();
+    String::from_utf8_lossy(&log.stdout).matches(&format!("I/O error, dev {name}, sector ")).count()
+}
+
 #[test]
 fn an_xfs_whose_disk_fails_is_the_fault_of_the_machine() {
     let mut disk = xfs();
     disk.put("1", 4096, &[0; 2 * 4096]);
     alone(async |scratch| {
         let device = disk.device();
+        let before = logged_errors(&device);
         let root = Root::mount(&device, scratch, &WRITABLE, &Report::silent()).await.unwrap();
         root.tree().meter().note_step();
         // The disk's file ends before the disk, so the loop device cannot read there.
         disk.resize(300);
-        let read = rustix::io::pread(&device.node, &mut [0; 4096], 330 << 20);
-        assert_eq!(read, Err(rustix::io::Errno::IO));
+        // The kernel logs at most ten such errors of all disks in five seconds.
+        oven_testing::until("a logged error of the disk", || {
+            let read = rustix::io::pread(&device.node, &mut [0; 4096], 330 << 20);
+            assert_eq!(read, Err(rustix::io::Errno::IO));
+            (logged_errors(&device) > before).then_some(())
+        });
         let failed = use_free_space(&root);
         let error = root.explain(failed);
         let text = format!("{error:#}");
