@@ -116,6 +116,12 @@ mod examples {
   oven plan web                                    already baked? if not, why?
   oven plan --os-release debian.txt web            the steps for that system
   oven plan --os-release void.txt --plugin void.py web";
+    pub const VALIDATE: &str = "Examples:
+  oven validate web db              check two definitions and their parents
+  oven --json validate web          a JSON object for each mistake
+
+Not checked: whether the base image and the packages exist. `oven plan` looks
+for the base image, and a bake finds the rest.";
     pub const CHECK: &str = "A golden plan is a pair of files in NAME.golden: CASE.request.json, which\n\
         `oven plan --request` prints, and CASE.answer.json, which --bless writes.";
     pub const NEW: &str = "Examples:
@@ -165,6 +171,9 @@ pub enum Verb {
     /// plugin's plan instead
     #[command(after_help = examples::PLAN)]
     Plan(PlanArgs),
+    /// Check definitions, their files and their settings. Needs neither root nor a cloud
+    #[command(after_help = examples::VALIDATE)]
+    Validate(ValidateArgs),
     /// List distro plugins, check one, or start a new one
     #[command(subcommand)]
     Plugin(PluginVerb),
@@ -301,6 +310,17 @@ pub struct PlanArgs {
     pub compat: Option<CompatTool>,
     #[command(flatten)]
     pub os_release_plan: OsReleasePlanArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct ValidateArgs {
+    /// Definitions: each is a directory with an image.toml
+    #[arg(required = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub definitions: Vec<PathBuf>,
+    #[command(flatten)]
+    pub vars: VarArgs,
+    #[command(flatten)]
+    pub secrets: SecretArgs,
 }
 
 #[derive(Debug, Default, Args)]

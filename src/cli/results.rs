@@ -2,21 +2,18 @@
 //! Each result is built in the file of its verb.
 
 use crate::report::events::JsonType::{Anything, Boolean, Either, Integer, List, Map, Object, Text, Words};
-use crate::report::events::{EventField, EventSpec, JsonType, KINDS, TEXT_OR_NULL, always, sometimes};
+use crate::report::events::{ERROR, EventField, EventSpec, JsonType, KINDS, TEXT_OR_NULL, always, sometimes};
 
 /// Fields of each result, in addition to the fields of every event.
 pub static COMMON: &[EventField] = &[
     always("exit_code", Integer, "The exit code of oven."),
     sometimes(
         "error",
-        Object(&[
-            always("kind", KINDS, "The kind of failure, which also decides the exit code."),
-            always("message", Text, "What failed, and why."),
-            sometimes("hint", TEXT_OR_NULL, "What the user can do about it."),
-        ]),
-        "Why the verb failed. If this field is present, the fields of the verb are missing. If only single images of a \
-         bake failed, their errors are in `images`.",
+        Object(ERROR),
+        "Why the verb failed: the first of `errors`. If this field is present, the fields of the verb are missing. If \
+         only single images of a bake failed, their errors are in `images`.",
     ),
+    sometimes("errors", List(&Object(ERROR)), "All mistakes because of which the verb failed."),
 ];
 
 const TEXTS: JsonType = List(&Text);
@@ -80,6 +77,7 @@ pub static RESULTS: &[EventSpec] = &[
                 sometimes("kind", KINDS, "The kind of failure, if it failed."),
                 sometimes("error", Text, "What failed, and why."),
                 sometimes("hint", TEXT_OR_NULL, "What the user can do about it."),
+                sometimes("errors", List(&Object(ERROR)), "All mistakes because of which it failed."),
             ])),
             "The images.",
         )],
@@ -108,6 +106,19 @@ pub static RESULTS: &[EventSpec] = &[
                 ),
             ])),
             "The images.",
+        )],
+    },
+    EventSpec {
+        name: "oven validate",
+        doc: "The valid definitions, parents first. If one has a mistake, the result has only `errors`.",
+        fields: &[always(
+            "images",
+            List(&Object(&[
+                always("name", Text, "The definition's name."),
+                always("definition", Text, "The definition's directory."),
+                always("asked", Boolean, "Whether the definition was named on the command line."),
+            ])),
+            "The definitions.",
         )],
     },
     EventSpec {

@@ -31,7 +31,8 @@ fn place_one(
     accounts: &Accounts,
 ) -> Result<()> {
     let invalid = |key: &str, value: &str, why: String| {
-        Kind::Definition.failure(format!("{}: {why}", image.place(key, Some(value))))
+        let place = image.place(key, Some(value));
+        Kind::Definition.failure(format!("{place}: {why}")).at(&place)
     };
     let target = &file.target;
     if let Some(dir) = unmounted.iter().find(|dir| std::path::Path::new(target).starts_with(dir)) {
