@@ -114,6 +114,7 @@ mod examples {
   oven bake --keep-on-failure web   then: oven shell RUN, oven sweep --kept";
     pub const PLAN: &str = "Examples:
   oven plan web                                    already baked? if not, why?
+  oven plan --steps web                            the steps that a bake runs
   oven plan --os-release debian.txt web            the steps for that system
   oven plan --os-release void.txt --plugin void.py web";
     pub const VALIDATE: &str = "Examples:
@@ -308,6 +309,9 @@ pub struct PlanArgs {
     /// another tool that sets this tag. The only value stands for GumGum's AMI Bakery
     #[arg(long, value_enum, value_name = "TOOL")]
     pub compat: Option<CompatTool>,
+    /// Also list the steps that a bake would run. Reads the disk of the base image, and so needs root
+    #[arg(long, conflicts_with = "os_release")]
+    pub steps: bool,
     #[command(flatten)]
     pub os_release_plan: OsReleasePlanArgs,
 }

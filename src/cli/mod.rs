@@ -107,6 +107,7 @@ fn prepare(cli: &Cli) -> Result<()> {
     let definition = match &cli.verb {
         Verb::Bake(args) => args.definitions.first(),
         Verb::Shell(_) => None,
+        Verb::Plan(args) if args.steps => args.definitions.first(),
         Verb::Plan(_)
         | Verb::Validate(_)
         | Verb::Plugin(_)
@@ -121,7 +122,11 @@ fn prepare(cli: &Cli) -> Result<()> {
     };
     let dir = definition.map_or(Path::new("."), PathBuf::as_path);
     // Errors in the settings are ignored here, because they are reported later.
-    let settings = Settings::resolve(dir, &cli.global.overrides()).unwrap_or_default();
+    let overrides = match &cli.verb {
+        Verb::Plan(args) => plan::overrides(&cli.global, args),
+        _ => cli.global.overrides(),
+    };
+    let settings = Settings::resolve(dir, &overrides).unwrap_or_default();
     checks::ensure_ready(Needs::of(&settings))?;
     namespaces::private_mounts()?;
     private_tmpfs::mount()
@@ -134,7 +139,10 @@ async fn dispatch(cli: &Cli, report: &Report) -> Result<End> {
     match &cli.verb {
         Verb::Bake(args) => bake::run(global, args, report, stop_at_signals(report)?).await,
         Verb::Plan(args) if args.os_release_plan.os_release.is_some() => plugin::plan(global, args, report),
-        Verb::Plan(args) => plan::run(global, args, report).await,
+        Verb::Plan(args) => {
+            let stop = args.steps.then(|| stop_at_signals(report)).transpose()?;
+            plan::run(global, args, report, stop).await
+        }
         Verb::Validate(args) => validate::run(global, args, report),
         Verb::Plugin(args) => plugin::run(global, args, report),
         Verb::Checksum(args) => checksum::run(global, args, report),

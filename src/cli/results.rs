@@ -32,6 +32,15 @@ const IMAGE: &[EventField] = &[
     always("description", Text, "Its description."),
     always("tags", Map(&Text), "Its tags."),
 ];
+const STEP: &[EventField] = &[
+    always("phase", Text, "The phase, as in the event `step`."),
+    always("what", Text, "What the step does, as in the event `step`."),
+    always(
+        "skipped_if",
+        TEXT_OR_NULL,
+        "The condition under which the bake skips the step; null if there is none.",
+    ),
+];
 const STALE_RUN: &[EventField] = &[
     always("run", Text, "The id of the run."),
     always("owner", Text, "The host and the process that it belonged to."),
@@ -93,6 +102,19 @@ pub static RESULTS: &[EventSpec] = &[
                 always("hit", Boolean, "Whether the image exists already."),
                 always("ami_id", TEXT_OR_NULL, "The AMI's id, if it exists."),
                 always("why", TEXTS, "Why it would be baked."),
+                always(
+                    "last_ms",
+                    JsonType::OrNull(&Integer),
+                    "How many milliseconds the bake of the newest image took; null if the image exists already, or if \
+                     this machine does not know it.",
+                ),
+                sometimes(
+                    "steps",
+                    JsonType::OrNull(&List(&Object(STEP))),
+                    "With `--steps`: the steps that a bake would run, in order. Null if the image exists already, or if \
+                     its parent has to be baked first. The phase `cache` and steps that depend on what earlier steps change \
+                     are not listed.",
+                ),
                 always("vars", Map(&Text), "Its variables."),
                 always(
                     "secrets",

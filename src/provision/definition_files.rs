@@ -6,8 +6,17 @@ use crate::error::Kind;
 use crate::image::accounts::Accounts;
 use crate::image::tree::ImageTree;
 use crate::sys::fds::{PathRefusal, changed, open_file_within};
+use crate::text::count;
 use anyhow::{Context, Result};
 use rustix::fs::FileType;
+
+/// The phase of the steps that place files.
+pub const FILES_PHASE: &str = "files";
+
+/// The title of the step that places this number of files.
+pub fn title(files: usize) -> String {
+    format!("placing {}", count(files, "file"))
+}
 
 /// Places every `[[file]]`. `unmounted` lists the mount points whose file systems this kernel cannot mount.
 pub fn place_files(

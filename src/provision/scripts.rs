@@ -69,6 +69,16 @@ pub async fn test(runner: &CommandRunner<'_>) -> Result<()> {
     Ok(())
 }
 
+/// The title of the step that runs a script.
+pub fn title(script: &Script) -> String {
+    let name = script.name();
+    match script.kind {
+        ScriptKind::Test => format!("testing with {name}"),
+        ScriptKind::Run => format!("running {name}"),
+        ScriptKind::Ansible => format!("running the playbook {name}"),
+    }
+}
+
 /// Runs a script. The working directory is the definition's directory, which is mounted read-only.
 async fn run_script(runner: &CommandRunner<'_>, script: &Script) -> Result<()> {
     let image = runner.work.image;
@@ -92,14 +102,9 @@ async fn run_script(runner: &CommandRunner<'_>, script: &Script) -> Result<()> {
     env.extend(script_mounts::environment(image, kind, &seen));
     env.extend(script.env.clone());
     env.extend(runner.work.secrets.environment(&script.secrets));
-    let why = match script.kind {
-        ScriptKind::Test => format!("testing with {name}"),
-        ScriptKind::Run => format!("running {name}"),
-        ScriptKind::Ansible => format!("running the playbook {name}"),
-    };
     let call = ImageCommand {
         phase: kind.to_owned(),
-        why,
+        why: title(script),
         name: name.clone(),
         argv,
         env,
