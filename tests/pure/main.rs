@@ -18,3 +18,4 @@ mod plugins;
 mod preflight;
 mod region;
 mod rust_source;
+mod wrong_inputs;
