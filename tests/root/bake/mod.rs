@@ -2,6 +2,7 @@
 
 mod boot;
 mod faults;
+mod plan;
 mod secrets;
 mod security;
 mod story;
