@@ -15,7 +15,7 @@ pub const CASES: &[CommandCase] = &[
     ("--trace", &["plan", "web", "--trace"], 2, "a value is required"),
     ("--json", &["--json=1", "plan", "web"], 2, "--json"),
     ("--verbose", &["--verbose=1", "plan", "web"], 2, "--verbose"),
-    ("--quiet", &["-q", "-v", "plan", "web"], 2, "cannot be used with"),
+    ("--quiet", &["--quiet", "-v", "plan", "web"], 2, "cannot be used with"),
     ("bake", &["bake", "--gone", "web"], 2, "--gone"),
     ("bake DIR", &["bake"], 2, "DIR"),
     ("bake --var", &["bake", "--var", "port", "web"], 2, "NAME=VALUE"),

@@ -11,7 +11,12 @@ pub const CASES: &[TomlCase] = &[
     ("packages", "packages = \"nginx\"", 2, "it should be an array of packages"),
     ("packages", "packages = [\n\"curl\",\n\"curl\"]", 4, "twice (first on line 3)"),
     ("packages", "packages = [\"./gone.deb\"]", 2, "gone.deb"),
-    ("packages.url", "packages = [{ url = \"ftp://x\", sha256 = \"SHA\" }]", 2, "`https://`"),
+    (
+        "packages.url",
+        "packages = [{ url = \"ftp://x\", sha256 = \"0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef\" }]",
+        2,
+        "`https://`",
+    ),
     ("packages.sha256", "packages = [{ url = \"https://x.example/a.deb\", sha256 = \"ab\" }]", 2, "64 hex"),
     ("upgrade", "upgrade = \"all\"", 2, "\"security\""),
     ("recommends", "recommends = \"no\"", 2, "`true` or `false`"),

@@ -194,7 +194,17 @@ fn each_key_verb_and_flag_has_a_wrong_input() {
     assert_eq!(missing(&image, &covered(&[image_toml::CASES, image_toml::WHOLE])), Vec::<String>::new());
     assert_eq!(missing(&oven, &covered(&[oven_toml::CASES])), Vec::<String>::new());
     assert_eq!(missing(&line, &commands), Vec::<String>::new());
-    // A case does not name what does not exist, and its command line has the flag.
+    for (what, args, ..) in command_line::CASES {
+        let words =
+            what.split(' ').filter(|word| word.starts_with("--") || word.chars().all(char::is_lowercase));
+        for word in words.filter(|word| !word.is_empty()) {
+            assert!(
+                args.iter().any(|arg| arg.split('=').next() == Some(word)),
+                "{what}: {args:?} has no {word}"
+            );
+        }
+    }
+    // A case does not name what does not exist.
     let unknown: Vec<_> = commands.difference(&line).filter(|name| !name.is_empty()).collect();
     assert_eq!(unknown, Vec::<&String>::new());
     let count = image_toml::CASES.len()
