@@ -228,7 +228,7 @@ pub struct BakeArgs {
 #[derive(Debug, Clone, Default, Args)]
 pub struct VarArgs {
     /// Set a variable in each definition that declares it in `[vars]`. May be repeated
-    #[arg(long = "var", value_name = "NAME=VALUE", value_parser = given, conflicts_with = "compat")]
+    #[arg(long = "var", value_name = "NAME=VALUE", value_parser = given)]
     vars: Vec<(String, String)>,
 }
 
@@ -265,7 +265,7 @@ pub struct BakeFlags {
     pub replace_failed: bool,
     /// Also accept an existing image with the same ami_config_checksum tag, even if its base differs. TOOL names
     /// another tool that sets this tag. The only value stands for GumGum's AMI Bakery
-    #[arg(long, value_enum, value_name = "TOOL")]
+    #[arg(long, value_enum, value_name = "TOOL", conflicts_with = "vars")]
     pub compat: Option<CompatTool>,
     /// If a step fails, do not delete the disk. Inspect it with `oven shell RUN`
     #[arg(long)]
@@ -307,7 +307,7 @@ pub struct PlanArgs {
     pub secrets: SecretArgs,
     /// Also accept an existing image with the same ami_config_checksum tag, even if its base differs. TOOL names
     /// another tool that sets this tag. The only value stands for GumGum's AMI Bakery
-    #[arg(long, value_enum, value_name = "TOOL")]
+    #[arg(long, value_enum, value_name = "TOOL", conflicts_with = "vars")]
     pub compat: Option<CompatTool>,
     /// Also list the steps that a bake would run. Reads the disk of the base image, and so needs root
     #[arg(long, conflicts_with = "os_release")]
