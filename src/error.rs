@@ -38,9 +38,60 @@ pub struct Failure {
     hint: Option<String>,
     /// Whether the step's program ran. Then the step is at fault, even if it is the first step.
     program_ran: bool,
+    /// The mistakes of which the failure consists, if their places are known.
+    mistakes: Vec<Mistake>,
+}
+
+/// A place in a file of the user, such as a key of image.toml. Its text is how messages name the place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The file's path, without invisible characters.
+    pub file: String,
+    pub line: Option<usize>,
+    /// The key with its table, such as `disk.iops`.
+    pub key: Option<String>,
+    text: String,
+}
+
+/// One of the mistakes that a failure lists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mistake {
+    /// `None` if the mistake is not in a file, or if its place is unknown.
+    pub place: Option<Place>,
+    pub message: String,
+    pub hint: Option<String>,
+}
+
+impl Place {
+    /// `what` is the key as messages spell it, such as `` `iops` of [disk] ``. If it is empty, the text is only the
+    /// file and the line.
+    pub fn new(file: String, line: Option<usize>, key: Option<String>, what: &str) -> Self {
+        let at = line.map(|line| format!(":{line}")).unwrap_or_default();
+        let what = if what.is_empty() { String::new() } else { format!(": {what}") };
+        Self { text: format!("{file}{at}{what}"), file, line, key }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
 }
 
 impl Failure {
+    /// Records the place of a failure that is a single mistake.
+    pub fn at(mut self, place: &Place) -> Self {
+        let (place, message) = (Some(place.clone()), self.message.clone());
+        self.mistakes = vec![Mistake { place, message, hint: None }];
+        self
+    }
+
+    /// Records the mistakes of which the failure consists. Its message lists all of them.
+    pub fn with_mistakes(mut self, mistakes: Vec<Mistake>) -> Self {
+        self.mistakes = mistakes;
+        self
+    }
+
     /// Adds a hint: a whole sentence that says what the user can do.
     pub fn hint(mut self, hint: impl fmt::Display) -> Self {
         self.hint = Some(hint.to_string());
@@ -57,7 +108,13 @@ impl Failure {
 impl Kind {
     /// A failure of this kind. `message` says what was wrong and where.
     pub fn failure(self, message: impl fmt::Display) -> Failure {
-        Failure { kind: self, message: message.to_string(), hint: None, program_ran: false }
+        Failure {
+            kind: self,
+            message: message.to_string(),
+            hint: None,
+            program_ran: false,
+            mistakes: Vec::new(),
+        }
     }
 
     /// Like [`Self::failure`], but returns an [`anyhow::Error`], for `return Err(…)` and `ok_or_else`.
@@ -138,6 +195,31 @@ pub fn hint_of(error: &anyhow::Error) -> Option<String> {
     error.chain().find_map(|cause| cause.downcast_ref::<Failure>()?.hint.clone())
 }
 
+/// The mistakes that an error consists of, each with its message and hint. There is at least one: an error whose
+/// mistakes are not listed counts as one mistake. Its place is a [`Place`] in the error's chain, if there is one.
+pub fn mistakes_of(error: &anyhow::Error) -> Vec<Mistake> {
+    let (text, hint) = (format!("{error:#}"), hint_of(error));
+    match failure_in(error).map(|failure| (failure, &failure.mistakes[..])) {
+        None | Some((_, [])) => {
+            vec![Mistake { place: error.downcast_ref::<Place>().cloned(), message: text, hint }]
+        }
+        Some((_, [only])) => {
+            let hint = only.hint.clone().or(hint);
+            vec![Mistake { place: only.place.clone(), message: text, hint }]
+        }
+        Some((failure, several)) => {
+            // The contexts apply to each of the mistakes.
+            let context = text.strip_suffix(&failure.message).unwrap_or_default();
+            let complete = |mistake: &Mistake| Mistake {
+                place: mistake.place.clone(),
+                message: format!("{context}{}", mistake.message),
+                hint: mistake.hint.clone().or(hint.clone()),
+            };
+            several.iter().map(complete).collect()
+        }
+    }
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
@@ -158,6 +240,35 @@ mod tests {
         assert_eq!(Kind::of(&error), Kind::Step);
         assert_eq!(hint_of(&error).as_deref(), Some("Look at the log."));
         assert_eq!(format!("{error:#}"), "baking web: testing: exit status 1");
+    }
+
+    #[test]
+    fn every_mistake_has_its_place_through_contexts() {
+        let place = |line| {
+            Place::new("web/image.toml".into(), Some(line), Some("disk.iops".into()), "`iops` of [disk]")
+        };
+        assert_eq!(place(3).to_string(), "web/image.toml:3: `iops` of [disk]");
+        let lines = |error: &Error| -> Vec<_> {
+            let of = |m: Mistake| (m.place.and_then(|p| p.line), m.message, m.hint);
+            mistakes_of(error).into_iter().map(of).collect()
+        };
+        let hint = Some("Look.".to_owned());
+        let one = Kind::Definition.failure(format!("{} is 1", place(3))).at(&place(3)).hint("Look.");
+        let one = Error::from(one).context("baking web");
+        let message = "baking web: web/image.toml:3: `iops` of [disk] is 1".to_owned();
+        assert_eq!(lines(&one), [(Some(3), message, hint.clone())]);
+        let mistake = |line, hint| Mistake { place: Some(place(line)), message: format!("no {line}"), hint };
+        let two = Kind::Definition
+            .failure("no 3\nno 4")
+            .with_mistakes(vec![mistake(3, None), mistake(4, hint.clone())]);
+        let two = Error::from(two).context("baking web");
+        let expected =
+            [(Some(3), "baking web: no 3".into(), None), (Some(4), "baking web: no 4".into(), hint)];
+        assert_eq!(lines(&two), expected);
+        let context = Kind::NotFound.error("not found").context(place(5)).context("planning");
+        let message = "planning: web/image.toml:5: `iops` of [disk]: not found".to_owned();
+        assert_eq!(lines(&context), [(Some(5), message, None)]);
+        assert_eq!(lines(&anyhow::anyhow!("?")), [(None, "?".into(), None)]);
     }
 
     #[test]

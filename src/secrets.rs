@@ -4,7 +4,7 @@
 //! A secret is found as plain text and in common encodings: in JSON, quoted for a shell, in a URL, in base64. Secrets
 //! that were compressed, encrypted or changed in any other way are not found.
 
-use crate::error::{Kind, hint_of};
+use crate::error::{Kind, Mistake, hint_of, mistakes_of};
 use crate::text::without_control_characters;
 use anyhow::Result;
 use std::borrow::Cow;
@@ -125,7 +125,12 @@ impl Secrets {
         if masked == text && masked_hint.as_deref() == hint.as_deref() {
             return error;
         }
-        let failure = Kind::of(&error).failure(masked);
+        let mistakes = mistakes_of(&error).into_iter().map(|mistake| Mistake {
+            message: self.mask(&mistake.message).into_owned(),
+            hint: mistake.hint.map(|hint| self.mask(&hint).into_owned()),
+            place: mistake.place,
+        });
+        let failure = Kind::of(&error).failure(masked).with_mistakes(mistakes.collect());
         match masked_hint {
             Some(hint) => failure.hint(hint).into(),
             None => failure.into(),

@@ -7,11 +7,14 @@ use crate::undo::Undo;
 use anyhow::{Context, Result};
 use std::rc::Rc;
 
+/// The phase and the title of the step.
+pub const SNAPSHOT: (&str, &str) = ("snapshot", "taking the snapshot");
+
 /// Takes the snapshot. This consumes the disk, so it compiles only if no [`Root`](crate::mount::Root) borrows the disk.
 pub async fn snapshot(bake: &Bake<'_>, disk: Box<dyn Disk>, undo: &Rc<Undo>) -> Result<SnapshotId> {
-    let step = bake.site.report.step("snapshot", "taking the snapshot");
+    let step = bake.site.report.step(SNAPSHOT.0, SNAPSHOT.1);
     let on_progress = |bytes| step.progress(bytes, None);
-    let snapshot = disk.commit(undo, &on_progress).await.context("taking the snapshot")?;
+    let snapshot = disk.commit(undo, &on_progress).await.context(SNAPSHOT.1)?;
     step.done();
     Ok(snapshot)
 }

@@ -11,6 +11,7 @@ mod lock;
 mod mount;
 pub mod options;
 mod outcome;
+pub mod planned_steps;
 pub mod preflight;
 pub mod provision;
 mod register;

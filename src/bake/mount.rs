@@ -14,9 +14,12 @@ pub async fn root<'d>(bake: &Bake<'_>, device: &'d Device) -> Result<Root<'d>> {
     Root::mount(device, &bake.site.scratch(bake.run)?, &options, &bake.site.report).await
 }
 
+/// The phase and the title of the step that unmounts.
+pub const RELEASE: (&str, &str) = ("release", "unmounting");
+
 /// Unmounts the root file system, and verifies that nothing uses the disk any more.
 pub async fn release(bake: &Bake<'_>, root: Root<'_>) -> Result<()> {
-    let step = bake.site.report.step("release", "unmounting");
+    let step = bake.site.report.step(RELEASE.0, RELEASE.1);
     root.close().await?;
     step.done();
     Ok(())

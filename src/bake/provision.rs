@@ -16,8 +16,8 @@ use std::collections::BTreeMap;
 /// The work to do in the image.
 pub struct Provisioning {
     /// The definition. All its packages with a URL are already downloaded.
-    image: Definition,
-    plan: Plan,
+    pub(super) image: Definition,
+    pub(super) plan: Plan,
     cache: PackageCache,
 }
 

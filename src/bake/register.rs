@@ -9,6 +9,13 @@ use crate::undo::Undo;
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 
+pub const PHASE: &str = "register";
+
+/// The title of the step for an image's name.
+pub fn title(name: &str) -> String {
+    format!("registering {name}")
+}
+
 /// Registers the image of a bake. If another builder registered it first, returns that builder's image.
 pub async fn image(
     bake: &Bake<'_>,
@@ -23,7 +30,7 @@ pub async fn image(
 
 /// Registers a snapshot, and shows a progress line.
 pub async fn snapshot_as(site: &Site, snapshot: &SnapshotId, spec: &ImageSpec, undo: &Undo) -> Result<Image> {
-    let step = site.report.step("register", format!("registering {}", spec.name));
+    let step = site.report.step(PHASE, title(&spec.name));
     let registered = site.cloud.register(snapshot, spec, undo).await;
     let image = registered.with_context(|| format!("registering {snapshot}"))?;
     step.done();

@@ -2,7 +2,7 @@
 
 use super::Bake;
 use crate::definition::{Definition, FILE, Script, variable_name};
-use crate::error::Kind;
+use crate::error::{Failure, Kind, Mistake, Place};
 use crate::secrets::{Secrets, check_value};
 use crate::text::{ShortList, escape_name};
 use anyhow::Result;
@@ -54,14 +54,14 @@ impl PermittedSecrets {
     /// Fails with [`Kind::Definition`] if a definition names a secret that is not permitted. The error lists the first
     /// of them, with their places in image.toml.
     pub fn ensure_permitted(&self, images: &[Definition]) -> Result<()> {
-        let (mut refused, mut names) = (ShortList::new(MAX_LISTED), BTreeSet::new());
+        let (mut refused, mut names) = (WrongSecrets::default(), BTreeSet::new());
         for (image, script, name) in images.iter().flat_map(named_secrets) {
             if !self.permits(name) {
-                refused.add(|| format!("{} names {name}, which is not permitted", place(image, script)));
+                refused.add(image, script, &format!("names {name}, which is not permitted"));
                 names.insert(name);
             }
         }
-        if refused.is_empty() {
+        if names.is_empty() {
             return Ok(());
         }
         let mut flags = ShortList::new(MAX_LISTED);
@@ -76,7 +76,7 @@ impl PermittedSecrets {
             }
         };
         let hint = format!("{why}. If you trust the definition, add {flags}.");
-        Err(Kind::Definition.failure(refused.join("\n")).hint(hint).into())
+        Err(refused.failure().hint(hint).into())
     }
 }
 
@@ -87,9 +87,42 @@ fn named_secrets(image: &Definition) -> impl Iterator<Item = (&Definition, &Scri
 }
 
 /// The place of a script's secrets in image.toml.
-fn place(image: &Definition, script: &Script) -> String {
-    let file = image.dir.join(FILE);
-    format!("{}:{}: `secrets` of [[{}]]", escape_name(&file), script.line, script.kind.key())
+fn place(image: &Definition, script: &Script) -> Place {
+    let (file, table) = (escape_name(&image.dir.join(FILE)), script.kind.key());
+    Place::new(
+        file,
+        Some(script.line),
+        Some(format!("{table}.secrets")),
+        &format!("`secrets` of [[{table}]]"),
+    )
+}
+
+/// The first secrets that are wrong, and the number of the others.
+#[derive(Default)]
+struct WrongSecrets {
+    first: Vec<Mistake>,
+    more: usize,
+}
+
+impl WrongSecrets {
+    /// `what` completes a sentence that begins with the place of the secret.
+    fn add(&mut self, image: &Definition, script: &Script, what: &str) {
+        if self.first.len() == MAX_LISTED {
+            self.more += 1;
+            return;
+        }
+        let place = place(image, script);
+        self.first.push(Mistake { message: format!("{place} {what}"), place: Some(place), hint: None });
+    }
+
+    fn failure(mut self) -> Failure {
+        if self.more > 0 {
+            let message = format!("and {} more", self.more);
+            self.first.push(Mistake { place: None, message, hint: None });
+        }
+        let messages: Vec<_> = self.first.iter().map(|mistake| mistake.message.as_str()).collect();
+        Kind::Definition.failure(messages.join("\n")).with_mistakes(self.first)
+    }
 }
 
 /// Collects the secrets, and masks their values in all later reports.
@@ -105,22 +138,22 @@ pub fn from_environment(
     image: &Definition,
     environment: impl Fn(&str) -> Option<OsString>,
 ) -> Result<Secrets> {
-    let (mut values, mut wrong) = (BTreeMap::new(), ShortList::new(MAX_LISTED));
+    let (mut values, mut wrong) = (BTreeMap::new(), WrongSecrets::default());
     for (image, script, name) in named_secrets(image) {
         if values.contains_key(name) {
             continue;
         }
         match check_value(environment(name)) {
             Ok(value) => _ = values.insert(name.to_owned(), value),
-            Err(what) => wrong.add(|| format!("{} names {name}, which {what}", place(image, script))),
+            Err(what) => wrong.add(image, script, &format!("names {name}, which {what}")),
         }
     }
-    if wrong.is_empty() {
+    if wrong.first.is_empty() {
         return Ok(Secrets::new(values));
     }
     let hint = "Pass secrets in oven's environment: `NAME=… oven bake …`. If you use sudo, add its option \
                 --preserve-env.";
-    Err(Kind::Definition.failure(wrong.join("\n")).hint(hint).into())
+    Err(wrong.failure().hint(hint).into())
 }
 
 #[cfg(test)]

@@ -114,8 +114,15 @@ mod examples {
   oven bake --keep-on-failure web   then: oven shell RUN, oven sweep --kept";
     pub const PLAN: &str = "Examples:
   oven plan web                                    already baked? if not, why?
+  oven plan --steps web                            the steps that a bake runs
   oven plan --os-release debian.txt web            the steps for that system
   oven plan --os-release void.txt --plugin void.py web";
+    pub const VALIDATE: &str = "Examples:
+  oven validate web db              check two definitions and their parents
+  oven --json validate web          a JSON object for each mistake
+
+Not checked: whether the base image and the packages exist. `oven plan` looks
+for the base image, and a bake finds the rest.";
     pub const CHECK: &str = "A golden plan is a pair of files in NAME.golden: CASE.request.json, which\n\
         `oven plan --request` prints, and CASE.answer.json, which --bless writes.";
     pub const NEW: &str = "Examples:
@@ -165,6 +172,9 @@ pub enum Verb {
     /// plugin's plan instead
     #[command(after_help = examples::PLAN)]
     Plan(PlanArgs),
+    /// Check definitions, their files and their settings. Needs neither root nor a cloud
+    #[command(after_help = examples::VALIDATE)]
+    Validate(ValidateArgs),
     /// List distro plugins, check one, or start a new one
     #[command(subcommand)]
     Plugin(PluginVerb),
@@ -218,7 +228,7 @@ pub struct BakeArgs {
 #[derive(Debug, Clone, Default, Args)]
 pub struct VarArgs {
     /// Set a variable in each definition that declares it in `[vars]`. May be repeated
-    #[arg(long = "var", value_name = "NAME=VALUE", value_parser = given, conflicts_with = "compat")]
+    #[arg(long = "var", value_name = "NAME=VALUE", value_parser = given)]
     vars: Vec<(String, String)>,
 }
 
@@ -255,7 +265,7 @@ pub struct BakeFlags {
     pub replace_failed: bool,
     /// Also accept an existing image with the same ami_config_checksum tag, even if its base differs. TOOL names
     /// another tool that sets this tag. The only value stands for GumGum's AMI Bakery
-    #[arg(long, value_enum, value_name = "TOOL")]
+    #[arg(long, value_enum, value_name = "TOOL", conflicts_with = "vars")]
     pub compat: Option<CompatTool>,
     /// If a step fails, do not delete the disk. Inspect it with `oven shell RUN`
     #[arg(long)]
@@ -297,10 +307,24 @@ pub struct PlanArgs {
     pub secrets: SecretArgs,
     /// Also accept an existing image with the same ami_config_checksum tag, even if its base differs. TOOL names
     /// another tool that sets this tag. The only value stands for GumGum's AMI Bakery
-    #[arg(long, value_enum, value_name = "TOOL")]
+    #[arg(long, value_enum, value_name = "TOOL", conflicts_with = "vars")]
     pub compat: Option<CompatTool>,
+    /// Also list the steps that a bake would run. Reads the disk of the base image, and so needs root
+    #[arg(long, conflicts_with = "os_release")]
+    pub steps: bool,
     #[command(flatten)]
     pub os_release_plan: OsReleasePlanArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct ValidateArgs {
+    /// Definitions: each is a directory with an image.toml
+    #[arg(required = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub definitions: Vec<PathBuf>,
+    #[command(flatten)]
+    pub vars: VarArgs,
+    #[command(flatten)]
+    pub secrets: SecretArgs,
 }
 
 #[derive(Debug, Default, Args)]

@@ -9,6 +9,7 @@ use crate::config::project::Strategy;
 use crate::definition;
 use crate::definition::graph::BakeOrder;
 use crate::error::{Kind, SUCCESS, hint_of};
+use crate::report::events::errors;
 use crate::report::{Report, TextStyle};
 use crate::site::{Site, Use, refuse_inside};
 use crate::sys::signals;
@@ -143,6 +144,7 @@ fn object(baked: &BatchItem) -> Value {
         object["kind"] = json!(Kind::of(error).name());
         object["error"] = json!(format!("{error:#}"));
         object["hint"] = json!(hint_of(error));
+        object["errors"] = json!(errors(error));
     }
     object["left_behind"] =
         baked.leftovers.iter().map(|l| json!({"what": l.what, "why": l.why, "command": l.command})).collect();

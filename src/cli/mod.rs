@@ -13,12 +13,12 @@ mod policy;
 pub mod results;
 mod shell;
 mod sweep;
+mod validate;
 
 use crate::config::project::Settings;
 use crate::doctor::checks::{self, Needs};
-use crate::error;
 use crate::error::{Kind, SUCCESS};
-use crate::report::events::FORMAT;
+use crate::report::events::{self, FORMAT};
 use crate::report::{Level, Report, Style};
 use crate::site::Site;
 use crate::sys::signals::{self, Signal};
@@ -49,9 +49,14 @@ impl End {
     }
 
     fn failure(error: &Error) -> Self {
-        let (kind, hint) = (Kind::of(error), error::hint_of(error));
-        let object = json!({"kind": kind.name(), "message": format!("{error:#}"), "hint": hint});
-        Self { code: kind as u8, result: json!({"error": object}) }
+        Self::failures(std::slice::from_ref(error))
+    }
+
+    /// The end of a verb that found several errors. The first one decides the exit code.
+    fn failures(errors: &[Error]) -> Self {
+        let code = errors.first().map_or(SUCCESS, |error| Kind::of(error) as u8);
+        let objects: Vec<_> = errors.iter().flat_map(events::errors).collect();
+        Self { code, result: json!({"error": objects.first(), "errors": objects}) }
     }
 
     fn report(mut self, report: &Report) -> u8 {
@@ -89,7 +94,9 @@ fn usage(args: &[OsString], error: &clap::Error) -> u8 {
         let text = error.render().to_string();
         let line = text.lines().next().unwrap_or_default();
         let error = Kind::Usage.error(line.strip_prefix("error: ").unwrap_or(line));
-        End::failure(&error).report(&Report::new(Style::Json, Level::Quiet));
+        let report = Report::new(Style::Json, Level::Quiet);
+        report.failure(&error);
+        End::failure(&error).report(&report);
     }
     u8::try_from(error.exit_code()).unwrap_or(Kind::Usage as u8)
 }
@@ -100,7 +107,9 @@ fn prepare(cli: &Cli) -> Result<()> {
     let definition = match &cli.verb {
         Verb::Bake(args) => args.definitions.first(),
         Verb::Shell(_) => None,
+        Verb::Plan(args) if args.steps => args.definitions.first(),
         Verb::Plan(_)
+        | Verb::Validate(_)
         | Verb::Plugin(_)
         | Verb::Checksum(_)
         | Verb::Images(_)
@@ -113,7 +122,11 @@ fn prepare(cli: &Cli) -> Result<()> {
     };
     let dir = definition.map_or(Path::new("."), PathBuf::as_path);
     // Errors in the settings are ignored here, because they are reported later.
-    let settings = Settings::resolve(dir, &cli.global.overrides()).unwrap_or_default();
+    let overrides = match &cli.verb {
+        Verb::Plan(args) => plan::overrides(&cli.global, args),
+        _ => cli.global.overrides(),
+    };
+    let settings = Settings::resolve(dir, &overrides).unwrap_or_default();
     checks::ensure_ready(Needs::of(&settings))?;
     namespaces::private_mounts()?;
     private_tmpfs::mount()
@@ -126,7 +139,11 @@ async fn dispatch(cli: &Cli, report: &Report) -> Result<End> {
     match &cli.verb {
         Verb::Bake(args) => bake::run(global, args, report, stop_at_signals(report)?).await,
         Verb::Plan(args) if args.os_release_plan.os_release.is_some() => plugin::plan(global, args, report),
-        Verb::Plan(args) => plan::run(global, args, report).await,
+        Verb::Plan(args) => {
+            let stop = args.steps.then(|| stop_at_signals(report)).transpose()?;
+            plan::run(global, args, report, stop).await
+        }
+        Verb::Validate(args) => validate::run(global, args, report),
         Verb::Plugin(args) => plugin::run(global, args, report),
         Verb::Checksum(args) => checksum::run(global, args, report),
         Verb::Images(args) => images::run(global, args, report).await,
@@ -151,10 +168,11 @@ pub fn stop_at_signals(report: &Report) -> Result<watch::Receiver<bool>> {
         Signal::Second(why) => {
             screen.print(&format!("{why}: stopped immediately; `oven sweep` removes leftovers"));
             if style == Style::Json {
-                let error = json!({"kind": Kind::Interrupted.name(), "message": "stopped immediately"});
-                let code = Kind::Interrupted as u8;
-                let result = json!({"event": "result", "format": FORMAT, "exit_code": code, "error": error});
-                _ = writeln!(std::io::stdout().lock(), "{result}");
+                let mut end = End::failure(&Kind::Interrupted.error("stopped immediately")).result;
+                end["event"] = json!("result");
+                end["format"] = json!(FORMAT);
+                end["exit_code"] = json!(Kind::Interrupted as u8);
+                _ = writeln!(std::io::stdout().lock(), "{end}");
             }
         }
     })

@@ -2,21 +2,18 @@
 //! Each result is built in the file of its verb.
 
 use crate::report::events::JsonType::{Anything, Boolean, Either, Integer, List, Map, Object, Text, Words};
-use crate::report::events::{EventField, EventSpec, JsonType, KINDS, TEXT_OR_NULL, always, sometimes};
+use crate::report::events::{ERROR, EventField, EventSpec, JsonType, KINDS, TEXT_OR_NULL, always, sometimes};
 
 /// Fields of each result, in addition to the fields of every event.
 pub static COMMON: &[EventField] = &[
     always("exit_code", Integer, "The exit code of oven."),
     sometimes(
         "error",
-        Object(&[
-            always("kind", KINDS, "The kind of failure, which also decides the exit code."),
-            always("message", Text, "What failed, and why."),
-            sometimes("hint", TEXT_OR_NULL, "What the user can do about it."),
-        ]),
-        "Why the verb failed. If this field is present, the fields of the verb are missing. If only single images of a \
-         bake failed, their errors are in `images`.",
+        Object(ERROR),
+        "Why the verb failed: the first of `errors`. If this field is present, the fields of the verb are missing. If \
+         only single images of a bake failed, their errors are in `images`.",
     ),
+    sometimes("errors", List(&Object(ERROR)), "All mistakes because of which the verb failed."),
 ];
 
 const TEXTS: JsonType = List(&Text);
@@ -34,6 +31,15 @@ const IMAGE: &[EventField] = &[
     always("created", Text, "When it was created, as RFC 3339 in UTC."),
     always("description", Text, "Its description."),
     always("tags", Map(&Text), "Its tags."),
+];
+const STEP: &[EventField] = &[
+    always("phase", Text, "The phase, as in the event `step`."),
+    always("what", Text, "What the step does, as in the event `step`."),
+    always(
+        "skipped_if",
+        TEXT_OR_NULL,
+        "The condition under which the bake skips the step; null if there is none.",
+    ),
 ];
 const STALE_RUN: &[EventField] = &[
     always("run", Text, "The id of the run."),
@@ -80,6 +86,7 @@ pub static RESULTS: &[EventSpec] = &[
                 sometimes("kind", KINDS, "The kind of failure, if it failed."),
                 sometimes("error", Text, "What failed, and why."),
                 sometimes("hint", TEXT_OR_NULL, "What the user can do about it."),
+                sometimes("errors", List(&Object(ERROR)), "All mistakes because of which it failed."),
             ])),
             "The images.",
         )],
@@ -95,6 +102,19 @@ pub static RESULTS: &[EventSpec] = &[
                 always("hit", Boolean, "Whether the image exists already."),
                 always("ami_id", TEXT_OR_NULL, "The AMI's id, if it exists."),
                 always("why", TEXTS, "Why it would be baked."),
+                always(
+                    "last_ms",
+                    JsonType::OrNull(&Integer),
+                    "How many milliseconds the bake of the newest image took; null if the image exists already, or if \
+                     this machine does not know it.",
+                ),
+                sometimes(
+                    "steps",
+                    JsonType::OrNull(&List(&Object(STEP))),
+                    "With `--steps`: the steps that a bake would run, in order. Null if the image exists already, or if \
+                     its parent has to be baked first. The phase `cache` and steps that depend on what earlier steps change \
+                     are not listed.",
+                ),
                 always("vars", Map(&Text), "Its variables."),
                 always(
                     "secrets",
@@ -108,6 +128,19 @@ pub static RESULTS: &[EventSpec] = &[
                 ),
             ])),
             "The images.",
+        )],
+    },
+    EventSpec {
+        name: "oven validate",
+        doc: "The valid definitions, parents first. If one has a mistake, the result has only `errors`.",
+        fields: &[always(
+            "images",
+            List(&Object(&[
+                always("name", Text, "The definition's name."),
+                always("definition", Text, "The definition's directory."),
+                always("asked", Boolean, "Whether the definition was named on the command line."),
+            ])),
+            "The definitions.",
         )],
     },
     EventSpec {

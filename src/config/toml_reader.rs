@@ -5,7 +5,7 @@
 
 use crate::config::key_table::{DefaultValue, Literal, Section, TomlKey, UserTable, ValueType};
 use crate::config::within::resolve_within;
-use crate::error::Kind;
+use crate::error::{Failure, Kind, Mistake, Place};
 pub(crate) use crate::sys::fds::kind_of;
 use crate::sys::fds::{PathRefusal, open_file_within};
 use crate::sys::signals::is_stop_requested;
@@ -39,34 +39,39 @@ pub(crate) struct Document {
 /// ones are in memory.
 #[derive(Default)]
 struct Mistakes {
-    /// Sorted by line.
-    first: Vec<(usize, String)>,
+    /// Sorted by line. Each has its key with the key's table, and the text after the file and the line.
+    first: Vec<(usize, Option<String>, String)>,
     more: usize,
 }
 
 impl Mistakes {
     /// Returns whether a mistake on this line would be listed.
     fn lists(&self, line: usize) -> bool {
-        self.first.len() < MAX_MISTAKES || self.first.last().is_some_and(|(last, _)| line < *last)
+        self.first.len() < MAX_MISTAKES || self.first.last().is_some_and(|(last, ..)| line < *last)
     }
 
-    fn add(&mut self, line: usize, what: &str) {
+    fn add(&mut self, line: usize, key: Option<String>, what: &str) {
         if !self.lists(line) {
             self.more += 1;
             return;
         }
-        let mut short = escape_name(what);
-        if let Some((end, _)) = short.char_indices().nth(MAX_MISTAKE) {
-            short.truncate(end);
-            short.push('…');
-        }
-        let at = self.first.partition_point(|(other, _)| *other <= line);
-        self.first.insert(at, (line, short));
+        let short = shorten(escape_name(what));
+        let at = self.first.partition_point(|(other, ..)| *other <= line);
+        self.first.insert(at, (line, key, short));
         if self.first.len() > MAX_MISTAKES {
             self.first.pop();
             self.more += 1;
         }
     }
+}
+
+/// Cuts off a text after [`MAX_MISTAKE`] characters.
+fn shorten(mut text: String) -> String {
+    if let Some((end, _)) = text.char_indices().nth(MAX_MISTAKE) {
+        text.truncate(end);
+        text.push('…');
+    }
+    text
 }
 
 /// A table of a file. Its unknown and missing keys were already recorded as mistakes.
@@ -97,22 +102,27 @@ pub(crate) struct At<T> {
 /// path of a directory, even if a symbolic link leads to it. The file may come from a stranger. So an error does not
 /// quote text of a file that cannot be parsed.
 pub(crate) fn read_text(file: &Path, project: &Path) -> Result<String> {
-    let wrong = |what: String| Kind::Definition.error(format!("{}: {what}", escape_name(file)));
+    let wrong = |kind: Kind, what: String| {
+        let place = Place::new(escape_name(file), None, None, "");
+        kind.failure(format!("{place}: {what}")).at(&place)
+    };
     let opened = open(file, project).map_err(|refused| match refused {
-        PathRefusal::Outside(_) => wrong(format!("{refused} {}", escape_name(project))),
-        refused => refused.kind().error(format!("{}: {refused}", escape_name(file))),
+        PathRefusal::Outside(_) => wrong(Kind::Definition, format!("{refused} {}", escape_name(project))),
+        refused => wrong(refused.kind(), refused.to_string()),
     })?;
     let mut bytes = Vec::new();
-    opened.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(|e| {
-        Kind::Definition.of_io(&e).error(format!("{}: cannot be read: {e}", escape_name(file)))
-    })?;
+    opened
+        .take(MAX_BYTES + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|e| wrong(Kind::Definition.of_io(&e), format!("cannot be read: {e}")))?;
     if bytes.len() as u64 > MAX_BYTES {
-        return Err(wrong("is larger than 1 MiB, the limit for this file".into()));
+        return Err(wrong(Kind::Definition, "is larger than 1 MiB, the limit for this file".into()).into());
     }
     String::from_utf8(bytes).map_err(|e| {
         let good = &e.as_bytes()[..e.utf8_error().valid_up_to()];
         let line = good.iter().filter(|b| **b == b'\n').count() + 1;
-        Kind::Definition.error(format!("{}:{line}: the line is not valid UTF-8", escape_name(file)))
+        let place = Place::new(escape_name(file), Some(line), None, "");
+        Kind::Definition.failure(format!("{place}: the line is not valid UTF-8")).at(&place).into()
     })
 }
 
@@ -146,7 +156,8 @@ pub(crate) fn read<'t, T>(
         let start = e.span().map_or(0, |span| span.start);
         let line = document.line(start);
         let what = syntax(text, start, e.message());
-        Kind::Definition.error(format!("{}:{line}: {what}", escape_name(file)))
+        let place = Place::new(escape_name(file), Some(line), None, "");
+        Kind::Definition.failure(format!("{place}: {what}")).at(&place)
     })?;
     let top = document.table(top, parsed.get_ref(), 1);
     let value = read(&top);
@@ -157,13 +168,22 @@ pub(crate) fn read<'t, T>(
     if mistakes.first.is_empty() {
         return Ok(value);
     }
+    Err(failure(file, mistakes).into())
+}
+
+/// The failure that lists the mistakes of a file.
+fn failure(file: &Path, mistakes: Mistakes) -> Failure {
     let file = escape_name(file);
-    let mut lines: Vec<_> =
-        mistakes.first.iter().map(|(line, what)| format!("{file}:{line}: {what}")).collect();
-    if mistakes.more > 0 {
-        lines.push(format!("and {} more", mistakes.more));
-    }
-    Err(Kind::Definition.error(lines.join("\n")))
+    let mistake = |(line, key, what): (Option<usize>, Option<String>, String)| {
+        let place = Place::new(file.clone(), line, key, "");
+        let message = if line.is_some() { format!("{place}: {what}") } else { what };
+        Mistake { place: Some(place), message, hint: None }
+    };
+    let listed = mistakes.first.into_iter().map(|(line, key, what)| (Some(line), key, what));
+    let more = (mistakes.more > 0).then(|| (None, None, format!("and {} more", mistakes.more)));
+    let mistakes: Vec<_> = listed.chain(more).map(mistake).collect();
+    let messages: Vec<_> = mistakes.iter().map(|mistake| mistake.message.as_str()).collect();
+    Kind::Definition.failure(messages.join("\n")).with_mistakes(mistakes)
 }
 
 /// Describes a syntax error at the offset `start`: adds the column and advice to the parser's message. The text itself
@@ -241,7 +261,8 @@ impl Document {
             } else {
                 did_you_mean(name, &section.names(), "keys")
             };
-            table.mistake(
+            table.mistake_in(
+                Some(name),
                 line,
                 format!("unknown key `{}`{}: {advice}", name.escape_debug(), table.header_suffix()),
             );
@@ -286,12 +307,31 @@ pub(crate) fn listed(names: &[&str]) -> String {
 impl<'d, 't> Table<'d, 't> {
     /// Records a mistake. `what` names the key, what is wrong, and what to do.
     pub fn mistake(&self, line: usize, what: impl AsRef<str>) {
-        self.document.mistakes.borrow_mut().add(line, what.as_ref());
+        self.mistake_in(None, line, what);
+    }
+
+    /// Like [`Self::mistake`], for a key of this table.
+    fn mistake_in(&self, key: Option<&str>, line: usize, what: impl AsRef<str>) {
+        self.document.mistakes.borrow_mut().add(line, self.path(key), what.as_ref());
+    }
+
+    /// A key of this table as programs read it, such as `disk.iops` or `from.tag`. Without a key, the table.
+    fn path(&self, key: Option<&str>) -> Option<String> {
+        let words = self.header().split(" of ").collect::<Vec<_>>();
+        let tables = words.iter().rev().map(|word| word.trim_matches(['[', ']', '`']));
+        let key = key.map(|key| shorten(escape_name(key)));
+        let parts: Vec<_> = tables.chain(key.as_deref()).filter(|part| !part.is_empty()).collect();
+        (!parts.is_empty()).then(|| parts.join("."))
+    }
+
+    /// The table's name in messages.
+    fn header(&self) -> &'static str {
+        self.user.map_or(self.section.header, |table| table.header)
     }
 
     /// Records a mistake in the value of a key. Returns `None`, so that a caller can return the result of this call.
     pub fn wrong<T>(&self, key: &str, line: usize, what: impl std::fmt::Display) -> Option<T> {
-        self.mistake(line, format!("`{key}`{} {what}", self.header_suffix()));
+        self.mistake_in(Some(key), line, format!("`{key}`{} {what}", self.header_suffix()));
         None
     }
 
@@ -302,13 +342,14 @@ impl<'d, 't> Table<'d, 't> {
 
     /// ` of [disk]`, or nothing at the top level.
     fn header_suffix(&self) -> String {
-        let header = self.user.map_or(self.section.header, |table| table.header);
+        let header = self.header();
         if header.is_empty() { String::new() } else { format!(" of {header}") }
     }
 
     /// Records that a key is missing. (If a required key is missing, this is recorded without this call.)
     pub fn missing(&self, key: &str, what: impl std::fmt::Display) {
-        self.mistake(self.line, format!("`{key}`{} is missing: {what}", self.header_suffix()));
+        let what = format!("`{key}`{} is missing: {what}", self.header_suffix());
+        self.mistake_in(Some(key), self.line, what);
     }
 
     /// The row of a key in the table of keys.

@@ -4,7 +4,7 @@ use crate::config::toml_reader::{listed, nearest};
 use crate::config::within::resolve_within;
 use crate::definition::budget::Budget;
 use crate::definition::{BaseSource, Definition, GivenVars};
-use crate::error::Kind;
+use crate::error::{Kind, Place};
 use crate::sys::fds::PathRefusal;
 use crate::text::{ShortList, escape_name};
 use anyhow::{Context, Result};
@@ -105,7 +105,7 @@ impl Loader {
 
     /// Checks that a parent is in the project of its child, or that the user named it. Otherwise the definition of a
     /// stranger could make oven read any definition of this machine. The error does not depend on what is outside.
-    fn ensure_parent_in_project(&self, directory: &Path, child: &Definition, place: &str) -> Result<()> {
+    fn ensure_parent_in_project(&self, directory: &Path, child: &Definition, place: &Place) -> Result<()> {
         let start = std::fs::canonicalize(&child.dir).map_err(|e| {
             Kind::Definition.error(format!("{}: cannot be read: {e}", escape_name(&child.dir)))
         })?;
@@ -126,6 +126,7 @@ impl Loader {
         let (shown, project) = (escape_name(directory), escape_name(&child.project));
         Err(Kind::Definition
             .failure(format!("{place} names {shown}, which is outside the project {project}"))
+            .at(place)
             .hint(format!(
                 "If you trust that definition, name its directory on the command line, too: {shown}. Or create an \
                  oven.toml, which may be empty, in a directory that contains both."
@@ -134,13 +135,14 @@ impl Loader {
     }
 
     /// Checks that a parent is loaded already, or is not one too many.
-    fn ensure_few_parents(&self, directory: &Path, place: &str) -> Result<()> {
+    fn ensure_few_parents(&self, directory: &Path, place: &Place) -> Result<()> {
         let is_known = std::fs::canonicalize(directory).is_ok_and(|real| self.known.contains_key(&real));
         if is_known || self.named.iter().filter(|named| !**named).count() < MAX_PARENTS {
             return Ok(());
         }
         Err(Kind::Definition
             .failure(format!("{place} needs one more parent, but oven loads at most {MAX_PARENTS} parent definitions"))
+            .at(place)
             .hint(
                 "Base one of the definitions on an image: `from = \"ami-…\"`. Or name some of the parents on the \
                  command line, too, because these do not count.",
@@ -155,6 +157,7 @@ impl Loader {
             let (first, second) = (other.place("name", None), image.place("name", None));
             return Err(Kind::Definition
                 .failure(format!("two definitions have the name {:?}: {first} and {second}", image.name))
+                .at(&second)
                 .hint("Each definition needs a unique name, because its images are found by that name. Set `name` in \
                        one of them.")
                 .into());
@@ -220,13 +223,15 @@ impl Loader {
     }
 
     fn cycle_error(&self, chain: &[usize]) -> anyhow::Error {
-        let lines = chain.iter().enumerate().map(|(i, index)| {
+        let links = chain.iter().enumerate().map(|(i, index)| {
             let parent = &self.images[chain[(i + 1) % chain.len()]];
-            format!("{} names {}", self.images[*index].place("from", None), escape_name(&parent.dir))
+            (self.images[*index].place("from", None), escape_name(&parent.dir))
         });
-        let lines: Vec<_> = lines.collect();
+        let links: Vec<_> = links.collect();
+        let lines: Vec<_> = links.iter().map(|(place, parent)| format!("{place} names {parent}")).collect();
         Kind::Definition
             .failure(format!("the definitions form a cycle:\n{}", lines.join("\n")))
+            .at(&links[0].0)
             .hint("Base one of them on an image: `from = \"ami-…\"`.")
             .into()
     }

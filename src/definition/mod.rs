@@ -19,7 +19,7 @@ use crate::cloud::{BaseRef, Tags, VolumeKind};
 use crate::config::template;
 use crate::config::toml_reader;
 use crate::config::toml_reader::{Table, until_stopped};
-use crate::error::Kind;
+use crate::error::{Kind, Place};
 use crate::text::escape_name;
 use anyhow::Result;
 pub use attributes::{RegistrationSettings, misfits};
@@ -257,18 +257,23 @@ impl Definition {
     }
 
     /// The place in image.toml where a package is named: in `packages` or in `hold`.
-    pub fn place_of_package(&self, name: Option<&str>) -> String {
+    pub fn place_of_package(&self, name: Option<&str>) -> Place {
         let held = name.is_some_and(|name| self.hold.iter().any(|held| held == name));
         let asked = |ask: &PackageRequest| matches!(ask, PackageRequest::Named { name: asked, .. } if Some(asked.as_str()) == name);
         let key = if held && !self.packages.iter().any(asked) { "hold" } else { "packages" };
         self.place(key, name)
     }
 
+    /// The place of a `[[run]]`, `[[ansible]]` or `[[test]]` in image.toml. Its text is the file and the line.
+    pub fn place_of_script(&self, table: &str, line: usize) -> Place {
+        Place::new(escape_name(&self.dir.join(FILE)), Some(line), Some(table.to_owned()), "")
+    }
+
     /// The place of a key in image.toml, such as `examples/web/image.toml:4: `packages``. Some mistakes, such as an
     /// unknown package, are found only after the file was read. Messages about them begin with the place. The key
     /// `iops` of `[disk]` is spelt `disk.iops`. If the key's value is an array, `value` (such as a package's name)
     /// selects the element whose line is returned. If the file or the key is missing, the place has no line.
-    pub fn place(&self, key: &str, value: Option<&str>) -> String {
+    pub fn place(&self, key: &str, value: Option<&str>) -> Place {
         let file = self.dir.join(FILE);
         let picks = |element: &str| {
             let Some(value) = value else { return false };
@@ -278,14 +283,11 @@ impl Definition {
         let line = toml_reader::read_text(&file, &self.project)
             .ok()
             .and_then(|text| toml_reader::line_of(&text, key, &picks));
-        let key = match key.split_once('.') {
+        let what = match key.split_once('.') {
             Some((table, key)) => format!("`{key}` of [{table}]"),
             None => format!("`{key}`"),
         };
-        match line {
-            Some(line) => format!("{}:{line}: {key}", escape_name(&file)),
-            None => format!("{}: {key}", escape_name(&file)),
-        }
+        Place::new(escape_name(&file), line, Some(key.to_owned()), &what)
     }
 }
 
@@ -311,8 +313,10 @@ fn directory(dir: &Path) -> Result<PathBuf> {
         return Err(failure.hint(format!("Give the directory of that file: {}", escape_name(parent))).into());
     }
     if std::fs::symlink_metadata(real.join(FILE)).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
+        let place = Place::new(escape_name(&dir.join(FILE)), None, None, "");
         return Err(Kind::Definition
-            .failure(format!("{}: file not found", escape_name(&dir.join(FILE))))
+            .failure(format!("{place}: file not found"))
+            .at(&place)
             .hint(format!(
                 "A definition is a directory with an {FILE}, which needs at least `from = \"ami-…\"`."
             ))

@@ -6,7 +6,7 @@ mod search_path;
 #[cfg(test)]
 mod tests;
 
-use crate::error::Kind;
+use crate::error::{Kind, Place};
 use crate::text::escape_name;
 use anyhow::{Context, Result};
 use executable::ExecutablePlugin;
@@ -173,10 +173,11 @@ impl PluginRegistry {
     }
 
     /// The plugin that a definition names. `place` says in which file, and under which key, the plugin is named.
-    pub fn named(&self, id: &str, place: &str) -> Result<&KnownPlugin> {
+    pub fn named(&self, id: &str, place: &Place) -> Result<&KnownPlugin> {
         self.known.iter().find(|known| known.id == id).ok_or_else(|| {
             Kind::Definition
                 .failure(format!("{place}: there is no plugin {id:?}"))
+                .at(place)
                 .hint(self.describe())
                 .into()
         })
@@ -185,13 +186,13 @@ impl PluginRegistry {
     /// Finds the plugin that the definition names, or else the plugin with the best claim on the image. Also returns
     /// this plugin's claims. Errors: `Definition`, with the plugins' names, if no plugin claims the image, or several
     /// claim it equally; `Machine` if a plugin does not answer.
-    pub fn detect(&self, os: &OsRelease, named: Option<(&str, &str)>) -> Result<(&KnownPlugin, Claims)> {
+    pub fn detect(&self, os: &OsRelease, named: Option<(&str, &Place)>) -> Result<(&KnownPlugin, Claims)> {
         if let Some((id, place)) = named {
             let known = self.named(id, place)?;
             let claims = known.claims(os)?;
             if claims.claim == Claim::No {
                 let message = format!("{place}: the plugin {id} does not support {}", system_name(os));
-                return Err(Kind::Definition.failure(message).hint(self.describe()).into());
+                return Err(Kind::Definition.failure(message).at(place).hint(self.describe()).into());
             }
             return Ok((known, claims));
         }

@@ -23,8 +23,8 @@ fn registry(known: &[Fake]) -> PluginRegistry {
 }
 
 fn who(known: &[Fake], os: &str, named: Option<&str>) -> String {
-    let named = named.map(|id| (id, "web/image.toml:2: `distro`"));
-    match registry(known).detect(&OsRelease::parse(os), named) {
+    let place = Place::new("web/image.toml".into(), Some(2), Some("distro".into()), "`distro`");
+    match registry(known).detect(&OsRelease::parse(os), named.map(|id| (id, &place))) {
         Ok((distro, _)) => distro.id.clone(),
         Err(error) => {
             format!("{error:#} {}", crate::error::hint_of(&error).unwrap_or_default())

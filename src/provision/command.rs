@@ -405,7 +405,8 @@ impl<'a> CommandRunner<'a> {
             let failure = match package {
                 Some(package) => {
                     let value = Some(package.as_str()).filter(|package| !package.is_empty());
-                    Kind::Definition.failure(format!("{}: {means}{tail}", image.place_of_package(value)))
+                    let place = image.place_of_package(value);
+                    Kind::Definition.failure(format!("{place}: {means}{tail}")).at(&place)
                 }
                 None if call.is_good(status) => {
                     let code = if let ExitStatus::Exited(code) = status { code } else { 0 };
@@ -420,14 +421,13 @@ impl<'a> CommandRunner<'a> {
                 None => failure,
             };
         }
-        let place = match &call.key {
+        let failure = match &call.key {
             Some(DefinitionTable { table, name, line }) => {
-                let file = image.dir.join(crate::definition::FILE);
-                format!("{}:{line}: the [[{table}]] {name} failed: ", file.display())
+                let place = image.place_of_script(table, *line);
+                Kind::Step.failure(format!("{place}: the [[{table}]] {name} failed: {how}{tail}")).at(&place)
             }
-            None => format!("{} failed: ", call.why),
+            None => Kind::Step.failure(format!("{} failed: {how}{tail}", call.why)),
         };
-        let failure = Kind::Step.failure(format!("{place}{how}{tail}"));
         match &call.key {
             _ if status == ExitStatus::TimedOut => match &call.key {
                 Some(DefinitionTable { table, .. }) => failure.hint(format!("Increase `timeout` (in seconds) of the [[{table}]].")),

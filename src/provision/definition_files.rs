@@ -6,8 +6,17 @@ use crate::error::Kind;
 use crate::image::accounts::Accounts;
 use crate::image::tree::ImageTree;
 use crate::sys::fds::{PathRefusal, changed, open_file_within};
+use crate::text::count;
 use anyhow::{Context, Result};
 use rustix::fs::FileType;
+
+/// The phase of the steps that place files.
+pub const FILES_PHASE: &str = "files";
+
+/// The title of the step that places this number of files.
+pub fn title(files: usize) -> String {
+    format!("placing {}", count(files, "file"))
+}
 
 /// Places every `[[file]]`. `unmounted` lists the mount points whose file systems this kernel cannot mount.
 pub fn place_files(
@@ -31,7 +40,8 @@ fn place_one(
     accounts: &Accounts,
 ) -> Result<()> {
     let invalid = |key: &str, value: &str, why: String| {
-        Kind::Definition.failure(format!("{}: {why}", image.place(key, Some(value))))
+        let place = image.place(key, Some(value));
+        Kind::Definition.failure(format!("{place}: {why}")).at(&place)
     };
     let target = &file.target;
     if let Some(dir) = unmounted.iter().find(|dir| std::path::Path::new(target).starts_with(dir)) {

@@ -8,7 +8,7 @@ pub mod diagnose;
 pub mod network;
 pub mod package_cache;
 pub mod packages;
-mod plan_files;
+pub mod plan_files;
 pub mod plan_steps;
 pub mod programs;
 pub mod script_mounts;
@@ -19,7 +19,6 @@ pub mod space;
 pub(crate) mod test;
 
 use crate::error::Kind;
-use crate::text::count;
 use anyhow::Result;
 use command::CommandRunner;
 pub use command::package_path;
@@ -67,7 +66,8 @@ pub async fn packages(runner: &CommandRunner<'_>) -> Result<Option<Vec<Installed
 pub async fn files_and_scripts(runner: &CommandRunner<'_>) -> Result<()> {
     let (place, work) = (&runner.place, &runner.work);
     if !work.image.files.is_empty() {
-        let step = work.report.step("files", format!("placing {}", count(work.image.files.len(), "file")));
+        let title = definition_files::title(work.image.files.len());
+        let step = work.report.step(definition_files::FILES_PHASE, title);
         definition_files::place_files(place.inside, work.image, place.unmounted)?;
         step.done();
     }

@@ -97,7 +97,7 @@ pub fn ensure_not_held(
             );
             let hint = "A held package keeps its version. Release the hold in the base image, or remove the package from \
                         `packages`.";
-            return Err(Kind::Definition.failure(what).hint(hint).into());
+            return Err(Kind::Definition.failure(what).at(&place).hint(hint).into());
         }
     }
     Ok(())

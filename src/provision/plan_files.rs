@@ -2,6 +2,7 @@
 
 use super::context::MountedImage;
 use super::context::ProvisionContext;
+use super::definition_files::FILES_PHASE;
 use crate::definition::validate;
 use crate::error::Kind;
 use crate::image::tree::ImageTree;
@@ -15,6 +16,11 @@ use std::path::Path;
 /// The maximum size of a file in bytes. Keys and lists of repositories are far smaller than this limit.
 const MAX_BYTES: usize = 4 << 20;
 
+/// The title of the step that places this number of files.
+pub fn title(files: usize) -> String {
+    format!("placing {} of the plan", count(files, "file"))
+}
+
 /// Places every file of the plan, owned by root. If the image has a different file at the same path, replaces that file
 /// and prints a warning.
 ///
@@ -26,7 +32,7 @@ pub fn place_plan_files(place: &MountedImage<'_>, work: &ProvisionContext<'_>) -
     if files.is_empty() {
         return Ok(());
     }
-    let step = work.report.step("files", format!("placing {} of the plan", count(files.len(), "file")));
+    let step = work.report.step(FILES_PHASE, title(files.len()));
     for file in files {
         check(file, place.unmounted).map_err(|what| {
             let what = format!("the plan puts a file at {:?}, which {what}", file.path);

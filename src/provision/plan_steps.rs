@@ -65,7 +65,7 @@ pub async fn run_step(runner: &CommandRunner<'_>, step: &Step) -> Result<()> {
 }
 
 /// Returns the phase's name for the table of durations.
-fn phase(phase: Phase) -> &'static str {
+pub fn phase(phase: Phase) -> &'static str {
     match phase {
         Phase::Prepare => "prepare",
         Phase::Fetch => "fetch",

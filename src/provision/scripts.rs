@@ -5,7 +5,7 @@ use super::command::{CommandRunner, DefinitionTable, ImageCommand};
 use super::programs::{ANSIBLE, has_program};
 use super::script_mounts;
 use super::script_mounts::ScriptBinds;
-use crate::definition::{Definition, FILE, Playbook, Program, Script, ScriptKind};
+use crate::definition::{Definition, Playbook, Program, Script, ScriptKind};
 use crate::error::Kind;
 use anyhow::Result;
 use oven_distro::Shim;
@@ -56,9 +56,10 @@ pub async fn test(runner: &CommandRunner<'_>) -> Result<()> {
         && !test.env.contains_key("PATH")
         && !has_program(runner.place.inside, BATS)?
     {
-        let place = format!("{}:{}", image.dir.join(FILE).display(), test.line);
+        let place = image.place_of_script(test.kind.key(), test.line);
         return Err(Kind::Definition
             .failure(format!("{place}: `bats` of [[test]] needs bats, but the image does not have it"))
+            .at(&place)
             .hint("Add it to `packages` (on most distributions its name is `bats`), or install it in a [[run]].")
             .into());
     }
@@ -66,6 +67,16 @@ pub async fn test(runner: &CommandRunner<'_>) -> Result<()> {
         run_script(runner, script).await?;
     }
     Ok(())
+}
+
+/// The title of the step that runs a script.
+pub fn title(script: &Script) -> String {
+    let name = script.name();
+    match script.kind {
+        ScriptKind::Test => format!("testing with {name}"),
+        ScriptKind::Run => format!("running {name}"),
+        ScriptKind::Ansible => format!("running the playbook {name}"),
+    }
 }
 
 /// Runs a script. The working directory is the definition's directory, which is mounted read-only.
@@ -91,14 +102,9 @@ async fn run_script(runner: &CommandRunner<'_>, script: &Script) -> Result<()> {
     env.extend(script_mounts::environment(image, kind, &seen));
     env.extend(script.env.clone());
     env.extend(runner.work.secrets.environment(&script.secrets));
-    let why = match script.kind {
-        ScriptKind::Test => format!("testing with {name}"),
-        ScriptKind::Run => format!("running {name}"),
-        ScriptKind::Ansible => format!("running the playbook {name}"),
-    };
     let call = ImageCommand {
         phase: kind.to_owned(),
-        why,
+        why: title(script),
         name: name.clone(),
         argv,
         env,

@@ -1,7 +1,8 @@
 //! The table of the objects in the `--json` stream. The reference page and the schema are generated from it. Events are
 //! built in [`super::Report`]. The fields of results are in `cli/results.rs`.
 
-use crate::error::Kind;
+use crate::error::{Kind, Mistake, mistakes_of};
+use serde_json::{Value, json};
 
 /// The version of the stream, which each object contains. It changes if a field is removed or gets another meaning. It
 /// does not change if fields or events are added.
@@ -74,6 +75,42 @@ pub static COMMON: &[EventField] = &[
     sometimes("image", JsonType::Text, "The name of the definition that the event is about."),
 ];
 
+const ERROR_KIND: EventField =
+    always("kind", KINDS, "The kind of failure, which also decides the exit code.");
+const ERROR_MESSAGE: EventField = always("message", JsonType::Text, "What failed, where, and why.");
+const ERROR_HINT: EventField = always("hint", TEXT_OR_NULL, "What the user can do about it.");
+const ERROR_FILE: EventField = always(
+    "file",
+    TEXT_OR_NULL,
+    "The file with the mistake, such as `web/image.toml`; null if it is not known.",
+);
+const ERROR_LINE: EventField = always(
+    "line",
+    JsonType::OrNull(&JsonType::Integer),
+    "The line of the mistake, counted from 1; null if it is not known.",
+);
+const ERROR_KEY: EventField = always(
+    "key",
+    TEXT_OR_NULL,
+    "The key with the mistake, after its table: `disk.iops`, `file.owner`; null if it is not known.",
+);
+
+/// The fields of an error in a result.
+pub static ERROR: &[EventField] = &[ERROR_KIND, ERROR_MESSAGE, ERROR_HINT, ERROR_FILE, ERROR_LINE, ERROR_KEY];
+
+/// The objects with the fields of [`ERROR`] for all mistakes of an error. There is at least one.
+pub fn errors(error: &anyhow::Error) -> Vec<Value> {
+    let kind = Kind::of(error).name();
+    let object = |mistake: Mistake| {
+        let (file, line, key) =
+            mistake.place.map_or((None, None, None), |place| (Some(place.file), place.line, place.key));
+        json!({
+            "kind": kind, "message": mistake.message, "hint": mistake.hint, "file": file, "line": line, "key": key,
+        })
+    };
+    mistakes_of(error).into_iter().map(object).collect()
+}
+
 /// All events except the result, which is the last object of the stream.
 pub static EVENTS: &[EventSpec] = &[
     EventSpec {
@@ -128,11 +165,14 @@ pub static EVENTS: &[EventSpec] = &[
     },
     EventSpec {
         name: "error",
-        doc: "A failure. The result repeats it.",
+        doc: "A mistake or a failure. If a file has several mistakes, each has an event. The result repeats them.",
         fields: &[
-            always("kind", KINDS, "The kind of failure, which also decides the exit code."),
-            always("message", JsonType::Text, "What failed, and why."),
-            always("hint", TEXT_OR_NULL, "What the user can do about it."),
+            ERROR_KIND,
+            ERROR_MESSAGE,
+            ERROR_HINT,
+            ERROR_FILE,
+            ERROR_LINE,
+            ERROR_KEY,
             always("log", TEXT_OR_NULL, "The log file of the run."),
         ],
     },

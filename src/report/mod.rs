@@ -287,7 +287,16 @@ impl Report {
             self.log("hint", hint);
         }
         let log = self.log_path();
-        self.event(json!({"event": "error", "kind": kind.name(), "message": text, "hint": hint, "log": log}));
+        for mut event in events::errors(failure) {
+            for field in ["message", "hint", "file", "key"] {
+                if let Some(text) = event[field].as_str() {
+                    event[field] = json!(self.sanitize(text));
+                }
+            }
+            event["event"] = json!("error");
+            event["log"] = json!(log);
+            self.event(event);
+        }
         if !self.shows(Level::Quiet) || kind == Kind::Interrupted {
             return;
         }
@@ -335,9 +344,17 @@ impl Report {
                 self.print(&format!("  {:.1} s in total: {words}", total.as_secs_f64()));
             }
         }
-        let times: serde_json::Map<_, _> =
-            phases.into_iter().map(|(phase, time)| (phase, json!(time.as_millis() as u64))).collect();
-        self.event(json!({"event": "times", "phases_ms": times, "total_ms": total.as_millis() as u64}));
+        let mut event = self.times_to_json();
+        event["event"] = json!("times");
+        self.event(event);
+    }
+
+    /// The times of the phases so far, and the time since the work began, in milliseconds.
+    pub fn times_to_json(&self) -> Value {
+        let milliseconds = |time: Duration| time.as_millis() as u64;
+        let phases = self.phases().into_iter().map(|(phase, time)| (phase, json!(milliseconds(time))));
+        let phases: serde_json::Map<_, _> = phases.collect();
+        json!({"phases_ms": phases, "total_ms": milliseconds(self.0.started.get().elapsed())})
     }
 
     fn message(&self, kind: &str, text: &str, level: Level) {

@@ -47,6 +47,9 @@ impl Baseline {
     }
 }
 
+/// The phase and the title of the step that removes machine-specific data.
+pub const CLEAN: (&str, &str) = ("clean", "cleaning (machine-id, host keys, logs)");
+
 /// Runs the plan's clean-up steps, removes machine-specific data, and checks the image. The image must be able to boot,
 /// must contain no secret and no data that only the bake needed, and must have free space on its disk.
 ///
@@ -57,7 +60,7 @@ pub async fn image(runner: &CommandRunner<'_>, baseline: Baseline) -> Result<()>
         plan_steps::run_step(runner, step).await?;
     }
     bootable::check_bootable(place, &baseline.boot, work.report).await?;
-    let step = work.report.step("clean", "cleaning (machine-id, host keys, logs)");
+    let step = work.report.step(CLEAN.0, CLEAN.1);
     let timer = place.inside.meter().start();
     for note in clean::clean(place.inside, &work.image.keep).context("cleaning the image")? {
         work.report.note(note);

@@ -17,3 +17,5 @@ mod plugins;
 mod preflight;
 mod region;
 mod rust_source;
+mod validate;
+mod wrong_inputs;

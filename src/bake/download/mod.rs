@@ -135,8 +135,10 @@ async fn download(
 ) -> Result<package::PackageFile> {
     let WantedFile { url, sha256, path } = *wanted;
     let dir = path.parent().context("the file has no directory")?;
-    let definition_error =
-        |what: String| Kind::Definition.failure(format!("{}: {what}", image.place("packages", Some(url))));
+    let definition_error = |what: String| {
+        let place = image.place("packages", Some(url));
+        Kind::Definition.failure(format!("{place}: {what}")).at(&place)
+    };
     state_files::create_dir(dir)?;
     remove_stale_parts(dir);
     let mut pause = PAUSE;

@@ -3,7 +3,7 @@
 
 use crate::cloud::{Attributes, Base, VolumeKind};
 use crate::definition::{DEFAULT_TYPE, Definition, UEFI, misfits};
-use crate::error::Kind;
+use crate::error::{Kind, Mistake};
 use crate::ids::Architecture;
 use anyhow::Result;
 
@@ -28,7 +28,10 @@ pub fn attributes(image: &Definition, base: &Base) -> Result<Attributes> {
         billing: inherited.billing.clone(),
     };
     let mut mistakes = Vec::new();
-    let mut wrong = |key: &str, what: String| mistakes.push(format!("{} {what}", image.place(key, None)));
+    let mut wrong = |key: &str, what: String| {
+        let place = image.place(key, None);
+        mistakes.push(Mistake { message: format!("{place} {what}"), place: Some(place), hint: None });
+    };
 
     let arm64 = base.architecture == Architecture::Arm64;
     let firmware = merged.boot_mode.as_deref().unwrap_or(if arm64 { UEFI } else { "legacy-bios" });
@@ -74,7 +77,8 @@ pub fn attributes(image: &Definition, base: &Base) -> Result<Attributes> {
     if mistakes.is_empty() {
         return Ok(merged);
     }
-    Err(Kind::Definition.error(mistakes.join("\n")))
+    let messages: Vec<_> = mistakes.iter().map(|mistake| mistake.message.as_str()).collect();
+    Err(Kind::Definition.failure(messages.join("\n")).with_mistakes(mistakes).into())
 }
 
 /// The definition's values override the base's. If the definition sets another volume type, the base's IOPS and

@@ -10,7 +10,7 @@ use crate::config::project::Settings;
 use crate::definition::{DEFAULT_TYPE, Definition};
 use crate::disk::DiskSpec;
 use crate::distros::KnownPlugin;
-use crate::error::Kind;
+use crate::error::{Kind, Place};
 use crate::identity::fingerprint::Inputs;
 use crate::ids::{Architecture, RunId};
 use crate::mount::Root;
@@ -58,11 +58,18 @@ pub async fn base(site: &Site, image: &Definition, from: &BaseRef) -> Result<Bas
                 "{place} is {size}, which is less than the {} GiB of the base image {} ({})",
                 base.size_gib, base.id, base.name
             );
-            Err(Kind::Definition.failure(message).hint("A disk can grow, but not shrink.").into())
+            Err(Kind::Definition.failure(message).at(&place).hint("A disk can grow, but not shrink.").into())
         }
         _ => Ok(base),
     }
 }
+
+/// The document with the inputs of an image.
+pub const INPUTS: &str = "inputs.json";
+/// The document with the digests of the keys of image.toml.
+pub const KEYS: &str = "keys.json";
+/// The document with the times of the bake, until it registered the image.
+pub const TIMES: &str = "times.json";
 
 /// The number of hexadecimal digits of the fingerprint in an AMI's name. They have 48 bits, which is enough: a
 /// definition never has so many images that two of them have the same digits.
@@ -137,14 +144,14 @@ fn run_tags(image: &Definition, run: &RunId) -> Tags {
 }
 
 /// Returns the plugin that a definition names, and the place in image.toml that names it.
-pub fn named(image: &Definition) -> Option<(&str, String)> {
+pub fn named(image: &Definition) -> Option<(&str, Place)> {
     image.distro.as_deref().map(|id| (id, image.place("distro", None)))
 }
 
 /// Returns the plugin for an image, and the plugin's claims.
 pub fn distro<'a>(site: &'a Site, image: &Definition, os: &OsRelease) -> Result<(&'a KnownPlugin, Claims)> {
     let named = named(image);
-    let (known, claims) = site.distros.detect(os, named.as_ref().map(|(id, place)| (*id, place.as_str())))?;
+    let (known, claims) = site.distros.detect(os, named.as_ref().map(|(id, place)| (*id, place)))?;
     if let (None, Some(_)) = (&named, known.digest()) {
         let (id, origin) = (&known.id, &known.origin);
         site.report.note(format!(
@@ -202,7 +209,9 @@ pub fn image_spec(bake: &Bake<'_>, target: Target, facts: BTreeMap<String, Strin
         tags.insert(tag::FORCED.to_owned(), "true".to_owned());
     }
     let mut documents = facts;
-    documents.insert("inputs.json".to_owned(), inputs.to_json());
+    documents.insert(INPUTS.to_owned(), inputs.to_json());
+    documents.extend(inputs.keys_to_json().map(|keys| (KEYS.to_owned(), keys)));
+    documents.insert(TIMES.to_owned(), bake.site.report.times_to_json().to_string());
     ImageSpec {
         name: name(image, &inputs, options.force.then_some(run)),
         description: image.description.clone(),

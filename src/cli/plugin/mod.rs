@@ -165,7 +165,7 @@ pub fn plan(global: &GlobalArgs, args: &args::PlanArgs, report: &Report) -> Resu
     };
     let registry = site::plugins(&global.plugin, &site::helper()?)?;
     let named = image.as_ref().and_then(target::named);
-    let named = named.as_ref().map(|(id, place)| (*id, place.as_str()));
+    let named = named.as_ref().map(|(id, place)| (*id, place));
     let (known, claims) = registry.detect(&os_release, named)?;
     report_containment(known, report);
     let tools = image.as_ref().map(scripts::tools).unwrap_or_default();

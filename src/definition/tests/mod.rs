@@ -459,7 +459,7 @@ fn a_directory_that_is_no_definition_is_refused() {
 fn a_later_failure_finds_its_line() {
     let top = tree();
     let web = Definition::load(&top.path().join("web")).unwrap();
-    let place = |key, value| web.place(key, value).replace(top.path().to_str().unwrap(), "DIR");
+    let place = |key, value| web.place(key, value).to_string().replace(top.path().to_str().unwrap(), "DIR");
     assert_eq!(place("from", None), "DIR/web/image.toml:3: `from`");
     assert_eq!(place("packages", Some("redis-server")), "DIR/web/image.toml:4: `packages`");
     assert_eq!(place("conffiles", Some("gone")), "DIR/web/image.toml:8: `conffiles`");

@@ -72,7 +72,9 @@ fn a_mistake_of_a_package_is_placed() {
         ),
     )
     .unwrap();
-    let place = |name: &str| image.place_of_package(Some(name)).replace(top.path().to_str().unwrap(), "DIR");
+    let place = |name: &str| {
+        image.place_of_package(Some(name)).to_string().replace(top.path().to_str().unwrap(), "DIR")
+    };
     assert_eq!(place("tree"), "DIR/web/image.toml:4: `hold`");
     assert_eq!(place("jq"), "DIR/web/image.toml:6: `packages`");
     assert_eq!(place("https://x.example/a.deb"), "DIR/web/image.toml:7: `packages`");

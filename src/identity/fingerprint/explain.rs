@@ -3,8 +3,11 @@
 use super::digest;
 use super::digest::Depth;
 use super::{InputFile, Inputs};
+use crate::definition;
 use std::collections::BTreeSet;
 
+/// The maximal number of keys of image.toml that are listed.
+const MAX_KEYS: usize = 20;
 /// The maximal number of characters of a variable's value that are shown.
 const VALUE_MAX: usize = 60;
 
@@ -24,18 +27,70 @@ impl PreviousInputs {
             json.and_then(|json| serde_json::from_str(json).ok()).map(|inputs| Self::Full(Box::new(inputs)));
         full.or_else(|| tag.map(|tag| Self::Digest(tag.into())))
     }
+
+    /// Adds the digests of the keys of image.toml: the JSON that is stored with the image.
+    pub fn with_keys(mut self, json: Option<&str>) -> Self {
+        if let Self::Full(inputs) = &mut self {
+            inputs.keys = json.and_then(|json| serde_json::from_str(json).ok());
+        }
+        self
+    }
 }
 
 /// Lists the differences, such as `files/nginx.conf changed`. The list is empty if no difference is found.
 pub fn explain(old: &PreviousInputs, new: &Inputs) -> Vec<String> {
     match old {
-        PreviousInputs::Full(old) => compare(old, new),
+        PreviousInputs::Full(old) => {
+            let lines = compare(old, new).into_iter();
+            lines
+                .flat_map(|line| if line == file_changed() { explain_keys(old, new) } else { vec![line] })
+                .collect()
+        }
         PreviousInputs::Digest(old) => match digest::parse(old) {
-            Some(old) => compare_with_digest(&old, new),
+            Some(old) => {
+                let whole = (old.depth == Depth::Whole).then(|| "the definition changed".to_owned());
+                let add = |line| match line == file_changed() || Some(&line) == whole.as_ref() {
+                    true => format!("{line} ({ONLY_TAGS})"),
+                    false => line,
+                };
+                compare_with_digest(&old, new).into_iter().map(add).collect()
+            }
             None => {
                 vec!["the inputs of the older image are unknown, because its tag cannot be parsed".into()]
             }
         },
+    }
+}
+
+/// Why the keys that changed are unknown.
+const ONLY_TAGS: &str = "which key is unknown, because this machine has only the tags of that image";
+
+/// The line for a change of image.toml, if its keys are not compared.
+fn file_changed() -> String {
+    format!("{} changed", definition::FILE)
+}
+
+/// Lists the keys of image.toml that changed.
+fn explain_keys(old: &Inputs, new: &Inputs) -> Vec<String> {
+    let (file, changed) = (definition::FILE, file_changed());
+    let (Some(was), Some(is)) = (&old.keys, &new.keys) else {
+        return vec![format!(
+            "{changed} (which key is unknown, because that image was baked by an older oven)"
+        )];
+    };
+    // A variable whose value changed has its own line.
+    let skip: &[&str] = if old.vars == new.vars { &[] } else { &["[vars]"] };
+    let keys = was.explain(is, skip);
+    let mut lines: Vec<_> = keys.iter().take(MAX_KEYS).map(|key| format!("{file}: {key}")).collect();
+    if keys.len() > MAX_KEYS {
+        lines.push(format!("{file}: and {} more", keys.len() - MAX_KEYS));
+    }
+    match (lines.is_empty(), skip.is_empty()) {
+        (false, _) => lines,
+        (true, false) => Vec::new(),
+        (true, true) => {
+            vec![format!("{changed}, but only its comments, its layout or the order of its keys")]
+        }
     }
 }
 

@@ -6,17 +6,20 @@ mod tests;
 
 mod digest;
 mod explain;
+mod keys;
 
 pub use explain::{PreviousInputs, explain};
 
 use crate::cloud::Base;
 use crate::config::project::Settings;
+use crate::config::toml_reader;
 use crate::definition;
 use crate::definition::Definition;
 use crate::error::Kind;
 use crate::identity::checksum::{DefinitionTree, hex};
 use crate::ids::{Architecture, ImageId, SnapshotId};
 use anyhow::Result;
+use keys::KeyDigests;
 use serde::{Deserialize, Serialize};
 use sha1::{Digest, Sha1};
 use std::collections::BTreeMap;
@@ -49,6 +52,9 @@ pub struct Inputs {
     plugin: Option<String>,
     #[serde(skip)]
     warnings: Vec<String>,
+    /// The digests of the keys of image.toml, if they are known.
+    #[serde(skip)]
+    keys: Option<KeyDigests>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,6 +105,7 @@ impl Inputs {
             vars: image.vars.values(),
             plugin: None,
             warnings: tree.warnings,
+            keys: read_keys(image),
         })
     }
 
@@ -117,7 +124,7 @@ impl Inputs {
     pub fn ensure_unchanged(&self, image: &Definition) -> Result<()> {
         let (tree, mut files) = read_files(image)?;
         files.extend(self.plugin.iter().filter_map(|key| Some((key.clone(), self.files.get(key)?.clone()))));
-        let now = Self { checksum: tree.checksum(), files, ..self.clone() };
+        let now = Self { checksum: tree.checksum(), files, keys: None, ..self.clone() };
         let mut differences = explain::compare(self, &now);
         // image.toml was parsed before the files were read. So the checksum may cover a newer version of image.toml
         // than the version that was baked. To find this, image.toml is parsed again and compared.
@@ -154,6 +161,11 @@ impl Inputs {
         serde_json::to_string(self).expect("texts, numbers and maps with texts as keys become JSON")
     }
 
+    /// The digests of the keys of image.toml as JSON. [`PreviousInputs::with_keys`] reads them.
+    pub fn keys_to_json(&self) -> Option<String> {
+        self.keys.as_ref().and_then(|keys| serde_json::to_string(keys).ok())
+    }
+
     /// A digest of the inputs that fits into a tag (at most 256 characters). [`explain()`] can compare other inputs
     /// with this digest.
     pub fn digest(&self) -> String {
@@ -164,6 +176,11 @@ impl Inputs {
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
+}
+
+fn read_keys(image: &Definition) -> Option<KeyDigests> {
+    let text = toml_reader::read_text(&image.dir.join(definition::FILE), &image.project).ok()?;
+    KeyDigests::of(&text)
 }
 
 /// Reads a definition's files, and describes each.

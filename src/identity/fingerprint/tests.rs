@@ -333,7 +333,47 @@ fn the_digest_fits_a_tag_and_coarsens_with_many_files() {
     assert!(old.digest().contains(";w;") && old.digest().len() <= digest::MAX);
     let mut new = old.clone();
     new.files.remove("f1");
-    assert_eq!(explained(&old, &new).1, ["the definition changed"]);
+    assert_eq!(
+        explained(&old, &new).1,
+        [
+            "the definition changed (which key is unknown, because this machine has only the tags of that image)"
+        ]
+    );
+}
+
+#[test]
+fn a_change_of_image_toml_names_the_keys_if_they_are_known() {
+    let (top, image) = web(&[]);
+    let old = inputs(&image);
+    write(top.path(), "web/image.toml", "from = \"ami-0123456789abcdef0\"\nupgrade = true\n");
+    let new = inputs(&Definition::load(&top.path().join("web")).unwrap());
+    let full = || PreviousInputs::of(Some(&old.to_json()), None).unwrap();
+    assert!(!old.to_json().contains("upgrade") && !old.to_json().contains("keys"));
+    let keys = old.keys_to_json().unwrap();
+    assert_eq!(explain(&full().with_keys(Some(&keys)), &new), ["image.toml: `upgrade` is new"]);
+    for keys in [None, Some("not json"), Some("[1]")] {
+        let lines = explain(&full().with_keys(keys), &new);
+        assert_eq!(
+            lines,
+            ["image.toml changed (which key is unknown, because that image was baked by an older oven)"]
+        );
+    }
+    let tag = PreviousInputs::of(None, Some(&old.digest())).unwrap().with_keys(Some(&keys));
+    assert_eq!(
+        explain(&tag, &new),
+        ["image.toml changed (which key is unknown, because this machine has only the tags of that image)"]
+    );
+    // A comment changes the fingerprint, but no key.
+    write(top.path(), "web/image.toml", "from = \"ami-0123456789abcdef0\" # x\n");
+    let comment = inputs(&Definition::load(&top.path().join("web")).unwrap());
+    assert_ne!(comment.fingerprint(), old.fingerprint());
+    let lines = explain(&full().with_keys(Some(&keys)), &comment);
+    assert_eq!(lines, ["image.toml changed, but only its comments, its layout or the order of its keys"]);
+    // The line of a variable's value is not repeated.
+    write(top.path(), "web/image.toml", "from = \"ami-0123456789abcdef0\"\n[vars]\nport = \"80\"\n");
+    let lines =
+        explain(&full().with_keys(Some(&keys)), &inputs(&Definition::load(&top.path().join("web")).unwrap()));
+    assert_eq!(lines, ["the variable port is new: \"80\""]);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 mod boot;
 mod definition_limits;
 mod faults;
+mod plan;
 mod secrets;
 mod security;
 mod story;

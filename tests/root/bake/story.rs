@@ -12,7 +12,7 @@ fn base(variable: &str) -> PathBuf {
 }
 
 /// A region with the full Debian image as `debian-12-test`, and copies of the examples.
-fn debian() -> LocalWorld {
+pub fn debian() -> LocalWorld {
     let world = LocalWorld::empty();
     world.expect(0, &["import", base("OVEN_TEST_BASE").to_str().unwrap(), "--name", "debian-12-test"]);
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
@@ -22,7 +22,7 @@ fn debian() -> LocalWorld {
 }
 
 /// A region with a small Debian that has apt, as `tiny`.
-fn small() -> LocalWorld {
+pub fn small() -> LocalWorld {
     let world = LocalWorld::empty();
     world.expect(0, &["import", base("OVEN_TEST_TINY").to_str().unwrap(), "--name", "small"]);
     world
