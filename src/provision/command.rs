@@ -5,12 +5,12 @@ use super::diagnose::{Diagnoser, Diagnosis};
 use super::network;
 use super::package_cache::{CacheAccess, CacheRequest, CacheUse, DownloadCaches, no_space_failure};
 use super::space;
-use super::space::DiskSpace;
+use super::space::ImageSpace;
 use crate::definition::PackageRequest;
 use crate::error::{Failure, Kind};
 use crate::sandbox;
 use crate::sandbox::cgroup::CgroupSupport;
-use crate::sandbox::spec::{BindMount, ExitStatus, StepExit, StepSpec};
+use crate::sandbox::spec::{BindMount, ExitStatus, FullMemory, StepExit, StepSpec};
 use crate::sandbox::tmpfs;
 use anyhow::{Context, Result};
 use oven_distro::{Shim, Trouble};
@@ -387,19 +387,25 @@ impl<'a> CommandRunner<'a> {
         }
         // The command may have failed for another reason, so its own error comes first.
         let how = limit.map_or(how.clone(), |limit| format!("{how}; {}", limit.message));
+        let space = ImageSpace::of(self.place.root).ok();
+        let full = space.as_ref().and_then(ImageSpace::full);
         if let Some(dir) = self.downloads.dir().filter(|_| call.fetches && diagnoser.no_space)
-            && DiskSpace::of(self.place.root).is_ok_and(|space| !space.is_full())
+            && full.is_none()
         {
             return no_space_failure(&dir);
         }
-        let disk_is_full = DiskSpace::of(self.place.root).is_ok_and(|space| space.is_full());
-        if !disk_is_full && let Some(full) = full_memory(call, exit, diagnoser) {
-            let what = format!("{} failed: {full} ({how}){tail}", call.why);
-            return Kind::Step.failure(what).hint(space::LARGER_MEMORY_HINT);
+        if full.is_none()
+            && let Some(memory) = full_memory(call, exit, diagnoser)
+        {
+            let what = format!("{} failed: {} ({how}){tail}", call.why, memory.message);
+            let of_image =
+                memory.of_image.zip(space.as_ref()).map(|(path, space)| space.containing(&path).hint());
+            return Kind::Step.failure(what).hint(of_image.as_deref().unwrap_or(space::LARGER_MEMORY_HINT));
         }
-        if disk_is_full || diagnoser.no_space {
-            let what = format!("{} failed: the image's disk is full ({how}){tail}", call.why);
-            return Kind::Step.failure(what).hint(space::LARGER_DISK_HINT);
+        let was_full = || space.as_ref().map(|space| diagnoser.full_file_system(space));
+        if let Some(full) = full.or_else(|| was_full().filter(|_| diagnoser.no_space)) {
+            let what = format!("{} failed: {full} ({how}){tail}", call.why);
+            return Kind::Step.failure(what).hint(full.hint());
         }
         if let Some(Diagnosis { means, hint, package }) = meaning {
             let failure = match package {
@@ -428,6 +434,8 @@ impl<'a> CommandRunner<'a> {
             None => format!("{} failed: ", call.why),
         };
         let failure = Kind::Step.failure(format!("{place}{how}{tail}"));
+        // The exit codes 126 and 127 mean that the program did not run.
+        let is_quiet = diagnoser.lines == 0 && matches!(status, ExitStatus::Exited(1..126));
         match &call.key {
             _ if status == ExitStatus::TimedOut => match &call.key {
                 Some(DefinitionTable { table, .. }) => failure.hint(format!("Increase `timeout` (in seconds) of the [[{table}]].")),
@@ -438,6 +446,7 @@ impl<'a> CommandRunner<'a> {
                 "oven blocks access to the builder's metadata service, because it supplies the builder's credentials. If \
                  the steps may use these credentials, set `imds = true` at the top of image.toml.",
             ),
+            _ if diagnoser.step_limit.is_some() => failure.hint(diagnoser.step_limit.unwrap_or_default()),
             _ if diagnoser.device && !image.disk_writable && !call.throwaway => failure.hint(
                 "Steps can only read the image's disk. If a step installs a boot loader, set `writable = true` in [disk] \
                  of image.toml.",
@@ -449,18 +458,30 @@ impl<'a> CommandRunner<'a> {
                 "Packages are installed without the network. If a package's script has to download something, set \
                  `network = true` at the top of image.toml.",
             ),
+            Some(DefinitionTable { table, .. }) if is_quiet && !call.network => failure.hint(format!(
+                "It printed nothing. It runs without the network: if it needs the network, set `network = true` in its \
+                 [[{table}]]."
+            )),
             Some(DefinitionTable { table: "test", .. }) => failure.hint("oven makes no image if a test fails."),
             _ => failure,
         }
     }
 }
 
-/// Returns a description of the step's file system in memory that was full, or `None` if none was.
-fn full_memory(call: &ImageCommand<'_>, exit: &StepExit, diagnoser: &Diagnoser<'_>) -> Option<String> {
+/// Returns the step's file system in memory that was full, or `None` if none was.
+fn full_memory(call: &ImageCommand<'_>, exit: &StepExit, diagnoser: &Diagnoser<'_>) -> Option<FullMemory> {
     let measured = exit.full_file_systems.first().cloned();
-    // The command may have removed its files before it ended. The image's disk was not full, because no write of the
-    // command went there.
-    measured.or_else(|| (call.throwaway && diagnoser.no_space).then(tmpfs::throwaway_is_full))
+    if measured.is_some() || !diagnoser.no_space {
+        return measured;
+    }
+    // The command may have removed its files before it ended. The image's disk was not full if no write of the command
+    // went there.
+    let named = diagnoser.no_space_paths().find_map(tmpfs::full_memory_of);
+    named.or_else(|| {
+        let message =
+            "the memory for writes that are discarded, which is as large as the image's free space, was full";
+        call.throwaway.then(|| FullMemory { message: message.into(), of_image: Some("/".into()) })
+    })
 }
 
 #[cfg(test)]

@@ -291,6 +291,14 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
             "4: `target` of [[file]] is \"/etc/\": add the file's name",
         ),
         ("[[file]]\nsource = \"setup.sh\"\ntarget = \"/run/a\"", "4: `target` of [[file]] is below /run"),
+        (
+            "[[file]]\nsource = \"setup.sh\"\ntarget = \"/tmp/a\"",
+            "4: `target` of [[file]] is below /tmp: oven empties",
+        ),
+        (
+            "[[file]]\nsource = \"setup.sh\"\ntarget = \"/var/tmp/a/b\"",
+            "4: `target` of [[file]] is below /var/tmp",
+        ),
         ("[[file]]\nsource = \"setup.sh\"\ntarget = \"/\"", "4: `target` of [[file]] is the root"),
         (
             "[[file]]\nsource = \"setup.sh\"\ntarget = \"/a\"\nmode = 644",
