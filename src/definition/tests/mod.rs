@@ -384,7 +384,10 @@ fn mistakes_of_syntax_name_line_and_column_and_quote_nothing() {
     let top = tree();
     let cases: &[(&str, &str)] = &[
         ("name = web", "2: not valid TOML in column 8: "),
-        ("name = web", "; write a string in quotes"),
+        ("name = web", "; write a string in quotes\n    | name = …\n    |        ^"),
+        ("  size_gib   = web", "\n    | size_gib   = …\n    |              ^"),
+        ("packages = [", "\n    | packages = …\n    |            ^"),
+        ("[disk", "\n    | [disk\n    |     ^"),
         (
             "mode = 0644",
             "unexpected leading zero, expected nothing; write a mode in quotes, such as \"0644\"",
