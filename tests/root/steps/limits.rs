@@ -154,3 +154,11 @@ fn a_test_has_as_much_space_as_the_file_systems_of_the_image() {
     };
     std::thread::scope(|scope| scope.spawn(test).join().unwrap());
 }
+
+#[test]
+fn a_process_can_have_many_files_open() {
+    let image = BusyboxImage::new();
+    let most = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum.unwrap_or(524_288);
+    let expected = [65_536.min(most), 524_288.min(most)].map(|limit| limit.to_string());
+    assert_eq!(output(&image.shell("ulimit -n; ulimit -Hn")), expected);
+}
