@@ -12,6 +12,7 @@ use crate::sandbox;
 use crate::sandbox::cgroup::CgroupSupport;
 use crate::sandbox::spec::{BindMount, ExitStatus, FullMemory, StepExit, StepSpec};
 use crate::sandbox::tmpfs;
+use crate::text::ShortList;
 use anyhow::{Context, Result};
 use oven_distro::{Shim, Trouble};
 use std::cell::{Cell, OnceCell};
@@ -24,6 +25,11 @@ const PACKAGES: &str = "/run/oven/packages";
 const PAUSE: Duration = Duration::from_secs(2);
 /// The time limit for the command that runs before a retry. This command deletes a cache, which usually takes seconds.
 const BEFORE_RETRY_TIMEOUT: Duration = Duration::from_secs(5 * 60);
+/// The time limit for the list of a package's versions, the number of versions that an error shows, and the maximum
+/// length of a version.
+const VERSIONS_TIMEOUT: Duration = Duration::from_secs(60);
+const VERSIONS_MAX: usize = 8;
+const VERSION_LENGTH_MAX: usize = 100;
 /// The maximum size of the output that [`CommandRunner::ask`] returns, in bytes. A list of all packages has less than 1
 /// MiB. The labels of 400,000 new files have about 48 MiB.
 const ANSWER_MAX: usize = 48 << 20;
@@ -234,6 +240,10 @@ impl<'a> CommandRunner<'a> {
                 if call.trusted {
                     self.downloads.settle().await; // so that later bakes can use the finished downloads
                 }
+                let meaning = match meaning {
+                    Some(meaning) => Some(self.add_known_versions(call, meaning).await),
+                    None => None,
+                };
                 return Err(self.failure(call, &exit, &diagnoser, meaning).into());
             }
             report.warn(format!("{} failed ({}): retrying in {} s", call.why, exit.status, pause.as_secs()));
@@ -243,6 +253,41 @@ impl<'a> CommandRunner<'a> {
         }
         step.done();
         Ok(())
+    }
+
+    /// If a step of the plan failed because of a package whose version the definition sets, adds the versions that exist
+    /// to the explanation. If they cannot be listed, returns the explanation itself.
+    async fn add_known_versions(&self, call: &ImageCommand<'_>, meaning: Diagnosis) -> Diagnosis {
+        let has_version = |ask: &PackageRequest| matches!(ask, PackageRequest::Named { name, version: Some(_), .. } if Some(name) == meaning.package.as_ref());
+        let argv = &self.work.plan.versions;
+        if argv.is_empty() || call.key.is_some() || !self.work.image.packages.iter().any(has_version) {
+            return meaning;
+        }
+        let name = meaning.package.as_deref().unwrap_or_default();
+        let list = ImageCommand {
+            why: format!("listing the versions of {name}"),
+            name: argv[0].clone(),
+            argv: argv.iter().map(|argument| argument.replace("{name}", name)).collect(),
+            env: call.env.clone(),
+            trusted: call.trusted,
+            timeout: VERSIONS_TIMEOUT,
+            ..ImageCommand::plan_defaults(self)
+        };
+        let (mut versions, mut count) = (ShortList::new(VERSIONS_MAX), 0);
+        let listed = self.once(&list, &mut |line| {
+            let version = line.trim();
+            if !version.is_empty() && version.len() <= VERSION_LENGTH_MAX {
+                count += 1;
+                versions.add(|| version.to_owned());
+            }
+        });
+        match listed.await {
+            Ok(exit) if exit.status.success() && count > 0 => Diagnosis {
+                means: format!("{}; known versions: {}", meaning.means, versions.join(", ")),
+                ..meaning
+            },
+            _ => meaning,
+        }
     }
 
     /// Runs the command that a step requests before a retry. If this command fails, only a warning is printed, because
