@@ -274,14 +274,14 @@ impl<'a> CommandRunner<'a> {
             ..ImageCommand::plan_defaults(self)
         };
         let (mut versions, mut count) = (ShortList::new(VERSIONS_MAX), 0);
-        let listed = self.once(&list, &mut |line| {
+        let mut on_line = |line: &str| {
             let version = line.trim();
             if !version.is_empty() && version.len() <= VERSION_LENGTH_MAX {
                 count += 1;
                 versions.add(|| version.to_owned());
             }
-        });
-        match listed.await {
+        };
+        match self.once(&list, &mut on_line).await {
             Ok(exit) if exit.status.success() && count > 0 => Diagnosis {
                 means: format!("{}; known versions: {}", meaning.means, versions.join(", ")),
                 ..meaning
