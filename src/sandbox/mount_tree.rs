@@ -145,7 +145,7 @@ fn throwaway_root(spec: &StepSpec, place: OwnedFd) -> Result<StepRoot> {
         }
     }
     let free: Vec<_> = file_systems.iter().map(|(_, free)| *free).collect();
-    let limits = divide(TmpfsLimits::throwaway(), &free);
+    let limits = divide(TmpfsLimits::throwaway_in(free.len()), &free);
     let own: u64 = spec.shims.iter().map(|shim| (shim.content.len() as u64).next_multiple_of(4096)).sum();
     let scratch = new_scratch(&place, limits[0].with_own(own))?;
     let root = overlay(scratch.as_fd(), 0, place.as_fd())?;

@@ -72,6 +72,17 @@ impl std::fmt::Display for TmpfsLimits {
 /// Room for oven's own files and directories in a file system for writes that are discarded.
 const OWN: TmpfsLimits = TmpfsLimits { bytes: 64 << 10, files: 64 };
 
+impl TmpfsLimits {
+    /// The limits of all writes of a test, without what oven's own files need in `count` file systems.
+    pub fn throwaway_in(count: usize) -> Self {
+        let (all, count) = (Self::throwaway(), count as u64);
+        Self {
+            bytes: all.bytes.saturating_sub(count * OWN.bytes),
+            files: all.files.saturating_sub(count * OWN.files),
+        }
+    }
+}
+
 /// The free space of a file system of the image.
 #[derive(Debug, Clone, Copy)]
 pub struct FreeSpace {

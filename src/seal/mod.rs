@@ -56,7 +56,11 @@ pub async fn image(runner: &CommandRunner<'_>, baseline: Baseline) -> Result<()>
     for step in plan_steps::cleaning(work.plan) {
         plan_steps::run_step(runner, step).await?;
     }
-    bootable::check_bootable(place, &baseline.boot, work.report).await?;
+    if let Err(error) = bootable::check_bootable(place, &baseline.boot, work.report).await {
+        // A kernel or an initramfs may be incomplete, because there was no space for it.
+        baseline.space.ensure_not_full(place.root)?;
+        return Err(error);
+    }
     let step = work.report.step("clean", "cleaning (machine-id, host keys, logs)");
     let timer = place.inside.meter().start();
     for note in clean::clean(place.inside, &work.image.keep).context("cleaning the image")? {
