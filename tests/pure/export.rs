@@ -287,8 +287,10 @@ fn a_disk_that_standard_output_does_not_take_is_a_failure() {
         [("> /dev/full", 8, "No space left on device"), ("--json", 2, "--json needs standard output")]
     {
         let output = export(end);
-        assert_eq!(output.status.code(), Some(code), "{end}: {}", err_of(&output));
-        assert!(err_of(&output).contains(words), "{end}: {}", err_of(&output));
+        // With --json, the error is in the stream.
+        let text = err_of(&output) + &String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(code), "{end}: {text}");
+        assert!(text.contains(words), "{end}: {text}");
     }
     let output = export("| head -c 4096 > head");
     assert_eq!(output.status.code(), Some(8), "{}", err_of(&output));
