@@ -2,6 +2,8 @@
 //! known errors. An entry of this list is called a trouble. It has a pattern for output lines, and an explanation.
 
 use super::space::{FullFileSystem, ImageSpace, paths_in};
+use crate::sandbox::spec::{FullMemory, StepExit};
+use crate::sandbox::tmpfs;
 use crate::text::{is_unprintable, match_wildcards};
 use oven_distro::{Step, Trouble};
 use std::collections::VecDeque;
@@ -205,9 +207,21 @@ impl<'a> Diagnoser<'a> {
         })
     }
 
-    /// Returns the paths in the lines that say that no space is left.
-    pub fn no_space_paths(&self) -> impl Iterator<Item = &str> {
-        self.no_space_lines.iter().flat_map(|line| paths_in(line))
+    /// Returns the step's file system in memory that was full, or `None` if none was. `throwaway` says whether the step's
+    /// writes to the image were discarded.
+    pub fn full_memory(&self, exit: &StepExit, throwaway: bool) -> Option<FullMemory> {
+        let measured = exit.full_file_systems.first().cloned();
+        if measured.is_some() || !self.no_space {
+            return measured;
+        }
+        // The command may have removed its files before it ended. The image's disk was not full if no write of the
+        // command went there.
+        let mut named = self.no_space_lines.iter().flat_map(|line| paths_in(line));
+        named.find_map(tmpfs::full_memory_of).or_else(|| {
+            let message =
+                "the memory for writes that are discarded, which is as large as the image's free space, was full";
+            throwaway.then(|| FullMemory { message: message.into(), of_image: Some("/".into()) })
+        })
     }
 
     /// Returns the file system that was full according to the output. Call this only if [`Self::no_space`] is true.

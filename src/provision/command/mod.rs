@@ -10,8 +10,7 @@ use crate::definition::PackageRequest;
 use crate::error::{Failure, Kind};
 use crate::sandbox;
 use crate::sandbox::cgroup::CgroupSupport;
-use crate::sandbox::spec::{BindMount, ExitStatus, FullMemory, StepExit, StepSpec};
-use crate::sandbox::tmpfs;
+use crate::sandbox::spec::{BindMount, ExitStatus, StepExit, StepSpec};
 use crate::text::ShortList;
 use anyhow::{Context, Result};
 use oven_distro::{Shim, Trouble};
@@ -440,7 +439,7 @@ impl<'a> CommandRunner<'a> {
             return no_space_failure(&dir);
         }
         if full.is_none()
-            && let Some(memory) = full_memory(call, exit, diagnoser)
+            && let Some(memory) = diagnoser.full_memory(exit, call.throwaway)
         {
             let what = format!("{} failed: {} ({how}){tail}", call.why, memory.message);
             let of_image =
@@ -513,92 +512,5 @@ impl<'a> CommandRunner<'a> {
     }
 }
 
-/// Returns the step's file system in memory that was full, or `None` if none was.
-fn full_memory(call: &ImageCommand<'_>, exit: &StepExit, diagnoser: &Diagnoser<'_>) -> Option<FullMemory> {
-    let measured = exit.full_file_systems.first().cloned();
-    if measured.is_some() || !diagnoser.no_space {
-        return measured;
-    }
-    // The command may have removed its files before it ended. The image's disk was not full if no write of the command
-    // went there.
-    let named = diagnoser.no_space_paths().find_map(tmpfs::full_memory_of);
-    named.or_else(|| {
-        let message =
-            "the memory for writes that are discarded, which is as large as the image's free space, was full";
-        call.throwaway.then(|| FullMemory { message: message.into(), of_image: Some("/".into()) })
-    })
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::project::{NetworkSettings, StepLimits};
-    use crate::error::hint_of;
-    use crate::image::tree::ImageTree;
-    use crate::provision::context::EgressGuard;
-    use crate::provision::test::definition;
-    use crate::report::Report;
-    use crate::sandbox::spec::ExceededLimit;
-    use crate::secrets::Secrets;
-    use crate::sys::fds::open_directory;
-    use oven_distro::Plan;
-
-    /// Returns the message and the hint of the failure of a command that printed a line.
-    fn failed(exit: &StepExit, line: &str) -> (String, String) {
-        let dir = tempfile::tempdir().unwrap();
-        let inside = ImageTree::new(open_directory(dir.path()).unwrap());
-        let (image, plan, network) =
-            (definition(dir.path(), |_| ()), Plan::default(), NetworkSettings::default());
-        let (secrets, report) = (Secrets::default(), Report::silent());
-        let place = MountedImage { root: dir.path(), inside: &inside, nodes: &[], unmounted: &[] };
-        let work = ProvisionContext {
-            image: &image,
-            plan: &plan,
-            network: &network,
-            secrets: &secrets,
-            guard: EgressGuard::Wanted,
-            limits: StepLimits::default(),
-            helper: Path::new("/oven"),
-            package_cache: None,
-            report: &report,
-        };
-        let runner = CommandRunner::new(&place, &work).unwrap();
-        let (why, name) = ("building".to_owned(), "make".to_owned());
-        let call = ImageCommand { why, name, ..ImageCommand::plan_defaults(&runner) };
-        let mut diagnoser = Diagnoser::new(&[]);
-        diagnoser.line(line);
-        let error = anyhow::Error::from(runner.failure(&call, exit, &diagnoser, None));
-        assert_eq!(Kind::of(&error), Kind::Step);
-        (error.to_string(), hint_of(&error).unwrap_or_default())
-    }
-
-    #[test]
-    fn an_exceeded_limit_does_not_hide_the_error_of_the_command() {
-        let exit = |status, ended_step| {
-            let (message, hint) = ("too many processes".to_owned(), "Increase it.".to_owned());
-            let exceeded_limit = Some(ExceededLimit { message, hint, ended_step });
-            StepExit { exceeded_limit, ..StepExit::of(status) }
-        };
-        let (message, hint) = failed(&exit(ExitStatus::Exited(2), false), "x.c:1: syntax error");
-        assert!(message.starts_with("building failed: make: exit status 2; too many processes"), "{message}");
-        assert!(message.contains("x.c:1: syntax error"), "{message}");
-        assert_eq!(hint, "Increase it.");
-        // The cause is known.
-        let (message, hint) = failed(&exit(ExitStatus::Exited(2), false), "No space left on device");
-        assert!(message.contains("disk is full") && message.contains("too many processes"), "{message}");
-        assert_eq!(hint, space::LARGER_DISK_HINT);
-        let (message, hint) = failed(&exit(ExitStatus::Signaled(9), true), "compiling x.c");
-        assert!(
-            message.starts_with("building failed: too many processes (make: killed by SIGKILL)"),
-            "{message}"
-        );
-        assert!(message.contains("compiling x.c"), "{message}");
-        assert_eq!(hint, "Increase it.");
-    }
-
-    #[test]
-    fn a_package_has_a_path_that_is_only_a_path() {
-        assert_eq!(package_path(2, Path::new("a/site_1.0_all.deb")), "/run/oven/packages/2-site_1.0_all.deb");
-        assert_eq!(package_path(0, Path::new("x y$(z)é.deb")), "/run/oven/packages/0-x_y__z__.deb");
-    }
-}
+mod tests;
