@@ -1,5 +1,8 @@
 //! Runs commands in an image. Decides which files they see and how often they are retried, and explains their failures.
 
+#[cfg(test)]
+mod tests;
+
 use super::context::{MountedImage, ProvisionContext};
 use super::diagnose::{Diagnoser, Diagnosis};
 use super::network;
@@ -511,6 +514,3 @@ impl<'a> CommandRunner<'a> {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;
