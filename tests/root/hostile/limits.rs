@@ -6,9 +6,13 @@ use super::lab::HostileLab;
 fn a_program_that_meets_a_limit_of_a_step_gets_a_hint() {
     let lab = HostileLab::new();
     for (command, words) in [
-        ("mount -t tmpfs x /mnt", "can neither mount file systems nor create namespaces"),
+        // The small image has neither mount nor chattr nor sudo: these are their messages.
+        ("echo 'mount: /mnt: permission denied.'; exit 32", "can neither mount file systems"),
         ("unshare --mount true", "can neither mount file systems nor create namespaces"),
-        ("touch /opt/x; chattr +i /opt/x", "cannot set the attributes `i` and `a`"),
+        (
+            "echo 'chattr: Operation not permitted while setting flags on /opt/x'; exit 1",
+            "cannot set the attributes `i` and `a`",
+        ),
         (
             "perl -e 'for (1..70000) { open($f[$_], \"<\", \"/dev/null\") or die \"$!\\n\" }'",
             "can have 65536 files open",
