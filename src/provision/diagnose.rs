@@ -84,6 +84,12 @@ const PROGRESS: [&str; 20] = [
     "  Verifying  ",
 ];
 
+/// Returns whether a text has these words, and the first word is not the end of a longer one.
+fn has_word(text: &str, words: &str) -> bool {
+    let is_start = |at: usize| !text[..at].ends_with(|c: char| c.is_alphanumeric());
+    text.match_indices(words).any(|(at, _)| is_start(at))
+}
+
 fn is_progress(line: &str) -> bool {
     PROGRESS.iter().any(|start| line.starts_with(start))
 }
@@ -153,7 +159,7 @@ impl<'a> Diagnoser<'a> {
         self.metadata |= METADATA.iter().any(|words| lower.contains(words));
         self.device |= lower.contains("/dev/") && lower.contains("operation not permitted");
         if self.step_limit.is_none() {
-            let is_met = |parts: &[&str]| parts.iter().all(|part| lower.contains(part));
+            let is_met = |parts: &[&str]| parts.iter().all(|part| has_word(&lower, part));
             self.step_limit = STEP_LIMITS.iter().find(|(parts, _)| is_met(parts)).map(|(_, hint)| *hint);
         }
         for (index, trouble) in self.troubles.iter().enumerate() {

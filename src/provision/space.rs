@@ -30,6 +30,8 @@ pub struct DiskSpace {
     blocks: (u64, u64),
     /// The numbers of inodes. Both are zero if the file system creates inodes as needed.
     files: (u64, u64),
+    /// Whether `df` shows that nothing is available. Root may still be able to use blocks that are reserved for it.
+    is_unavailable: bool,
 }
 
 impl DiskSpace {
@@ -42,6 +44,7 @@ impl DiskSpace {
         Ok(Self {
             blocks: (stat.f_bfree.saturating_sub(reserved), stat.f_blocks),
             files: (stat.f_ffree, stat.f_files),
+            is_unavailable: stat.f_blocks > 0 && stat.f_bavail == 0,
         })
     }
 
@@ -119,14 +122,25 @@ impl ImageSpace {
 
     /// Fails if a file system became full after this value was measured.
     pub fn ensure_not_full(&self, root: &Path) -> Result<()> {
+        self.ensure(root, DiskSpace::is_full)
+    }
+
+    /// Fails if a file system became full after this value was measured, or if only blocks that are reserved for root are
+    /// left. Call this if another check failed: then an incomplete file is the most probable reason.
+    pub fn ensure_available(&self, root: &Path) -> Result<()> {
+        self.ensure(root, |space| space.is_full() || space.is_unavailable)
+    }
+
+    fn ensure(&self, root: &Path, is_full: fn(&DiskSpace) -> bool) -> Result<()> {
         let now = Self::of(root)?;
         let was_full = |target: &String| {
-            self.file_systems.iter().any(|(before, space)| before == target && space.is_full())
+            self.file_systems.iter().any(|(before, space)| before == target && is_full(space))
         };
-        let full = now.file_systems.iter().find(|(target, space)| space.is_full() && !was_full(target));
+        let full = now.file_systems.iter().find(|(target, space)| is_full(space) && !was_full(target));
         let Some((target, space)) = full else { return Ok(()) };
-        let what = if space.is_out_of_blocks() { "space" } else { "room for files (inodes)" };
-        let full = FullFileSystem { target: target.clone(), files: !space.is_out_of_blocks() };
+        let has_space = !space.is_out_of_blocks() && !space.is_unavailable;
+        let what = if has_space { "room for files (inodes)" } else { "space" };
+        let full = FullFileSystem { target: target.clone(), files: has_space };
         let place = match full.is_root() {
             true => "the image's disk".to_owned(),
             false => format!("the image's file system {target}"),
@@ -235,7 +249,7 @@ mod tests {
     }
 
     fn space_of(list: &[(&str, u64)]) -> ImageSpace {
-        let space = |free: u64| DiskSpace { blocks: (free, 10_000), files: (0, 0) };
+        let space = |free: u64| DiskSpace { blocks: (free, 10_000), files: (0, 0), is_unavailable: false };
         let file_systems = list.iter().map(|(target, free)| ((*target).to_owned(), space(*free))).collect();
         ImageSpace { file_systems }
     }
@@ -251,7 +265,7 @@ mod tests {
             let hint = full.hint();
             assert!(hint.contains("enlarges only the root") && hint.contains(target), "{hint}");
         }
-        let inodes = DiskSpace { blocks: (500, 1000), files: (0, 100) };
+        let inodes = DiskSpace { blocks: (500, 1000), files: (0, 100), is_unavailable: false };
         let space = ImageSpace { file_systems: vec![("/".into(), inodes)] };
         assert_eq!(space.full().unwrap().to_string(), "the image's disk is full (no inodes are left)");
     }
@@ -285,7 +299,7 @@ mod tests {
 
     #[test]
     fn full_is_the_last_thousandth() {
-        let space = |blocks, files| DiskSpace { blocks, files }.is_full();
+        let space = |blocks, files| DiskSpace { blocks, files, is_unavailable: false }.is_full();
         assert!(!space((100, 1000), (0, 0)), "files made as needed are never short");
         assert!(space((0, 1000), (0, 0)) && space((5, 100_000), (9, 10)));
         assert!(space((500, 1000), (0, 65536)));

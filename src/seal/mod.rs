@@ -58,7 +58,7 @@ pub async fn image(runner: &CommandRunner<'_>, baseline: Baseline) -> Result<()>
     }
     if let Err(error) = bootable::check_bootable(place, &baseline.boot, work.report).await {
         // A kernel or an initramfs may be incomplete, because there was no space for it.
-        baseline.space.ensure_not_full(place.root)?;
+        baseline.space.ensure_available(place.root)?;
         return Err(error);
     }
     let step = work.report.step("clean", "cleaning (machine-id, host keys, logs)");
