@@ -62,7 +62,7 @@ pub async fn bake(bake: &Bake<'_>, stop: impl Future<Output = ()>) -> Ended<Outc
             seal::image(&runner, baseline).await?; //                                             clean and lint
             Ok(facts)
         };
-        let facts = provisioned.await.map_err(|error| root.explain(error))?;
+        let (root, facts) = mount::unless_failed(provisioned.await, root).await?;
         mount::release(bake, root).await?; //                                                     nothing uses the disk
         target.ensure_unchanged(bake)?;
         let snapshot = commit::snapshot(bake, disk, &undo).await?; //                          5. commit

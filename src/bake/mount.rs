@@ -17,6 +17,15 @@ pub async fn root<'d>(bake: &Bake<'_>, device: &'d Device) -> Result<Root<'d>> {
 /// The phase and the title of the step that unmounts.
 pub const RELEASE: (&str, &str) = ("release", "unmounting");
 
+/// Returns the root file system together with the result of the work in it. If the work failed, unmounts the root, and
+/// explains the failure if a file system is damaged.
+pub async fn unless_failed<'d, T>(result: Result<T>, root: Root<'d>) -> Result<(Root<'d>, T)> {
+    match result {
+        Ok(value) => Ok((root, value)),
+        Err(error) => Err(root.into_explained(error).await),
+    }
+}
+
 /// Unmounts the root file system, and verifies that nothing uses the disk any more.
 pub async fn release(bake: &Bake<'_>, root: Root<'_>) -> Result<()> {
     let step = bake.site.report.step(RELEASE.0, RELEASE.1);

@@ -60,7 +60,7 @@ pub fn runner<'a>(
         package_cache: Some(&job.cache),
         report: &bake.site.report,
     };
-    CommandRunner::new(&place, &work).map_err(|error| work.explain_base(error))
+    CommandRunner::new(&place, &work).map_err(|error| work.explain_base(&place, error))
 }
 
 /// Runs the plan, places the definition's files and runs its scripts and tests. `baseline` is what the later checks
@@ -77,5 +77,5 @@ pub async fn packages_and_scripts(
         crate::provision::files_and_scripts(runner).await?;
         crate::provision::facts(runner, installed).await
     };
-    provisioned.await.map_err(|error| runner.work.explain(error))
+    provisioned.await.map_err(|error| runner.work.explain(&runner.place, error))
 }

@@ -6,10 +6,10 @@ use anyhow::Result;
 
 /// Records the state of the image before anything is changed in it.
 pub fn baseline(runner: &CommandRunner<'_>) -> Result<Baseline> {
-    Baseline::take(runner).map_err(|error| runner.work.explain_base(error))
+    Baseline::take(runner).map_err(|error| runner.work.explain_base(&runner.place, error))
 }
 
 /// Cleans the image, then checks it.
 pub async fn image(runner: &CommandRunner<'_>, baseline: Baseline) -> Result<()> {
-    seal::image(runner, baseline).await.map_err(|error| runner.work.explain(error))
+    seal::image(runner, baseline).await.map_err(|error| runner.work.explain(&runner.place, error))
 }

@@ -130,15 +130,19 @@ for the base image, and a bake finds the rest.";
   oven plugin new void --lang sh    write void.sh, which needs jq";
     pub const IMPORT: &str = "Examples:
   oven import debian-12.raw --name debian-12-base
+  xz -dc debian-12.raw.xz | oven import - --name debian-12-base
 
+A pipe is first copied to a file without a name in $TMPDIR, or in /var/tmp.
 The script scripts/make-base in oven's sources makes a Debian image:
 scripts/make-base debian-12.raw. If your image has another format, convert it
 first: qemu-img convert -O raw debian-12.qcow2 debian-12.raw";
     pub const EXPORT: &str = "Examples:
   oven export ami-0123456789abcdef0 disk.raw
   qemu-img convert -O qcow2 disk.raw disk.qcow2
+  oven export ami-0123456789abcdef0 - | zstd > disk.raw.zst
 
-oven verifies every block. The file is sparse. It appears only when complete.";
+oven verifies every block. The file is sparse. It appears only when complete. A
+pipe gets all zeros, and may get a part of the disk before an error is found.";
     pub const SHELL: &str = "Examples:
   oven shell ami-0123456789abcdef0
   oven shell --network 1f2e3d4c -- apt-get update
@@ -446,7 +450,7 @@ pub enum ImagesVerb {
 
 #[derive(Debug, Args)]
 pub struct ImportArgs {
-    /// The raw disk image: a file or a block device
+    /// The raw disk image: a file, a block device, or `-` for standard input
     #[arg(value_name = "RAW", value_hint = ValueHint::FilePath)]
     pub raw: PathBuf,
     /// The name of the image to register
@@ -468,7 +472,7 @@ pub struct ExportArgs {
     /// The id of an image (ami-…) or of a snapshot (snap-…)
     #[arg(value_name = "IMAGE|SNAPSHOT")]
     pub what: String,
-    /// The file to write
+    /// The file to write, or `-` for standard output
     #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub file: PathBuf,
     /// Replace the file if it exists

@@ -10,10 +10,13 @@ use crate::report::Report;
 use crate::site::{Site, Use};
 use crate::sys::signals;
 use crate::sys::temp_file::TempFile;
+use crate::transfer::download::{download_in_order, download_with_progress};
 use anyhow::{Context, Result};
+use rustix::fs::OFlags;
 use serde_json::json;
-use std::fs::{self, Permissions};
-use std::io::ErrorKind;
+use std::fs::{self, File, Permissions};
+use std::io::{ErrorKind, IsTerminal, Seek, SeekFrom};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use tokio::sync::watch;
@@ -24,6 +27,15 @@ pub async fn run(
     report: &Report,
     stop: watch::Receiver<bool>,
 ) -> Result<End> {
+    if args.file == Path::new("-") {
+        let stdout = stdout(global)?;
+        return signals::run_until_stopped(&stop, async {
+            let site = Site::of(&global.overrides(), &[], report.clone(), Use::Looks).await?;
+            let snapshot = snapshot(&site, &args.what).await?;
+            export_to_stdout(&site, &snapshot, stdout).await
+        })
+        .await;
+    }
     let dir = ensure_free(&args.file, args.force)?;
     // If the export is stopped, no file remains, because the file has no name before it is complete.
     signals::run_until_stopped(&stop, async {
@@ -32,6 +44,47 @@ pub async fn run(
         export(&site, &snapshot, &dir, args).await
     })
     .await
+}
+
+/// Returns standard output. Fails if the disk cannot be written to it.
+fn stdout(global: &GlobalArgs) -> Result<File> {
+    let stdout = std::io::stdout();
+    if global.json {
+        let failure = Kind::Usage
+            .failure("--json needs standard output for its events, so no disk can be written to it");
+        return Err(failure.hint("Name a file instead of `-`.").into());
+    }
+    if stdout.is_terminal() {
+        let failure = Kind::Usage.failure("standard output is a terminal, so no disk is written to it");
+        return Err(failure.hint("Redirect it: oven export AMI - > FILE").into());
+    }
+    Ok(File::from(stdout.as_fd().try_clone_to_owned().context("duplicating standard output")?))
+}
+
+/// Writes a snapshot to standard output. If that is a new file, the file becomes sparse. In a stream, a device or an
+/// existing file, all zeros are written.
+async fn export_to_stdout(site: &Site, snapshot: &SnapshotId, mut stdout: File) -> Result<End> {
+    let context = || format!("exporting {snapshot} to standard output");
+    let step = site.report.step("export", context());
+    let on_progress = |done, all| step.progress(done, Some(all));
+    let metadata = stdout.metadata().with_context(context)?;
+    let appends = rustix::fs::fcntl_getfl(&stdout).with_context(context)?.contains(OFlags::APPEND);
+    let is_new = metadata.is_file() && metadata.len() == 0 && !appends;
+    let contents = if is_new {
+        let written = download_with_progress(&*site.blocks, snapshot, &stdout, &on_progress).await;
+        let contents = written.with_context(context)?;
+        // Programs that write to the same file later begin after the disk.
+        stdout.seek(SeekFrom::End(0)).with_context(context)?;
+        contents
+    } else {
+        let written = download_in_order(&*site.blocks, snapshot, &stdout, &on_progress).await;
+        written.with_context(context)?
+    };
+    step.done();
+    Ok(End::success(json!({
+        "snapshot_id": snapshot, "file": "-", "size_gib": contents.size_gib, "blocks": contents.blocks.len(),
+        "bytes_on_disk": stdout.metadata().map_or(0, |metadata| metadata.blocks() * 512),
+    })))
 }
 
 /// Checks whether the file can be written, before anything is read. Returns the directory of the file.
@@ -78,10 +131,9 @@ async fn export(site: &Site, snapshot: &SnapshotId, dir: &Path, args: &args::Exp
     let step = site.report.step("export", context());
     let temp = TempFile::new(dir)?;
     let on_progress = |done, all| step.progress(done, Some(all));
-    let contents =
-        crate::transfer::download::download_with_progress(&*site.blocks, snapshot, temp.file(), &on_progress)
-            .await
-            .with_context(context)?;
+    let contents = download_with_progress(&*site.blocks, snapshot, temp.file(), &on_progress)
+        .await
+        .with_context(context)?;
     // The data may not be on the disk yet, because oven does not sync the file. cp, curl and qemu-img do not sync
     // either. Only this user can read the file, whatever the umask is, because a disk contains keys and password
     // hashes.

@@ -5,24 +5,21 @@ use crate::bake::batch::INTERRUPTED_CLEANLY;
 use crate::bake::import::{self, Import, ImportOutcome, ImportRequest};
 use crate::cli::args;
 use crate::cli::args::GlobalArgs;
-use crate::cloud::local::Region;
 use crate::error::Kind;
-use crate::formats::partition;
-use crate::formats::partition::{ReadAt, TableScheme};
-use crate::formats::superblock;
 use crate::ids::{Architecture, RunId};
 use crate::report::Report;
 use crate::site::{Site, Use};
-use crate::sys::sparse_copy;
-use anyhow::Result;
+use crate::sys::sparse_copy::{self, STANDARD_INPUT};
+use crate::sys::temp_file::TempFile;
+use crate::sys::{signals, tasks};
+use anyhow::{Context, Result};
 use serde_json::json;
 use std::fs::File;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::io::{IsTerminal, Seek};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
 use tokio::sync::watch;
-
-/// The size of a sector in bytes. Partition tables give offsets and sizes in sectors.
-const SECTOR: u64 = 512;
 
 pub async fn run(
     global: &GlobalArgs,
@@ -39,11 +36,12 @@ pub async fn run(
             return Err(Kind::Usage.error(message));
         }
     };
+    let source = source(&args.raw, &stop).await?;
     // The disk is checked first, so that no region is made for a file that is not a disk.
-    ensure_disk(&args.raw)?;
+    import::open_disk(&source.path)?;
     let site = Site::of(&global.overrides(), &[], report.clone(), Use::Imports).await?;
-    let args::ImportArgs { raw, name, boot_mode, verify, .. } = args;
-    let (raw, name, boot_mode) = (raw.clone(), name.clone(), boot_mode.clone());
+    let args::ImportArgs { name, boot_mode, verify, .. } = args;
+    let (raw, name, boot_mode) = (source.path.clone(), name.clone(), boot_mode.clone());
     let wanted = ImportRequest { raw, name, architecture, boot_mode, verify: *verify };
     let import = Import { site: &site, wanted: &wanted, run: &RunId::new() };
     let ended = import::import(&import, async move { _ = stop.wait_for(|stop| *stop).await }).await;
@@ -68,31 +66,34 @@ pub async fn run(
     Ok(if left { End { code: Kind::LeftBehind as u8, result } } else { End::success(result) })
 }
 
-struct Raw {
-    file: File,
-    size: u64,
+/// The disk to import, and the copy of standard input, which exists as long as this value does.
+struct ImportSource {
+    path: PathBuf,
+    _copy: Option<TempFile>,
 }
 
-impl ReadAt for Raw {
-    fn size(&self) -> u64 {
-        self.size
+/// Returns the disk that the argument names. The argument `-` means standard input. If that is a file, it is used
+/// directly. A stream is copied first, because a disk is not read in order.
+async fn source(raw: &Path, stop: &watch::Receiver<bool>) -> Result<ImportSource> {
+    if raw != Path::new("-") {
+        return Ok(ImportSource { path: raw.to_owned(), _copy: None });
     }
-    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
-        self.file.read_exact_at(buffer, offset)
+    let stdin = std::io::stdin();
+    if stdin.is_terminal() {
+        let failure = Kind::Usage.failure("standard input is a terminal, and not a disk");
+        return Err(failure.hint("Redirect a file or a pipe: oven import - --name NAME < FILE").into());
     }
-}
-
-/// Rejects a file that is not a disk. This check comes before the file is copied.
-fn ensure_disk(path: &Path) -> Result<()> {
-    let file = Region::open_raw(path)?;
-    let size = sparse_copy::length(&file)?;
-    let raw = Raw { file, size };
-    // A partition table that cannot be used is accepted here. A bake rejects it later and says why.
-    let no_table = partition::read(&raw, SECTOR).is_ok_and(|table| table.scheme == TableScheme::None);
-    if no_table && superblock::probe(&raw, 0, size).is_none() {
-        let message =
-            format!("{} is not a disk: it has neither a partition table nor a file system", path.display());
-        return Err(Kind::Usage.failure(message).hint("Import the raw image of a whole disk.").into());
+    let stdin = File::from(stdin.as_fd().try_clone_to_owned().context("duplicating standard input")?);
+    let kind = stdin.metadata().context("inspecting standard input")?.file_type();
+    let at_start = (&stdin).stream_position().is_ok_and(|position| position == 0);
+    if at_start && (kind.is_file() || kind.is_block_device()) {
+        return Ok(ImportSource { path: STANDARD_INPUT.into(), _copy: None });
     }
-    Ok(())
+    let dir = std::env::var_os("TMPDIR").filter(|dir| !dir.is_empty());
+    let dir = dir.map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
+    let copied = tasks::run(move |cancelled| sparse_copy::copy_stream(stdin.as_fd(), &dir, cancelled));
+    let copy = signals::run_until_stopped(stop, async { copied.await.context("copying standard input") });
+    let copy = copy.await?;
+    let path = format!("/proc/self/fd/{}", copy.file().as_raw_fd()).into();
+    Ok(ImportSource { path, _copy: Some(copy) })
 }

@@ -186,8 +186,8 @@ fn failure(file: &Path, mistakes: Mistakes) -> Failure {
     Kind::Definition.failure(messages.join("\n")).with_mistakes(mistakes)
 }
 
-/// Describes a syntax error at the offset `start`: adds the column and advice to the parser's message. The text itself
-/// is not shown, because the file may be another one than the user thinks, and may contain secrets.
+/// Describes a syntax error at the offset `start`: adds the column, advice, and a snippet of the line to the parser's
+/// message. Values are not shown, because the file may be another one than the user thinks, and may contain secrets.
 fn syntax(text: &str, start: usize, message: &str) -> String {
     let before = text.get(..start).unwrap_or(text);
     let begin = before.rfind('\n').map_or(0, |end| end + 1);
@@ -202,7 +202,34 @@ fn syntax(text: &str, start: usize, message: &str) -> String {
         }
         _ => "",
     };
-    format!("not valid TOML in column {column}: {message}{advice}")
+    format!(
+        "not valid TOML in column {column}: {message}{advice}{}",
+        snippet(line, column).unwrap_or_default()
+    )
+}
+
+/// The maximal length of a name in a snippet. Longer words are not names of keys.
+const MAX_SHOWN_NAME: usize = 24;
+
+/// Returns the start of a line up to its first `=`, or up to the end of a header, and a caret below the column. Returns
+/// `None` if the line does not begin with a name that looks like a key, because then it may be a secret.
+fn snippet(line: &str, column: usize) -> Option<String> {
+    let is_name = |name: &str| {
+        let is_of_key = |c: char| c.is_ascii_lowercase() || matches!(c, '_' | '.');
+        (1..=MAX_SHOWN_NAME).contains(&name.len()) && name.chars().all(is_of_key)
+    };
+    let text = line.trim_start();
+    let shown = match text.split_once('=') {
+        Some((key, _)) if is_name(key.trim_end()) => format!("{key}= …"),
+        _ => {
+            let end = text.trim_end();
+            let name = end.trim_start_matches('[').trim_end_matches(']');
+            Some(end).filter(|end| end.starts_with('[') && is_name(name))?.to_owned()
+        }
+    };
+    let indent = line.chars().count() - text.chars().count();
+    let caret = (column - 1).saturating_sub(indent).min(shown.chars().count() - 1);
+    Some(format!("\n    | {shown}\n    | {}^", " ".repeat(caret)))
 }
 
 /// The line of a key. A key of a table is spelt `disk.iops`, or only `iops`. If the key's value is an array, and `pick`

@@ -31,6 +31,9 @@ pub(super) const MAX_USER_TAGS: usize = MAX_TAGS - OVEN_TAGS.len();
 /// below these directories.
 const COVERED: [&str; 4] = ["/dev", "/proc", "/run", "/sys"];
 
+/// Directories whose content the clean-up removes.
+const EMPTIED: [&str; 2] = ["/tmp", "/var/tmp"];
+
 /// Reads the definition's name: `name`, or the last part of the definition's canonical path if `name` is not set.
 pub fn name(top: &Table, real: &Path) -> Option<String> {
     if top.has("name") {
@@ -107,6 +110,11 @@ pub fn target(path: &str) -> Result<String, String> {
     if path.ends_with('/') {
         return Err(format!(
             "is {path:?}: add the file's name, because a target is a file and not a directory"
+        ));
+    }
+    if let Some(dir) = EMPTIED.iter().find(|dir| Path::new(&target).starts_with(dir)) {
+        return Err(format!(
+            "is below {dir}: oven empties this directory at the end of each bake, so the file would not be in the image"
         ));
     }
     match COVERED.iter().find(|dir| Path::new(&target).starts_with(dir)) {

@@ -2,12 +2,13 @@
 //! wrote to the disk below the file system. If the storage failed, this machine is at fault.
 
 use super::partitions::DiskPart;
-use crate::error::Kind;
+use crate::error::{Kind, hint_of};
 use crate::formats::superblock::ErrorCodes;
 use rustix::io::Errno;
 use std::io;
 
-const BASE: &str = "Use another base image, or repair this one: run `e2fsck -f` or `xfs_repair` on this partition of a \
+/// The hint for damage that the base image has.
+pub const BASE_HINT: &str = "Use another base image, or repair this one: run `e2fsck -f` or `xfs_repair` on this partition of a \
                     copy of its disk. The kernel's log (dmesg) may say more.";
 const STORAGE: &str =
     "The base image's file system or this machine's storage is damaged. See the kernel's log (dmesg).";
@@ -26,11 +27,17 @@ pub enum DamageCause {
 /// An error about a damaged file system. `what` says what was found.
 pub fn error(what: &str, cause: DamageCause) -> anyhow::Error {
     let (kind, hint) = match cause {
-        DamageCause::BaseImage => (Kind::Definition, BASE),
+        DamageCause::BaseImage => (Kind::Definition, BASE_HINT),
         DamageCause::Step => (Kind::Step, STEP_HINT),
         DamageCause::Storage => (Kind::Machine, STORAGE),
     };
     kind.failure(what).hint(hint).into()
+}
+
+/// Returns whether an error is about a damaged file system, and not about the storage. Such an error has one of the two
+/// hints.
+pub fn is_damage(error: &anyhow::Error) -> bool {
+    hint_of(error).is_some_and(|hint| hint == BASE_HINT || hint == STEP_HINT)
 }
 
 /// If an error came from wrong metadata in the file system of this partition, returns an error that says so. Otherwise

@@ -2,30 +2,26 @@
 
 use super::create::DIR;
 use super::partitions::{DeviceBytes, DiskNodes, DiskPart};
+use super::tool::{self, ToolEnd, ToolOutput};
 use crate::device::Device;
 use crate::error::Kind;
 use crate::formats::partition::gpt::DiskWrite;
 use crate::formats::partition::{TableScheme, gpt, mbr};
 use crate::formats::superblock;
 use crate::formats::superblock::{FileSystem, FileSystemType};
-use crate::sandbox::cgroup::StepCgroup;
 use crate::sys::block_ioctls;
 use crate::sys::block_ioctls::PartitionChange;
 use crate::sys::lock::{FileLock, LockMode};
-use crate::sys::seccomp::SyscallFilter;
 use crate::sys::tasks;
-use crate::sys::{capabilities, landlock, namespaces};
 use crate::text::human_size;
 use anyhow::{Context, Result};
 use rustix::fs::Mode;
 use rustix::io::Errno;
-use rustix::thread::{CapabilitySet, UnshareFlags};
+use rustix::thread::CapabilitySet;
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::process::Stdio;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt};
 
 /// The file system is extended only if at least this many unused bytes follow it. Alignment leaves a few unused bytes
 /// at the end of every disk.
@@ -36,11 +32,6 @@ const LOCK_TRIES: u32 = 100;
 
 /// The time limit of e2fsck and of resize2fs. Both process only metadata, which takes minutes on a large disk.
 const TOOL_TIMEOUT: Duration = Duration::from_secs(30 * 60);
-/// How many bytes of the end of each output stream an error shows. e2fsck prints a line for each repair.
-const OUTPUT_MAX: usize = 2048;
-const CHUNK: usize = 16 << 10;
-/// The value for `oom_score_adj`, as for steps. When memory runs out, the kernel kills the tool before other processes.
-const OOM_SCORE: &str = "800";
 const HOSTILE: &str = "The base image's file system is damaged, or was made to harm the builder. Check it with e2fsck, or \
                        leave `size_gib` out.";
 
@@ -199,10 +190,7 @@ pub async fn grow_unmounted(part: &mut DiskPart) -> Result<Option<(u64, u64)>> {
     }
 }
 
-/// Runs a program of this machine on a device, with an empty environment. The program parses the image's content, so
-/// oven isolates the program. It has no capabilities and no network, and can write only to the device. Its memory, its
-/// time and its output are limited. If this future is dropped, the program is killed.
-#[allow(unsafe_code)]
+/// Runs a tool of e2fsprogs on the device. Fails if its exit code is not in `good`.
 async fn run_tool(
     name: &str,
     arguments: &[&str],
@@ -210,65 +198,20 @@ async fn run_tool(
     good: &[i32],
     timeout: Duration,
 ) -> Result<()> {
-    // Declared first, so that it is dropped last: then the program has been killed.
-    let cgroup = StepCgroup::for_tool()?;
-    let entrance = cgroup.as_ref().map(StepCgroup::open_entrance).transpose()?;
-    let mut command = tokio::process::Command::new(name);
-    let (device, mut filter) = (device.as_raw_fd(), SyscallFilter::new(true));
-    let contain = move || -> std::io::Result<()> {
-        if let Some(entrance) = &entrance {
-            rustix::io::write(entrance, b"0")?;
-        }
-        // Some containers do not permit it.
-        _ = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE);
-        // SAFETY: the child inherits the descriptor, because the parent keeps it open until the child has ended.
-        let device = unsafe { BorrowedFd::borrow_raw(device) };
-        rustix::io::fcntl_setfd(device, rustix::io::FdFlags::empty())?;
-        namespaces::unshare(UnshareFlags::NEWNET | UnshareFlags::NEWIPC)?;
-        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
-        let failed = |_| std::io::Error::from(std::io::ErrorKind::PermissionDenied);
-        capabilities::reduce_to(CapabilitySet::empty()).map_err(failed)?;
-        landlock::restrict_writes_to(device);
-        filter.install().map_err(failed)
-    };
-    // SAFETY: between fork and exec the child makes only system calls. It allocates memory only for the text of an
-    // error. glibc permits this even if another thread held the allocator's lock at the fork.
-    unsafe { command.pre_exec(contain) };
-    command
-        .args(arguments)
-        .env_clear()
-        .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
-        .env("LC_ALL", "C")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let mut tool = match command.kill_on_drop(true).spawn() {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+    let ended = tool::run(name, arguments, device, timeout).await?;
+    let ToolOutput { status, first, last } = match ended {
+        ToolEnd::Ended(output) => output,
+        ToolEnd::Missing => {
             let failure = Kind::Machine.failure(format!("{name} is not installed"));
             return Err(failure.hint("Install e2fsprogs, or run oven with CAP_SYS_RESOURCE.").into());
         }
-        tool => tool.with_context(|| format!("running {name}"))?,
+        ToolEnd::Limited(what) => return Err(Kind::Definition.failure(what).hint(HOSTILE).into()),
     };
-    let (output, errors) = (tool.stdout.take(), tool.stderr.take());
-    let end = async { tokio::try_join!(last_bytes(output), last_bytes(errors), tool.wait()) };
-    let Ok(ended) = tokio::time::timeout(timeout, end).await else {
-        tool.kill().await.with_context(|| format!("ending {name}"))?;
-        let limit = humantime::format_duration(timeout);
-        return Err(Kind::Definition
-            .failure(format!("{name} took longer than {limit}"))
-            .hint(HOSTILE)
-            .into());
-    };
-    let (output, errors, status) = ended.with_context(|| format!("running {name}"))?;
     if status.code().is_some_and(|code| good.contains(&code)) {
         return Ok(());
     }
-    if cgroup.as_ref().and_then(StepCgroup::exceeded_limit).is_some_and(|limit| limit.ended_step) {
-        let what = format!("{name} needed too much memory, so the kernel ended it");
-        return Err(Kind::Definition.failure(what).hint(HOSTILE).into());
-    }
-    let output = [output, errors].concat();
-    let output = String::from_utf8_lossy(&output).split_whitespace().collect::<Vec<_>>().join(" ");
+    let output = if last.is_empty() { first } else { last };
+    let output = output.split_whitespace().collect::<Vec<_>>().join(" ");
     let what = format!("{name} failed ({status}): {output}");
     // With this exit code, e2fsck found damage that it does not repair without a question.
     if name == "e2fsck" && status.code() == Some(4) {
@@ -278,20 +221,12 @@ async fn run_tool(
     Err(Kind::Machine.error(what))
 }
 
-/// Reads a stream to its end, and returns its last [`OUTPUT_MAX`] bytes.
-async fn last_bytes(stream: Option<impl AsyncRead + Unpin>) -> std::io::Result<Vec<u8>> {
-    let (mut last, mut chunk) = (Vec::new(), vec![0; CHUNK]);
-    let Some(mut stream) = stream else { return Ok(last) };
-    while let length @ 1.. = stream.read(&mut chunk).await? {
-        last.extend_from_slice(&chunk[..length]);
-        last.drain(..last.len().saturating_sub(OUTPUT_MAX));
-    }
-    Ok(last)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mount::tool::OUTPUT_MAX;
+    use crate::sandbox::cgroup::StepCgroup;
+    use crate::sys::landlock;
 
     async fn sh(script: &str, device: &OwnedFd, timeout: Duration) -> Result<()> {
         run_tool("sh", &["-ec", script], device, &[0], timeout).await

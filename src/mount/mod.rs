@@ -1,6 +1,7 @@
 //! Mounts an image, and gives access to its files.
 
 mod busy;
+mod check;
 mod choose_root;
 mod create;
 pub(crate) mod damage;
@@ -9,6 +10,7 @@ mod mounts;
 mod partitions;
 mod release;
 mod storage_errors;
+mod tool;
 mod unmountable;
 mod write_protection;
 
@@ -25,6 +27,7 @@ use crate::text::escape_name;
 use crate::text::{count, human_size};
 use anyhow::{Context, Result};
 use create::{MountRequest, UnknownFileSystem};
+use damage::DamageCause;
 use mounts::ImageMounts;
 use oven_distro::OsRelease;
 use partitions::{DiskNodes, DiskPart};
@@ -72,6 +75,8 @@ pub struct Root<'d> {
     inside: ImageTree,
     mounts: ImageMounts,
     disk: DiskNodes,
+    /// The index of the root in `disk.parts`.
+    root: usize,
     step_nodes: Vec<crate::device::DeviceNode>,
     unmountable: Vec<UnsupportedMount>,
     unmountable_targets: Vec<PathBuf>,
@@ -105,7 +110,13 @@ impl<'d> Root<'d> {
         let mut mounts = ImageMounts::new(scratch, &disk.name, report)?;
         let part = &disk.parts[root];
         report.detail(format!("the root is {} {}", part.name, part.describe()));
-        let mount = create_mount(&disk, part, false).await.context("mounting the root")?;
+        let mount = match create_mount(&disk, part, false).await {
+            Ok(mount) => mount,
+            Err(error) => {
+                let error = check::explain(error, &disk.parts, root, DamageCause::BaseImage).await;
+                return Err(error.context("mounting the root"));
+            }
+        };
         if grown && sizes.is_none() {
             sizes = grow::grow_file_system(&mount, part).await?;
         }
@@ -117,6 +128,7 @@ impl<'d> Root<'d> {
         let mut mounted = Root {
             inside,
             mounts,
+            root,
             step_nodes: partitions::step_nodes(&disk, root),
             disk,
             unmountable: Vec::new(),
@@ -125,11 +137,13 @@ impl<'d> Root<'d> {
             device,
             disk_writable: options.disk_writable,
         };
-        let rest = mounted.mount_rest(root).await;
-        rest.map_err(|error| damage::explain(error, &mounted.disk.parts[root]))
-            .map_err(|error| Kind::Definition.unless_machine(error))
-            .map_err(|error| mounted.explain(error))?;
-        Ok(mounted)
+        match mounted.mount_rest(root).await {
+            Ok(()) => Ok(mounted),
+            Err(error) => {
+                let error = damage::explain(error, &mounted.disk.parts[root]);
+                Err(mounted.into_explained(Kind::Definition.unless_machine(error)).await)
+            }
+        }
     }
 
     /// Mounts the other file systems of this disk that the image's fstab lists.
@@ -176,7 +190,8 @@ impl<'d> Root<'d> {
         let mount = match create_mount(&self.disk, part, false).await {
             Err(error) if error.is::<UnknownFileSystem>() => {
                 let kind = choose_root::file_system_type(part).map_or("", FileSystemType::name);
-                self.report.note(format!(
+                // `oven doctor` reports the missing driver. It matters only to a bake whose steps change the directory.
+                self.report.detail(format!(
                     "this kernel has no driver for {kind}, so {target} is not mounted. The bake fails if a step \
                      changes {target}"
                 ));
@@ -265,6 +280,17 @@ impl<'d> Root<'d> {
         }
     }
 
+    /// Unmounts everything, and explains the failure of a bake like [`Self::explain`]. If a file system is damaged, the
+    /// result also says what a check of it finds.
+    pub async fn into_explained(self, error: anyhow::Error) -> anyhow::Error {
+        let error = self.explain(error);
+        let cause = if self.step_wrote() { DamageCause::Step } else { DamageCause::BaseImage };
+        let Self { inside, mounts, disk, root, .. } = self;
+        drop(inside);
+        drop(mounts);
+        check::explain(error, &disk.parts, root, cause).await
+    }
+
     /// Returns whether a step may have written to the disk below the file systems.
     fn step_wrote(&self) -> bool {
         // The meter knows whether a step has run: what happens before the first step is the fault of the base.
@@ -277,11 +303,15 @@ impl<'d> Root<'d> {
     /// the mount point of a file system that could not be mounted.
     pub async fn close(self) -> Result<()> {
         let step_wrote = self.step_wrote();
-        let Self { inside, mounts, disk, unmountable, report, device, .. } = self;
+        let cause = if step_wrote { DamageCause::Step } else { DamageCause::BaseImage };
+        let Self { inside, mounts, disk, root, unmountable, report, device, .. } = self;
         let empty_mount_points = unmountable.iter().try_for_each(|dir| dir.check(&inside));
         drop(inside);
         empty_mount_points.context("checking the mount points of file systems that were not mounted")?;
-        release::close(mounts, &disk, device, &report, step_wrote).await
+        match release::close(mounts, &disk, device, &report, step_wrote).await {
+            Err(error) => Err(check::explain(error, &disk.parts, root, cause).await),
+            closed => closed,
+        }
     }
 }
 
@@ -295,15 +325,24 @@ async fn choose(disk: &DiskNodes) -> Result<usize> {
     let mut contents = Vec::new();
     let protection = WriteProtection::enable(candidates.iter().map(|&index| &disk.parts[index]));
     let protection = protection.context(DOING)?;
+    let explain = async |error, index| {
+        check::explain(error, &disk.parts, index, DamageCause::BaseImage).await.context(DOING)
+    };
     for index in candidates {
         let part = &disk.parts[index];
-        let mount = create_mount(disk, part, true).await.context(DOING)?;
+        let mount = match create_mount(disk, part, true).await {
+            Ok(mount) => mount,
+            Err(error) => return Err(explain(error, index).await),
+        };
         let content =
             choose_root::examine(&ImageTree::new(mount)).with_context(|| format!("reading {}", part.name));
         let content = content
             .map_err(|error| damage::explain(error, part))
             .map_err(|error| Kind::Definition.unless_machine(error));
-        contents.push((index, content.context(DOING)?));
+        match content {
+            Ok(content) => contents.push((index, content)),
+            Err(error) => return Err(explain(error, index).await),
+        }
     }
     protection.disable().context(DOING)?;
     choose_root::choose_by_content(&disk.parts, &contents).context(DOING)

@@ -49,16 +49,17 @@ pub struct ProvisionContext<'a> {
 }
 
 impl ProvisionContext<'_> {
-    /// Prepares an error for the user. Masks secrets in it, and adds an explanation if the image's disk is full.
-    pub fn explain(&self, error: Error) -> Error {
-        let error = space::explain_full_disk(error, self.image.disk_writable);
+    /// Prepares an error for the user. Masks secrets in it, and adds an explanation if a file system of the image is full.
+    pub fn explain(&self, place: &MountedImage<'_>, error: Error) -> Error {
+        let error = space::explain_full_disk(error, place.root, self.image.disk_writable);
         self.secrets.mask_error(Kind::Step.unless_machine(error))
     }
 
     /// Like [`Self::explain`], for an error before the first step. The base image is at fault, unless the disk is full
     /// or this machine fails.
-    pub fn explain_base(&self, error: Error) -> Error {
-        self.secrets.mask_error(Kind::Definition.unless_machine(space::explain_full_disk(error, false)))
+    pub fn explain_base(&self, place: &MountedImage<'_>, error: Error) -> Error {
+        let error = space::explain_full_disk(error, place.root, false);
+        self.secrets.mask_error(Kind::Definition.unless_machine(error))
     }
 }
 

@@ -1,6 +1,9 @@
 //! Reads the output of a step, stores the last lines, and explains known errors. A distribution's plugin lists the
 //! known errors. An entry of this list is called a trouble. It has a pattern for output lines, and an explanation.
 
+use super::space::{FullFileSystem, ImageSpace, paths_in};
+use crate::sandbox::spec::{FullMemory, StepExit};
+use crate::sandbox::tmpfs;
 use crate::text::{is_unprintable, match_wildcards};
 use oven_distro::{Step, Trouble};
 use std::collections::VecDeque;
@@ -12,8 +15,10 @@ const LINE_MAX: usize = 400;
 /// The maximum number of matches of one trouble that an error message explains.
 const MATCHES_MAX: usize = 5;
 
-/// Parts of messages that programs print when the disk is full. They are the texts of the errors ENOSPC and EDQUOT.
-const NO_SPACE: [&str; 2] = ["no space left on device", "disk quota exceeded"];
+/// Parts of messages that programs print when the disk is full: the texts of the errors ENOSPC and EDQUOT, and messages
+/// of dnf and rpm.
+const NO_SPACE: [&str; 4] =
+    ["no space left on device", "disk quota exceeded", "more space needed on the /", "more space on the /"];
 /// Parts of messages that libc, curl, apt, git and node print when there is no network.
 const NO_NETWORK: [&str; 8] = [
     "temporary failure in name resolution",
@@ -28,6 +33,67 @@ const NO_NETWORK: [&str; 8] = [
 /// Addresses and names of the metadata service in messages of programs, in lower case.
 const METADATA: [&str; 4] = ["169.254.169.254", "169.254.170.2", "fd00:ec2::254", "ec2 metadata"];
 
+const NO_PRIVILEGES: &str = "A step already runs as root, and its programs cannot gain privileges, so sudo does not work. \
+                             Leave sudo out. To run a command as another user, use `runuser -u USER -- COMMAND`.";
+const NO_MOUNTS: &str = "A step can neither mount file systems nor create namespaces, so programs that need this, such as \
+                         dockerd, podman and systemd-nspawn, do not run in it. Let them start when an instance boots.";
+const NO_ATTRIBUTES: &str =
+    "A step cannot set the attributes `i` and `a` of files (chattr). Set them when an instance boots.";
+const OPEN_FILES: &str =
+    "A process of a step can have 65536 files open. Raise this limit in the script: `ulimit -n 524288`.";
+
+/// Parts of messages of programs that met a limit of a step, in lower case, and a hint. All parts must be in the line.
+const STEP_LIMITS: [(&[&str], &str); 13] = [
+    (&["no new privileges"], NO_PRIVILEGES),
+    (&["sudo", "effective uid is not 0"], NO_PRIVILEGES),
+    (&["mount:", "permission denied"], NO_MOUNTS),
+    (&["mount:", "operation not permitted"], NO_MOUNTS),
+    (&["must be superuser to use mount"], NO_MOUNTS),
+    (&["unshare", "operation not permitted"], NO_MOUNTS),
+    (&["cannot connect to the docker daemon"], NO_MOUNTS),
+    (&["cannot set up namespace"], NO_MOUNTS),
+    (&["cannot clone: operation not permitted"], NO_MOUNTS),
+    (&["error mounting", "operation not permitted"], NO_MOUNTS),
+    (&["operation not permitted", "while setting flags on"], NO_ATTRIBUTES),
+    (&["chattr", "operation not permitted"], NO_ATTRIBUTES),
+    (&["too many open files"], OPEN_FILES),
+];
+
+/// Lines that say that a package manager makes progress. In an error message, only the last of several such lines is
+/// useful.
+const PROGRESS: [&str; 20] = [
+    "Reading package lists...",
+    "Building dependency tree...",
+    "Reading state information...",
+    "Reading database ...",
+    "(Reading database ...",
+    "Get:",
+    "Hit:",
+    "Ign:",
+    "Selecting previously unselected package ",
+    "Preparing to unpack ",
+    "Unpacking ",
+    "Setting up ",
+    "Processing triggers for ",
+    "Extracting templates from packages",
+    "Preconfiguring packages",
+    "Fetched ",
+    "  Preparing  ",
+    "  Installing  ",
+    "  Running scriptlet",
+    "  Verifying  ",
+];
+
+/// Returns whether a text has these words, and the first word is not the end of a longer one.
+fn has_word(text: &str, words: &str) -> bool {
+    let is_start = |at: usize| !text[..at].ends_with(|c: char| c.is_alphanumeric());
+    text.match_indices(words).any(|(at, _)| is_start(at))
+}
+
+fn is_progress(line: &str) -> bool {
+    PROGRESS.iter().any(|start| line.starts_with(start))
+}
+
 /// The output of a step so far.
 pub struct Diagnoser<'a> {
     troubles: &'a [Trouble],
@@ -36,11 +102,15 @@ pub struct Diagnoser<'a> {
     /// pattern matched.
     matched: Vec<(usize, Vec<String>)>,
     pub no_space: bool,
+    /// The first lines that say that no space is left.
+    no_space_lines: Vec<String>,
     pub no_network: bool,
     /// Whether the step tried to reach the builder's metadata service.
     pub metadata: bool,
     /// Whether the kernel did not permit the step to open a device node.
     pub device: bool,
+    /// The hint about the limit of a step that the output names first.
+    pub step_limit: Option<&'static str>,
     /// The number of lines so far.
     pub lines: u64,
 }
@@ -57,9 +127,20 @@ pub struct Diagnosis {
 
 impl<'a> Diagnoser<'a> {
     pub fn new(troubles: &'a [Trouble]) -> Self {
-        let (tail, matched) = (VecDeque::new(), Vec::new());
+        let (tail, matched, no_space_lines) = (VecDeque::new(), Vec::new(), Vec::new());
         let (no_space, no_network, metadata, device) = (false, false, false, false);
-        Self { troubles, tail, matched, no_space, no_network, metadata, device, lines: 0 }
+        Self {
+            troubles,
+            tail,
+            matched,
+            no_space,
+            no_space_lines,
+            no_network,
+            metadata,
+            device,
+            step_limit: None,
+            lines: 0,
+        }
     }
 
     pub fn line(&mut self, line: &str) {
@@ -68,10 +149,19 @@ impl<'a> Diagnoser<'a> {
             line.chars().filter(|c| !is_unprintable(*c) || *c == '\t').take(LINE_MAX).collect();
         let line = line.trim_end();
         let lower = line.to_ascii_lowercase();
-        self.no_space |= NO_SPACE.iter().any(|words| lower.contains(words));
+        if NO_SPACE.iter().any(|words| lower.contains(words)) {
+            self.no_space = true;
+            if self.no_space_lines.len() < TAIL {
+                self.no_space_lines.push(line.to_owned());
+            }
+        }
         self.no_network |= NO_NETWORK.iter().any(|words| lower.contains(words));
         self.metadata |= METADATA.iter().any(|words| lower.contains(words));
         self.device |= lower.contains("/dev/") && lower.contains("operation not permitted");
+        if self.step_limit.is_none() {
+            let is_met = |parts: &[&str]| parts.iter().all(|part| has_word(&lower, part));
+            self.step_limit = STEP_LIMITS.iter().find(|(parts, _)| is_met(parts)).map(|(_, hint)| *hint);
+        }
         for (index, trouble) in self.troubles.iter().enumerate() {
             if let Some(found) = match_wildcards(&trouble.output, line) {
                 let found: Vec<_> = found.into_iter().map(str::to_owned).collect();
@@ -82,6 +172,9 @@ impl<'a> Diagnoser<'a> {
         }
         if line.is_empty() {
             return;
+        }
+        if is_progress(line) && self.tail.back().is_some_and(|last| is_progress(last)) {
+            self.tail.pop_back();
         }
         if self.tail.len() == TAIL {
             self.tail.pop_front();
@@ -118,6 +211,29 @@ impl<'a> Diagnoser<'a> {
                 package: package.as_ref().map(fill),
             }
         })
+    }
+
+    /// Returns the step's file system in memory that was full, or `None` if none was. `throwaway` says whether the step's
+    /// writes to the image were discarded.
+    pub fn full_memory(&self, exit: &StepExit, throwaway: bool) -> Option<FullMemory> {
+        let measured = exit.full_file_systems.first().cloned();
+        if measured.is_some() || !self.no_space {
+            return measured;
+        }
+        // The command may have removed its files before it ended. The image's disk was not full if no write of the
+        // command went there.
+        let mut named = self.no_space_lines.iter().flat_map(|line| paths_in(line));
+        named.find_map(tmpfs::full_memory_of).or_else(|| {
+            let message =
+                "the memory for writes that are discarded, which is as large as the image's free space, was full";
+            throwaway.then(|| FullMemory { message: message.into(), of_image: Some("/".into()) })
+        })
+    }
+
+    /// Returns the file system that was full according to the output. Call this only if [`Self::no_space`] is true.
+    pub fn full_file_system(&self, space: &ImageSpace) -> FullFileSystem {
+        let (messages, others) = (&self.no_space_lines, &self.tail);
+        space.full_by_messages(messages.iter().map(String::as_str), others.iter().map(String::as_str))
     }
 
     /// Returns the last lines as text to append to an error message. Each line is indented.
@@ -215,5 +331,45 @@ mod tests {
         assert!(diagnoser.no_network && !diagnoser.metadata);
         diagnoser.line("Failed to connect to 169.254.169.254 port 80: Operation not permitted");
         assert!(diagnoser.metadata);
+    }
+
+    #[test]
+    fn only_the_last_line_about_progress_is_shown() {
+        let mut diagnoser = Diagnoser::new(&[]);
+        let output = "Reading package lists...\nGet:1 http://x y\nUnpacking a (1) ...\nSetting up a (1) ...\n\
+                      a.postinst: failed\nSetting up b (1) ...\nProcessing triggers for c (2) ...\nE: the end";
+        output.lines().for_each(|line| diagnoser.line(line));
+        let shown: Vec<_> = diagnoser.tail.iter().map(String::as_str).collect();
+        let expected =
+            ["Setting up a (1) ...", "a.postinst: failed", "Processing triggers for c (2) ...", "E: the end"];
+        assert_eq!(shown, expected);
+    }
+
+    #[test]
+    fn a_limit_of_a_step_is_recognized() {
+        for (line, hint) in [
+            (
+                "sudo: The \"no new privileges\" flag is set, which prevents sudo from running as root.",
+                NO_PRIVILEGES,
+            ),
+            ("sudo: effective uid is not 0, is sudo installed setuid root?", NO_PRIVILEGES),
+            ("mount: /mnt: permission denied.", NO_MOUNTS),
+            ("mount: mounting tmpfs on /mnt failed: Operation not permitted", NO_MOUNTS),
+            ("mount: only root can use \"--types\" option (must be superuser to use mount)", NO_MOUNTS),
+            ("unshare: unshare failed: Operation not permitted", NO_MOUNTS),
+            ("Cannot connect to the Docker daemon at unix:///var/run/docker.sock.", NO_MOUNTS),
+            ("cannot clone: Operation not permitted", NO_MOUNTS),
+            ("chattr: Operation not permitted while setting flags on /etc/x", NO_ATTRIBUTES),
+            ("OSError: [Errno 24] Too many open files: '/x'", OPEN_FILES),
+        ] {
+            let mut diagnoser = Diagnoser::new(&[]);
+            diagnoser.line("starting");
+            diagnoser.line(line);
+            assert_eq!(diagnoser.step_limit, Some(hint), "{line}");
+        }
+        let mut diagnoser = Diagnoser::new(&[]);
+        diagnoser.line("the amount: permission denied by policy");
+        diagnoser.line("dismount: done");
+        assert_eq!(diagnoser.step_limit, None);
     }
 }

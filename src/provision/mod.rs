@@ -47,7 +47,7 @@ pub async fn packages(runner: &CommandRunner<'_>) -> Result<Option<Vec<Installed
     }
     let held = if changes { held_packages(runner).await.map_err(Kind::of_base)? } else { Vec::new() };
     packages::ensure_not_held(&held, base.as_deref().unwrap_or_default(), work)?;
-    plan_files::place_plan_files(place, work).map_err(|error| work.explain_base(error))?;
+    plan_files::place_plan_files(place, work).map_err(|error| work.explain_base(place, error))?;
     for step in plan_steps::provisioning(work.plan) {
         run_step(runner, step).await?;
     }

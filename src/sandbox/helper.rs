@@ -112,7 +112,7 @@ fn serve(mut spec: File, control: &OwnedFd) -> Result<HelperMessage> {
     let limited = limit_processes(spec.limits.pids);
     yield_memory_first();
     limit_ipc();
-    mount_tree::enter_mount_tree(&spec)?;
+    let discarded = mount_tree::enter_mount_tree(&spec)?;
     rustix::process::chdir(&*spec.cwd)
         .with_context(|| format!("entering the step's directory {}", spec.cwd))?;
     limited?;
@@ -131,7 +131,7 @@ fn serve(mut spec: File, control: &OwnedFd) -> Result<HelperMessage> {
     } else {
         SyscallFilter::new(spec.interactive)
     };
-    init::run(&spec, &mut filter, control.as_fd()).map(HelperMessage::Ended)
+    init::run(&spec, &discarded, &mut filter, control.as_fd()).map(HelperMessage::Ended)
 }
 
 /// Creates the step's namespaces, except the PID namespace, which exists already.
@@ -217,12 +217,15 @@ fn forget_keys() {
     unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, std::ptr::null::<u8>()) };
 }
 
-/// Forbids core dumps, and sets the usual limit for open descriptors. With a higher limit, programs that close all
-/// possible descriptors are slow.
+/// The number of files that a process of a step can have open, and the number to which it can raise this limit. With a
+/// much higher limit, programs that close all possible descriptors, such as old versions of rpm, are slow.
+pub const OPEN_FILES: (u64, u64) = (65_536, 524_288);
+
+/// Forbids core dumps, and limits the number of open files.
 fn set_limits() -> Result<()> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    const SOFT: u64 = 1024; // the default of systemd
-    const HARD: u64 = 524_288;
+    const SOFT: u64 = OPEN_FILES.0;
+    const HARD: u64 = OPEN_FILES.1;
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })
         .context("forbidding core dumps")?;
     let most = getrlimit(Resource::Nofile).maximum.map_or(HARD, |maximum| maximum.min(HARD));

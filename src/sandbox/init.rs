@@ -3,7 +3,7 @@
 
 use super::protocol::TERMINATE;
 use super::spec::{ExitStatus, StepExit, StepSpec};
-use super::tmpfs;
+use super::tmpfs::{self, DiscardedWrites};
 use crate::sys::fds::close_from;
 use crate::sys::seccomp::SyscallFilter;
 use crate::text::escape_name;
@@ -31,8 +31,13 @@ const MAX_NAMES: usize = 32;
 const NOT_FOUND: i32 = 127;
 const NOT_EXECUTABLE: i32 = 126;
 
-/// Runs the step's program until it ends.
-pub fn run(spec: &StepSpec, filter: &mut SyscallFilter, control: BorrowedFd<'_>) -> Result<StepExit> {
+/// Runs the step's program until it ends. `discarded` are the file systems of the image whose writes are discarded.
+pub fn run(
+    spec: &StepSpec,
+    discarded: &[DiscardedWrites],
+    filter: &mut SyscallFilter,
+    control: BorrowedFd<'_>,
+) -> Result<StepExit> {
     let children = child_signals().context("watching for processes that end")?;
     let main = start(spec, filter).context("starting the step's program")?;
     let status = loop {
@@ -57,7 +62,7 @@ pub fn run(spec: &StepSpec, filter: &mut SyscallFilter, control: BorrowedFd<'_>)
         }
     };
     let surviving_processes = remaining(&children)?;
-    let full_file_systems = tmpfs::full_file_systems(spec);
+    let full_file_systems = tmpfs::full_file_systems(spec, discarded);
     Ok(StepExit { surviving_processes, full_file_systems, ..StepExit::of(status) })
 }
 

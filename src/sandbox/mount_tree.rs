@@ -4,7 +4,7 @@ use super::mountpoints::Placeholders;
 use super::paths::{api_directory, resolve};
 use super::shims::ShimMounter;
 use super::spec::StepSpec;
-use super::tmpfs::{TmpfsLimits, new_tmpfs};
+use super::tmpfs::{DiscardedWrites, FreeSpace, TmpfsLimits, divide, new_tmpfs};
 use super::{dev, masks};
 use crate::sandbox::spec::CacheMount;
 use crate::sys::fds::open_directory;
@@ -24,12 +24,12 @@ pub(crate) const RESOLV_CONF: &str = "/etc/resolv.conf";
 const FIRST_CACHE_INDEX: usize = 1000;
 
 /// Mounts the step's complete file tree, and makes the tree the root of this process, which has a private mount
-/// namespace.
-pub fn enter_mount_tree(spec: &StepSpec) -> Result<()> {
+/// namespace. Returns the file systems of the image whose writes are discarded.
+pub fn enter_mount_tree(spec: &StepSpec) -> Result<Vec<DiscardedWrites>> {
     // After this call, mounts are propagated neither to other namespaces nor from them.
     namespaces::make_mounts_private().context("making the mounts private")?;
     let resolv_conf = resolv_conf(spec)?;
-    let (root, scratch) =
+    let StepRoot { root, scratch, discarded } =
         root(spec).with_context(|| format!("mounting the step's root {}", spec.root.display()))?;
     if spec.throwaway {
         Placeholders::make(root.as_fd(), spec)?.forget();
@@ -57,7 +57,8 @@ pub fn enter_mount_tree(spec: &StepSpec) -> Result<()> {
     // of them through a link.
     masks::mount_proc(root.as_fd(), dev.as_fd())?;
     masks::mount_sys(root.as_fd(), dev.as_fd())?;
-    namespaces::pivot_to(&root)
+    namespaces::pivot_to(&root)?;
+    Ok(discarded)
 }
 
 /// Mounts a cache over the image's directory. If `throwaway` is given, the step can write to the cache, but its writes
@@ -100,33 +101,73 @@ fn resolv_conf(spec: &StepSpec) -> Result<Option<Vec<u8>>> {
     }
 }
 
-/// Mounts the image's root, with the mounts below it, inside a new tmpfs. oven puts files for the step into the tmpfs,
-/// and programs of the image cannot access it. Returns the root and the tmpfs.
-fn root(spec: &StepSpec) -> Result<(OwnedFd, OwnedFd)> {
+/// The root of a step.
+struct StepRoot {
+    root: OwnedFd,
+    /// A tmpfs for files that oven creates for the step. Programs of the image cannot access it.
+    scratch: OwnedFd,
+    discarded: Vec<DiscardedWrites>,
+}
+
+/// Mounts the image's root, with the mounts below it, inside a new tmpfs.
+fn root(spec: &StepSpec) -> Result<StepRoot> {
     let place = open(&spec.root)?;
-    let lower = if spec.throwaway { lower(&spec.root)? } else { Vec::new() };
-    let tree = if spec.throwaway { None } else { Some(clone_mount(&place, "", true)?) };
-    let scratch = new_tmpfs("0700", TmpfsLimits::throwaway(), PLAIN)?;
-    attach(&scratch, &place)?;
+    if spec.throwaway {
+        return throwaway_root(spec, place);
+    }
+    let tree = clone_mount(&place, "", true)?;
+    let scratch = new_scratch(&place, TmpfsLimits::throwaway())?;
+    restrict(&tree, PLAIN, true)?;
+    attach(&tree, open_plain(&scratch, "root")?)?;
+    Ok(StepRoot { root: tree, scratch, discarded: Vec::new() })
+}
+
+fn new_scratch(place: &OwnedFd, limits: TmpfsLimits) -> Result<OwnedFd> {
+    let scratch = new_tmpfs("0700", limits, PLAIN)?;
+    attach(&scratch, place)?;
     rustix::fs::mkdirat(&scratch, "root", Mode::from_raw_mode(0o755))?;
-    let root = match tree {
-        Some(tree) => {
-            restrict(&tree, PLAIN, true)?;
-            attach(&tree, open_plain(&scratch, "root")?)?;
-            tree
+    Ok(scratch)
+}
+
+/// Covers the image's root and the mounts below it with overlays, whose writes are discarded. Each file system of the
+/// image has a separate tmpfs for its writes, which is as large as its free space.
+fn throwaway_root(spec: &StepSpec, place: OwnedFd) -> Result<StepRoot> {
+    let lower = lower(&spec.root)?;
+    let device = |fd: &OwnedFd| rustix::fs::fstat(fd).map(|stat| stat.st_dev);
+    let mut file_systems = vec![(device(&place)?, FreeSpace::of(place.as_fd())?)];
+    let mut file_system_of = Vec::new();
+    for (_, mount) in &lower {
+        let device = device(mount)?;
+        let known = file_systems.iter().position(|(known, _)| *known == device);
+        file_system_of.push(known.unwrap_or(file_systems.len()));
+        if known.is_none() {
+            file_systems.push((device, FreeSpace::of(mount.as_fd())?));
         }
-        None => {
-            let root = overlay(scratch.as_fd(), 0, place.as_fd())?;
-            attach(&root, open_plain(&scratch, "root")?)?;
-            for (index, (path, mount)) in lower.iter().enumerate() {
-                let covered = throwaway(scratch.as_fd(), index + 1, mount.as_fd())
-                    .and_then(|cover| Ok(attach(cover, open_plain(&root, path)?)?));
-                covered.with_context(|| format!("mounting the step's /{path}"))?;
-            }
-            root
+    }
+    let free: Vec<_> = file_systems.iter().map(|(_, free)| *free).collect();
+    let limits = divide(TmpfsLimits::throwaway_in(free.len()), &free);
+    let own: u64 = spec.shims.iter().map(|shim| (shim.content.len() as u64).next_multiple_of(4096)).sum();
+    let scratch = new_scratch(&place, limits[0].with_own(own))?;
+    let root = overlay(scratch.as_fd(), 0, place.as_fd())?;
+    attach(&root, open_plain(&scratch, "root")?)?;
+    let mut places = vec![scratch.try_clone().context("duplicating a descriptor")?];
+    for (number, limits) in limits.iter().enumerate().skip(1) {
+        let (name, tmpfs) = (format!("writes{number}"), new_tmpfs("0700", limits.with_own(0), PLAIN)?);
+        rustix::fs::mkdirat(&scratch, &name, Mode::from_raw_mode(0o700))?;
+        attach(&tmpfs, open_plain(&scratch, &name)?)?;
+        places.push(tmpfs);
+    }
+    let mut discarded = vec![DiscardedWrites { path: "/".to_owned(), place: limits[0] }];
+    for (index, (path, mount)) in lower.iter().enumerate() {
+        let number = file_system_of[index];
+        let covered = throwaway(places[number].as_fd(), index + 1, mount.as_fd())
+            .and_then(|cover| Ok(attach(cover, open_plain(&root, path)?)?));
+        covered.with_context(|| format!("mounting the step's /{path}"))?;
+        if number > 0 && !file_system_of[..index].contains(&number) {
+            discarded.push(DiscardedWrites { path: format!("/{path}"), place: limits[number] });
         }
-    };
-    Ok((root, scratch))
+    }
+    Ok(StepRoot { root, scratch, discarded })
 }
 
 fn open(path: &Path) -> Result<OwnedFd> {

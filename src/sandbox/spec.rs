@@ -82,11 +82,27 @@ pub struct StepExit {
     pub status: ExitStatus,
     /// The names of processes that were still running when the command ended. These processes were killed.
     pub surviving_processes: Vec<String>,
-    /// Descriptions of the step's file systems in memory that were full when the command ended.
-    pub full_file_systems: Vec<String>,
+    /// The step's file systems in memory that were full when the command ended.
+    pub full_file_systems: Vec<FullMemory>,
     /// The limit that the step exceeded, if it failed. oven measures it after the helper has ended.
     #[serde(skip)]
     pub exceeded_limit: Option<ExceededLimit>,
+}
+
+/// A file system in memory that was full when a step's command ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FullMemory {
+    /// Which file system is full, and its limits.
+    pub message: String,
+    /// The mount point in the image whose free space is the limit. `None` if this machine's memory is the limit.
+    pub of_image: Option<String>,
+}
+
+impl FullMemory {
+    /// A file system whose limit depends only on this machine's memory.
+    pub fn of_machine(message: String) -> Self {
+        Self { message, of_image: None }
+    }
 }
 
 /// A limit of a step's cgroup that the step exceeded.

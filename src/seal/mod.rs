@@ -11,7 +11,7 @@ pub mod selinux;
 use crate::image::accounts::Accounts;
 use crate::provision::command::CommandRunner;
 use crate::provision::plan_steps;
-use crate::provision::space::DiskSpace;
+use crate::provision::space::ImageSpace;
 use anyhow::{Context, Result};
 use std::time::SystemTime;
 
@@ -19,7 +19,7 @@ use std::time::SystemTime;
 /// image with it.
 pub struct Baseline {
     begun: SystemTime,
-    space: DiskSpace,
+    space: ImageSpace,
     bake_start: secret_scan::BakeStart,
     lint: lint::LintBaseline,
     boot: bootable::BootBaseline,
@@ -33,7 +33,7 @@ impl Baseline {
         Accounts::read(place.inside)?;
         Ok(Self {
             begun: SystemTime::now(),
-            space: DiskSpace::of(place.root)?,
+            space: ImageSpace::of(place.root)?,
             bake_start: secret_scan::BakeStart::now(),
             lint: lint::LintBaseline::of(place.inside, work)?,
             boot: bootable::BootBaseline::of(place.inside)?,
@@ -59,7 +59,11 @@ pub async fn image(runner: &CommandRunner<'_>, baseline: Baseline) -> Result<()>
     for step in plan_steps::cleaning(work.plan) {
         plan_steps::run_step(runner, step).await?;
     }
-    bootable::check_bootable(place, &baseline.boot, work.report).await?;
+    if let Err(error) = bootable::check_bootable(place, &baseline.boot, work.report).await {
+        // A kernel or an initramfs may be incomplete, because there was no space for it.
+        baseline.space.ensure_available(place.root)?;
+        return Err(error);
+    }
     let step = work.report.step(CLEAN.0, CLEAN.1);
     let timer = place.inside.meter().start();
     for note in clean::clean(place.inside, &work.image.keep).context("cleaning the image")? {

@@ -69,7 +69,8 @@ fn has_nvme() -> Result<()> {
     }
     let failure = Kind::Machine
         .failure("this machine has no NVMe disks, but oven finds a volume by its NVMe serial number");
-    Err(failure.hint("Bake on an instance of the Nitro system.").into())
+    let hint = "Bake on an instance of the Nitro system, or with `--disks direct`, which attaches no volume.";
+    Err(failure.hint(hint).into())
 }
 
 async fn connect(settings: Settings, report: Report, instance: Option<imds::Instance>) -> Result<Site> {

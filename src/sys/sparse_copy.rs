@@ -4,7 +4,9 @@
 use super::space::{free_space, no_space, write_error};
 use super::tasks::CancelFlag;
 use super::temp_file::TempFile;
+use crate::error::Kind;
 use anyhow::{Context, Result};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, SeekFrom};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
@@ -29,6 +31,66 @@ static ZEROS: [u8; BLOCK] = [0; BLOCK];
 /// Returns the length of a file or block device in bytes.
 pub fn length(mut file: &File) -> Result<u64> {
     Ok(file.seek(std::io::SeekFrom::End(0))?)
+}
+
+/// The path that opens standard input again.
+pub const STANDARD_INPUT: &str = "/proc/self/fd/0";
+
+/// Returns the name of a disk in messages. The path of a descriptor of this process is that of standard input, or of its
+/// copy.
+pub fn disk_name(path: &Path) -> String {
+    if path.starts_with("/proc/self/fd") { "standard input".into() } else { path.display().to_string() }
+}
+
+/// How long a thread waits for a stream before it checks whether it was cancelled.
+const STREAM_WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+
+/// Copies a stream, such as a pipe, into a nameless file in `dir`. Blocks of zeros become holes.
+pub fn copy_stream(stream: BorrowedFd<'_>, dir: &Path, cancelled: &CancelFlag) -> Result<TempFile> {
+    let target = TempFile::new(dir)?;
+    let (mut buffer, mut end) = (vec![0; CHUNK], 0u64);
+    loop {
+        let length = fill(stream, &mut buffer, cancelled)?;
+        if length == 0 {
+            break;
+        }
+        nonzero_runs(&buffer[..length], &mut |at, data| {
+            target.file().write_all_at(data, end + at as u64).map_err(|error| stream_error(error, dir))
+        })?;
+        end += length as u64;
+    }
+    target.file().set_len(end).map_err(|error| stream_error(error, dir))?;
+    Ok(target)
+}
+
+/// Reads until the buffer is full or the stream ends. Returns the number of bytes.
+fn fill(stream: BorrowedFd<'_>, buffer: &mut [u8], cancelled: &CancelFlag) -> Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        cancelled.check()?;
+        let mut ready = [PollFd::new(&stream, PollFlags::IN)];
+        match poll(&mut ready, Some(&STREAM_WAIT)) {
+            Ok(0) | Err(Errno::INTR) => continue,
+            ready => _ = ready.context("waiting for the stream")?,
+        }
+        match rustix::io::read(stream, &mut buffer[filled..]) {
+            Ok(0) => break,
+            Ok(length) => filled += length,
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            Err(error) => return Err(error).context("reading the stream"),
+        }
+    }
+    Ok(filled)
+}
+
+fn stream_error(error: std::io::Error, dir: &Path) -> anyhow::Error {
+    match Errno::from_io_error(&error) {
+        Some(Errno::NOSPC | Errno::DQUOT | Errno::FBIG) => Kind::Machine
+            .failure(format!("no space is left in {} for a copy of the stream ({error})", dir.display()))
+            .hint("Free some space on that disk, or set TMPDIR to a directory on another disk.")
+            .into(),
+        _ => anyhow::Error::from(error).context(format!("writing in {}", dir.display())),
+    }
 }
 
 /// Copies `source` into a nameless file of `size` bytes in `dir`. `size` is at least the source's length, and the bytes

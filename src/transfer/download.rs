@@ -9,12 +9,14 @@ use crate::ids::{BLOCK, Digest};
 use crate::sys::sparse_copy::nonzero_runs;
 use crate::trace::Track;
 use anyhow::{Context, Result};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// The maximum number of concurrent reads. More reads would not be faster, because the client of EBS direct sends at
@@ -122,13 +124,9 @@ pub async fn download_with_progress(
     into: &File,
     on_progress: &dyn Fn(u64, u64),
 ) -> Result<SnapshotContents> {
-    let contents = blocks.contents(snapshot).await?;
+    let contents = contents(blocks, snapshot).await?;
     let reader = blocks.reader(snapshot).await?;
     let size = contents.size_gib << 30;
-    if contents.blocks.max().is_some_and(|last| (u64::from(last) + 1) * BLOCK as u64 > size) {
-        let text = format!("{snapshot} has blocks beyond its size of {} GiB", contents.size_gib);
-        return Err(Kind::Cloud.error(text));
-    }
     // An empty file is not truncated, because ext4 writes a truncated file completely to the disk when it is closed.
     let is_empty = into.metadata().context("inspecting the file")?.len() == 0;
     let emptied = if is_empty { Ok(()) } else { into.set_len(0) };
@@ -145,17 +143,124 @@ pub async fn download_with_progress(
         count.fetch_add(1, Ordering::Relaxed);
         Ok(())
     });
-    let (mut reading, bytes) = (pin!(reading), |blocks: usize| (blocks * BLOCK) as u64);
-    let (mut ticks, all) = (tokio::time::interval(PROGRESS_INTERVAL), bytes(contents.blocks.len() as usize));
+    report_until_done(reading, &done, contents.blocks.len() as usize, on_progress).await?;
+    Ok(contents)
+}
+
+/// Returns the list of a snapshot's blocks. Fails if a block is beyond the end of the disk.
+async fn contents(blocks: &dyn BlockApi, snapshot: &SnapshotId) -> Result<SnapshotContents> {
+    let contents = blocks.contents(snapshot).await?;
+    let size = contents.size_gib << 30;
+    if contents.blocks.max().is_some_and(|last| (u64::from(last) + 1) * BLOCK as u64 > size) {
+        let text = format!("{snapshot} has blocks beyond its size of {} GiB", contents.size_gib);
+        return Err(Kind::Cloud.error(text));
+    }
+    Ok(contents)
+}
+
+/// Waits for `work`, and calls `on_progress` regularly. `done` is the number of blocks done so far.
+async fn report_until_done(
+    work: impl Future<Output = Result<()>>,
+    done: &AtomicUsize,
+    all: usize,
+    on_progress: &dyn Fn(u64, u64),
+) -> Result<()> {
+    let bytes = |blocks: usize| (blocks * BLOCK) as u64;
+    let (mut work, mut ticks) = (pin!(work), tokio::time::interval(PROGRESS_INTERVAL));
     loop {
         tokio::select! {
             biased;
-            result = &mut reading => break result?,
-            _ = ticks.tick() => on_progress(bytes(done.load(Ordering::Relaxed)), all),
+            result = &mut work => break result?,
+            _ = ticks.tick() => on_progress(bytes(done.load(Ordering::Relaxed)), bytes(all)),
         }
     }
-    on_progress(all, all);
+    on_progress(bytes(all), bytes(all));
+    Ok(())
+}
+
+/// Writes a snapshot to a stream, such as a pipe, from its first byte to its last, with all its zeros. Each block is
+/// verified before it is written. If this fails, a part of the disk was already written.
+pub async fn download_in_order(
+    blocks: &dyn BlockApi,
+    snapshot: &SnapshotId,
+    into: &File,
+    on_progress: &dyn Fn(u64, u64),
+) -> Result<SnapshotContents> {
+    let contents = contents(blocks, snapshot).await?;
+    let reader = blocks.reader(snapshot).await?;
+    let stream = into.try_clone().context("duplicating a descriptor")?;
+    let (all, id): (Vec<u32>, _) = (contents.blocks.iter().collect(), snapshot.clone());
+    let end = (contents.size_gib << 30) / BLOCK as u64;
+    let done = Arc::new(AtomicUsize::new(0));
+    let count = done.clone();
+    let writing = run_until_dropped(move |dropped| {
+        let zeros = vec![0; BLOCK];
+        let write = |data: &[u8]| write_to_stream(&stream, data, dropped);
+        let mut next = 0;
+        for batch in all.chunks(READERS) {
+            let data = read_batch(&*reader, &id, batch, dropped)?;
+            for (index, data) in batch.iter().map(|index| u64::from(*index)).zip(data) {
+                (next..index).try_for_each(|_| write(&zeros))?;
+                write(&data)?;
+                next = index + 1;
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        (next..end).try_for_each(|_| write(&zeros))
+    });
+    report_until_done(writing, &done, contents.blocks.len() as usize, on_progress).await?;
     Ok(contents)
+}
+
+/// Reads some blocks concurrently, and returns their data in the same order.
+fn read_batch(
+    reader: &dyn SnapshotReader,
+    snapshot: &SnapshotId,
+    indexes: &[u32],
+    dropped: &AtomicBool,
+) -> Result<Vec<Vec<u8>>> {
+    let (next, data) = (AtomicUsize::new(0), Mutex::new(vec![Vec::new(); indexes.len()]));
+    run_in_threads(indexes.len(), || {
+        loop {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            let Some(index) = indexes.get(at) else { return Ok(()) };
+            if dropped.load(Ordering::Relaxed) {
+                return Err(Kind::Interrupted.error("stopped"));
+            }
+            let block = read(reader, snapshot, *index)?.0;
+            data.lock().unwrap_or_else(PoisonError::into_inner)[at] = block;
+        }
+    })?;
+    Ok(data.into_inner().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// How long a thread waits for a stream before it checks whether it was cancelled.
+const STREAM_WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+/// If a pipe is ready, it takes at least this many bytes without blocking (PIPE_BUF).
+const PIPE_CHUNK: usize = 4096;
+
+/// Writes to a stream. Never blocks for long, so that a reader that has stopped cannot delay the end of this process.
+fn write_to_stream(stream: &File, mut data: &[u8], dropped: &AtomicBool) -> Result<()> {
+    while !data.is_empty() {
+        if dropped.load(Ordering::Relaxed) {
+            return Err(Kind::Interrupted.error("stopped"));
+        }
+        let mut ready = [PollFd::new(stream, PollFlags::OUT)];
+        match poll(&mut ready, Some(&STREAM_WAIT)) {
+            Ok(0) | Err(Errno::INTR) => continue,
+            ready => _ = ready.context("waiting for standard output")?,
+        }
+        match rustix::io::write(stream, &data[..data.len().min(PIPE_CHUNK)]) {
+            Ok(written) => data = &data[written..],
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            Err(Errno::PIPE) => {
+                let what = "the program that reads standard output ended before it had read the whole disk";
+                return Err(Kind::Machine.error(what));
+            }
+            Err(error) => return Err(write_error(error.into())).context("writing to standard output"),
+        }
+    }
+    Ok(())
 }
 
 fn write_error(error: std::io::Error) -> anyhow::Error {

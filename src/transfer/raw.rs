@@ -6,7 +6,7 @@ use super::readers::BlockSource;
 use crate::error::Kind;
 use crate::ids::digest_of;
 use crate::ids::{BLOCK, Digest};
-use crate::sys::sparse_copy::{data_after, length};
+use crate::sys::sparse_copy::{data_after, disk_name, length};
 use anyhow::{Context, Result};
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
@@ -56,7 +56,7 @@ impl RawDisk {
     /// runtime's thread.
     #[allow(clippy::disallowed_methods)]
     pub fn new(file: File, name: &Path) -> Result<Self> {
-        let context = || format!("inspecting {}", name.display());
+        let context = || format!("inspecting {}", disk_name(name));
         let mut stamp = stamp(&file).with_context(context)?;
         for _ in 0..MAX_WAITS {
             if stamp.as_ref().is_none_or(is_settled) {
@@ -77,7 +77,7 @@ impl RawDisk {
 
     fn changed_error(&self) -> anyhow::Error {
         Kind::Usage
-            .failure(format!("{} was changed while it was read", self.name.display()))
+            .failure(format!("{} was changed while it was read", disk_name(&self.name)))
             .hint("Try again when no program writes to it.")
             .into()
     }
@@ -130,7 +130,7 @@ impl BlockSource for RawDisk {
         let buffer = Arc::get_mut(&mut data).expect("the new Arc has one owner");
         self.file.read_exact_at(&mut buffer[..want], start).map_err(|e| match e.kind() {
             ErrorKind::UnexpectedEof => self.changed_error(),
-            _ => anyhow::Error::from(e).context(format!("reading {}", self.name.display())),
+            _ => anyhow::Error::from(e).context(format!("reading {}", disk_name(&self.name))),
         })?;
         if data[..] == ZEROS {
             return Ok(None);

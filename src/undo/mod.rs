@@ -14,7 +14,7 @@ mod background;
 use crate::ids::RunId;
 pub use background::Background;
 
-use crate::error::Kind;
+use crate::error::{Kind, hint_of};
 use anyhow::{Error, Result};
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -119,7 +119,14 @@ impl Undo {
 
     fn explain_cause(&self, error: Error) -> Error {
         match self.causes.borrow().iter().find_map(|cause| cause()) {
-            Some(cause) => cause.context(format!("{error:#}")),
+            Some(cause) => {
+                let failure = Kind::of(&cause)
+                    .failure(format!("{cause:#}. Because of this, the bake failed: {error:#}"));
+                match hint_of(&cause) {
+                    Some(hint) => failure.hint(hint).into(),
+                    None => failure.into(),
+                }
+            }
             None => error,
         }
     }
@@ -366,7 +373,10 @@ mod tests {
             Err::<(), _>(Kind::Step.error("exit status 1").context("installing packages"))
         });
         let error = ended.await.result.unwrap_err();
-        assert_eq!(format!("{error:#}"), "installing packages: exit status 1: the disk is full");
+        assert_eq!(
+            format!("{error:#}"),
+            "the disk is full. Because of this, the bake failed: installing packages: exit status 1"
+        );
         assert_eq!(Kind::of(&error), Kind::Machine);
     }
 

@@ -48,13 +48,13 @@ impl Place {
         let file = File::create(&path).unwrap();
         file.set_len(size).unwrap();
         // Enough of an ext4 to be taken for one.
-        let gib = (size >> 30).max(1) as u8;
+        let blocks_of_disk = (size / 4096) as u32;
         for (offset, bytes) in
             [(1080, &[0x53, 0xef][..]), (1024 + 96, &[0x40, 0, 0, 0]), (1024 + 24, &[2, 0, 0, 0])]
         {
             file.write_all_at(bytes, offset).unwrap();
         }
-        file.write_all_at(&[gib], 1024 + 6).unwrap();
+        file.write_all_at(&blocks_of_disk.to_le_bytes(), 1024 + 4).unwrap();
         // No two pages of it are alike.
         let mut data = vec![1; BLOCK as usize];
         for index in blocks {
@@ -232,4 +232,173 @@ fn four_gibibytes_take_little_memory() {
     assert!((1..256).contains(&exported), "exporting took {exported} MiB");
     let (again, _) = place.expect(0, &["import", "out.raw", "--name", "base"]);
     assert_eq!(again.trim(), id, "it is the same disk");
+}
+
+/// Runs a script with `$OVEN` and the region.
+fn sh(place: &Place, script: &str) -> Output {
+    let mut sh = Command::new("bash");
+    sh.args(["-o", "pipefail", "-c", script]).env("OVEN", env!("CARGO_BIN_EXE_oven"));
+    sh.env("OVEN_REGION_DIR", "region").env("TMPDIR", ".").current_dir(&place.0).output().unwrap()
+}
+
+fn err_of(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn a_disk_is_exported_to_standard_output() {
+    let place = Place::new();
+    let raw = place.raw("disk.raw", 1 << 30, [3, 4, 900, 2047]);
+    let (ami, _) = place.expect(0, &["import", "disk.raw", "--name", "base"]);
+    let ami = ami.trim();
+    fs::write(place.path("longer"), vec![7; (1 << 20) + 1]).unwrap();
+    let (size, sparse) = (1 << 30, true);
+    for (script, file, end, is_sparse) in [
+        ("$OVEN export AMI - > file", "file", size, sparse),
+        // The next program begins after the disk.
+        ("{ $OVEN export AMI -; echo end; } > two", "two", size + 4, sparse),
+        ("$OVEN export AMI - | cat > piped", "piped", size, false),
+        ("$OVEN export AMI - >> appended", "appended", size, false),
+        // What follows the disk in an old file stays, as with `cat`.
+        ("$OVEN export AMI - 1<> longer", "longer", size, false),
+    ] {
+        let output = sh(&place, &script.replace("AMI", ami));
+        assert!(output.status.success(), "{script}: {}", err_of(&output));
+        assert!(output.stdout.is_empty(), "{script}");
+        let path = place.path(file);
+        let metadata = fs::metadata(&path).unwrap();
+        assert_eq!(metadata.len(), end, "{script}");
+        assert_eq!(metadata.blocks() * 512 < 6 * BLOCK, is_sparse, "{script}: {}", metadata.blocks());
+        if end == size {
+            assert_same(&raw, &path);
+        }
+        fs::remove_file(path).unwrap();
+    }
+    assert_eq!(place.files(), ["disk.raw", "region"], "no file is named -");
+}
+
+#[test]
+fn a_disk_that_standard_output_does_not_take_is_a_failure() {
+    let place = Place::new();
+    place.raw("disk.raw", 1 << 30, [3, 900]);
+    let (ami, _) = place.expect(0, &["import", "disk.raw", "--name", "base"]);
+    let export = |end: &str| sh(&place, &format!("$OVEN export {} - {end}", ami.trim()));
+    for (end, code, words) in
+        [("> /dev/full", 8, "No space left on device"), ("--json", 2, "--json needs standard output")]
+    {
+        let output = export(end);
+        // With --json, the error is in the stream.
+        let text = err_of(&output) + &String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(code), "{end}: {text}");
+        assert!(text.contains(words), "{end}: {text}");
+    }
+    let output = export("| head -c 4096 > head");
+    assert_eq!(output.status.code(), Some(8), "{}", err_of(&output));
+    assert!(err_of(&output).contains("ended before it had read the whole disk"), "{}", err_of(&output));
+    assert_eq!(fs::metadata(place.path("head")).unwrap().len(), 4096);
+}
+
+#[test]
+fn a_disk_is_imported_from_standard_input() {
+    let place = Place::new();
+    place.raw("disk.raw", (1 << 30) - 4096, [3, 4, 900]);
+    let (ami, _) = place.expect(0, &["import", "disk.raw", "--name", "base"]);
+    let before = place.files();
+    // All of them are the same disk as the file's.
+    for script in [
+        "$OVEN import - --name base < disk.raw",
+        "cat disk.raw | $OVEN import - --name base",
+        "(echo skipped; cat disk.raw) > with-line; { read line; $OVEN import - --name base; } < with-line; \
+         rm with-line",
+        "cat disk.raw | $OVEN import - --name base --verify",
+    ] {
+        let output = sh(&place, script);
+        assert!(output.status.success(), "{script}: {}", err_of(&output));
+        assert_eq!(String::from_utf8_lossy(&output.stdout), ami, "{script}");
+    }
+    let output = sh(&place, "cat disk.raw | $OVEN import - --name other --verify");
+    assert!(output.status.success(), "{}", err_of(&output));
+    assert!(err_of(&output).contains("importing standard input"), "{}", err_of(&output));
+    let other = String::from_utf8_lossy(&output.stdout).into_owned();
+    place.expect(0, &["export", other.trim(), "out.raw"]);
+    assert_same(&place.path("disk.raw"), &place.path("out.raw"));
+    fs::remove_file(place.path("out.raw")).unwrap();
+
+    let images = place.in_region("images");
+    for (script, code, words) in [
+        ("true | $OVEN import - --name x", 2, "standard input is empty"),
+        (
+            r"printf 'QFI\373%01000d' 0 | $OVEN import - --name x",
+            2,
+            "`qemu-img convert -O raw FILE disk.raw`",
+        ),
+        ("head -c 9999 /dev/zero | $OVEN import - --name x", 2, "standard input is not a disk"),
+        ("head -c 1M disk.raw | $OVEN import - --name x", 2, "standard input is truncated: 1072689152 bytes"),
+        ("cat disk.raw | TMPDIR=gone $OVEN import - --name x", 8, "gone"),
+    ] {
+        let output = sh(&place, script);
+        assert_eq!(output.status.code(), Some(code), "{script}: {}", err_of(&output));
+        assert!(err_of(&output).contains(words), "{script}: {}", err_of(&output));
+    }
+    assert_eq!((place.files(), place.in_region("images")), (before, images));
+}
+
+#[test]
+fn a_truncated_disk_is_refused_with_the_number_of_missing_bytes() {
+    let place = Place::new();
+    let mib = 1 << 20;
+    // A GPT whose backup is in the last sector of 64 MiB.
+    let gpt = File::create(place.path("gpt.raw")).unwrap();
+    gpt.set_len(64 * mib).unwrap();
+    let mut header = [0; 92];
+    for (at, value) in [(0, u64::from_le_bytes(*b"EFI PART")), (24, 1), (32, 64 * mib / 512 - 1), (72, 2)] {
+        header[at..at + 8].copy_from_slice(&value.to_le_bytes());
+    }
+    header[12] = 92;
+    let mut sum = flate2::Crc::new();
+    sum.update(&header);
+    header[16..20].copy_from_slice(&sum.sum().to_le_bytes());
+    let protective = [0, 0, 2, 0, 0xee, 0xff, 0xff, 0xff, 1, 0, 0, 0, 0xff, 0xff, 1, 0];
+    for (at, bytes) in [(446, &protective[..]), (510, &[0x55, 0xaa]), (512, &header)] {
+        gpt.write_all_at(bytes, at).unwrap();
+    }
+    // An MBR with a partition from 1 MiB to 64 MiB.
+    let mbr = File::create(place.path("mbr.raw")).unwrap();
+    mbr.set_len(64 * mib).unwrap();
+    let sectors = (63 * mib / 512) as u32;
+    let entry =
+        [&[0x80, 0, 0, 0, 0x83, 0, 0, 0], &2048u32.to_le_bytes()[..], &sectors.to_le_bytes()].concat();
+    for (at, bytes) in [(446, &entry[..]), (510, &[0x55, 0xaa])] {
+        mbr.write_all_at(bytes, at).unwrap();
+    }
+    // File systems without a table.
+    place.raw("ext4.raw", 64 * mib, [3]);
+    let xfs = File::create(place.path("xfs.raw")).unwrap();
+    xfs.set_len(64 * mib).unwrap();
+    let blocks = (64 * mib / 4096).to_be_bytes();
+    for (at, bytes) in [(0, &b"XFSB"[..]), (4, &4096u32.to_be_bytes()), (8, &blocks)] {
+        xfs.write_all_at(bytes, at).unwrap();
+    }
+    for (name, source) in [("gpt", "GPT"), ("mbr", "MBR"), ("ext4", "ext4"), ("xfs", "xfs")] {
+        let file = format!("{name}.raw");
+        let raw = File::options().write(true).open(place.path(&file)).unwrap();
+        for length in [64 * mib - 1, 32 * mib, 4096] {
+            raw.set_len(length).unwrap();
+            let (_, err) = place.expect(2, &["import", &file, "--name", name]);
+            let words = format!(
+                "{file} is truncated: {} bytes are missing. Its {source} is for a disk of {} bytes, but it has only \
+                 {length} bytes",
+                64 * mib - length,
+                64 * mib
+            );
+            assert!(err.contains(&words), "{name} {length}: {err}");
+            assert!(err.contains("Copy or download the disk image again."), "{err}");
+            assert!(!place.path("region").exists());
+        }
+    }
+    for name in ["gpt", "mbr", "ext4", "xfs"] {
+        let file = format!("{name}.raw");
+        File::options().write(true).open(place.path(&file)).unwrap().set_len(64 * mib).unwrap();
+        place.expect(0, &["import", &file, "--name", name]);
+    }
 }

@@ -213,6 +213,11 @@ pub struct Plan {
     /// after the steps of phase clean, the bake fails.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub caches: Vec<Cache>,
+    /// A command that prints the versions of the package `{name}` that can be installed, one on each line, the best first.
+    /// It runs without the network if a step fails because of a package whose version the definition sets. It is empty if
+    /// the plugin does not support this.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub versions: Vec<String>,
     /// How [`Job::tools`] are installed and removed again. `None` if the plugin does not support this. In that case the
     /// definition has to list the packages of the tools.
     #[serde(default, skip_serializing_if = "Option::is_none")]

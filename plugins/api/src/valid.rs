@@ -83,6 +83,12 @@ pub fn faults_of_plan(plan: &Plan, job: &Job) -> Vec<String> {
     if plan.expect.packages.iter().any(|wanted| wanted.name.is_empty()) {
         faults.push("expect: a package has no name".into());
     }
+    if !plan.versions.is_empty() {
+        check_command("versions", &plan.versions, &mut faults);
+        if !plan.versions.iter().any(|argument| argument.contains("{name}")) {
+            faults.push("versions: no argument has {name}, which stands for the package".into());
+        }
+    }
     let lists = [("troubles", &plan.troubles), ("failures", &plan.failures), ("notes", &plan.notes)];
     for (key, troubles) in lists {
         faults.extend(

@@ -248,6 +248,7 @@ fn plan() -> Plan {
             holds: Holds::Packages,
             sources: vec!["/etc/pkg".into()],
         }],
+        versions: vec!["list".into(), "{name}".into()],
         tools: Some(Tools {
             steps: step(),
             unneeded: Question {

@@ -17,7 +17,8 @@ mod troubles;
 mod verify;
 
 use oven_distro::{
-    Claim, Claims, Conffiles, Distro, Expect, Job, OsRelease, Phase, Plan, Refused, Shim, Step, Upgrade,
+    Claim, Claims, Conffiles, Distro, Expect, Job, OsRelease, Package, Phase, Plan, Refused, Shim, Step,
+    Upgrade,
 };
 use packages::PackageRequests;
 use std::collections::BTreeMap;
@@ -37,6 +38,15 @@ const INITRAMFS_TOOLS: &str = "/usr/sbin/mkinitramfs";
 /// The last configuration file that initramfs-tools reads. It is copied into the initramfs, but no program in the
 /// initramfs reads it.
 const GENERIC_INITRAMFS: &str = "/etc/initramfs-tools/conf.d/zz-generic";
+
+/// Prints the versions of a package, newest first. `madison` prints a line for each version and repository.
+const LIST_VERSIONS: [&str; 5] = [
+    "sh",
+    "-c",
+    "apt-cache madison -- \"$1\" 2> /dev/null | cut -d '|' -f 2 | tr -d ' ' | uniq",
+    "sh",
+    "{name}",
+];
 
 /// Time limits in seconds. An index has some 10 MB. All packages of a server together have some 1 GB.
 const UPDATE_TIMEOUT: u64 = 15 * 60;
@@ -88,6 +98,9 @@ impl Distro for Debian {
         let mut plan =
             Plan { shims: vec![policy_rc_d()], troubles: troubles::troubles(), tools, ..Plan::default() };
         plan.caches = caches::caches(changes || plan.tools.is_some());
+        if job.packages.iter().any(|package| matches!(package, Package::Named { version: Some(_), .. })) {
+            plan.versions = LIST_VERSIONS.map(str::to_owned).to_vec();
+        }
         if has(DPKG_QUERY) {
             plan.facts = BTreeMap::from([("packages".to_owned(), list_packages_command())]);
             plan.expect = expected_states();

@@ -119,6 +119,35 @@ const ROWS: &[Row] = &[
         None,
     ),
     Row(
+        "E: Release file for * is expired *",
+        "the index of the repository {1} has expired {2}",
+        Some(
+            "The mirror is no longer updated: set another `mirror` in [network] of oven.toml. If this machine's clock is \
+             wrong (`date`), correct it.",
+        ),
+        None,
+    ),
+    Row(
+        "E: Release file for * is not valid yet *",
+        "the index of the repository {1} is not valid yet {2}",
+        Some("This machine's clock is wrong: compare `date` with another machine."),
+        None,
+    ),
+    Row(
+        "*Mirror sync in progress*",
+        "the mirror is being updated: its index and its files do not fit together",
+        Some("Bake again in some minutes, or set another `mirror` in [network] of oven.toml."),
+        None,
+    ),
+    Row(
+        "*Hash Sum mismatch*",
+        "a downloaded file differs from the repository's index",
+        Some(
+            "Bake again in some minutes: the mirror may be being updated. Or set another `mirror` in [network] of oven.toml.",
+        ),
+        None,
+    ),
+    Row(
         "E: Failed to fetch *",
         "{1}",
         Some("Is the address reachable? `[network]` of oven.toml sets proxy and mirror."),

@@ -2,6 +2,7 @@
 
 use super::{Import, ImportOutcome, name, source, verify};
 use crate::cloud::{DiskCopier, Image};
+use crate::sys::sparse_copy::disk_name;
 use crate::undo::{Debt, Due, Undo};
 use anyhow::Result;
 use std::fs::File;
@@ -15,7 +16,7 @@ pub async fn disk(
     undo: &Undo,
 ) -> Result<ImportOutcome> {
     let Import { site, wanted, .. } = import;
-    let step = site.report.step("import", format!("importing {}", wanted.raw.display()));
+    let step = site.report.step("import", format!("importing {}", disk_name(&wanted.raw)));
     let copied = copier.copy_disk(&wanted.raw, &wanted.name, wanted.architecture, &site.report).await;
     let image = copied.map_err(|error| name::explain_conflict(import, holder, error))?;
     let new = holder.is_none();

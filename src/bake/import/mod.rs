@@ -16,6 +16,7 @@ use crate::site::Site;
 use crate::undo::{self, Ended, Undo};
 use anyhow::Result;
 pub use request::ImportRequest;
+pub use source::open as open_disk;
 use std::fs::File;
 
 /// The inputs of one import: its request and site.
@@ -37,7 +38,7 @@ pub struct ImportOutcome {
 pub async fn import(import: &Import<'_>, stop: impl Future<Output = ()>) -> Ended<ImportOutcome> {
     undo::scope(import.site.undo_policy(false), stop, async |undo| {
         request::check(import.wanted)?; //                              1. check
-        let file = source::open(import.wanted)?;
+        let file = source::open(&import.wanted.raw)?;
         let holder = name::holder(import).await?; //                    2. look up the name
         // The other steps: 3. copy the disk or upload its blocks, 4. verify, 5. register.
         match import.site.cloud.disk_copier() {

@@ -4,6 +4,7 @@ use super::Import;
 use crate::cloud::Tags;
 use crate::cloud::block_api::NewSnapshot;
 use crate::disk::with_owner_tags;
+use crate::sys::sparse_copy::disk_name;
 use crate::transfer::raw::RawDisk;
 use crate::transfer::upload::{self, UploadedSnapshot};
 use crate::undo::Undo;
@@ -23,10 +24,10 @@ pub async fn blocks(import: &Import<'_>, disk: &Arc<RawDisk>, undo: &Undo) -> Re
         kms_key: None,
     };
     undo.owe(upload::snapshot_debt(site.blocks.clone(), run));
-    let step = site.report.step("import", format!("uploading {}", wanted.raw.display()));
+    let step = site.report.step("import", format!("uploading {}", disk_name(&wanted.raw)));
     let on_progress = |bytes| step.progress(bytes, None);
     let sent = upload::upload(&*site.blocks, &spec, disk.clone(), &on_progress).await;
-    let sent = sent.with_context(|| format!("importing {}", wanted.raw.display()))?;
+    let sent = sent.with_context(|| format!("importing {}", disk_name(&wanted.raw)))?;
     step.done();
     Ok(sent)
 }

@@ -9,7 +9,7 @@ use crate::cloud::{DiskCopier, Image, ImageState, ROOT_DEVICE, Tags};
 use crate::error::Kind;
 use crate::ids::{Architecture, ImageId, SnapshotId};
 use crate::report::Report;
-use crate::sys::sparse_copy;
+use crate::sys::sparse_copy::{self, disk_name};
 use crate::sys::tasks;
 use anyhow::{Context, Result};
 use async_trait::async_trait;
@@ -42,7 +42,7 @@ impl Region {
         check_image_name(name)?;
         check_tags(tags)?;
         let file = open(raw)?;
-        let context = || format!("importing {}", raw.display());
+        let context = || format!("importing {}", disk_name(raw));
         let before = stamp_of(&file)?;
         let settled = is_settled(&before) && file.metadata()?.is_file();
         let stamp = settled.then(|| before.clone());
@@ -84,7 +84,7 @@ impl Region {
         let source = ImportSource { digest, stamp };
         let after = stamp_of(&file)?;
         if (after.modified, after.length) != (before.modified, before.length) {
-            let failure = Kind::Usage.failure(format!("{} was changed while it was read", raw.display()));
+            let failure = Kind::Usage.failure(format!("{} was changed while it was read", disk_name(raw)));
             return Err(failure.hint("Try again when no program writes to it.").into());
         }
         let snapshot = SnapshotRecord {
@@ -187,7 +187,7 @@ impl DiskCopier for Region {
 }
 
 fn open(raw: &Path) -> Result<File> {
-    let name = raw.display();
+    let (name, is_standard_input) = (disk_name(raw), raw.starts_with("/proc/self/fd"));
     let metadata = std::fs::metadata(raw).map_err(|e| match e.kind() {
         std::io::ErrorKind::NotFound => Kind::NotFound.error(format!("{name} does not exist")),
         _ => anyhow::Error::from(e).context(format!("inspecting {name}")),
@@ -206,7 +206,7 @@ fn open(raw: &Path) -> Result<File> {
     file.read_exact_at(&mut head, 0).with_context(|| format!("reading {name}"))?;
     file.read_exact_at(&mut tail, length - short).with_context(|| format!("reading {name}"))?;
     let Some((format, command)) = other_format(&head, &tail) else { return Ok(file) };
-    let command = command.replace("FILE", &name.to_string());
+    let command = if is_standard_input { command.to_owned() } else { command.replace("FILE", &name) };
     Err(Kind::Usage
         .failure(format!("{name} is not a raw disk: it is {format}"))
         .hint(format!("Convert it with `{command}`."))

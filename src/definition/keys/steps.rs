@@ -36,7 +36,8 @@ pub(super) const TEST_KEY: TomlKey = TomlKey {
     name: "test",
     value: ValueType::Tables(&TEST),
     doc: "A test of the finished image. It runs like a `[[run]]`, but after all `[[run]]` and `[[ansible]]`. If it \
-          fails, no image is made. Its changes to the image are discarded.",
+          fails, no image is made. Its changes to the image are discarded. It has as much space for them as the image \
+          has free space.",
     example: "[[test]]\nscript = \"tests/web.sh\"",
     ..KEY
 };

@@ -291,6 +291,14 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
             "4: `target` of [[file]] is \"/etc/\": add the file's name",
         ),
         ("[[file]]\nsource = \"setup.sh\"\ntarget = \"/run/a\"", "4: `target` of [[file]] is below /run"),
+        (
+            "[[file]]\nsource = \"setup.sh\"\ntarget = \"/tmp/a\"",
+            "4: `target` of [[file]] is below /tmp: oven empties",
+        ),
+        (
+            "[[file]]\nsource = \"setup.sh\"\ntarget = \"/var/tmp/a/b\"",
+            "4: `target` of [[file]] is below /var/tmp",
+        ),
         ("[[file]]\nsource = \"setup.sh\"\ntarget = \"/\"", "4: `target` of [[file]] is the root"),
         (
             "[[file]]\nsource = \"setup.sh\"\ntarget = \"/a\"\nmode = 644",
@@ -376,7 +384,10 @@ fn mistakes_of_syntax_name_line_and_column_and_quote_nothing() {
     let top = tree();
     let cases: &[(&str, &str)] = &[
         ("name = web", "2: not valid TOML in column 8: "),
-        ("name = web", "; write a string in quotes"),
+        ("name = web", "; write a string in quotes\n    | name = …\n    |        ^"),
+        ("  size_gib   = web", "\n    | size_gib   = …\n    |              ^"),
+        ("packages = [", "\n    | packages = …\n    |            ^"),
+        ("[disk", "\n    | [disk\n    |     ^"),
         (
             "mode = 0644",
             "unexpected leading zero, expected nothing; write a mode in quotes, such as \"0644\"",

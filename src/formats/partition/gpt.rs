@@ -44,6 +44,20 @@ pub fn primary(disk: &(impl ReadAt + ?Sized), sector: u64) -> Result<PartitionTa
     table(&header(disk, sector, 1)?, sector)
 }
 
+/// Returns the size in bytes of the disk for which the primary copy was written, or `None` if its header is damaged. The
+/// disk may be smaller, because it was truncated.
+pub fn described_size(disk: &(impl ReadAt + ?Sized), sector: u64) -> Option<u64> {
+    let raw = disk.bytes(sector, sector as usize).ok()?;
+    let length = le32(&raw, 12) as usize;
+    let is_header = &raw[..8] == SIGNATURE && (HEADER_LEN..=raw.len()).contains(&length);
+    if !is_header || header_sum(&raw, length) != le32(&raw, 16) || le64(&raw, 24) != 1 {
+        return None;
+    }
+    // The backup is in the last sector of the disk.
+    let last = le64(&raw, 32).max(le64(&raw, 48));
+    last.checked_add(1)?.checked_mul(sector)
+}
+
 fn header(disk: &(impl ReadAt + ?Sized), sector: u64, lba: u64) -> Result<Header, DamagedTable> {
     let damaged = |what: &str| Err(DamagedTable(what.to_owned()));
     let sectors = disk.size() / sector;

@@ -78,6 +78,13 @@ pub fn read(disk: &(impl ReadAt + ?Sized), sector: u64, boot: &[u8]) -> Result<M
     Ok(if found.is_empty() { MbrContent::Nothing } else { MbrContent::Table(found) })
 }
 
+/// Returns the end in bytes of the last entry of a boot sector, or `None` if there is no entry. The entry of a GPT may
+/// have the largest possible size, whatever the size of the disk is. Such an entry does not count.
+pub fn described_end(boot: &[u8], sector: u64) -> Option<u64> {
+    let is_real = |entry: &&Entry| entry.kind != 0 && entry.count != u64::from(u32::MAX);
+    entries(boot)?.iter().filter(is_real).map(|entry| (entry.start + entry.count) * sector).max()
+}
+
 /// Reads the logical partitions. Each of them has its own boot record, which says where the next boot record is.
 fn read_logical(
     disk: &(impl ReadAt + ?Sized),

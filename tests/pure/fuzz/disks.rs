@@ -2,7 +2,7 @@
 
 use super::parsers::World;
 use oven::formats::partition::{PartitionTable, ReadAt, TableScheme, gpt, mbr};
-use oven::formats::{ext_metadata, partition, superblock};
+use oven::formats::{disk_size, ext_metadata, partition, superblock};
 use oven::ids::BLOCK;
 use std::io;
 
@@ -44,6 +44,8 @@ pub fn partition_table(_: &mut World, input: &[u8]) -> bool {
         for start in [input, &sealed] {
             for size in [start.len() as u64, LARGEST] {
                 let disk = SparseDisk { start, size };
+                let described = disk_size::described_size(&disk);
+                assert!(described.is_none_or(|size| size.bytes > 0), "{described:?}");
                 if let Ok(table) = partition::read(&disk, sector) {
                     check_table(&table, size, sector);
                     grow(&disk, &table, sector);

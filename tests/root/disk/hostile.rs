@@ -139,6 +139,7 @@ fn a_damaged_candidate_is_named_and_nothing_is_written_to_it() {
         let text = format!("{error:#}");
         assert!(text.contains("finding the root partition: partition 1 (ext4, 32.0 MiB"), "{text}");
         assert!(text.contains("is damaged: ") && text.contains("/etc/fstab"), "{text}");
+        assert!(text.contains("`e2fsck -fn` of loop") && text.contains("directory"), "{text}");
         assert_eq!(Kind::of(&error), Kind::Definition);
         assert!(hint_of(&error).unwrap().contains("e2fsck -f"));
         // The write protection ended with the failure.
@@ -311,4 +312,72 @@ fn a_file_system_that_is_unsafe_to_mount_is_refused() {
         disk.detach();
         assert!(before == content(&disk, "1"));
     }
+}
+
+/// Damages a file system whose root has the directory /etc, and returns the error of mounting and reading it.
+fn error_of_damage(disk: &LoopDisk, when: Damage) -> anyhow::Error {
+    let mut found = None;
+    alone(async |scratch| {
+        let device = disk.device();
+        let error = match Root::mount(&device, scratch, &PLAIN, &Report::silent()).await {
+            Err(error) => error,
+            Ok(root) => match when {
+                Damage::InMount => panic!("it was mounted"),
+                Damage::InBake => root.into_explained(Kind::Step.error("cat: /etc/x: Bad message")).await,
+                Damage::AtEnd => {
+                    assert!(root.tree().read("/var/tmp/file").is_err());
+                    root.close().await.unwrap_err()
+                }
+            },
+        };
+        assert_eq!((disk.mounts(), fs::read_dir(scratch).unwrap().count()), (0, 0));
+        found = Some(error);
+    });
+    disk.detach();
+    found.unwrap()
+}
+
+/// When the damage is found.
+#[derive(Clone, Copy)]
+enum Damage {
+    InMount,
+    InBake,
+    AtEnd,
+}
+
+#[test]
+fn a_damaged_file_system_is_named_with_the_findings_of_its_checker() {
+    let ext4 = || {
+        let mut disk = LoopDisk::new(40, 512);
+        disk.table("label: gpt\nstart=2048, type=L\n");
+        disk.ext4("1", &FAKE_ROOT(""), &[]);
+        disk
+    };
+    let directory = ext4();
+    damage(&directory, "1", "/var/tmp");
+    let groups = ext4();
+    // The descriptors of the groups, and their table of inodes.
+    groups.put("1", 4096, &[0xff; 4096]);
+    let root_inode = xfs();
+    root_inode.put("1", 16 * 4096, &[0; 4 * 4096]);
+    let free_space = xfs();
+    free_space.put("1", 4096, &[0; 2 * 4096]);
+    for (disk, when, check) in [
+        (&directory, Damage::AtEnd, "`e2fsck -fn` of loop"),
+        (&groups, Damage::InMount, "`e2fsck -fn` of loop"),
+        (&root_inode, Damage::InMount, "`xfs_repair -n` of loop"),
+        (&free_space, Damage::InBake, "`xfs_repair -n` of loop"),
+    ] {
+        let error = error_of_damage(disk, when);
+        let text = format!("{error:#}");
+        assert!(text.contains("damaged") && text.contains(check), "{text}");
+        let findings = text.lines().filter(|line| line.starts_with("    | ")).count();
+        assert!((1..=7).contains(&findings), "{text}");
+        assert_eq!(Kind::of(&error), Kind::Definition, "{text}");
+        assert!(hint_of(&error).unwrap().contains("e2fsck -f"), "{text}");
+    }
+    // A message of a program about damage is not believed if the file system is sound.
+    let sound = ext4();
+    let error = error_of_damage(&sound, Damage::InBake);
+    assert_eq!((Kind::of(&error), format!("{error:#}")), (Kind::Step, "cat: /etc/x: Bad message".into()));
 }

@@ -235,3 +235,48 @@ pub fn changed(raw: &Path, name: &str, requests: &[&str]) -> PathBuf {
     copy.persist(&path).unwrap();
     path
 }
+
+/// The small Debian with an additional partition of 8 MiB, which its fstab mounts on /boot.
+pub fn boot_disk() -> PathBuf {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("with-boot.raw");
+    if path.exists() {
+        return path;
+    }
+    const MIB: u64 = 1 << 20;
+    let run = |command: &mut Command| {
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{command:?}: {}", stderr(&output));
+        output.stdout
+    };
+    let dir = tempfile::tempdir_in(path.parent().unwrap()).unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let (small, disk, boot, fstab) = (quiet(), at("disk"), at("boot"), at("fstab"));
+    let table: serde_json::Value =
+        serde_json::from_slice(&run(Command::new("sfdisk").arg("--json").arg(&small))).unwrap();
+    let root = &table["partitiontable"]["partitions"][0];
+    let [start, sectors] = ["start", "size"].map(|field| root[field].as_u64().unwrap());
+    let script =
+        format!("label: gpt\n1: start=2048, size=16384, type=L\n2: start=32768, size={sectors}, type=L\n");
+    fs::write(at("table"), script).unwrap();
+    fs::File::create(&disk).unwrap().set_len((32_768 + sectors) * 512 + MIB).unwrap();
+    let table = fs::File::open(at("table")).unwrap();
+    run(Command::new("sfdisk").args(["--quiet", "--no-reread", "--no-tell-kernel"]).arg(&disk).stdin(table));
+    fs::File::create(&boot).unwrap().set_len(8 * MIB).unwrap();
+    run(Command::new("mkfs.ext4").args(["-q", "-L", "boot"]).arg(&boot));
+    let copy = |from: &Path, skip: u64, to: u64, length: u64| {
+        let mut dd = Command::new("dd");
+        dd.arg(format!("if={}", from.display())).arg(format!("of={}", disk.display()));
+        let places = format!("skip={skip} seek={to} count={length}");
+        dd.args(["bs=1M", "conv=notrunc,sparse", "iflag=skip_bytes,count_bytes", "oflag=seek_bytes"]);
+        run(dd.args(places.split(' ')));
+    };
+    copy(&boot, 0, 2048 * 512, 8 * MIB);
+    copy(&small, start * 512, 32_768 * 512, sectors * 512);
+    fs::write(&fstab, "LABEL=boot /boot ext4 defaults 0 2\n").unwrap();
+    let image = ImageReader::in_file(&disk);
+    image.change("rm /etc/fstab");
+    image.change(&format!("write {} /etc/fstab", fstab.display()));
+    // Tests run concurrently: the last one replaces the file by the same content.
+    fs::rename(&disk, &path).unwrap();
+    path
+}

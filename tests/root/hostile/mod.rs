@@ -6,6 +6,7 @@ mod lab;
 
 mod daemons;
 mod escapes;
+mod limits;
 mod network;
 mod package_files;
 mod planted_files;

@@ -1,6 +1,6 @@
 //! Packages that fill the disk.
 
-use super::lab::{Deb, HostileLab};
+use super::lab::{Deb, HostileLab, boot_disk};
 
 /// Takes all of the disk, but for what is freed again.
 const FILL: &str = "n=0\nfor size in 256M 16M 1M 64K 4K; do\n\
@@ -50,12 +50,55 @@ fn a_full_file_system_in_memory_is_reported_by_name() {
     for (name, at) in [("run", "/run"), ("shm", "/dev/shm"), ("opt", "/opt")] {
         lab.world.write(&format!("image/{name}.sh"), &fill(at));
     }
-    for (table, name, words) in [
-        ("run", "run", "/run, which is in memory"),
-        ("run", "shm", "/dev/shm, which is in memory"),
-        ("test", "opt", "the memory for writes that are discarded"),
+    for (table, name, words, remedy) in [
+        ("run", "run", "/run, which is in memory", "more memory"),
+        ("run", "shm", "/dev/shm, which is in memory", "more memory"),
+        ("test", "opt", "which is as large as the image's free space on / and may have", "`size_gib`"),
     ] {
         lab.define(&[], &format!("[[{table}]]\nscript = \"{name}.sh\""));
-        lab.fails(5, &[words, "files, is full", "No space left on device", "more memory"]);
+        lab.fails(5, &[words, "files, is full", "No space left on device", remedy]);
     }
+}
+
+#[test]
+fn a_test_sees_the_free_space_of_the_image() {
+    let lab = HostileLab::new();
+    lab.world.write("image/note.sh", "#!/bin/sh\ndf --output=avail -k / | tail -n 1 > /opt/free\n");
+    let check = "#!/bin/sh\nset -e\nbefore=$(cat /opt/free); now=$(df --output=avail -k / | tail -n 1)\n\
+        echo $before $now\ntest $((before - now)) -lt 1024\ntest $((now - before)) -lt 1024\n\
+        ! fallocate -l $((now + 1024))K /opt/large\nfallocate -l $((now / 2))K /opt/half\n";
+    lab.world.write("image/check.sh", check);
+    lab.define(&[], "[[run]]\nscript = \"note.sh\"\n[[test]]\nscript = \"check.sh\"");
+    lab.image();
+    // A test that fails because the image is full says so.
+    lab.world.write("image/check.sh", "#!/bin/sh\nexec dd if=/dev/zero of=/opt/x bs=1M\n");
+    lab.fails(5, &["as large as the image's free space on /", "size_gib", "No space left on device"]);
+}
+
+/// Only the root grows with `size_gib`, so another advice is needed for the other file systems.
+#[test]
+fn a_full_file_system_that_is_not_the_root_is_named() {
+    let disk = boot_disk();
+    let lab = HostileLab::on(&disk);
+    let file = "dd if=/dev/zero of=/boot/vmlinuz-2 bs=1M";
+    for (script, words) in [
+        (format!("#!/bin/sh\nexec {file}\n"), "the file system /boot of the image is full"),
+        // The program removes what did not fit, as dpkg does.
+        (format!("#!/bin/sh\n{file} || {{ rm /boot/vmlinuz-2; exit 1; }}\n"), "/boot of the image is full"),
+        (
+            format!("#!/bin/sh\n{file} 2> /dev/null\nexit 0\n"),
+            "no space is left on the image's file system /boot",
+        ),
+    ] {
+        lab.world.write("image/fill.sh", &script);
+        for size in ["", "[disk]\nsize_gib = 3\n"] {
+            lab.define(&[], &format!("[[run]]\nscript = \"fill.sh\"\n{size}"));
+            let baked = lab.fails(5, &[words, "`size_gib` enlarges only the root file system"]);
+            assert!(!baked.err.contains("Use a larger disk"), "{}", baked.err);
+        }
+    }
+    // A file of the definition that does not fit.
+    lab.world.write("image/f", &"x".repeat(8 << 20));
+    lab.define(&[], "[[file]]\nsource = \"f\"\ntarget = \"/boot/f\"");
+    lab.fails(5, &["the file system /boot of the image is full", "writing"]);
 }

@@ -2,7 +2,12 @@
 
 use super::{output, run};
 use oven::sandbox::spec::{CacheMount, ExitStatus};
+use oven::sys::namespaces;
 use oven_testing::BusyboxImage;
+use oven_testing::busybox_image::spec_in;
+use std::path::Path;
+use std::process::Command;
+use sys_mount::Mount;
 
 /// Whether this machine's root has `CAP_SYS_RESOURCE` (24). Without it, the kernel takes no minimum for a score.
 pub fn may_set_a_minimum() -> bool {
@@ -65,9 +70,9 @@ fn a_full_file_system_in_memory_is_named() {
         let (exit, lines) = run(&spec);
         assert!(matches!(exit.status, ExitStatus::Exited(0 | 1 | 3)), "{script}: {exit:?} {lines:?}");
         assert_eq!(exit.full_file_systems.len(), 1, "{script}: {exit:?}");
-        assert!(exit.full_file_systems[0].starts_with(name), "{script}: {exit:?}");
+        assert!(exit.full_file_systems[0].message.starts_with(name), "{script}: {exit:?}");
     }
-    assert_eq!(run(&image.shell("true")).0.full_file_systems, [""; 0]);
+    assert!(run(&image.shell("true")).0.full_file_systems.is_empty());
 }
 
 /// An install can read the package cache. What it writes there is in memory until it ends.
@@ -85,6 +90,7 @@ fn a_full_cache_whose_writes_are_discarded_is_named() {
     let (exit, lines) = run(&spec);
     assert!(matches!(exit.status, ExitStatus::Exited(1 | 3)), "{exit:?} {lines:?}");
     let [full] = &exit.full_file_systems[..] else { panic!("{exit:?}") };
+    let full = &full.message;
     assert!(full.starts_with("the memory for writes that are discarded, which may have "), "{full}");
     assert!(full.ends_with(" (writes to /var/cache)"), "{full}");
     assert_eq!(std::fs::read_dir(&upper).unwrap().count(), 0);
@@ -104,4 +110,55 @@ fn shared_memory_of_system_v_has_the_limit_of_dev_shm() {
     assert_eq!(seen[0], seen[3], "in pages");
     assert_eq!(seen[1..3], ["1024", "32000\t262144\t500\t1024"]);
     assert_eq!(hosts(), before, "the host's limits stay");
+}
+
+/// What a test writes is in memory, but each file system of the image looks as full as it is.
+#[test]
+fn a_test_has_as_much_space_as_the_file_systems_of_the_image() {
+    let image = BusyboxImage::new();
+    let place = tempfile::tempdir().unwrap();
+    // The thread's own mounts: gone with it.
+    let test = || {
+        namespaces::private_mounts().unwrap();
+        let mount =
+            |options: &str, at: &Path| Mount::builder().fstype("tmpfs").data(options).mount("x", at).unwrap();
+        let _root = mount("size=24m,nr_inodes=2000", place.path());
+        let source = format!("{}/.", image.root().display());
+        assert!(Command::new("cp").arg("-a").arg(source).arg(place.path()).status().unwrap().success());
+        std::fs::create_dir(place.path().join("boot")).unwrap();
+        let _boot = mount("size=3m,nr_inodes=300", &place.path().join("boot"));
+        let step = |script: &str| {
+            let mut spec = spec_in(place.path(), &["sh", "-c", script]);
+            spec.throwaway = true;
+            run(&spec)
+        };
+        let (_, lines) = step("for at in / /boot; do stat -f -c '%s %a %d' $at; done");
+        for (line, path) in lines.iter().zip(["", "boot"]) {
+            let numbers: Vec<u64> = line.split(' ').map(|number| number.parse().unwrap()).collect();
+            let (bytes, files) = (numbers[0] * numbers[1], numbers[2]);
+            let space = rustix::fs::statvfs(place.path().join(path)).unwrap();
+            let free = space.f_bavail * space.f_frsize;
+            assert!((free..free + (256 << 10)).contains(&bytes), "/{path}: {bytes} of {free}");
+            assert!(files.abs_diff(space.f_favail) <= 64, "/{path}: {files} of {}", space.f_favail);
+        }
+        let fill = |at: &str| format!("! dd if=/dev/zero of={at}/x bs=64k 2> /dev/null");
+        let files = "i=0; while true > /root/$i; do i=$((i + 1)); done 2> /dev/null; exit 3".to_owned();
+        for (script, path) in [(fill("/root"), "/"), (fill("/boot"), "/boot"), (files, "/")] {
+            let (exit, lines) = step(&script);
+            let [full] = &exit.full_file_systems[..] else { panic!("{script}: {exit:?} {lines:?}") };
+            assert_eq!(full.of_image.as_deref(), Some(path), "{script}: {full:?}");
+            let words = format!("which is as large as the image's free space on {path} ");
+            assert!(full.message.contains(&words), "{script}: {full:?}");
+        }
+        assert_eq!(std::fs::read_dir(place.path().join("boot")).unwrap().count(), 0, "nothing was written");
+    };
+    std::thread::scope(|scope| scope.spawn(test).join().unwrap());
+}
+
+#[test]
+fn a_process_can_have_many_files_open() {
+    let image = BusyboxImage::new();
+    let most = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum.unwrap_or(524_288);
+    let expected = [65_536.min(most), 524_288.min(most)].map(|limit| limit.to_string());
+    assert_eq!(output(&image.shell("ulimit -n; ulimit -Hn")), expected);
 }

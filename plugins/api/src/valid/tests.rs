@@ -132,6 +132,12 @@ fn files_facts_and_troubles() {
     for name in ["", "../x", "a b", ".x", "inputs.json"] {
         assert!(faults(|plan| _ = plan.facts.insert(name.into(), vec!["true".into()])).contains("facts"));
     }
+    let versions = |argv: &[&str]| {
+        faults(|plan| plan.versions = argv.iter().map(|argument| (*argument).to_owned()).collect())
+    };
+    assert_eq!(versions(&["apt-cache", "madison", "{name}"]), "");
+    assert!(versions(&["apt-cache", "madison"]).contains("versions: no argument has {name}"));
+    assert!(versions(&["", "{name}"]).contains("versions: it names no program"));
     let wanted = Wanted { name: "tree".into(), architecture: None, version: None };
     let expect = Expect { packages: vec![wanted], ..Expect::default() };
     assert!(faults(|plan| plan.expect = expect).contains("the fact `packages`, which is missing"));

@@ -176,8 +176,9 @@ fn explain(error: &ImdsError, path: &str) -> anyhow::Error {
         (
             format!("the metadata service cannot be reached: {}", causes.last().map_or("", |c| c)),
             format!(
-                "Check that this is an EC2 instance. In an IPv6-only subnet, set \
-                 AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE=IPv6; if the service remains unreachable, pass {FLAGS}."
+                "If this machine is not an EC2 instance, bake with `--disks direct`, which attaches no volume. In an \
+                 IPv6-only subnet, set AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE=IPv6; if the service remains \
+                 unreachable, pass {FLAGS}."
             ),
         )
     } else {

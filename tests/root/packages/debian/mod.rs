@@ -354,3 +354,26 @@ fn a_server_is_believed_only_with_a_certificate_that_is_trusted() {
     assert!(text.contains("certificate") && text.contains("`ca_file`"), "{text}");
     assert!(trusted.facts()["packages"].contains("remote\t1.0"));
 }
+
+#[test]
+fn a_version_that_does_not_exist_is_answered_with_those_that_do() {
+    let (lab, archive, key) = (lab(), Archive::new(), Key::new());
+    let versions = ["0.9", "1.0", "1.1"].map(|version| package(&lab, &archive, "tool", version, &[]));
+    let other = package(&lab, &archive, "other", "3.0", &[]);
+    archive.publish("stable", "", &[&versions[..], &[other]].concat(), Some(&key));
+    let repository = repository(&lab, &archive, "tools", &key, MAIN);
+    for (wanted, known) in [
+        ("tool=9.*", "version `9.*` of `tool`; known versions: 1.1, 1.0, 0.9"),
+        ("tool=1.2", "version `1.2` of `tool`; known versions: 1.1, 1.0, 0.9"),
+        ("other=1:3.0", "version `1:3.0` of `other`; known versions: 3.0"),
+    ] {
+        lab.define(&format!("packages = [\"{wanted}\"]\n{repository}"));
+        let (code, text) = lab.bake_with(never_again).failure();
+        assert_eq!(code, DEFINITION, "{text}");
+        assert!(text.contains(known), "{text}");
+    }
+    // A package that does not exist has no versions.
+    lab.define(&format!("packages = [\"none=1.0\"]\n{repository}"));
+    let (_, text) = lab.bake_with(never_again).failure();
+    assert!(text.contains("has the package `none`") && !text.contains("known versions"), "{text}");
+}

@@ -56,7 +56,7 @@ pub async fn provision_and_seal(
     place: &MountedImage<'_>,
     work: &ProvisionContext<'_>,
 ) -> Result<BTreeMap<String, String>, Error> {
-    let runner = CommandRunner::new(place, work).map_err(|error| work.explain(error))?;
+    let runner = CommandRunner::new(place, work).map_err(|error| work.explain(place, error))?;
     let mut baseline = seal::baseline(&runner)?;
     let facts = provision::packages_and_scripts(&runner, &mut baseline).await?;
     seal::image(&runner, baseline).await?;

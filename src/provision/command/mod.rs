@@ -1,17 +1,20 @@
 //! Runs commands in an image. Decides which files they see and how often they are retried, and explains their failures.
 
+#[cfg(test)]
+mod tests;
+
 use super::context::{MountedImage, ProvisionContext};
 use super::diagnose::{Diagnoser, Diagnosis};
 use super::network;
 use super::package_cache::{CacheAccess, CacheRequest, CacheUse, DownloadCaches, no_space_failure};
 use super::space;
-use super::space::DiskSpace;
+use super::space::ImageSpace;
 use crate::definition::PackageRequest;
 use crate::error::{Failure, Kind};
 use crate::sandbox;
 use crate::sandbox::cgroup::CgroupSupport;
 use crate::sandbox::spec::{BindMount, ExitStatus, StepExit, StepSpec};
-use crate::sandbox::tmpfs;
+use crate::text::ShortList;
 use anyhow::{Context, Result};
 use oven_distro::{Shim, Trouble};
 use std::cell::{Cell, OnceCell};
@@ -24,6 +27,11 @@ const PACKAGES: &str = "/run/oven/packages";
 const PAUSE: Duration = Duration::from_secs(2);
 /// The time limit for the command that runs before a retry. This command deletes a cache, which usually takes seconds.
 const BEFORE_RETRY_TIMEOUT: Duration = Duration::from_secs(5 * 60);
+/// The time limit for the list of a package's versions, the number of versions that an error shows, and the maximum
+/// length of a version.
+const VERSIONS_TIMEOUT: Duration = Duration::from_secs(60);
+const VERSIONS_MAX: usize = 8;
+const VERSION_LENGTH_MAX: usize = 100;
 /// The maximum size of the output that [`CommandRunner::ask`] returns, in bytes. A list of all packages has less than 1
 /// MiB. The labels of 400,000 new files have about 48 MiB.
 const ANSWER_MAX: usize = 48 << 20;
@@ -234,6 +242,10 @@ impl<'a> CommandRunner<'a> {
                 if call.trusted {
                     self.downloads.settle().await; // so that later bakes can use the finished downloads
                 }
+                let meaning = match meaning {
+                    Some(meaning) => Some(self.add_known_versions(call, meaning).await),
+                    None => None,
+                };
                 return Err(self.failure(call, &exit, &diagnoser, meaning).into());
             }
             report.warn(format!("{} failed ({}): retrying in {} s", call.why, exit.status, pause.as_secs()));
@@ -243,6 +255,41 @@ impl<'a> CommandRunner<'a> {
         }
         step.done();
         Ok(())
+    }
+
+    /// If a step of the plan failed because of a package whose version the definition sets, adds the versions that exist
+    /// to the explanation. If they cannot be listed, returns the explanation itself.
+    async fn add_known_versions(&self, call: &ImageCommand<'_>, meaning: Diagnosis) -> Diagnosis {
+        let has_version = |ask: &PackageRequest| matches!(ask, PackageRequest::Named { name, version: Some(_), .. } if Some(name) == meaning.package.as_ref());
+        let argv = &self.work.plan.versions;
+        if argv.is_empty() || call.key.is_some() || !self.work.image.packages.iter().any(has_version) {
+            return meaning;
+        }
+        let name = meaning.package.as_deref().unwrap_or_default();
+        let list = ImageCommand {
+            why: format!("listing the versions of {name}"),
+            name: argv[0].clone(),
+            argv: argv.iter().map(|argument| argument.replace("{name}", name)).collect(),
+            env: call.env.clone(),
+            trusted: call.trusted,
+            timeout: VERSIONS_TIMEOUT,
+            ..ImageCommand::plan_defaults(self)
+        };
+        let (mut versions, mut count) = (ShortList::new(VERSIONS_MAX), 0);
+        let mut on_line = |line: &str| {
+            let version = line.trim();
+            if !version.is_empty() && version.len() <= VERSION_LENGTH_MAX {
+                count += 1;
+                versions.add(|| version.to_owned());
+            }
+        };
+        match self.once(&list, &mut on_line).await {
+            Ok(exit) if exit.status.success() && count > 0 => Diagnosis {
+                means: format!("{}; known versions: {}", meaning.means, versions.join(", ")),
+                ..meaning
+            },
+            _ => meaning,
+        }
     }
 
     /// Runs the command that a step requests before a retry. If this command fails, only a warning is printed, because
@@ -387,19 +434,25 @@ impl<'a> CommandRunner<'a> {
         }
         // The command may have failed for another reason, so its own error comes first.
         let how = limit.map_or(how.clone(), |limit| format!("{how}; {}", limit.message));
+        let space = ImageSpace::of(self.place.root).ok();
+        let full = space.as_ref().and_then(ImageSpace::full);
         if let Some(dir) = self.downloads.dir().filter(|_| call.fetches && diagnoser.no_space)
-            && DiskSpace::of(self.place.root).is_ok_and(|space| !space.is_full())
+            && full.is_none()
         {
             return no_space_failure(&dir);
         }
-        let disk_is_full = DiskSpace::of(self.place.root).is_ok_and(|space| space.is_full());
-        if !disk_is_full && let Some(full) = full_memory(call, exit, diagnoser) {
-            let what = format!("{} failed: {full} ({how}){tail}", call.why);
-            return Kind::Step.failure(what).hint(space::LARGER_MEMORY_HINT);
+        if full.is_none()
+            && let Some(memory) = diagnoser.full_memory(exit, call.throwaway)
+        {
+            let what = format!("{} failed: {} ({how}){tail}", call.why, memory.message);
+            let of_image =
+                memory.of_image.zip(space.as_ref()).map(|(path, space)| space.containing(&path).hint());
+            return Kind::Step.failure(what).hint(of_image.as_deref().unwrap_or(space::LARGER_MEMORY_HINT));
         }
-        if disk_is_full || diagnoser.no_space {
-            let what = format!("{} failed: the image's disk is full ({how}){tail}", call.why);
-            return Kind::Step.failure(what).hint(space::LARGER_DISK_HINT);
+        let was_full = || space.as_ref().map(|space| diagnoser.full_file_system(space));
+        if let Some(full) = full.or_else(|| was_full().filter(|_| diagnoser.no_space)) {
+            let what = format!("{} failed: {full} ({how}){tail}", call.why);
+            return Kind::Step.failure(what).hint(full.hint());
         }
         if let Some(Diagnosis { means, hint, package }) = meaning {
             let failure = match package {
@@ -428,6 +481,8 @@ impl<'a> CommandRunner<'a> {
             }
             None => Kind::Step.failure(format!("{} failed: {how}{tail}", call.why)),
         };
+        // The exit codes 126 and 127 mean that the program did not run.
+        let is_quiet = diagnoser.lines == 0 && matches!(status, ExitStatus::Exited(1..126));
         match &call.key {
             _ if status == ExitStatus::TimedOut => match &call.key {
                 Some(DefinitionTable { table, .. }) => failure.hint(format!("Increase `timeout` (in seconds) of the [[{table}]].")),
@@ -438,6 +493,7 @@ impl<'a> CommandRunner<'a> {
                 "oven blocks access to the builder's metadata service, because it supplies the builder's credentials. If \
                  the steps may use these credentials, set `imds = true` at the top of image.toml.",
             ),
+            _ if diagnoser.step_limit.is_some() => failure.hint(diagnoser.step_limit.unwrap_or_default()),
             _ if diagnoser.device && !image.disk_writable && !call.throwaway => failure.hint(
                 "Steps can only read the image's disk. If a step installs a boot loader, set `writable = true` in [disk] \
                  of image.toml.",
@@ -449,90 +505,12 @@ impl<'a> CommandRunner<'a> {
                 "Packages are installed without the network. If a package's script has to download something, set \
                  `network = true` at the top of image.toml.",
             ),
+            Some(DefinitionTable { table, .. }) if is_quiet && !call.network => failure.hint(format!(
+                "It printed nothing. It runs without the network: if it needs the network, set `network = true` in its \
+                 [[{table}]]."
+            )),
             Some(DefinitionTable { table: "test", .. }) => failure.hint("oven makes no image if a test fails."),
             _ => failure,
         }
-    }
-}
-
-/// Returns a description of the step's file system in memory that was full, or `None` if none was.
-fn full_memory(call: &ImageCommand<'_>, exit: &StepExit, diagnoser: &Diagnoser<'_>) -> Option<String> {
-    let measured = exit.full_file_systems.first().cloned();
-    // The command may have removed its files before it ended. The image's disk was not full, because no write of the
-    // command went there.
-    measured.or_else(|| (call.throwaway && diagnoser.no_space).then(tmpfs::throwaway_is_full))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::project::{NetworkSettings, StepLimits};
-    use crate::error::hint_of;
-    use crate::image::tree::ImageTree;
-    use crate::provision::context::EgressGuard;
-    use crate::provision::test::definition;
-    use crate::report::Report;
-    use crate::sandbox::spec::ExceededLimit;
-    use crate::secrets::Secrets;
-    use crate::sys::fds::open_directory;
-    use oven_distro::Plan;
-
-    /// Returns the message and the hint of the failure of a command that printed a line.
-    fn failed(exit: &StepExit, line: &str) -> (String, String) {
-        let dir = tempfile::tempdir().unwrap();
-        let inside = ImageTree::new(open_directory(dir.path()).unwrap());
-        let (image, plan, network) =
-            (definition(dir.path(), |_| ()), Plan::default(), NetworkSettings::default());
-        let (secrets, report) = (Secrets::default(), Report::silent());
-        let place = MountedImage { root: dir.path(), inside: &inside, nodes: &[], unmounted: &[] };
-        let work = ProvisionContext {
-            image: &image,
-            plan: &plan,
-            network: &network,
-            secrets: &secrets,
-            guard: EgressGuard::Wanted,
-            limits: StepLimits::default(),
-            helper: Path::new("/oven"),
-            package_cache: None,
-            report: &report,
-        };
-        let runner = CommandRunner::new(&place, &work).unwrap();
-        let (why, name) = ("building".to_owned(), "make".to_owned());
-        let call = ImageCommand { why, name, ..ImageCommand::plan_defaults(&runner) };
-        let mut diagnoser = Diagnoser::new(&[]);
-        diagnoser.line(line);
-        let error = anyhow::Error::from(runner.failure(&call, exit, &diagnoser, None));
-        assert_eq!(Kind::of(&error), Kind::Step);
-        (error.to_string(), hint_of(&error).unwrap_or_default())
-    }
-
-    #[test]
-    fn an_exceeded_limit_does_not_hide_the_error_of_the_command() {
-        let exit = |status, ended_step| {
-            let (message, hint) = ("too many processes".to_owned(), "Increase it.".to_owned());
-            let exceeded_limit = Some(ExceededLimit { message, hint, ended_step });
-            StepExit { exceeded_limit, ..StepExit::of(status) }
-        };
-        let (message, hint) = failed(&exit(ExitStatus::Exited(2), false), "x.c:1: syntax error");
-        assert!(message.starts_with("building failed: make: exit status 2; too many processes"), "{message}");
-        assert!(message.contains("x.c:1: syntax error"), "{message}");
-        assert_eq!(hint, "Increase it.");
-        // The cause is known.
-        let (message, hint) = failed(&exit(ExitStatus::Exited(2), false), "No space left on device");
-        assert!(message.contains("disk is full") && message.contains("too many processes"), "{message}");
-        assert_eq!(hint, space::LARGER_DISK_HINT);
-        let (message, hint) = failed(&exit(ExitStatus::Signaled(9), true), "compiling x.c");
-        assert!(
-            message.starts_with("building failed: too many processes (make: killed by SIGKILL)"),
-            "{message}"
-        );
-        assert!(message.contains("compiling x.c"), "{message}");
-        assert_eq!(hint, "Increase it.");
-    }
-
-    #[test]
-    fn a_package_has_a_path_that_is_only_a_path() {
-        assert_eq!(package_path(2, Path::new("a/site_1.0_all.deb")), "/run/oven/packages/2-site_1.0_all.deb");
-        assert_eq!(package_path(0, Path::new("x y$(z)é.deb")), "/run/oven/packages/0-x_y__z__.deb");
     }
 }

@@ -1,0 +1,153 @@
+//! Checks a damaged file system with `e2fsck -n` or `xfs_repair -n`, which change nothing, and adds to the error what they
+//! found.
+
+use super::choose_root::file_system_type;
+use super::damage::{self, DamageCause};
+use super::partitions::DiskPart;
+use super::tool::{self, ToolEnd};
+use crate::error::{Kind, hint_of};
+use crate::formats::superblock::FileSystemType;
+use crate::text::{ShortList, without_control_characters};
+use anyhow::Error;
+use std::os::fd::AsRawFd;
+use std::time::Duration;
+
+/// The time limit of a check. A check reads all metadata, which takes longer if the disk is slow. The error is useful
+/// without the check, too.
+const TIMEOUT: Duration = Duration::from_secs(120);
+/// The maximum number of lines in an error message, and of characters in a line.
+const LINES_MAX: usize = 6;
+const LINE_MAX: usize = 160;
+/// What programs print if the kernel found wrong metadata: the texts of EUCLEAN and EBADMSG, in lower case.
+const DAMAGE: [&str; 2] = ["structure needs cleaning", "bad message"];
+
+/// What a check found.
+struct CheckReport {
+    command: &'static str,
+    lines: String,
+}
+
+/// If the error is about a damaged file system of `parts`, adds what a check of it finds. If a step failed with a message
+/// of the kernel about wrong metadata, checks the root (`root` is its index), and blames `cause` if it is damaged. No part
+/// may be mounted.
+pub async fn explain(error: Error, parts: &[DiskPart], root: usize, cause: DamageCause) -> Error {
+    let text = format!("{error:#}");
+    let is_known = damage::is_damage(&error);
+    let may_be_damage = || {
+        let text = text.to_ascii_lowercase();
+        Kind::of(&error) == Kind::Step && DAMAGE.iter().any(|words| text.contains(words))
+    };
+    if !is_known && !may_be_damage() {
+        return error;
+    }
+    let is_named =
+        |part: &&DiskPart| text.contains(&part.describe()) || text.contains(&format!("on {} ", part.name));
+    let part = parts.iter().find(is_named).unwrap_or(&parts[root]);
+    let Some(CheckReport { command, lines }) = check(part).await else { return error };
+    let found = format!("\n    `{command}` of {} says:{lines}", part.name);
+    if is_known {
+        let hint = hint_of(&error).unwrap_or_default();
+        return Kind::of(&error).failure(format!("{text}{found}")).hint(hint).into();
+    }
+    damage::error(&format!("{} is damaged: {text}{found}", part.describe()), cause)
+}
+
+/// Checks the file system of a partition. Returns `None` if it is sound, or if this machine cannot check it.
+async fn check(part: &DiskPart) -> Option<CheckReport> {
+    let (command, option) = match file_system_type(part)? {
+        FileSystemType::Ext2 | FileSystemType::Ext3 | FileSystemType::Ext4 => ("e2fsck -fn", "-fn"),
+        FileSystemType::Xfs => ("xfs_repair -n", "-n"),
+        _ => return None,
+    };
+    let name = command.split(' ').next()?;
+    // The tool inherits the descriptor of the verified device. This path leads to that descriptor.
+    let path = format!("/proc/self/fd/{}", part.node.as_raw_fd());
+    match tool::run(name, &[option, &path], &part.node, TIMEOUT).await {
+        Ok(ToolEnd::Ended(ended)) if !ended.status.success() => {
+            let lines = findings(&format!("{}\n{}", ended.first, ended.last), &path);
+            (!lines.is_empty()).then_some(CheckReport { command, lines })
+        }
+        _ => None,
+    }
+}
+
+/// Returns the lines of a check's output that name damage, each on an indented line.
+fn findings(output: &str, path: &str) -> String {
+    let mut seen = Vec::new();
+    let mut list = ShortList::new(LINES_MAX);
+    for line in output.lines() {
+        let line = without_control_characters(line).replace(path, "the file system");
+        let line = without_question(line.trim());
+        if is_finding(line) && !seen.iter().any(|known| known == line) {
+            seen.push(line.to_owned());
+            list.add(|| line.chars().take(LINE_MAX).collect());
+        }
+    }
+    if list.is_empty() { String::new() } else { format!("\n    | {}", list.join("\n    | ")) }
+}
+
+/// Removes the question at the end of a line of e2fsck, which it answers itself: `Entry 'x' is bad.  Clear? no`.
+fn without_question(line: &str) -> &str {
+    match line.strip_suffix("? no") {
+        Some(rest) => rest.rsplit_once("  ").map_or("", |(finding, _)| finding.trim_end()),
+        None => line,
+    }
+}
+
+/// Returns whether a line of e2fsck or xfs_repair is more than a report of its progress.
+fn is_finding(line: &str) -> bool {
+    const PROGRESS: [&str; 9] = [
+        "e2fsck ",
+        "Pass ",
+        "Phase ",
+        "- ",
+        "Warning",
+        "No modify flag",
+        "Maximum metadata LSN",
+        "This filesystem",
+        "ALERT",
+    ];
+    let is_summary = line.contains("WARNING: Filesystem still has errors") || line.contains(" files (");
+    !line.is_empty() && !is_summary && !PROGRESS.iter().any(|words| line.starts_with(words))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_findings_of_e2fsck_are_shown() {
+        let output = "e2fsck 1.47.0 (5-Feb-2023)\nPass 1: Checking inodes, blocks, and sizes\n\
+                      Pass 2: Checking directory structure\nDirectory inode 12, block #0, offset 0: directory corrupted\n\
+                      Salvage? no\n\nMissing '.' in directory inode 12.\nFix? no\n\
+                      Entry 'x' in /etc (12) has deleted/unused inode 14.  Clear? no\n\
+                      Pass 3: Checking directory connectivity\n\
+                      /proc/self/fd/7: ********** WARNING: Filesystem still has errors **********\n\n\
+                      /proc/self/fd/7: 30/128 files (3.3% non-contiguous), 90/512 blocks\n";
+        assert_eq!(
+            findings(output, "/proc/self/fd/7"),
+            "\n    | Directory inode 12, block #0, offset 0: directory corrupted\
+             \n    | Missing '.' in directory inode 12.\
+             \n    | Entry 'x' in /etc (12) has deleted/unused inode 14."
+        );
+        let many: String = (0..100).map(|n| format!("Inode {n} is bad\n")).collect();
+        assert!(findings(&many, "x").ends_with("| Inode 5 is bad\n    | and 94 more"));
+        assert_eq!(findings("Pass 1: x\n\n", "x"), "");
+        let long = findings(&"y\u{1b}[31m".repeat(999), "x");
+        assert!(long.len() < 200 && !long.contains('\u{1b}'), "{long}");
+    }
+
+    #[test]
+    fn only_findings_of_xfs_repair_are_shown() {
+        let output = "Phase 1 - find and verify superblock...\nPhase 2 - using internal log\n        - zero log...\n\
+                      ALERT: The filesystem has valuable metadata changes in a log which is being ignored.\n\
+                      Metadata CRC error detected at 0x5581, xfs_dir3_block block 0x60/0x1000\n\
+                      bad directory block magic # 0 in block 0 for directory inode 131\n\
+                      No modify flag set, skipping phase 5\nPhase 6 - check inode connectivity...\n";
+        assert_eq!(
+            findings(output, "/proc/self/fd/7"),
+            "\n    | Metadata CRC error detected at 0x5581, xfs_dir3_block block 0x60/0x1000\
+             \n    | bad directory block magic # 0 in block 0 for directory inode 131"
+        );
+    }
+}
