@@ -27,6 +27,35 @@ fn with_postinst(text: &str) -> (PackageLab, LabBake) {
     (lab, baked)
 }
 
+/// dpkg-query prints warnings on standard error and succeeds. The linker warns in each program.
+#[test]
+fn warnings_of_dpkg_are_not_packages() {
+    let lab = PackageLab::new();
+    lab.package("nomaint", "1.0", "", &[("usr/share/nomaint/x", "x\n")]);
+    // The status of a package without a maintainer, as other tools build it.
+    let status = lab.read("var/lib/dpkg/status");
+    let old = "\nPackage: base-nomaint\nStatus: install ok installed\nVersion: 2.0\nArchitecture: all\n\
+               Description: x\n";
+    fs::write(lab.image("var/lib/dpkg/status"), format!("{}{old}", status.trim_end().to_owned() + "\n"))
+        .unwrap();
+    fs::write(lab.image("var/lib/dpkg/info/base-nomaint.list"), "/.\n").unwrap();
+    fs::write(lab.image("etc/ld.so.preload"), "/usr/lib/gone.so\n").unwrap();
+    // Without its file list, dpkg assumes that a package has no files, and warns.
+    fs::remove_file(lab.image("var/lib/dpkg/info/mawk.list")).unwrap();
+    lab.define("packages = [\"./nomaint.deb\"]\n");
+    let baked = lab.bake();
+    let log = baked.log.clone();
+    assert!(log.contains("cannot be preloaded"), "{log}");
+    let facts = baked.facts();
+    let packages = &facts["packages"];
+    for line in ["nomaint\t1.0\tall\n", "base-nomaint\t2.0\tall\n", "mawk\t"] {
+        assert!(packages.contains(line), "{line}: {packages}");
+    }
+    for word in ["warning", "ld.so", "preload", "Maintainer"] {
+        assert!(!packages.contains(word), "{word}: {packages}");
+    }
+}
+
 #[test]
 fn real_packages_from_the_mirror_and_a_local_one_with_dependencies() {
     let lab = PackageLab::new();
