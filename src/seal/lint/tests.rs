@@ -68,7 +68,7 @@ impl Bench {
         }
         let before = LintBaseline::of(&inside, &self.work()).unwrap();
         change(tree);
-        super::lint(&inside, &self.work(), &before).map_err(|error| {
+        super::lint(&inside, &self.work(), &before, &[]).map_err(|error| {
             assert_eq!(Kind::of(&error), Kind::Step);
             format!("{error:#}\n{}", crate::error::hint_of(&error).unwrap())
         })
