@@ -124,26 +124,26 @@ impl RemovedFiles {
     fn held_by_git(&self, inside: &ImageTree, path: &str) -> Result<Option<String>> {
         let config = inside.read_text(&format!("{path}/config"))?.to_ascii_lowercase();
         let is_sha256 = config.lines().any(|line| line.replace(' ', "").trim() == "objectformat=sha256");
-        let mut indexes = Vec::new();
-        for (index, kind) in inside.expand(&format!("{path}/objects/pack/*.idx"))?.into_iter().take(PACKS_MAX)
-        {
-            if kind == FileType::RegularFile
-                && let Some(file) = inside.open_file(&index)?
-            {
-                indexes.push((index, file));
+        let ids: Vec<_> =
+            self.0.iter().map(|file| if is_sha256 { &file.sha256 } else { &file.sha1 }).collect();
+        let held = |at: usize| Ok(Some(escape_name(&self.0[at].path)));
+        for (at, id) in ids.iter().enumerate() {
+            let name = hex(id);
+            let (start, end) = name.split_at(2);
+            if inside.kind_of(&format!("{path}/objects/{start}/{end}"))?.is_some() {
+                return held(at);
             }
         }
-        for file in &self.0 {
-            let id = if is_sha256 { &file.sha256 } else { &file.sha1 };
-            let name = hex(id);
-            let mut is_held =
-                inside.kind_of(&format!("{path}/objects/{}/{}", &name[..2], &name[2..]))?.is_some();
-            for (index, file) in &indexes {
-                inside.meter().check()?;
-                is_held |= index_has(file, id).with_context(|| format!("reading {}", escape_name(index)))?;
+        for (index, kind) in inside.expand(&format!("{path}/objects/pack/*.idx"))?.into_iter().take(PACKS_MAX)
+        {
+            if kind != FileType::RegularFile {
+                continue;
             }
-            if is_held {
-                return Ok(Some(escape_name(&file.path)));
+            let Some(file) = inside.open_file(&index)? else { continue };
+            for (at, id) in ids.iter().enumerate() {
+                if index_has(&file, id).with_context(|| format!("reading {}", escape_name(&index)))? {
+                    return held(at);
+                }
             }
         }
         if path.starts_with("/etc/") && has_private_key(inside, path)? {

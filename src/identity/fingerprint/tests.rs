@@ -295,6 +295,20 @@ fn base_architecture_and_format_are_explained() {
     assert_eq!(explained(&old, &new), (vec![expected.into()], vec![expected.into()]));
 }
 
+/// Images of the previous format stay valid bases, and a new bake says why it is needed.
+#[test]
+fn inputs_of_the_previous_format_are_explained() {
+    let (_top, image) = web(&[]);
+    let now = inputs(&image);
+    let json = now.to_json().replace("\"format\":3", "\"format\":2");
+    let tag = now.digest().replacen("v1;3;", "v1;2;", 1);
+    assert!(json != now.to_json() && tag != now.digest());
+    let expected = ["oven's fingerprint format changed: 2 -> 3"];
+    for old in [PreviousInputs::of(Some(&json), None), PreviousInputs::of(None, Some(&tag))] {
+        assert_eq!(explain(&old.unwrap(), &now), expected);
+    }
+}
+
 /// Inputs with `count` files, ten in each directory.
 fn many(count: usize) -> Inputs {
     let (_top, image) = web(&[]);
