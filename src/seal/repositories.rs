@@ -362,6 +362,7 @@ mod tests {
     #[test]
     fn bare_repositories_other_formats_and_other_systems_are_found() {
         let tree = image();
+        tree.file("var/x", "x");
         git(&tree, "srv/app", &["init", "-q", "--object-format=sha256"]);
         commit(&tree, "srv/app");
         git(
