@@ -148,6 +148,8 @@ pub struct Definition {
     /// `[clean] keep`: paths that the clean-up does not change. The lint, which is the check after the clean-up,
     /// accepts them.
     pub keep: Vec<String>,
+    /// `[clean] remove`: paths that the clean-up removes.
+    pub remove: Vec<String>,
 }
 
 /// How files get their SELinux labels.
@@ -244,7 +246,8 @@ impl Definition {
             selinux: read_selinux(top).unwrap_or_default(),
             network: top.flag("network"),
             imds: top.flag("imds"),
-            keep: read_keep(top),
+            keep: read_clean(top, "keep"),
+            remove: read_clean(top, "remove"),
             name: name?,
             from: from?,
         };
@@ -388,11 +391,12 @@ fn read_selinux(top: &Table) -> Option<Selinux> {
     Some(if later { Selinux::Autorelabel } else { Selinux::Label })
 }
 
-fn read_keep(top: &Table) -> Vec<String> {
+/// Reads a list of paths in `[clean]`.
+fn read_clean(top: &Table, key: &str) -> Vec<String> {
     let Some(clean) = top.table("clean") else { return Vec::new() };
     clean
-        .strings("keep")
+        .strings(key)
         .into_iter()
-        .filter_map(|at| clean.check("keep", at.line, validate::image_path(at.value)))
+        .filter_map(|at| clean.check(key, at.line, validate::image_path(at.value)))
         .collect()
 }

@@ -16,10 +16,12 @@ impl ImageTree {
     /// Labels an object itself. A symlink is not followed. Returns false if the object does not exist.
     pub fn set_label(&self, path: &str, label: &str) -> Result<bool> {
         let doing = || format!("labelling {} in the image", escape_name(path));
-        let Some((_held, place)) = self.pinned_path(path).with_context(doing)? else { return Ok(false) };
+        let Some((held, place)) = self.pinned_path(path).with_context(doing)? else { return Ok(false) };
         // The value ends with a zero byte, as libselinux writes it.
         let value = [label.as_bytes(), b"\0"].concat();
-        match rustix::fs::lsetxattr(&place, ATTRIBUTE, &value, XattrFlags::empty()) {
+        let name = place.rsplit('/').next().unwrap_or(".");
+        let mut set = || rustix::fs::lsetxattr(&place, ATTRIBUTE, &value, XattrFlags::empty());
+        match self.change(&held, name, &escape_name(path), &mut set).with_context(doing)?.result {
             Err(Errno::NOENT) => Ok(false),
             set => set.with_context(doing).map(|()| true),
         }

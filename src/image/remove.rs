@@ -4,7 +4,7 @@
 
 use super::cursor::DirectoryCursor;
 use super::limits::ReadLimits;
-use super::tree::{ImageTree, memory_of, names_in};
+use super::tree::{ImageTree, memory_of, names_in, split};
 use super::walk::{LEVEL_OVERHEAD, ShownPath, push_name};
 use crate::sys::signals;
 use crate::text::escape_name;
@@ -12,7 +12,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 use std::collections::BTreeSet;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -36,6 +36,8 @@ struct Removal<'a> {
     keep: &'a dyn Fn(&str) -> bool,
     /// Called for each object. An error ends the removal.
     count: &'a dyn Fn() -> Result<()>,
+    /// Removes the object with a name in a directory. The path is for messages.
+    unlink: &'a dyn Fn(&OwnedFd, &CStr, AtFlags, &ShownPath<'_>) -> Result<rustix::io::Result<()>>,
     /// Called with the path of an object that was not removed. If this function returns an error, the removal ends.
     failed: &'a mut dyn FnMut(&ShownPath<'_>, RemovalError) -> Result<()>,
     /// The maximum memory in bytes for names.
@@ -111,11 +113,31 @@ impl ImageTree {
         let removal = Removal {
             keep,
             count: &|| self.count_object(),
+            unlink: &|dir, name, flags, shown| {
+                let mut unlink = || rustix::fs::unlinkat(dir, name, flags);
+                Ok(self.change(dir, name, shown, &mut unlink)?.result)
+            },
             failed: &mut failed,
             memory: self.meter().limits().names,
             exceeded: &|what| self.meter().exceeded(what),
         };
         empty(top, path, removal).with_context(doing)
+    }
+}
+
+impl ImageTree {
+    /// Removes a directory with its content, like [`Self::remove_tree_content`]. The directory stays if something in it
+    /// stays.
+    pub fn remove_tree(&self, path: &str, keep: &dyn Fn(&str) -> bool) -> Result<()> {
+        self.remove_tree_content(path, keep)?;
+        let doing = || format!("removing {} in the image", escape_name(path));
+        let (parent, name) = split(path)?;
+        let parent = self.open(&parent, OFlags::PATH | OFlags::DIRECTORY).with_context(doing)?;
+        let mut remove = || rustix::fs::unlinkat(&parent, &*name, AtFlags::REMOVEDIR);
+        match self.change(&parent, &*name, &escape_name(path), &mut remove).with_context(doing)?.result {
+            Err(Errno::NOENT | Errno::NOTEMPTY | Errno::BUSY) => Ok(()),
+            done => done.with_context(doing),
+        }
     }
 }
 
@@ -140,6 +162,7 @@ pub fn remove_directory(dir: &Path, is_stop_requested: &dyn Fn() -> bool) -> Res
     let removal = Removal {
         keep: &|_| false,
         count: &count_object,
+        unlink: &|dir, name, flags, _| Ok(rustix::fs::unlinkat(dir, name, flags)),
         failed: &mut failed,
         memory: ReadLimits::default().names,
         exceeded: &|what| anyhow!(what),
@@ -195,7 +218,7 @@ fn empty(top: OwnedFd, path: &str, mut removal: Removal<'_>) -> Result<u64> {
                 parent.stay(done.name);
                 continue;
             }
-            match rustix::fs::unlinkat(cursor.dir(), &done.name, AtFlags::REMOVEDIR) {
+            match (removal.unlink)(cursor.dir(), &done.name, AtFlags::REMOVEDIR, &shown)? {
                 Ok(()) => removed += 1,
                 Err(Errno::NOENT) => {}
                 Err(error) => {
@@ -244,7 +267,7 @@ fn remove_files(
             level.stay(name);
             continue;
         }
-        match rustix::fs::unlinkat(dir, &name, AtFlags::empty()) {
+        match (removal.unlink)(dir, &name, AtFlags::empty(), &ShownPath { path, top })? {
             Ok(()) => removed += 1,
             Err(Errno::ISDIR) => level.note_directory(name),
             Err(Errno::NOENT) => {}

@@ -38,6 +38,7 @@ pub struct WalkEntry<'a> {
     pub stat: &'a Stat,
     /// The length of the walk's own path, with which `path` begins.
     top: usize,
+    tree: &'a ImageTree,
     dir: BorrowedFd<'a>,
     name: &'a CStr,
 }
@@ -69,7 +70,15 @@ impl WalkEntry<'_> {
 
     /// Opens a regular file for reading. Returns `None` if the file does not exist any more.
     pub fn open_file(&self) -> Result<Option<File>> {
-        self.open(OFlags::RDONLY)
+        if self.kind() != FileType::RegularFile {
+            return Ok(None);
+        }
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let opened = absent(rustix::fs::openat(self.dir, self.name, flags, Mode::empty()));
+        let opened = opened.with_context(|| format!("opening {} in the image", self.shown()))?;
+        let Some(file) = opened else { return Ok(None) };
+        ensure_regular(&file, self.path)?;
+        Ok(Some(File::from(file)))
     }
 
     /// Returns the text of a symlink.
@@ -81,30 +90,32 @@ impl WalkEntry<'_> {
 
     /// Removes an object that is not a directory.
     pub fn remove(&self) -> Result<()> {
-        match rustix::fs::unlinkat(self.dir, self.name, AtFlags::empty()) {
+        let doing = || format!("removing {} in the image", self.shown());
+        let mut unlink = || rustix::fs::unlinkat(self.dir, self.name, AtFlags::empty());
+        match self.tree.change(self.dir, self.name, &self.shown(), &mut unlink).with_context(doing)?.result {
             Err(Errno::NOENT) => Ok(()),
-            done => done.with_context(|| format!("removing {} in the image", self.shown())),
+            done => done.with_context(doing),
         }
     }
 
     /// Empties a regular file.
     pub fn truncate(&self) -> Result<()> {
-        match self.open(OFlags::WRONLY)? {
-            Some(file) => file.set_len(0).with_context(|| format!("emptying {} in the image", self.shown())),
-            None => Ok(()),
-        }
-    }
-
-    fn open(&self, flags: OFlags) -> Result<Option<File>> {
         if self.kind() != FileType::RegularFile {
-            return Ok(None);
+            return Ok(());
         }
-        let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let opened = absent(rustix::fs::openat(self.dir, self.name, flags, Mode::empty()));
-        let opened = opened.with_context(|| format!("opening {} in the image", self.shown()))?;
-        let Some(file) = opened else { return Ok(None) };
-        ensure_regular(&file, self.path)?;
-        Ok(Some(File::from(file)))
+        let doing = || format!("emptying {} in the image", self.shown());
+        let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let mut empty = || {
+            let file = rustix::fs::openat(self.dir, self.name, flags, Mode::empty())?;
+            match FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode) {
+                FileType::RegularFile => rustix::fs::ftruncate(&file, 0),
+                _ => Ok(()),
+            }
+        };
+        match self.tree.change(self.dir, self.name, &self.shown(), &mut empty).with_context(doing)?.result {
+            Err(Errno::NOENT) => Ok(()),
+            done => done.with_context(doing),
+        }
     }
 }
 
@@ -176,7 +187,8 @@ impl ImageTree {
                 Err(Errno::NOENT) => continue,
                 stat => stat.with_context(|| format!("examining {shown}"))?,
             };
-            let entry = WalkEntry { path: &path, stat: &stat, top, dir: cursor.dir().as_fd(), name: &name };
+            let (tree, dir) = (self, cursor.dir().as_fd());
+            let entry = WalkEntry { path: &path, stat: &stat, top, tree, dir, name: &name };
             let is_directory = entry.kind() == FileType::Directory;
             if visit(&entry)? == Walk::On
                 && is_directory

@@ -2,7 +2,7 @@
 
 use super::context::ProvisionContext;
 use crate::error::Kind;
-use crate::text::{escape_name, list_first, match_wildcards};
+use crate::text::{escape_name, is_unprintable, list_first, match_wildcards};
 use anyhow::Result;
 use oven_distro::{Expect, Wanted};
 use std::collections::BTreeMap;
@@ -17,6 +17,8 @@ pub const HELD: &str = "held";
 const PACKAGES_MAX: usize = 100_000;
 /// The maximum number of packages that an error message names.
 const NAMED_MAX: usize = 10;
+/// The maximum number of characters of a line that an error message shows.
+const SHOWN_MAX: usize = 200;
 
 /// An installed package, as the fact `packages` lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,22 +30,75 @@ pub struct InstalledPackage {
     provides: Vec<String>,
 }
 
-/// Parses the output of the fact `packages`. Skips packages that are not installed.
+/// Parses the output of the fact `packages`. Skips empty lines, and packages that are not installed. Fails if any other
+/// line does not describe a package.
 pub fn parse(output: &str, expect: &Expect) -> Result<Vec<InstalledPackage>> {
+    let has_states = !expect.sound.is_empty() || !expect.absent.is_empty();
+    let mut packages = Vec::new();
+    for line in rows(output)? {
+        let package = parse_row(line, has_states).ok_or_else(|| not_a_row(line, "describe a package"))?;
+        if !expect.absent.contains(&package.state) {
+            packages.push(package);
+        }
+    }
+    Ok(packages)
+}
+
+/// Parses the output of the fact `held`. Skips empty lines. Fails if any other line is not a package's name.
+pub fn parse_held(output: &str) -> Result<Vec<String>> {
+    let name_of = |line| {
+        let name = str::trim(line);
+        if is_name(name) { Ok(name.to_owned()) } else { Err(not_a_row(line, "name a package")) }
+    };
+    rows(output)?.map(name_of).collect()
+}
+
+/// Returns the lines that are not empty.
+fn rows(output: &str) -> Result<impl Iterator<Item = &str>> {
     if output.lines().nth(PACKAGES_MAX).is_some() {
         return Err(Kind::Step.error(format!("the image reports more than {PACKAGES_MAX} packages")));
     }
-    let package_of = |line: &str| {
-        let mut columns = line.split('\t');
-        let mut next = || columns.next().unwrap_or_default().trim().to_owned();
-        let (name, version, architecture, state) = (next(), next(), next(), next());
-        // An example of the field: `libssl3 (= 3.0.1), libcrypto3`.
-        let provides =
-            next().split(',').filter_map(|p| p.split_whitespace().next().map(str::to_owned)).collect();
-        InstalledPackage { name, version, architecture, state, provides }
-    };
-    let lines = output.lines().filter(|line| !line.trim().is_empty());
-    Ok(lines.map(package_of).filter(|package| !expect.absent.contains(&package.state)).collect())
+    Ok(output.lines().filter(|line| !line.trim().is_empty()))
+}
+
+/// Parses a line of the fact `packages`. If `has_states` is true, the line has at least four columns.
+fn parse_row(line: &str, has_states: bool) -> Option<InstalledPackage> {
+    let columns: Vec<_> = line.split('\t').map(str::trim).collect();
+    let (&[name, version, architecture], more) = columns.split_first_chunk()?;
+    let state = more.first().copied().unwrap_or_default();
+    // A package that is not installed, or only half, may have no version and no architecture.
+    let is_row = is_name(name)
+        && [version, architecture, state].into_iter().all(is_word)
+        && !(has_states && state.is_empty());
+    // An example of the column: `libssl3 (= 3.0.1), libcrypto3`.
+    let provides = more.get(1).copied().unwrap_or_default().split(',');
+    let provides = provides.filter_map(|p| p.split_whitespace().next().map(str::to_owned)).collect();
+    let owned = str::to_owned;
+    is_row.then(|| InstalledPackage {
+        name: owned(name),
+        version: owned(version),
+        architecture: owned(architecture),
+        state: owned(state),
+        provides,
+    })
+}
+
+/// A `:` ends the first word of many messages, such as `warning: …`.
+fn is_name(text: &str) -> bool {
+    !text.is_empty() && is_word(text) && !text.ends_with(':')
+}
+
+fn is_word(text: &str) -> bool {
+    !text.contains(|c: char| c.is_whitespace() || is_unprintable(c))
+}
+
+fn not_a_row(line: &str, what: &str) -> anyhow::Error {
+    let shown: String = line.chars().take(SHOWN_MAX).collect();
+    let cut = if shown.len() < line.len() { "…" } else { "" };
+    let line = escape_name(&shown);
+    let hint = "oven reads only the program's standard output. Find out in the image why the program prints this line. \
+                Perhaps a wrapper of the program, or a setting, prints it.";
+    Kind::Step.failure(format!("a line of the output does not {what}: `{line}{cut}`")).hint(hint).into()
 }
 
 /// Returns the list that is stored with the image: name, version and architecture, sorted.
@@ -191,6 +246,53 @@ mod tests {
         assert!(error.contains("`redis-server=5:6.*` (5:7.0.15-1 is installed), `gone`"), "{error}");
         assert!(there(&[("redis-server", Some("arm64"), None)]).is_err());
         assert!(there(&[("awk", None, Some("1*"))]).is_err(), "what is provided has no version");
+    }
+
+    #[test]
+    fn a_line_that_does_not_describe_a_package_is_an_error_that_shows_it() {
+        let long = format!("{}\tx", "long ".repeat(100_000));
+        for line in [
+            "dpkg-query: warning: parsing file '/var/lib/dpkg/status' near line 7 package 'nomaint':",
+            " missing 'Maintainer' field",
+            "ERROR: ld.so: object '/x.so' from /etc/ld.so.preload cannot be preloaded: ignored.",
+            "warning:\tdatabase\tis\told\t",
+            "perl: warning: Setting locale failed.\t\t\tinstalled\t",
+            "name and version\t1\tall\tinstalled\t",
+            "mawk\t1.3\tamd64",
+            "mawk\t1.3\tamd64\t\t",
+            "\t1.3\tamd64\tinstalled\t",
+            "x\u{1b}[31m\t1.3\tamd64\tinstalled\t",
+            &long,
+        ] {
+            for output in [format!("{line}\n{OUTPUT}"), format!("{OUTPUT}\n{line}")] {
+                let error = parse(&output, &expect(&[])).unwrap_err();
+                let shown: String = line.chars().take(20).collect();
+                let text = error.to_string();
+                assert!(text.contains(&*escape_name(&shown)) && text.len() < 1000, "{line}: {text}");
+                assert_eq!(Kind::of(&error), Kind::Step);
+                assert!(crate::error::hint_of(&error).is_some());
+            }
+        }
+        let blank = format!("\n  \n{}\n\t\n", OUTPUT.replace('\n', "\r\n"));
+        assert_eq!(parse(&blank, &expect(&[])).unwrap(), parse(OUTPUT, &expect(&[])).unwrap());
+        assert!(parse("mawk\t1.3\tamd64\n", &Expect::default()).is_ok());
+    }
+
+    #[test]
+    fn a_long_line_is_one_package() {
+        // The packages of kernels provide thousands of modules.
+        let provides: String = (0..50_000).map(|n| format!("kmod(m{n}.ko), ")).collect();
+        let packages = parse(&format!("kernel\t6.1\tx86_64\tinstalled\t{provides}\n"), &expect(&[])).unwrap();
+        assert_eq!((packages.len(), packages[0].provides.len()), (1, 50_000));
+    }
+
+    #[test]
+    fn held_packages_are_names() {
+        assert_eq!(parse_held("\nlinux-image\n libc6:i386\n").unwrap(), ["linux-image", "libc6:i386"]);
+        for line in ["W: a warning", "awk:", "a\tb", "E: Could not open lock file"] {
+            let error = parse_held(&format!("mawk\n{line}\n")).unwrap_err().to_string();
+            assert!(error.contains("does not name a package"), "{error}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use super::command::{CommandRunner, ImageCommand};
 use super::diagnose::command_name;
 use super::package_cache::{CacheAccess, key};
 use super::packages::{self, InstalledPackage};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use oven_distro::{Phase, Plan, Step};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -80,14 +80,19 @@ pub fn phase(phase: Phase) -> &'static str {
 pub async fn packages_of(runner: &CommandRunner<'_>) -> Result<Option<Vec<InstalledPackage>>> {
     let Some(argv) = runner.work.plan.facts.get(packages::FACT) else { return Ok(None) };
     let output = ask(runner, packages::FACT, argv).await?;
-    Ok(Some(packages::parse(&output, &runner.work.plan.expect)?))
+    let packages = packages::parse(&output, &runner.work.plan.expect);
+    Ok(Some(packages.with_context(|| reading(packages::FACT, argv))?))
 }
 
 /// Returns the held packages of the image, which no upgrade changes.
 pub async fn held_packages(runner: &CommandRunner<'_>) -> Result<Vec<String>> {
     let Some(argv) = runner.work.plan.facts.get(packages::HELD) else { return Ok(Vec::new()) };
     let output = ask(runner, packages::HELD, argv).await?;
-    Ok(output.lines().map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect())
+    packages::parse_held(&output).with_context(|| reading(packages::HELD, argv))
+}
+
+fn reading(fact: &str, argv: &[String]) -> String {
+    format!("reading the image's {fact} with {}", argv.first().map_or("", String::as_str))
 }
 
 pub async fn facts(

@@ -26,7 +26,7 @@ use anyhow::{Context, Result};
 use cgroup::{CgroupSupport, StepCgroup};
 pub(crate) use mount_tree::RESOLV_CONF;
 use mountpoints::Placeholders;
-use output::OutputLines;
+use output::{OutputLines, OutputSink};
 use protocol::HelperMessage;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags};
@@ -92,16 +92,16 @@ pub async fn run(
     timeout: Duration,
     on_line: &mut dyn FnMut(&str),
 ) -> Result<StepExit> {
-    run_with(helper, spec, &Secrets::default(), timeout, on_line).await
+    run_with(helper, spec, &Secrets::default(), timeout, &mut OutputSink::Lines(on_line)).await
 }
 
-/// Like [`run`], but masks all `secrets` in the lines.
+/// Like [`run`], but passes the output to `sink`, and masks all `secrets` in the lines.
 pub async fn run_with(
     helper: &Path,
     spec: &StepSpec,
     secrets: &Secrets,
     timeout: Duration,
-    on_line: &mut dyn FnMut(&str),
+    sink: &mut OutputSink<'_>,
 ) -> Result<StepExit> {
     // `cgroup`, `placeholders` and `terminal` must live longer than the step's processes. If this future is dropped, the
     // processes are killed first. Then the terminal is restored, and then the files in the image and the cgroup are
@@ -111,8 +111,8 @@ pub async fn run_with(
         .context("preparing the image for a step")
         .map_err(|error| Kind::Step.unless_machine(error))?;
     let terminal = if spec.interactive { TerminalState::note() } else { None };
-    let exit = match start(helper, spec, cgroup.as_ref()) {
-        Ok(running) => supervise(running, helper, secrets, timeout, on_line).await,
+    let exit = match start(helper, spec, cgroup.as_ref(), sink.separates_errors()) {
+        Ok(running) => supervise(running, helper, secrets, timeout, sink).await,
         Err(error) => Err(Kind::Machine.unless_known(error)),
     };
     drop(terminal);
@@ -150,7 +150,12 @@ fn placeholders(spec: &StepSpec) -> Result<Option<Placeholders>> {
 
 /// Starts the step's helper. An interactive step gets the `TERM` of this process if its own environment does not set
 /// it.
-fn start(helper: &Path, spec: &StepSpec, cgroup: Option<&StepCgroup>) -> Result<StepProcess> {
+fn start(
+    helper: &Path,
+    spec: &StepSpec,
+    cgroup: Option<&StepCgroup>,
+    separates_errors: bool,
+) -> Result<StepProcess> {
     let mut spec = spec.clone();
     if let (true, Ok(term)) = (spec.interactive, std::env::var("TERM")) {
         spec.env.entry("TERM".into()).or_insert(term);
@@ -164,7 +169,7 @@ fn start(helper: &Path, spec: &StepSpec, cgroup: Option<&StepCgroup>) -> Result<
         // is for the numbers of processes, and must not take effect earlier.
         spec.limits.pids = spec.limits.pids.saturating_mul(2).min(MAX_PID);
     }
-    StepProcess::start(helper, &spec, cgroup)
+    StepProcess::start(helper, &spec, cgroup, separates_errors)
 }
 
 /// Waits until the step ends. If the step takes longer than `timeout`, terminates it. `helper` is only used in an error
@@ -174,17 +179,15 @@ async fn supervise(
     helper: &Path,
     secrets: &Secrets,
     timeout: Duration,
-    on_line: &mut dyn FnMut(&str),
+    sink: &mut OutputSink<'_>,
 ) -> Result<StepExit> {
     let mut lines = OutputLines::without(secrets);
-    let mut output = match running.output.take() {
-        Some(output) => Some(watch(output)?),
-        None => None,
-    };
+    let mut output = running.output.take().map(watch).transpose()?;
+    let mut errors = running.errors.take().map(watch).transpose()?;
     let timed_out = {
         let dead = watch(running.process.try_clone().context("waiting for the step")?)?;
         let (mut timed_out, mut deadline) = (false, Instant::now() + timeout);
-        let mut buffer = vec![0; CHUNK];
+        let (mut buffer, mut errors_buffer) = (vec![0; CHUNK], vec![0; CHUNK]);
         loop {
             tokio::select! {
                 ready = dead.readable() => {
@@ -194,9 +197,16 @@ async fn supervise(
                 len = read(output.as_ref(), &mut buffer) => match len? {
                     0 => output = None,
                     len => {
-                        lines.add(&buffer[..len], on_line);
+                        sink.add_output(&mut lines, &buffer[..len]);
                         // A step may write without a pause. Without this, a signal would be noticed only after many
                         // more chunks of output.
+                        tokio::task::yield_now().await;
+                    }
+                },
+                len = read(errors.as_ref(), &mut errors_buffer) => match len? {
+                    0 => errors = None,
+                    len => {
+                        lines.add(&errors_buffer[..len], sink.on_line());
                         tokio::task::yield_now().await;
                     }
                 },
@@ -215,14 +225,19 @@ async fn supervise(
             }
         }
     };
-    // All processes of the step have ended, so all remaining output is in the pipe.
+    // All processes of the step have ended, so all remaining output is in the pipes.
+    let mut buffer = vec![0; CHUNK];
     if let Some(output) = output {
-        let mut buffer = vec![0; CHUNK];
         while let Ok(len @ 1..) = rustix::io::read(output.get_ref(), &mut buffer) {
-            lines.add(&buffer[..len], on_line);
+            sink.add_output(&mut lines, &buffer[..len]);
         }
     }
-    lines.finish(on_line);
+    if let Some(errors) = errors {
+        while let Ok(len @ 1..) = rustix::io::read(errors.get_ref(), &mut buffer) {
+            lines.add(&buffer[..len], sink.on_line());
+        }
+    }
+    lines.finish(sink.on_line());
     let signal = running.reap()?;
     let message = HelperMessage::receive(&running.control)?;
     match (timed_out, message, signal) {

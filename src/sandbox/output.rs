@@ -8,6 +8,36 @@ const LINE_MAX: usize = 16 << 10;
 /// The maximum output of a step in bytes. oven discards further output, so that a faulty step cannot fill the log.
 const OUTPUT_MAX: usize = 64 << 20;
 
+/// Receives a step's output.
+pub enum OutputSink<'a> {
+    /// Receives the lines of standard output and standard error, in the order in which the step wrote them.
+    Lines(&'a mut dyn FnMut(&str)),
+    /// Receives standard output as it is, and the lines of standard error. Secrets are masked only in the lines. This
+    /// is for programs whose standard output is parsed: warnings on standard error do not get into it.
+    Answer { output: &'a mut dyn FnMut(&[u8]), on_line: &'a mut dyn FnMut(&str) },
+}
+
+impl OutputSink<'_> {
+    /// Whether standard error is separate from standard output.
+    pub(super) fn separates_errors(&self) -> bool {
+        matches!(self, Self::Answer { .. })
+    }
+
+    pub(super) fn on_line(&mut self) -> &mut dyn FnMut(&str) {
+        match self {
+            Self::Lines(on_line) | Self::Answer { on_line, .. } => *on_line,
+        }
+    }
+
+    /// Takes bytes from standard output.
+    pub(super) fn add_output(&mut self, lines: &mut OutputLines, bytes: &[u8]) {
+        match self {
+            Self::Lines(on_line) => lines.add(bytes, on_line),
+            Self::Answer { output, .. } => output(bytes),
+        }
+    }
+}
+
 /// Splits bytes into lines, and masks secrets in them. Escape sequences and invisible characters are removed first, so
 /// that they cannot hide a secret.
 ///

@@ -35,15 +35,23 @@ pub struct StepProcess {
     /// The pidfd of the step's process 1. It becomes readable when all processes of the step have ended.
     pub process: OwnedFd,
     pub control: OwnedFd,
-    /// Standard output and error of the step; `None` if the step has the terminal.
+    /// Standard output of the step, and also its standard error, unless `errors` has it. `None` if the step has the
+    /// terminal.
     pub output: Option<OwnedFd>,
+    /// Standard error of the step, if it is separate.
+    pub errors: Option<OwnedFd>,
     reaped: bool,
 }
 
 impl StepProcess {
     /// Starts `helper` for `spec`. If there is a `cgroup`, the helper starts in it. The kernel kills the helper when the
-    /// calling thread ends.
-    pub fn start(helper: &Path, spec: &StepSpec, cgroup: Option<&StepCgroup>) -> Result<Self> {
+    /// calling thread ends. If `separates_errors` is true, standard error gets a pipe of its own.
+    pub fn start(
+        helper: &Path,
+        spec: &StepSpec,
+        cgroup: Option<&StepCgroup>,
+        separates_errors: bool,
+    ) -> Result<Self> {
         let program = open_read_only(helper).with_context(|| format!("opening {}", helper.display()))?;
         // The helper expects its own descriptors at low numbers. So the program's descriptor is duplicated to a higher
         // number.
@@ -52,14 +60,17 @@ impl StepProcess {
         let (control, theirs) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
                 .context("making a socket to the step's helper")?;
-        let (output, standard) = if spec.interactive {
-            (None, [0, 1, 2].map(|fd| duplicate(&borrowed(fd))))
+        let (output, errors, standard) = if spec.interactive {
+            (None, None, [0, 1, 2].map(|fd| duplicate(&borrowed(fd))))
         } else {
             let null = rustix::fs::openat(CWD, "/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
                 .context("opening /dev/null")?;
-            let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).context("making a pipe")?;
-            rustix::fs::fcntl_setfl(&reader, OFlags::NONBLOCK).context("making a pipe")?;
-            (Some(reader), [duplicate(&null), duplicate(&writer), duplicate(&writer)])
+            let (output, writer) = make_pipe()?;
+            let (errors, errors_writer) = match separates_errors {
+                true => make_pipe().map(|(reader, writer)| (Some(reader), writer))?,
+                false => (None, duplicate(&writer)?),
+            };
+            (Some(output), errors, [duplicate(&null), duplicate(&writer), duplicate(&errors_writer)])
         };
         let [stdin, stdout, stderr] = standard;
         let inherited = [stdin?, stdout?, stderr?, duplicate(&spec_file)?, duplicate(&theirs)?];
@@ -68,7 +79,7 @@ impl StepProcess {
                 .failure(format!("cannot start a contained process ({error})"))
                 .hint("oven needs root with all its capabilities; `oven doctor` shows what is missing.")
         })?;
-        Ok(Self { process, control, output, reaped: false })
+        Ok(Self { process, control, output, errors, reaped: false })
     }
 
     /// Asks the helper to send SIGTERM to the step's program. Has no effect if the program has already ended.
@@ -136,6 +147,13 @@ fn open_read_only(program: &Path) -> Result<OwnedFd> {
     let file = clone_mount(CWD, program, false).map_err(mount_error)?;
     restrict(&file, READ_ONLY, false).map_err(mount_error)?;
     Ok(file)
+}
+
+/// Makes a pipe for the step's output. Reads do not block.
+fn make_pipe() -> Result<(OwnedFd, OwnedFd)> {
+    let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).context("making a pipe")?;
+    rustix::fs::fcntl_setfl(&reader, OFlags::NONBLOCK).context("making a pipe")?;
+    Ok((reader, writer))
 }
 
 fn write_spec(spec: &StepSpec) -> Result<OwnedFd> {

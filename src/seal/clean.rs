@@ -7,6 +7,7 @@ use super::rules;
 use super::rules::is_excluded;
 use crate::image::tree::ImageTree;
 use crate::image::walk::Walk;
+use crate::text::list_first;
 use anyhow::{Context, Result};
 use rustix::fs::FileType;
 
@@ -33,6 +34,45 @@ pub fn clean(inside: &ImageTree, keep: &[String]) -> Result<Vec<String>> {
     notes.extend(first_boot::replace_host_keys(inside, keep).context("removing SSH host keys")?);
     notes.extend(first_boot::replace_snakeoil_key(inside, keep).context("removing the snakeoil key")?);
     Ok(notes)
+}
+
+/// Removes the objects that match the patterns, with their content, except for the paths in `keep`. Returns the patterns
+/// that match nothing.
+pub fn remove(inside: &ImageTree, patterns: &[String], keep: &[String]) -> Result<Vec<String>> {
+    let is_kept = |path: &str| is_excluded(keep, path);
+    let mut missing = Vec::new();
+    for pattern in patterns {
+        let found = inside.expand(pattern)?;
+        if found.is_empty() {
+            missing.push(pattern.clone());
+        }
+        for (path, kind) in found {
+            if is_kept(&path) {
+                continue;
+            }
+            if kind == FileType::Directory {
+                inside.remove_tree(&path, &is_kept)?;
+            } else {
+                inside.remove(&path)?;
+            }
+        }
+    }
+    Ok(missing)
+}
+
+/// Returns a note about the append-only and immutable objects that were changed.
+pub fn protected_note(inside: &ImageTree) -> Option<String> {
+    const NAMED_MAX: usize = 10;
+    let paths = &inside.changed_protected_paths();
+    let is_machine_id =
+        |path: &String| path.strip_prefix(rules::MACHINE_ID).is_some_and(|rest| rest.starts_with(' '));
+    let effect = match paths.iter().any(is_machine_id) {
+        true => "; an instance cannot store its machine id, so it gets a new one at each boot",
+        false => "",
+    };
+    let list = list_first(paths, NAMED_MAX, ", ");
+    (!paths.is_empty())
+        .then(|| format!("changed these protected paths, and protected them again: {list}{effect}"))
 }
 
 /// Removes rotated logs. Current logs are only emptied, so that their owners and modes do not change.
@@ -230,6 +270,30 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn what_remove_names_goes_with_its_content() {
+        let tree = image();
+        for path in ["srv/app/a/b", "srv/app/keep/c", "srv/app/d.key", "srv/app/e.key", "precious"] {
+            tree.file(path, "x");
+        }
+        tree.link("/precious", "srv/app/link");
+        tree.link("/srv", "other");
+        let owned = |paths: &[&str]| paths.iter().map(|path| (*path).to_owned()).collect::<Vec<_>>();
+        let patterns =
+            owned(&["/srv/app/*.key", "/srv/app/a", "/srv/app/link", "/srv/none", "/other/app", "/srv/app"]);
+        let keep = owned(&["/srv/app/keep", "/srv/app/e.key"]);
+        let missing = remove(&tree.tree(), &patterns, &keep).unwrap();
+        assert_eq!(missing, ["/srv/none", "/other/app"]);
+        for stays in ["srv/app/keep/c", "srv/app/e.key", "precious", "other", "var/lib/important"] {
+            assert!(tree.has(stays), "{stays}");
+        }
+        for gone in ["srv/app/a", "srv/app/d.key", "srv/app/link"] {
+            assert!(!tree.has(gone), "{gone}");
+        }
+        remove(&tree.tree(), &owned(&["/srv/*"]), &[]).unwrap();
+        assert!(!tree.has("srv/app") && tree.has("srv"));
     }
 
     #[test]

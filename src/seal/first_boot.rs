@@ -9,7 +9,7 @@ use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 /// The directories in which systemd searches for units, the administrator's first.
-const UNITS: [&str; 3] = ["/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"];
+pub(super) const UNITS: [&str; 3] = ["/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"];
 
 /// The maximum number of enabled units. A usual image has less than 200.
 const UNITS_MAX: usize = 10_000;
@@ -157,7 +157,7 @@ fn cloud_init_makes_them(inside: &ImageTree) -> Result<bool> {
     Ok(generator && !disabled && ssh && inside.exists("/usr/bin/cloud-init")?)
 }
 
-fn is_masked(inside: &ImageTree, unit: &str) -> Result<bool> {
+pub(super) fn is_masked(inside: &ImageTree, unit: &str) -> Result<bool> {
     let link = inside.read_link(&format!("{}/{unit}", UNITS[0]))?;
     Ok(link.is_some_and(|target| target == "/dev/null"))
 }
@@ -207,7 +207,7 @@ fn unit_runs_ssh_keygen(inside: &ImageTree, name: &str) -> Result<bool> {
 }
 
 /// Adds a unit and enables it, as `systemctl enable` does.
-fn add_unit(inside: &ImageTree, name: &str, content: &str, wanted_by: &str) -> Result<()> {
+pub(super) fn add_unit(inside: &ImageTree, name: &str, content: &str, wanted_by: &str) -> Result<()> {
     let path = format!("{}/{name}", UNITS[0]);
     inside.write(&path, content.as_bytes(), 0o644, 0, 0)?;
     let wants = format!("{}/{wanted_by}.wants", UNITS[0]);
@@ -216,7 +216,8 @@ fn add_unit(inside: &ImageTree, name: &str, content: &str, wanted_by: &str) -> R
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let dir = rustix::fs::openat2(inside.dir(), &*wants, flags, Mode::empty(), resolve)
         .with_context(|| format!("opening {wants} in the image"))?;
-    match rustix::fs::symlinkat(&*path, &dir, name) {
+    let (link, mut create) = (format!("{wants}/{name}"), || rustix::fs::symlinkat(&*path, &dir, name));
+    match inside.change(&dir, name, &link, &mut create)?.result {
         Ok(()) | Err(Errno::EXIST) => Ok(()),
         Err(error) => Err(error).with_context(|| format!("enabling {name} in the image")),
     }

@@ -3,16 +3,25 @@
 pub mod bootable;
 pub mod clean;
 pub mod first_boot;
+pub mod identities;
 pub mod lint;
+pub mod package_made;
+pub mod repositories;
 pub mod rules;
 pub mod secret_scan;
 pub mod selinux;
 
 use crate::image::accounts::Accounts;
+use crate::image::tree::ImageTree;
 use crate::provision::command::CommandRunner;
+use crate::provision::context::ProvisionContext;
 use crate::provision::plan_steps;
 use crate::provision::space::ImageSpace;
+use crate::text::escape_name;
 use anyhow::{Context, Result};
+use lint::bake_period::BakeMoment;
+use package_made::PackageMadeFiles;
+use repositories::{RemovedFiles, UncleanRepository};
 use std::time::SystemTime;
 
 /// The state of the image before the bake. The lint, the search for secrets and the boot check compare the finished
@@ -23,6 +32,8 @@ pub struct Baseline {
     bake_start: secret_scan::BakeStart,
     lint: lint::LintBaseline,
     boot: bootable::BootBaseline,
+    moment: BakeMoment,
+    package_made: PackageMadeFiles,
 }
 
 impl Baseline {
@@ -37,18 +48,55 @@ impl Baseline {
             bake_start: secret_scan::BakeStart::now(),
             lint: lint::LintBaseline::of(place.inside, work)?,
             boot: bootable::BootBaseline::of(place.inside)?,
+            moment: BakeMoment::now()?,
+            package_made: PackageMadeFiles::default(),
         })
     }
 
-    /// Records whether a package copied this machine's name servers to `/etc/resolv.conf`. Call this after the packages
-    /// are installed and before the definition's scripts run, because changes by scripts are intended.
+    /// Records whether a package copied this machine's name servers to `/etc/resolv.conf`, and which keys, ids and
+    /// secrets the packages' scripts made. Call this after the packages are installed and before the definition's
+    /// scripts run, because changes by scripts are intended.
     pub fn note_packages(&mut self, runner: &CommandRunner<'_>) -> Result<()> {
-        self.lint.record_resolv_conf(runner.place.inside)
+        let inside = runner.place.inside;
+        self.lint.record_resolv_conf(inside)?;
+        if plan_steps::provisioning(runner.work.plan).next().is_some() {
+            let placed: Vec<_> = runner.work.plan.files.iter().map(|file| file.path.as_str()).collect();
+            self.package_made = PackageMadeFiles::find(inside, &self.moment, &placed)
+                .context("searching for keys, ids and secrets that scripts of packages made")?;
+        }
+        Ok(())
     }
 }
 
 /// The phase and the title of the step that removes machine-specific data.
 pub const CLEAN: (&str, &str) = ("clean", "cleaning (machine-id, host keys, logs)");
+
+/// Removes machine-specific data. Returns the repositories that hold some of it in their history.
+fn clean_image(
+    inside: &ImageTree,
+    work: &ProvisionContext<'_>,
+    package_made: PackageMadeFiles,
+) -> Result<Vec<UncleanRepository>> {
+    let (keep, remove, report) = (&work.image.keep, &work.image.remove, work.report);
+    // The definition's own files are not clones of what a package made.
+    let placed = work.image.files.iter().map(|file| file.target.clone());
+    let exempt: Vec<_> = keep.iter().cloned().chain(placed).collect();
+    let removed = RemovedFiles::read(inside, remove)?;
+    let mut notes = clean::clean(inside, keep)?;
+    let identities = identities::replace(inside, &exempt)?;
+    notes.extend(identities.notes);
+    for pattern in clean::remove(inside, remove, keep).context("removing the paths of `[clean] remove`")? {
+        report.warn(format!("`{}` of `[clean] remove` matches nothing in the image", escape_name(&pattern)));
+    }
+    let mut unclean = removed.find_repositories(inside, keep)?;
+    notes.extend(repositories::replace_etckeepers(inside, &mut unclean)?);
+    notes.extend(clean::protected_note(inside));
+    notes.iter().for_each(|note| report.note(note));
+    if let Some(warning) = package_made.warning(inside, &exempt, &identities.remaining)? {
+        report.warn(work.secrets.mask(&warning));
+    }
+    Ok(unclean)
+}
 
 /// Runs the plan's clean-up steps, removes machine-specific data, and checks the image. The image must be able to boot,
 /// must contain no secret and no data that only the bake needed, and must have free space on its disk.
@@ -64,12 +112,11 @@ pub async fn image(runner: &CommandRunner<'_>, baseline: Baseline) -> Result<()>
         baseline.space.ensure_available(place.root)?;
         return Err(error);
     }
+    let package_made = baseline.package_made.without_owned(runner).await?;
     let step = work.report.step(CLEAN.0, CLEAN.1);
     let timer = place.inside.meter().start();
-    for note in clean::clean(place.inside, &work.image.keep).context("cleaning the image")? {
-        work.report.note(note);
-    }
-    lint::lint(place.inside, work, &baseline.lint)?;
+    let unclean = clean_image(place.inside, work, package_made).context("cleaning the image")?;
+    lint::lint(place.inside, work, &baseline.lint, &unclean)?;
     secret_scan::ensure_no_secrets(place.inside, work.secrets, baseline.bake_start)?;
     drop(timer);
     step.done();

@@ -186,11 +186,12 @@ pub struct Plan {
     #[serde(default)]
     pub steps: Vec<Step>,
     /// Facts: commands whose output is stored with the image, by name. They run without network, after all steps except
-    /// those of phase clean.
+    /// those of phase clean. oven reads only their standard output.
     ///
     /// The fact `packages` prints one line for each package. Columns are separated by tabs. The first three columns are
     /// name, version and architecture. Only these three are stored. If [`Plan::expect`] is not empty, two columns
-    /// follow: the package's state, and the names that the package provides (separated by commas).
+    /// follow: the package's state, and the names that the package provides (separated by commas). Empty lines are
+    /// ignored. If any other line does not have this form, the bake fails and shows the line.
     ///
     /// The fact `held` prints the names of held packages, one on each line. oven also runs it before the first step. If
     /// the base image holds a package, a definition that asks for another version of this package is rejected.

@@ -363,22 +363,37 @@ static FILE: Section = Section {
 
 static CLEAN: Section = Section {
     header: "[clean]",
-    keys: &[TomlKey {
-        name: "keep",
-        value: ValueType::Array(&ArrayRule {
-            element: ValueType::Text(TextRule {
-                pattern: r"^(/[^/\x00-\x1f\x7f-\x9f]+)+/?$",
-                never: r"/\.{1,2}(/|$)",
-                ..ANY_TEXT
-            }),
-            first: None,
-            least: 0,
-            unique: false,
-        }),
-        expected: "an array of paths in the image, such as [\"/var/log/app\"]",
-        doc: "Paths in the image that the clean-up does not change, and that the lint accepts.",
-        example: "keep = [\"/var/log/app\"]",
-        ..KEY
-    }],
+    keys: &[
+        TomlKey {
+            name: "keep",
+            value: ValueType::Array(&IMAGE_PATHS),
+            expected: "an array of paths in the image, such as [\"/var/log/app\"]",
+            doc: "Paths in the image that the clean-up does not change, and that the lint accepts. Files that scripts \
+                  of packages made are not reported.",
+            example: "keep = [\"/var/log/app\"]",
+            ..KEY
+        },
+        TomlKey {
+            name: "remove",
+            value: ValueType::Array(&IMAGE_PATHS),
+            expected: "an array of paths in the image, such as [\"/etc/app/secret.key\"]",
+            doc: "Paths in the image that the clean-up removes, with everything below them. `*` matches any characters \
+                  within one name. Use it for keys, ids and passwords that a package's script made, if the program \
+                  makes new ones when it starts.",
+            example: "remove = [\"/etc/app/secret.key\"]",
+            ..KEY
+        },
+    ],
     rules: &[],
+};
+
+static IMAGE_PATHS: ArrayRule = ArrayRule {
+    element: ValueType::Text(TextRule {
+        pattern: r"^(/[^/\x00-\x1f\x7f-\x9f]+)+/?$",
+        never: r"/\.{1,2}(/|$)",
+        ..ANY_TEXT
+    }),
+    first: None,
+    least: 0,
+    unique: false,
 };

@@ -115,6 +115,7 @@ fn a_whole_definition_is_read() {
     assert_eq!(web.registered, registered);
     assert_eq!(web.tags["Team Name"], "größer");
     assert_eq!(web.keep, ["/var/log/app"]);
+    assert_eq!(web.remove, ["/etc/app/*.key"]);
     assert_eq!(web.distro, None);
     assert_eq!(web.conffiles, Conffiles::Replace);
     assert_eq!(web.upgrade, Upgrade::All);
@@ -367,6 +368,10 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
             "3: `k` of [tags] has 257 characters, but at most 256 are allowed",
         ),
         ("[tags]\nk = 1", "3: `k` of [tags] is an integer: it should be a quoted string"),
+        (
+            "[clean]\nremove = [\"/a\", \"etc/x\"]",
+            "3: `remove` of [clean] is \"etc/x\": a path in the image begins",
+        ),
         ("[clean]\nkeep = [\"var/log\"]", "3: `keep` of [clean] is \"var/log\": a path in the image begins"),
     ];
     for (toml, expected) in cases {

@@ -28,7 +28,7 @@ use std::path::Path;
 
 /// This number is raised if a change of oven or of a built-in plugin makes a different image from the same definition.
 /// A new number causes a new bake of every image.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 
 /// The inputs of an image. Their JSON is canonical: its keys are sorted, and it has no spaces. The keys are sorted
 /// because the fields are declared in alphabetical order.

@@ -54,10 +54,10 @@ fn the_json_is_canonical() {
         r#"{"architecture":"x86_64","base":{"id":"ami-0123456789abcdef0","snapshot":"snap-0123456789abcdef0"},"#,
         r#""checksum":"6888762048223e8edbf42063b22f5f65241e8a60","#,
         r#""files":{"image.toml":{"sha1":"f9a431db20c0a86b8fbc1e9ab4261ce3997ca3c4"},"#,
-        r#""setup.sh":{"executable":true,"sha1":"bd971bec88149956458a10fc9c5ecb3eb99dd452"}},"format":2,"name":"web"}"#
+        r#""setup.sh":{"executable":true,"sha1":"bd971bec88149956458a10fc9c5ecb3eb99dd452"}},"format":3,"name":"web"}"#
     );
     assert_eq!(inputs.to_json(), expected);
-    assert_eq!(inputs.fingerprint(), "40149c4e3373641d9523ff32ffcaba1e34cf572c");
+    assert_eq!(inputs.fingerprint(), "131dd3da110c5b065f9290d2900224580ff86ddc");
     let parsed: serde_json::Value = serde_json::from_str(expected).unwrap();
     let sorted: BTreeMap<String, serde_json::Value> = serde_json::from_value(parsed).unwrap();
     assert_eq!(serde_json::to_string(&sorted).unwrap(), expected, "the fields are declared in another order");
@@ -105,7 +105,7 @@ fn provisioners_and_variables_count() {
     let vars = "[vars]\nx = \"1\"\ny = \"2\"";
     let plain = of(vars, &[]);
     assert!(
-        plain.to_json().ends_with(r#""format":2,"name":"web","vars":{"x":"1","y":"2"}}"#),
+        plain.to_json().ends_with(r#""format":3,"name":"web","vars":{"x":"1","y":"2"}}"#),
         "{}",
         plain.to_json()
     );
@@ -293,6 +293,20 @@ fn base_architecture_and_format_are_explained() {
     let expected =
         "the snapshot of the base image ami-0123456789abcdef0 changed: snap-0123456789abcdef0 -> snap-1";
     assert_eq!(explained(&old, &new), (vec![expected.into()], vec![expected.into()]));
+}
+
+/// Images of the previous format stay valid bases, and a new bake says why it is needed.
+#[test]
+fn inputs_of_the_previous_format_are_explained() {
+    let (_top, image) = web(&[]);
+    let now = inputs(&image);
+    let json = now.to_json().replace("\"format\":3", "\"format\":2");
+    let tag = now.digest().replacen("v1;3;", "v1;2;", 1);
+    assert!(json != now.to_json() && tag != now.digest());
+    let expected = ["oven's fingerprint format changed: 2 -> 3"];
+    for old in [PreviousInputs::of(Some(&json), None), PreviousInputs::of(None, Some(&tag))] {
+        assert_eq!(explain(&old.unwrap(), &now), expected);
+    }
 }
 
 /// Inputs with `count` files, ten in each directory.

@@ -8,6 +8,8 @@
 mod tests;
 
 use super::limits::ReadMeter;
+use super::protection::ProtectedPaths;
+use crate::sys::lock::lock_mutex;
 use crate::text::escape_name;
 use anyhow::{Context, Result, bail};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
@@ -20,7 +22,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{PermissionsExt, fchown};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// The maximum size of a file that oven itself reads. Release files, tables and lists of packages are small.
 const READ_MAX: u64 = 16 << 20;
@@ -35,6 +37,7 @@ const RETRIES: u32 = 32;
 pub struct ImageTree {
     dir: OwnedFd,
     meter: Arc<ReadMeter>,
+    protected: Mutex<ProtectedPaths>,
 }
 
 /// The names in a directory.
@@ -52,7 +55,7 @@ impl ImageTree {
 
     /// Like [`Self::new`], with other limits for reads.
     pub fn with_meter(dir: OwnedFd, meter: ReadMeter) -> Self {
-        Self { dir, meter: Arc::new(meter) }
+        Self { dir, meter: Arc::new(meter), protected: Mutex::default() }
     }
 
     pub fn open_dir(path: &Path) -> Result<Self> {
@@ -69,6 +72,10 @@ impl ImageTree {
     /// Returns the counts of everything that was read.
     pub fn meter(&self) -> &Arc<ReadMeter> {
         &self.meter
+    }
+
+    pub(crate) fn protected(&self) -> MutexGuard<'_, ProtectedPaths> {
+        lock_mutex(&self.protected)
     }
 
     /// Counts an object that is examined.
@@ -242,19 +249,29 @@ impl ImageTree {
         rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())?;
         let temporary = format!(".oven-{:016x}", u64::from_ne_bytes(bytes));
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file =
-            rustix::fs::openat(&dir, &*temporary, flags, Mode::from_raw_mode(0o600)).with_context(doing)?;
-        let mut file = File::from(file);
+        let mut create = || rustix::fs::openat(&dir, &*temporary, flags, Mode::from_raw_mode(0o600));
+        let shown = escape_name(path);
+        let file = self.change(&dir, &*temporary, &shown, &mut create).with_context(doing)?;
+        let mut file = File::from(file.result.with_context(doing)?);
         let written = fill(&mut file).and_then(|()| {
             // The owner is changed first, because a change of the owner clears setuid.
             fchown(&file, Some(uid), Some(gid))?;
-            file.set_permissions(Permissions::from_mode(mode & 0o7777))?;
-            Ok(rustix::fs::renameat(&dir, &*temporary, &dir, name)?)
+            file.set_permissions(Permissions::from_mode(mode & 0o7777))
         });
-        if written.is_err() {
-            _ = rustix::fs::unlinkat(&dir, &*temporary, AtFlags::empty());
+        let mut rename = || rustix::fs::renameat(&dir, &*temporary, &dir, &*name);
+        let placed = written.map_err(anyhow::Error::from).and_then(|()| {
+            let renamed = self.change(&dir, &*name, &shown, &mut rename)?;
+            renamed.result.map(|()| renamed.protection).map_err(anyhow::Error::from)
+        });
+        match placed {
+            Ok(protection) if protection.is_empty() => Ok(()),
+            Ok(protection) => self.protect(&file, protection, &shown),
+            Err(error) => {
+                let mut unlink = || rustix::fs::unlinkat(&dir, &*temporary, AtFlags::empty());
+                _ = self.change(&dir, &*temporary, &shown, &mut unlink);
+                Err(error).with_context(doing)
+            }
         }
-        written.with_context(doing)
     }
 
     /// Removes a file or a symlink. A symlink is not followed. Returns false if nothing exists at the path.
@@ -262,7 +279,8 @@ impl ImageTree {
         let doing = || format!("removing {} in the image", escape_name(path));
         let (parent, name) = split(path)?;
         let Some(dir) = absent(self.open_directory(&parent)).with_context(doing)? else { return Ok(false) };
-        match rustix::fs::unlinkat(&dir, name, AtFlags::empty()) {
+        let mut unlink = || rustix::fs::unlinkat(&dir, &*name, AtFlags::empty());
+        match self.change(&dir, &*name, &escape_name(path), &mut unlink).with_context(doing)?.result {
             Err(Errno::NOENT) => Ok(false),
             done => done.map(|()| true).with_context(doing),
         }
@@ -276,16 +294,21 @@ impl ImageTree {
             return Ok(false);
         };
         drop(found);
-        let file = match self.open(path, OFlags::WRONLY | OFlags::NOFOLLOW) {
-            // Another process replaced the file in the meantime.
-            Err(Errno::NOENT | Errno::LOOP | Errno::NXIO | Errno::ISDIR) => return Ok(false),
-            file => file.with_context(doing)?,
+        let (parent, name) = split(path)?;
+        let Some(dir) = absent(self.open_directory(&parent)).with_context(doing)? else { return Ok(false) };
+        let mut empty = || {
+            let file =
+                open_in(dir.as_fd(), &*name, OFlags::WRONLY | OFlags::NOFOLLOW, ResolveFlags::BENEATH)?;
+            if FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode) != FileType::RegularFile {
+                return Ok(false);
+            }
+            rustix::fs::ftruncate(&file, 0).map(|()| true)
         };
-        if ensure_regular(&file, path).is_err() {
-            return Ok(false);
+        match self.change(&dir, &*name, &escape_name(path), &mut empty).with_context(doing)?.result {
+            // Another process replaced the file in the meantime.
+            Err(Errno::NOENT | Errno::LOOP | Errno::NXIO | Errno::ISDIR) => Ok(false),
+            done => done.with_context(doing),
         }
-        File::from(file).set_len(0).with_context(doing)?;
-        Ok(true)
     }
 
     /// Creates a directory and its missing parents with this mode, owned by root. Existing directories keep their mode.
@@ -303,7 +326,9 @@ impl ImageTree {
             if known.is_none() {
                 let (parent, name) = split(so_far)?;
                 let dir = self.open_directory(&parent).with_context(doing)?;
-                match rustix::fs::mkdirat(&dir, &*name, Mode::from_raw_mode(0o700)) {
+                let mut make = || rustix::fs::mkdirat(&dir, &*name, Mode::from_raw_mode(0o700));
+                let made = self.change(&dir, &*name, &escape_name(so_far), &mut make).with_context(doing)?;
+                match made.result {
                     Ok(()) => {}
                     Err(Errno::EXIST) => match self.read_link(so_far)? {
                         Some(to) => bail!(
@@ -392,7 +417,7 @@ fn normalize(path: &str) -> Result<String> {
 }
 
 /// Returns the parent and the last name of a path.
-fn split(path: &str) -> Result<(String, String)> {
+pub(crate) fn split(path: &str) -> Result<(String, String)> {
     let path = normalize(path)?;
     match path.rsplit_once('/') {
         Some((parent, name)) if !name.is_empty() => Ok((format!("{parent}/"), name.to_owned())),

@@ -13,6 +13,7 @@ use crate::definition::PackageRequest;
 use crate::error::{Failure, Kind};
 use crate::sandbox;
 use crate::sandbox::cgroup::CgroupSupport;
+use crate::sandbox::output::OutputSink;
 use crate::sandbox::spec::{BindMount, ExitStatus, StepExit, StepSpec};
 use crate::text::ShortList;
 use anyhow::{Context, Result};
@@ -35,6 +36,9 @@ const VERSION_LENGTH_MAX: usize = 100;
 /// The maximum size of the output that [`CommandRunner::ask`] returns, in bytes. A list of all packages has less than 1
 /// MiB. The labels of 400,000 new files have about 48 MiB.
 const ANSWER_MAX: usize = 48 << 20;
+/// The number of lines that are searched for an explanation if a command fails whose output [`CommandRunner::ask`] would
+/// return.
+const EXPLAINED_MAX: usize = 1000;
 
 /// A command, and its permissions.
 pub struct ImageCommand<'a> {
@@ -225,7 +229,8 @@ impl<'a> CommandRunner<'a> {
                 failures.line(line);
                 notes.line(line);
             };
-            let exit = self.once(call, &mut on_line).await.with_context(|| call.why.clone())?;
+            let exit = self.once(call, &mut OutputSink::Lines(&mut on_line)).await;
+            let exit = exit.with_context(|| call.why.clone())?;
             self.report_daemons(call, &exit);
             let failed = failures.meaning();
             let good = call.is_good(exit.status);
@@ -308,7 +313,7 @@ impl<'a> CommandRunner<'a> {
             ..ImageCommand::plan_defaults(self)
         };
         report.detail(before.why.clone());
-        let exit = self.once(&before, &mut |line| report.output(line)).await;
+        let exit = self.once(&before, &mut OutputSink::Lines(&mut |line| report.output(line))).await;
         let exit = exit.with_context(|| before.why.clone())?;
         if !exit.status.success() {
             report.warn(format!("{} failed ({})", before.why, exit.status));
@@ -316,20 +321,31 @@ impl<'a> CommandRunner<'a> {
         Ok(())
     }
 
-    /// Runs a command, and returns its output. Fails if the output is too long.
+    /// Runs a command, and returns its standard output. Its standard error is only logged, because it may have warnings
+    /// even if the command succeeds. Fails if the output is too long.
     pub async fn ask(&self, call: &ImageCommand<'_>) -> Result<String> {
-        let mut diagnoser = Diagnoser::new(call.troubles);
-        let (mut answer, mut is_too_long) = (String::new(), false);
-        let mut on_line = |line: &str| {
-            diagnoser.line(line);
-            is_too_long |= answer.len() + line.len() >= ANSWER_MAX;
+        let (mut answer, mut is_too_long) = (Vec::new(), false);
+        let (mut errors, report) = (Vec::new(), self.work.report);
+        let mut output = |bytes: &[u8]| {
+            is_too_long |= answer.len() + bytes.len() > ANSWER_MAX;
             if !is_too_long {
-                answer.push_str(line);
-                answer.push('\n');
+                answer.extend_from_slice(bytes);
             }
         };
-        let exit = self.once(call, &mut on_line).await.with_context(|| call.why.clone())?;
-        if !exit.status.success() {
+        let mut on_line = |line: &str| {
+            report.output(line);
+            if errors.len() < EXPLAINED_MAX {
+                errors.push(line.to_owned());
+            }
+        };
+        let mut sink = OutputSink::Answer { output: &mut output, on_line: &mut on_line };
+        let exit = self.once(call, &mut sink).await.with_context(|| call.why.clone())?;
+        let answer = String::from_utf8_lossy(&answer);
+        let answer = self.work.secrets.mask(&answer);
+        if !call.is_good(exit.status) {
+            let mut diagnoser = Diagnoser::new(call.troubles);
+            answer.lines().take(EXPLAINED_MAX).for_each(|line| diagnoser.line(line));
+            errors.iter().for_each(|line| diagnoser.line(line));
             let meaning = diagnoser.meaning();
             return Err(self.failure(call, &exit, &diagnoser, meaning).into());
         }
@@ -338,10 +354,10 @@ impl<'a> CommandRunner<'a> {
                 format!("{}: the output of {} has more than {} MiB", call.why, call.name, ANSWER_MAX >> 20);
             return Err(Kind::Step.error(what));
         }
-        Ok(answer)
+        Ok(answer.into_owned())
     }
 
-    async fn once(&self, call: &ImageCommand<'_>, on_line: &mut dyn FnMut(&str)) -> Result<StepExit> {
+    async fn once(&self, call: &ImageCommand<'_>, sink: &mut OutputSink<'_>) -> Result<StepExit> {
         let (mut env, mut shims) = (call.env.clone(), call.shims.clone());
         if call.fetches {
             env.extend(self.network_env.clone());
@@ -369,7 +385,7 @@ impl<'a> CommandRunner<'a> {
         CgroupSupport::get().report_gaps(self.work.report);
         self.place.inside.meter().note_step();
         let mut span = self.work.report.command(&call.argv);
-        let run = sandbox::run_with(self.work.helper, &spec, self.work.secrets, call.timeout, on_line);
+        let run = sandbox::run_with(self.work.helper, &spec, self.work.secrets, call.timeout, sink);
         let exit = tokio::select! {
             exit = run => match exit {
                 Err(error) if !self.entered.get() => return Err(Kind::of_base(error)),

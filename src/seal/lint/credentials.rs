@@ -21,9 +21,10 @@ use std::io::Read;
 /// The directories whose files are searched for private keys.
 const SEARCHED: [&str; 3] = ["/etc", "/home", "/root"];
 /// Directories with public code, which often contains keys for tests. Their files are not searched.
-const PUBLIC_CODE: [&[u8]; 5] = [b"node_modules", b"site-packages", b"dist-packages", b"testdata", b".git"];
+pub(in crate::seal) const PUBLIC_CODE: [&[u8]; 5] =
+    [b"node_modules", b"site-packages", b"dist-packages", b"testdata", b".git"];
 /// The maximum size of a file that is searched. Keys and files of settings are small.
-const SIZE_MAX: u64 = 64 << 10;
+pub(in crate::seal) const SIZE_MAX: u64 = 64 << 10;
 /// The maximum number of files that are searched, so that an image with millions of files does not take hours.
 const FILES_MAX: usize = 50_000;
 /// The maximum number of files whose version before the bake is recorded.
@@ -121,7 +122,7 @@ impl AddedFiles<'_> {
     }
 }
 
-fn start_of(file: File) -> std::io::Result<Vec<u8>> {
+pub(in crate::seal) fn start_of(file: File) -> std::io::Result<Vec<u8>> {
     let mut content = Vec::new();
     file.take(SIZE_MAX).read_to_end(&mut content)?;
     Ok(content)
@@ -189,7 +190,7 @@ fn walk_files(
 }
 
 /// Returns the description of a credential that the content of a file contains.
-fn credential_in(content: &[u8]) -> Option<&'static str> {
+pub(in crate::seal) fn credential_in(content: &[u8]) -> Option<&'static str> {
     let has = |text: &[u8]| memchr::memmem::find(content, text).is_some();
     if has_private_key(content) || (has(b"PuTTY-User-Key-File-") && has(b"Private-Lines:")) {
         return Some("it contains a private key");

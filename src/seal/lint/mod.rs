@@ -2,13 +2,14 @@
 //! both, and these checks find what it missed. They report only what is certainly wrong, because each finding fails the
 //! bake.
 
-mod bake_period;
-mod credentials;
+pub(super) mod bake_period;
+pub(super) mod credentials;
 mod findings;
 #[cfg(test)]
 mod tests;
 
 use super::first_boot;
+use super::repositories::UncleanRepository;
 use super::rules;
 use crate::error::Kind;
 use crate::image::tree::ImageTree;
@@ -126,10 +127,16 @@ fn servers(resolv_conf: &str) -> impl Iterator<Item = &str> {
         .filter(|address| !address.starts_with("127.") && *address != "::1")
 }
 
-/// Checks the image. The error lists the first findings.
-pub fn lint(inside: &ImageTree, work: &ProvisionContext<'_>, before: &LintBaseline) -> Result<()> {
+/// Checks the image. `unclean` has the repositories whose history holds removed data. The error lists the first findings.
+pub fn lint(
+    inside: &ImageTree,
+    work: &ProvisionContext<'_>,
+    before: &LintBaseline,
+    unclean: &[UncleanRepository],
+) -> Result<()> {
     let mut findings = LintFindings::new(&work.image.keep, work.secrets);
     find_machine_data(inside, &work.plan.caches, &mut findings)?;
+    unclean.iter().for_each(|repository| findings.add(&repository.path, &repository.what));
     findings.sort();
     find_leftovers(inside, work, before, &mut findings)?;
     if !before.credentials.find(inside, &mut findings)? {
@@ -137,8 +144,8 @@ pub fn lint(inside: &ImageTree, work: &ProvisionContext<'_>, before: &LintBaseli
     }
     let Some((first, list)) = findings.list() else { return Ok(()) };
     let hint = format!(
-        "Remove them in a script. If every instance should have one of them, accept it in image.toml: \
-         [clean] keep = [\"{first}\"]."
+        "Remove them in a script, or with `[clean] remove` in image.toml. If every instance should have one of them, \
+         accept it in image.toml: [clean] keep = [\"{first}\"]."
     );
     Err(Kind::Step
         .failure(format!(

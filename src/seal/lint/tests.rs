@@ -68,7 +68,7 @@ impl Bench {
         }
         let before = LintBaseline::of(&inside, &self.work()).unwrap();
         change(tree);
-        super::lint(&inside, &self.work(), &before).map_err(|error| {
+        super::lint(&inside, &self.work(), &before, &[]).map_err(|error| {
             assert_eq!(Kind::of(&error), Kind::Step);
             format!("{error:#}\n{}", crate::error::hint_of(&error).unwrap())
         })
@@ -431,7 +431,7 @@ fn this_machines_name_servers_do_not_stay() {
         let mut before = LintBaseline::of(&inside, &bench.work()).unwrap();
         change(&tree);
         before.compare(&inside, BUILDERS).unwrap();
-        super::lint(&inside, &bench.work(), &before).is_ok()
+        super::lint(&inside, &bench.work(), &before, &[]).is_ok()
     };
     assert!(lint(Some("nameserver 9.9.9.9\n"), &|_| ()));
     assert!(!lint(Some("nameserver 9.9.9.9\n"), &|tree| tree.file("etc/resolv.conf", BUILDERS)));

@@ -234,7 +234,20 @@ pub fn list_packages(_: &mut World, input: &[u8]) -> bool {
     _ = (packages::document(&found), packages::difference(&[], &found));
     _ = packages::ensure_sound(&found, &expect, "the image");
     _ = packages::ensure_installed(&found, &expect);
+    for line in packages::document(&found).lines() {
+        let columns: Vec<_> = line.split('\t').collect();
+        assert!(columns.len() == 3 && !columns[0].is_empty(), "{line:?}");
+        assert!(!line.contains(|c: char| c != '\t' && (c.is_whitespace() || c.is_control())), "{line:?}");
+    }
     !found.is_empty()
+}
+
+pub fn list_held_packages(_: &mut World, input: &[u8]) -> bool {
+    let Ok(held) = packages::parse_held(&String::from_utf8_lossy(input)) else { return false };
+    for name in &held {
+        assert!(!name.is_empty() && !name.contains(char::is_whitespace), "{name:?}");
+    }
+    !held.is_empty()
 }
 
 pub fn read_step_output(world: &mut World, input: &[u8]) -> bool {

@@ -212,8 +212,25 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "packages",
         seeds: &[("tests/data/fuzz/packages", "")],
-        words: &["\t", "\n", "installed", "config-files", ", ", "mawk"],
+        words: &[
+            "\t",
+            "\n",
+            "installed",
+            "config-files",
+            ", ",
+            "mawk",
+            "dpkg-query: warning: ",
+            "\n\n",
+            "\r\n",
+        ],
         parse: parsers::list_packages,
+        ..USUAL
+    },
+    Target {
+        name: "held-packages",
+        seeds: &[("tests/data/fuzz/held-packages", "")],
+        words: &[":i386", "\n", "W: ", "\r\n", "\t"],
+        parse: parsers::list_held_packages,
         ..USUAL
     },
     Target {

@@ -27,6 +27,35 @@ fn with_postinst(text: &str) -> (PackageLab, LabBake) {
     (lab, baked)
 }
 
+/// dpkg-query prints warnings on standard error and succeeds. The linker warns in each program.
+#[test]
+fn warnings_of_dpkg_are_not_packages() {
+    let lab = PackageLab::new();
+    lab.package("nomaint", "1.0", "", &[("usr/share/nomaint/x", "x\n")]);
+    // The status of a package without a maintainer, as other tools build it.
+    let status = lab.read("var/lib/dpkg/status");
+    let old = "\nPackage: base-nomaint\nStatus: install ok installed\nVersion: 2.0\nArchitecture: all\n\
+               Description: x\n";
+    fs::write(lab.image("var/lib/dpkg/status"), format!("{}{old}", status.trim_end().to_owned() + "\n"))
+        .unwrap();
+    fs::write(lab.image("var/lib/dpkg/info/base-nomaint.list"), "/.\n").unwrap();
+    fs::write(lab.image("etc/ld.so.preload"), "/usr/lib/gone.so\n").unwrap();
+    // Without its file list, dpkg assumes that a package has no files, and warns.
+    fs::remove_file(lab.image("var/lib/dpkg/info/mawk.list")).unwrap();
+    lab.define("packages = [\"./nomaint.deb\"]\n");
+    let baked = lab.bake();
+    let log = baked.log.clone();
+    assert!(log.contains("cannot be preloaded"), "{log}");
+    let facts = baked.facts();
+    let packages = &facts["packages"];
+    for line in ["nomaint\t1.0\tall\n", "base-nomaint\t2.0\tall\n", "mawk\t"] {
+        assert!(packages.contains(line), "{line}: {packages}");
+    }
+    for word in ["warning", "ld.so", "preload", "Maintainer"] {
+        assert!(!packages.contains(word), "{word}: {packages}");
+    }
+}
+
 #[test]
 fn real_packages_from_the_mirror_and_a_local_one_with_dependencies() {
     let lab = PackageLab::new();
@@ -374,4 +403,106 @@ fn settings_of_the_network_reach_fetch_steps_alone() {
     lab.bake().facts();
     lab.define("[[run]]\nscript = \"env.sh\"\nnetwork = true\n");
     lab.bake().facts();
+}
+
+/// The image gets systemd's program, so that oven can add units.
+fn with_systemd(lab: &PackageLab) {
+    fs::create_dir_all(lab.image("usr/lib/systemd")).unwrap();
+    fs::write(lab.image("usr/lib/systemd/systemd"), "elf").unwrap();
+}
+
+#[test]
+fn identities_that_real_packages_make_are_not_cloned() {
+    let lab = PackageLab::new();
+    with_systemd(&lab);
+    lab.define("packages = [\"nvme-cli\", \"open-iscsi\", \"bind9\", \"popularity-contest\"]\n");
+    let baked = lab.bake();
+    let log = baked.log.clone();
+    baked.facts();
+    for path in ["etc/nvme/hostnqn", "etc/nvme/hostid", "etc/iscsi/initiatorname.iscsi", "etc/bind/rndc.key"]
+    {
+        assert!(!lab.image(path).exists(), "{path}\n{log}");
+    }
+    let popcon = lab.read("etc/popularity-contest.conf");
+    assert!(popcon.contains("\nMY_HOSTID=\"\"\n") && popcon.contains("PARTICIPATE="), "{popcon}");
+    for unit in ["oven-nvme-host-id", "oven-iscsi-initiator", "oven-rndc-key", "oven-popularity-contest-id"] {
+        let link = lab.image(&format!("etc/systemd/system/basic.target.wants/{unit}.service"));
+        assert!(link.symlink_metadata().is_ok() && log.contains(unit), "{unit}\n{log}");
+    }
+    // Each file gets its owner and its mode.
+    let unit = lab.read("etc/systemd/system/oven-rndc-key.service");
+    assert!(unit.contains("chmod 0640 /etc/bind/rndc.key") && !unit.contains("chown 0:0 "), "{unit}");
+    // These packages make no other secrets, and oven does not call their usual files secrets.
+    assert!(!log.contains("look like keys"), "{log}");
+}
+
+#[test]
+fn other_secrets_of_packages_scripts_are_reported_kept_or_removed() {
+    const POSTINST: &str = "mkdir -p /etc/app /var/lib/app /opt/app\n\
+        head -c 32 /dev/urandom > /etc/app/site.key\n\
+        printf \"dbc_dbpass='wU3kx0AbqPzS'\\n\" > /etc/app/db.conf\n\
+        echo 0b7dd1a4-6d5c-4d5a-9a0e-3f0a3a1d2c11 > /var/lib/app/node\n\
+        echo token > /opt/app/token\n\
+        echo 'password = AbCdEfGh12' >> /etc/app/own.conf\n\
+        echo usual > /etc/app/usual.conf";
+    let bake = |toml: &str| {
+        let lab = PackageLab::new();
+        let [(path, script)] = postinst(POSTINST);
+        let conffiles = ("DEBIAN/conffiles", "/etc/app/own.conf\n");
+        lab.package("app", "1.0", "", &[(path, &script), conffiles, ("etc/app/own.conf", "# own\n")]);
+        lab.script("own.sh", "echo key > /etc/app/mine.key");
+        lab.define(&format!("packages = [\"./app.deb\"]\n[[run]]\nscript = \"own.sh\"\n{toml}"));
+        let baked = lab.bake();
+        let log = baked.log.clone();
+        baked.facts();
+        (lab, log)
+    };
+    let (_lab, log) = bake("");
+    for path in ["/etc/app/site.key (", "/etc/app/db.conf (", "/var/lib/app/node (", "/opt/app/token ("] {
+        assert!(log.contains(path), "{path}: {log}");
+    }
+    // A package owns the first file, the second one is not suspicious, and the definition made the third one.
+    for path in ["own.conf (", "usual.conf (", "mine.key ("] {
+        assert!(!log.contains(path), "{path}: {log}");
+    }
+    assert!(log.contains("[clean] remove") && !log.contains("wU3kx0AbqPzS"), "{log}");
+    let (lab, log) = bake(
+        "[clean]\nkeep = [\"/etc/app\", \"/opt/app/*\"]\nremove = [\"/var/lib/app/node\", \"/srv/none\"]\n",
+    );
+    assert!(!log.contains("look like keys"), "{log}");
+    assert!(log.contains("`/srv/none` of `[clean] remove` matches nothing"), "{log}");
+    assert!(lab.image("etc/app/site.key").exists() && !lab.image("var/lib/app/node").exists());
+    let (lab, log) = bake(
+        "[clean]\nremove = [\"/etc/app/*.key\", \"/etc/app/db.conf\", \"/var/lib/app\", \"/opt/app\"]\n",
+    );
+    assert!(!log.contains("look like keys"), "{log}");
+    for gone in ["etc/app/site.key", "etc/app/db.conf", "var/lib/app", "opt/app", "etc/app/mine.key"] {
+        assert!(!lab.image(gone).exists(), "{gone}");
+    }
+}
+
+#[test]
+fn a_repository_with_keys_is_removed_or_refused() {
+    let with = |toml: &str| {
+        let lab = PackageLab::new();
+        with_systemd(&lab);
+        lab.define(&format!("packages = [\"ssl-cert\", \"etckeeper\", \"git\"]\n{toml}"));
+        let baked = lab.bake();
+        (lab, baked)
+    };
+    let (lab, baked) = with("");
+    let log = baked.log.clone();
+    baked.facts();
+    assert!(
+        log.contains("removed /etc/.git with its history") && log.contains("oven-etckeeper.service"),
+        "{log}"
+    );
+    assert!(!lab.image("etc/.git").exists() && !lab.image("etc/ssl/private/ssl-cert-snakeoil.key").exists());
+    let (lab, baked) = with("[clean]\nkeep = [\"/etc/.git\"]\n");
+    baked.facts();
+    assert!(lab.image("etc/.git/HEAD").exists());
+    // The backup has the same history, and nothing begins it again.
+    let (_lab, baked) =
+        with("[[run]]\ncommand = [\"git\", \"clone\", \"-q\", \"--bare\", \"/etc\", \"/srv/etc.git\"]\n");
+    baked.fails(STEP, &["/srv/etc.git: a repository whose history holds", "[clean] remove", "[clean] keep"]);
 }

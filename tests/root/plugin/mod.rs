@@ -86,6 +86,43 @@ fn the_smallest_plugin_in_sh_bakes() {
     world.assert_no_traces("bakes that failed");
 }
 
+/// Warnings of an image's programs are not rows of its list of packages, and a row that is none is shown.
+#[test]
+fn a_fact_is_standard_output_alone() {
+    let path = example("tiny.sh");
+    let world_with = |list: &str| {
+        let pkg = PKG.replace("list) ", &format!("list) {list}; "));
+        let world = LocalWorld::of("tiny", "ID=tiny\n", &[("bin/pkg", &pkg)]);
+        let toml = "name = \"image\"\nfrom = { name = \"tiny\" }\npackages = [\"hello\"]\n";
+        world.write("image/image.toml", toml);
+        world
+    };
+    for list in [
+        "echo 'warning: the database is old' >&2",
+        "echo >&2; printf 'x\\t1\\n' >&2; head -c 100000 /dev/zero >&2",
+        "echo; printf '\\t\\n'",
+    ] {
+        let world = world_with(list);
+        let (ami, err) = world.expect(0, &["--plugin", &path, "bake", "image"]);
+        assert!(!err.contains("database is old"), "{err}");
+        let shown = packages(&world, ami.trim());
+        assert!(shown.contains("hello") && !shown.contains("warning"), "{shown}");
+    }
+    for (list, shown) in [
+        ("echo 'warning: the database is old'", "`warning: the database is old`"),
+        ("printf 'WARN:\\tx\\ty\\n'", "WARN:"),
+        ("echo hello 1.0 noarch", "`hello 1.0 noarch`"),
+        ("head -c 100000 /dev/zero | tr '\\0' x; echo", "xxxxxxxx…`"),
+    ] {
+        let world = world_with(list);
+        // The base's own package manager prints the line.
+        let (_, err) = world.expect(3, &["--plugin", &path, "bake", "image"]);
+        assert!(err.contains("/bin/pkg") && err.contains("does not describe a package"), "{err}");
+        assert!(err.contains(shown) && err.len() < 4000, "{shown}: {err}");
+        world.assert_no_traces("a list with a line that is none");
+    }
+}
+
 /// Stands in for xbps: it knows `nginx` and `tree`, and installs what was downloaded before.
 const XBPS: [(&str, &str); 4] = [
     (

@@ -4,7 +4,9 @@ use super::{
     HELPER, Loop, MINUTE, NONE, block_on, marker, marker_of, mounted, output, processes, run, shim, try_run,
 };
 use oven::sandbox;
+use oven::sandbox::output::OutputSink;
 use oven::sandbox::spec::{ExitStatus, StepExit, StepSpec};
+use oven::secrets::Secrets;
 use oven::sys::namespaces;
 use oven_testing::BusyboxImage;
 use oven_testing::busybox_image::spec_in;
@@ -53,6 +55,32 @@ fn output_is_lines_in_order_and_bounded() {
     assert!(exit.unwrap().status.success());
     assert_eq!(last, "(the output is longer than 64 MiB and is cut off)");
     assert!(bytes < 65 << 20, "{bytes}");
+}
+
+#[test]
+fn an_answer_is_standard_output_alone() {
+    let image = BusyboxImage::new();
+    let ask = |script: &str| {
+        let (mut answer, mut lines) = (Vec::new(), Vec::new());
+        let mut sink = OutputSink::Answer {
+            output: &mut |bytes| answer.extend_from_slice(bytes),
+            on_line: &mut |line| lines.push(line.to_owned()),
+        };
+        let (spec, secrets) = (image.shell(script), Secrets::default());
+        let exit =
+            block_on(sandbox::run_with(Path::new(HELPER), &spec, &secrets, MINUTE, &mut sink)).unwrap();
+        assert_eq!(exit.status, ExitStatus::Exited(0));
+        (answer, lines)
+    };
+    let (answer, lines) = ask("echo one; echo 'warning: x' >&2; printf 'two\\r\\n\\n\\377'; echo again >&2");
+    assert_eq!(answer, b"one\ntwo\r\n\n\xff");
+    assert_eq!(lines, ["warning: x", "again"]);
+    // Both pipes are read, even if one of them is full. A line may be longer than the lines of other steps.
+    let (answer, lines) =
+        ask("head -c 3000000 /dev/zero | tr '\\0' x; yes warning | head -n 100000 >&2; echo end");
+    assert_eq!((answer.len(), lines.len()), (3_000_004, 100_000));
+    let (answer, lines) = ask("exec 2>&-; echo one");
+    assert_eq!((answer.as_slice(), lines.len()), (&b"one\n"[..], 0));
 }
 
 #[test]
