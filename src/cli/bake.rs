@@ -28,10 +28,15 @@ pub async fn run(
 ) -> Result<End> {
     let found = async {
         let permitted = args.secrets.permitted()?;
-        let order = BakeOrder::load_with(&args.definitions, &args.vars.given());
+        let order = BakeOrder::load_or_list_wrong(&args.definitions, &args.vars.given());
         // A signal that arrived while the definitions were read ends the verb here.
         tokio::task::yield_now().await;
-        let order = order?;
+        let order = order.map_err(|failure| {
+            // Only these definitions lose the id of their last image, because no bake of the others began.
+            let wrong = failure.wrong.iter().filter(|dir| dir.join(definition::FILE).exists());
+            wrong.for_each(|dir| ami_id_file::update(dir, None, report));
+            failure.error
+        })?;
         permitted.ensure_permitted(&order.images)?;
         if let Some(trace) = &global.trace {
             let refused = refuse_inside(
@@ -47,10 +52,7 @@ pub async fn run(
     };
     // A signal must be able to stop this work, because the work takes seconds if there is no metadata service.
     let order: Result<_> = signals::run_until_stopped(&stop, found).await;
-    let (site, order) = order.inspect_err(|_| {
-        let definitions = args.definitions.iter().filter(|dir| dir.join(definition::FILE).exists());
-        definitions.for_each(|dir| ami_id_file::update(dir, None, report));
-    })?;
+    let (site, order) = order?;
     if args.options.verify && site.settings.disks() == Strategy::Attached {
         let text = "--verify works only with --disks direct, because with attached disks oven sends no blocks that it \
                     could compare";
@@ -173,6 +175,7 @@ mod tests {
             dir: "web".into(),
             asked: true,
             run: RunId::new(),
+            begun: true,
             status: failed.map_or(Status::Baked(image), |kind| Status::Failed(kind.error("no"))),
             leftovers: Vec::from_iter(left.then_some(behind)),
             preserved: Vec::new(),

@@ -293,6 +293,41 @@ fn a_hit_leaves_no_log_and_a_failure_no_id() {
 }
 
 #[test]
+fn only_a_bake_that_began_or_a_wrong_definition_loses_its_id() {
+    let world = world("exit 0");
+    define(&world, "broken", "exit 3");
+    world.write("child/image.toml", "from = \"../broken\"\n");
+    world.write("wrong/image.toml", "frm = 1\n");
+    world.write("of-wrong/image.toml", "from = \"../wrong\"\n");
+    world.write("again/image.toml", "name = \"image\"\nfrom = { name = \"tiny\" }\n");
+    let names = ["image", "broken", "child", "wrong", "of-wrong", "again"];
+    let old = "{\"ami_id\": \"ami-old\"}\n";
+    let cases: [(i32, &[&str], &[&str]); 7] = [
+        // A name that is not a definition.
+        (3, &["image", "imagee"], &[]),
+        // A definition with a mistake, and a parent with a mistake.
+        (3, &["image", "wrong"], &["wrong"]),
+        (3, &["image", "of-wrong"], &["wrong"]),
+        // Two definitions that are right, but cannot be baked together.
+        (3, &["image", "again"], &[]),
+        // A command line that is wrong.
+        (2, &["image", "--var", "gone=1"], &[]),
+        (2, &["image", "--verify"], &[]),
+        // A bake that failed, and a child that was skipped.
+        (5, &["child", "broken"], &["broken"]),
+    ];
+    for (code, args, lost) in cases {
+        names.iter().for_each(|name| world.write(&format!("{name}/.ami_id.json"), old));
+        world.expect(code, &[&["bake"], args].concat());
+        for name in names {
+            let path = world.path(&format!("{name}/.ami_id.json"));
+            let expected = (!lost.contains(&name)).then(|| old.to_owned());
+            assert_eq!(std::fs::read_to_string(path).ok(), expected, "{args:?}: {name}");
+        }
+    }
+}
+
+#[test]
 fn a_failed_bake_does_not_stop_the_others() {
     let world = world("exit 0");
     define(&world, "broken", "exit 3");
