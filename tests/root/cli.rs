@@ -293,13 +293,33 @@ fn a_hit_leaves_no_log_and_a_failure_no_id() {
 }
 
 #[test]
+fn a_bake_whose_result_cannot_be_written_fails() {
+    let world = world("exit 0");
+    let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
+    for args in
+        [&["bake", "image"][..], &["bake", "image"], &["images", "list"], &["--json", "bake", "image"]]
+    {
+        let output = world.command(args).stdout(full()).output().unwrap();
+        let err = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(8), "{args:?}: {err}");
+        assert!(
+            err.contains("error: standard output cannot be written: No space left on device"),
+            "{args:?}: {err}"
+        );
+    }
+    // The image exists, and the next bake prints its id.
+    let (out, err) = world.expect(0, &["bake", "image"]);
+    assert!(out.starts_with("ami-") && err.contains("already baked"), "{err}");
+}
+
+#[test]
 fn only_a_bake_that_began_or_a_wrong_definition_loses_its_id() {
     let world = world("exit 0");
     define(&world, "broken", "exit 3");
     world.write("child/image.toml", "from = \"../broken\"\n");
     world.write("wrong/image.toml", "frm = 1\n");
     world.write("of-wrong/image.toml", "from = \"../wrong\"\n");
-    world.write("again/image.toml", "name = \"image\"\nfrom = { name = \"tiny\" }\n");
+    world.write("again/image.toml", "name = \"image\"\nfrom = { name = \"small\" }\n");
     let names = ["image", "broken", "child", "wrong", "of-wrong", "again"];
     let old = "{\"ami_id\": \"ami-old\"}\n";
     let cases: [(i32, &[&str], &[&str]); 7] = [
