@@ -130,11 +130,13 @@ fn object(baked: &BatchItem) -> Value {
         Status::Skipped(_) => "skipped",
         Status::Failed(_) => "failed",
     };
+    // Paths that are not UTF-8 cannot be in JSON as they are.
+    let log = baked.log.as_ref().map(|log| log.to_string_lossy());
     // A run without a log file did nothing, so its id is left out.
     let run = baked.log.as_ref().map(|_| &baked.run);
     let mut object = json!({
-        "name": baked.name, "definition": baked.dir, "run": run, "asked": baked.asked,
-        "outcome": word, "log": baked.log, "kept": baked.preserved,
+        "name": baked.name, "definition": baked.dir.to_string_lossy(), "run": run, "asked": baked.asked,
+        "outcome": word, "log": log, "kept": baked.preserved,
     });
     if let Some(image) = baked.image() {
         object["ami_id"] = json!(image.id);

@@ -14,6 +14,7 @@ use crate::identity::fingerprint::PreviousInputs;
 use crate::ids::ImageId;
 use crate::report::Report;
 use crate::site::{Site, Use};
+use crate::text::escape_name;
 use anyhow::Result;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -40,12 +41,12 @@ pub async fn run(global: &GlobalArgs, args: &args::PlanArgs, report: &Report) ->
                 judge(&site, image, &BaseRef::Id(id.clone()), compat).await?
             }
             (BaseSource::Parent(dir), _) => {
-                let why = vec![format!("its parent {} will be baked first", dir.display())];
+                let why = vec![format!("its parent {} will be baked first", escape_name(dir))];
                 Verdict { hit: None, why }
             }
         };
         objects.push(json!({
-            "name": image.name, "definition": image.dir,
+            "name": image.name, "definition": image.dir.to_string_lossy(),
             "vars": image.vars.values(), "secrets": secrets(image),
             "permitted_secrets": secrets(image).into_keys().filter(|name| permitted.permits(name)).collect::<Vec<_>>(),
             "hit": verdict.hit.is_some(), "ami_id": verdict.hit.as_ref().map(|h| &h.id), "why": verdict.why,

@@ -306,9 +306,21 @@ impl<'d, 't> Table<'d, 't> {
         if header.is_empty() { String::new() } else { format!(" of {header}") }
     }
 
-    /// Records that a key is missing. (If a required key is missing, this is recorded without this call.)
+    /// Records that a key is missing, unless it is misspelt. (If a required key is missing, this is recorded without this
+    /// call.)
     pub fn missing(&self, key: &str, what: impl std::fmt::Display) {
+        if self.misspells(key) {
+            return;
+        }
         self.mistake(self.line, format!("`{key}`{} is missing: {what}", self.header_suffix()));
+    }
+
+    /// Whether the table has an unknown key that is probably a misspelling of `key`. It was recorded as a mistake, so
+    /// nothing that follows from the missing key is recorded.
+    pub fn misspells(&self, key: &str) -> bool {
+        let names = self.section.names();
+        let mut unknown = self.entries.keys().filter(|name| self.section.key(name.get_ref()).is_none());
+        unknown.any(|name| nearest(name.get_ref(), &names) == Some(key))
     }
 
     /// The row of a key in the table of keys.

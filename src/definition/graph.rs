@@ -441,6 +441,21 @@ mod tests {
     }
 
     #[test]
+    fn an_unknown_variable_has_one_sentence_of_advice() {
+        let top = tree(&[("web", "from = \"AMI\"\n[vars]\nversion = \"1\"\nport = \"80\"")]);
+        for (name, advice) in [
+            ("versoin", "Did you mean `version`?"),
+            ("prot", "Did you mean `port`?"),
+            ("x", "The declared variables are `port` and `version`."),
+        ] {
+            let vars = GivenVars::from([(name.to_owned(), String::new())]);
+            let error = BakeOrder::load_with(&[top.path().join("web")], &vars).unwrap_err();
+            assert_eq!(error.to_string(), format!("--var {name}: no definition declares this variable"));
+            assert_eq!(hint_of(&error).as_deref(), Some(advice));
+        }
+    }
+
+    #[test]
     fn a_long_chain_is_sorted() {
         let images: Vec<_> =
             (0..300).map(|i| (format!("d{i}"), format!("from = \"../d{}\"", i + 1))).collect();

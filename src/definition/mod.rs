@@ -323,14 +323,15 @@ fn directory(dir: &Path) -> Result<PathBuf> {
 
 fn read_files(top: &Table, sources: &Sources, vars: &Vars, templates: &template::Checker) -> Vec<File> {
     let mut targets = BTreeMap::new();
-    let vars = vars.values();
+    // With an incomplete set of variables, a template that is right cannot be rendered.
+    let (vars, can_render) = (vars.values(), !vars.has_mistakes);
     let files = until_stopped(top.tables("file")).filter_map(|table| {
         let (source, target) = (table.string("source"), table.string("target"));
         let template = table.flag("template");
         let source = source.and_then(|at| {
             let source = table.check("source", at.line, sources.file(at.value))?;
             let check = || templates.check(&source.path, &sources.project, &vars);
-            let rendered = if template { sources.budget.render(check) } else { Ok(()) };
+            let rendered = if template && can_render { sources.budget.render(check) } else { Ok(()) };
             table.check("source", at.line, rendered).map(|()| source)
         });
         let target = target.and_then(|at| {

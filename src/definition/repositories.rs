@@ -91,7 +91,7 @@ fn key(table: &Table, sources: &Sources) -> Option<Option<String>> {
         None if !signed && !table.has("key") => Some(None),
         None => {
             // A key of the wrong type was reported already. A missing key is reported here.
-            if !table.has("key") {
+            if !table.has("key") && !table.misspells("signed") {
                 let what = format!(
                     "{}. With `signed = false` no signature is checked: anyone who can change the network traffic \
                      can put anything into the image",

@@ -287,7 +287,10 @@ impl Report {
             self.log("hint", hint);
         }
         let log = self.log_path();
-        self.event(json!({"event": "error", "kind": kind.name(), "message": text, "hint": hint, "log": log}));
+        let path = log.as_ref().map(|log| log.to_string_lossy());
+        self.event(
+            json!({"event": "error", "kind": kind.name(), "message": text, "hint": hint, "log": path}),
+        );
         if !self.shows(Level::Quiet) || kind == Kind::Interrupted {
             return;
         }

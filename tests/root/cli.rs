@@ -293,6 +293,22 @@ fn a_hit_leaves_no_log_and_a_failure_no_id() {
 }
 
 #[test]
+fn a_directory_whose_name_is_not_utf8_can_be_baked() {
+    use std::os::unix::ffi::OsStrExt;
+    let world = world("exit 0");
+    let dir = std::ffi::OsStr::from_bytes(b"w\xffeb");
+    std::fs::rename(world.path("image"), world.path(".").join(dir)).unwrap();
+    let toml = "name = \"image\"\nfrom = { name = \"small\" }\n";
+    std::fs::write(world.path(".").join(dir).join("image.toml"), toml).unwrap();
+    for verb in ["plan", "bake", "plan", "bake"] {
+        let output = world.command(&["--json", verb]).arg(dir).output().unwrap();
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert_eq!(output.status.code(), Some(0), "{verb}: {out}{err}");
+        assert_eq!(result(&out)["images"][0]["definition"], "w\u{fffd}eb", "{verb}");
+    }
+}
+
+#[test]
 fn a_bake_whose_result_cannot_be_written_fails() {
     let world = world("exit 0");
     let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();

@@ -1,4 +1,5 @@
 mod attributes;
+mod follow_ups;
 mod from;
 mod limits;
 mod project;
@@ -197,7 +198,7 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
         ),
         (
             "packages = [\"./gone.deb\"]",
-            "2: `packages` names \"./gone.deb\", but DIR/web/./gone.deb does not exist",
+            "2: `packages` names \"./gone.deb\", but DIR/web/gone.deb does not exist",
         ),
         (
             "packages = [\"./broken.deb\"]",
