@@ -1,10 +1,10 @@
 //! Collects the secrets that a definition's scripts name. Their values are in oven's environment.
 
 use super::Bake;
-use crate::definition::{Definition, FILE, Script, variable_name};
+use crate::definition::{Definition, Script, variable_name};
 use crate::error::Kind;
 use crate::secrets::{Secrets, check_value};
-use crate::text::{ShortList, escape_name};
+use crate::text::ShortList;
 use anyhow::Result;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
@@ -57,7 +57,12 @@ impl PermittedSecrets {
         let (mut refused, mut names) = (ShortList::new(MAX_LISTED), BTreeSet::new());
         for (image, script, name) in images.iter().flat_map(named_secrets) {
             if !self.permits(name) {
-                refused.add(|| format!("{} names {name}, which is not permitted", place(image, script)));
+                refused.add(|| {
+                    format!(
+                        "{} names {name}, which is not permitted",
+                        image.place_of_script(script, "secrets", Some(name))
+                    )
+                });
                 names.insert(name);
             }
         }
@@ -86,12 +91,6 @@ fn named_secrets(image: &Definition) -> impl Iterator<Item = (&Definition, &Scri
     scripts.flat_map(move |script| script.secrets.iter().map(move |name| (image, script, name.as_str())))
 }
 
-/// The place of a script's secrets in image.toml.
-fn place(image: &Definition, script: &Script) -> String {
-    let file = image.dir.join(FILE);
-    format!("{}:{}: `secrets` of [[{}]]", escape_name(&file), script.line, script.kind.key())
-}
-
 /// Collects the secrets, and masks their values in all later reports.
 pub fn collect(bake: &Bake<'_>) -> Result<Secrets> {
     let secrets = from_environment(bake.image, |name| std::env::var_os(name))?;
@@ -112,7 +111,9 @@ pub fn from_environment(
         }
         match check_value(environment(name)) {
             Ok(value) => _ = values.insert(name.to_owned(), value),
-            Err(what) => wrong.add(|| format!("{} names {name}, which {what}", place(image, script))),
+            Err(what) => wrong.add(|| {
+                format!("{} names {name}, which {what}", image.place_of_script(script, "secrets", Some(name)))
+            }),
         }
     }
     if wrong.is_empty() {
@@ -128,6 +129,7 @@ mod tests {
     use super::*;
     use crate::cloud::Base;
     use crate::config::project::Settings;
+    use crate::definition::FILE;
     use crate::identity::fingerprint::Inputs;
     use crate::ids::{Architecture, ImageId, SnapshotId};
 
@@ -163,7 +165,7 @@ mod tests {
         let image = Definition::load(&dir).unwrap();
         let missing = from_environment(&image, |_| None).unwrap_err().to_string();
         assert!(
-            missing.contains("image.toml:3: `secrets` of [[run]] names S0, which is not set"),
+            missing.contains("image.toml:5: `secrets` of [[run]] names S0, which is not set"),
             "{missing}"
         );
         let error = PermittedSecrets::NoneInCi.ensure_permitted(&[image]).unwrap_err();

@@ -5,7 +5,7 @@ use super::command::{CommandRunner, DefinitionTable, ImageCommand};
 use super::programs::{ANSIBLE, has_program};
 use super::script_mounts;
 use super::script_mounts::ScriptBinds;
-use crate::definition::{Definition, FILE, Playbook, Program, Script, ScriptKind};
+use crate::definition::{Definition, Playbook, Program, Script, ScriptKind};
 use crate::error::Kind;
 use anyhow::Result;
 use oven_distro::Shim;
@@ -56,9 +56,9 @@ pub async fn test(runner: &CommandRunner<'_>) -> Result<()> {
         && !test.env.contains_key("PATH")
         && !has_program(runner.place.inside, BATS)?
     {
-        let place = format!("{}:{}", image.dir.join(FILE).display(), test.line);
+        let place = image.place_of_script(test, "bats", None);
         return Err(Kind::Definition
-            .failure(format!("{place}: `bats` of [[test]] needs bats, but the image does not have it"))
+            .failure(format!("{place} needs bats, but the image does not have it"))
             .hint("Add it to `packages` (on most distributions its name is `bats`), or install it in a [[run]].")
             .into());
     }

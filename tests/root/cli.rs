@@ -293,6 +293,34 @@ fn a_hit_leaves_no_log_and_a_failure_no_id() {
 }
 
 #[test]
+fn a_file_can_be_owned_by_an_account_that_a_script_creates() {
+    let world = world("exit 0");
+    let script = "#!/bin/sh\nset -e\ntest ! -e /home/app/x\ntest -e /etc/early\n\
+                  echo app:x:1234:1235::/home/app:/bin/sh >> /etc/passwd\necho app:x:1235: >> /etc/group\n\
+                  echo script > /etc/replaced\n";
+    world.write("image/s.sh", script);
+    world.write(
+        "image/t.sh",
+        "#!/bin/sh\nset -e\nls -ln /home/app/x | grep ' 1234 .*1235 '\ngrep new /etc/replaced\n",
+    );
+    world.write("image/x", "new\n");
+    let file = |more: &str| format!("[[file]]\nsource = \"x\"\n{more}\n");
+    let owned = "target = \"/home/app/x\"\nowner = \"app\"\ngroup = \"app\"\n";
+    let others =
+        [file("target = \"/etc/early\""), file("target = \"/etc/replaced\"\nafter = \"run\"")].concat();
+    let programs = "[[run]]\nscript = \"s.sh\"\n[[test]]\nscript = \"t.sh\"\n";
+    let toml = |after: &str| {
+        format!("from = {{ name = \"small\" }}\n{others}{}{programs}", file(&(owned.to_owned() + after)))
+    };
+    world.write("image/image.toml", &toml(""));
+    let (_, err) = world.expect(3, &["bake", "image"]);
+    let place = "image/image.toml:12: `owner` of [[file]]: the image has no user `app`";
+    assert!(err.contains(place) && err.contains("set `after = \"run\"` in this [[file]]"), "{err}");
+    world.write("image/image.toml", &toml("after = \"run\""));
+    world.expect(0, &["bake", "image"]);
+}
+
+#[test]
 fn a_directory_whose_name_is_not_utf8_can_be_baked() {
     use std::os::unix::ffi::OsStrExt;
     let world = world("exit 0");

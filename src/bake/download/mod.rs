@@ -136,7 +136,7 @@ async fn download(
     let WantedFile { url, sha256, path } = *wanted;
     let dir = path.parent().context("the file has no directory")?;
     let definition_error =
-        |what: String| Kind::Definition.failure(format!("{}: {what}", image.place("packages", Some(url))));
+        |what: String| Kind::Definition.failure(format!("{}: {what}", image.place_of_package(Some(url))));
     state_files::create_dir(dir)?;
     remove_stale_parts(dir);
     let mut pause = PAUSE;

@@ -53,7 +53,7 @@ pub async fn base(site: &Site, image: &Definition, from: &BaseRef) -> Result<Bas
     let base = site.cloud.base(from).await.with_context(|| image.place("from", None))?;
     match image.size_gib {
         Some(size) if size < base.size_gib => {
-            let place = image.place("size_gib", None);
+            let place = image.place("disk.size_gib", None);
             let message = format!(
                 "{place} is {size}, which is less than the {} GiB of the base image {} ({})",
                 base.size_gib, base.id, base.name
@@ -88,8 +88,11 @@ pub fn inputs(site: &Site, image: &Definition, base: &Base) -> Result<Inputs> {
         inputs = inputs.with_plugin(id, &digest);
     }
     inputs.warnings().iter().for_each(|warning| site.report.warn(warning));
-    for repository in image.repositories.iter().filter(|repository| repository.key.is_none()) {
-        let (place, name) = (image.place("repository", Some(&repository.name)), &repository.name);
+    for (index, repository) in image.repositories.iter().enumerate() {
+        if repository.key.is_some() {
+            continue;
+        }
+        let (place, name) = (image.place(&format!("repository[{index}].signed"), None), &repository.name);
         site.report.warn(format!(
             "{place}: the repository `{name}` is not signed, so oven installs whatever its server sends"
         ));

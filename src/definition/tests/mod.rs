@@ -2,6 +2,7 @@ mod attributes;
 mod follow_ups;
 mod from;
 mod limits;
+mod lines;
 mod project;
 mod repositories;
 mod run;
@@ -80,6 +81,7 @@ fn a_whole_definition_is_read() {
         owner: owner.into(),
         group: group.into(),
         template: false,
+        after_run: false,
     };
     let nginx = file("files/nginx.conf", "/etc/nginx/nginx.conf", 0o640, "www-data", "33");
     assert_eq!(web.files, [nginx, file("../common/tool", "/usr/local/bin/tool", 0o755, "root", "root")]);
