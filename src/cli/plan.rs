@@ -41,6 +41,7 @@ pub async fn run(global: &GlobalArgs, args: &args::PlanArgs, report: &Report) ->
                 judge(&site, image, &BaseRef::Id(id.clone()), compat).await?
             }
             (BaseSource::Parent(dir), _) => {
+                target::check_links(&site, image, &fingerprint::read_links(image)?)?;
                 let why = vec![format!("its parent {} will be baked first", escape_name(dir))];
                 Verdict { hit: None, why }
             }

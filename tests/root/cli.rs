@@ -321,6 +321,38 @@ fn a_file_can_be_owned_by_an_account_that_a_script_creates() {
 }
 
 #[test]
+fn links_out_of_a_definition_work_with_the_inputs_that_plan_names() {
+    use std::os::unix::fs::symlink;
+    let world = world("set -e\ngrep -x shared conf\ngrep -x shared roles/conf\ngrep -x deep files/deep");
+    world.write("shared-x/conf", "shared\n");
+    world.write("shared-x/sub/deep", "deep\n");
+    world.write("image/files/x", "");
+    for (link, target) in
+        [("conf", "../shared-x/conf"), ("roles", "../shared-x"), ("files/deep", "../../shared-x/sub/deep")]
+    {
+        symlink(target, world.path("image").join(link)).unwrap();
+    }
+    let (_, err) = world.expect(0, &["plan", "image"]);
+    let inputs = "inputs = [\"../shared-x\"]";
+    assert!(err.contains("image/image.toml:1: `inputs` is not set") && err.contains(inputs), "{err}");
+    world.write("child/image.toml", "from = \"../image\"\n");
+    let (_, err) = world.expect(0, &["plan", "child"]);
+    assert!(err.contains(inputs), "{err}");
+    let (_, err) = world.expect(5, &["bake", "image"]);
+    assert!(err.contains(inputs), "{err}");
+    let toml = std::fs::read_to_string(world.path("image/image.toml")).unwrap();
+    world.write("image/image.toml", &format!("{inputs}\n{toml}"));
+    let (_, err) = world.expect(0, &["bake", "image"]);
+    assert!(!err.contains("warning"), "{err}");
+    // The image has a file at this path, too.
+    symlink(world.path("shared-x"), world.path("image/absolute")).unwrap();
+    for verb in ["plan", "bake"] {
+        let (_, err) = world.expect(3, &[verb, "image"]);
+        assert!(err.contains("image/absolute: is a link to the absolute path"), "{err}");
+    }
+}
+
+#[test]
 fn a_directory_whose_name_is_not_utf8_can_be_baked() {
     use std::os::unix::ffi::OsStrExt;
     let world = world("exit 0");

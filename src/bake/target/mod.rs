@@ -2,6 +2,7 @@
 
 mod attributes;
 pub mod job;
+mod links;
 
 use super::Bake;
 use crate::bake::options::{BakeOptions, Compat};
@@ -11,7 +12,7 @@ use crate::definition::{DEFAULT_TYPE, Definition};
 use crate::disk::DiskSpec;
 use crate::distros::KnownPlugin;
 use crate::error::Kind;
-use crate::identity::fingerprint::Inputs;
+use crate::identity::fingerprint::{DefinitionLink, Inputs};
 use crate::ids::{Architecture, RunId};
 use crate::mount::Root;
 use crate::site::Site;
@@ -88,6 +89,7 @@ pub fn inputs(site: &Site, image: &Definition, base: &Base) -> Result<Inputs> {
         inputs = inputs.with_plugin(id, &digest);
     }
     inputs.warnings().iter().for_each(|warning| site.report.warn(warning));
+    check_links(site, image, inputs.links())?;
     for (index, repository) in image.repositories.iter().enumerate() {
         if repository.key.is_some() {
             continue;
@@ -98,6 +100,14 @@ pub fn inputs(site: &Site, image: &Definition, base: &Base) -> Result<Inputs> {
         ));
     }
     Ok(inputs)
+}
+
+/// Warns of links of a definition that scripts cannot follow. Errors: [`Kind::Definition`] if a link is absolute.
+pub fn check_links(site: &Site, image: &Definition, links: &[DefinitionLink]) -> Result<()> {
+    if let Some(warning) = links::check(image, links)? {
+        site.report.warn(warning);
+    }
+    Ok(())
 }
 
 pub fn key(inputs: &Inputs, compat: Option<Compat>) -> BakeKey {
