@@ -53,6 +53,8 @@ pub enum PackageRequest {
     Named {
         name: String,
         version: Option<String>,
+        /// The suite of an apt repository that the package comes from.
+        suite: Option<String>,
     },
     Group {
         name: String,

@@ -63,6 +63,7 @@ fn read_one(table: &Table, sources: &Sources) -> Option<Repository> {
     });
     let components = components.collect();
     let keep = table.flag("keep");
+    let priority = table.integer("priority").and_then(|n| u16::try_from(n).ok());
     let key = key(table, sources);
     Some(Repository {
         name: name?,
@@ -71,6 +72,7 @@ fn read_one(table: &Table, sources: &Sources) -> Option<Repository> {
         suite: suite.map_or(Some(None), |suite| suite.map(Some))?,
         components,
         keep,
+        priority,
     })
 }
 

@@ -18,12 +18,20 @@ fn job(os: &str, lacks: &[&str]) -> Job {
 }
 
 fn named(name: &str, version: Option<&str>) -> Package {
-    Package::Named { name: name.into(), version: version.map(str::to_owned) }
+    Package::Named { name: name.into(), version: version.map(str::to_owned), suite: None }
 }
 
 fn repository(name: &str, key: Option<&str>, keep: bool) -> Repository {
     let (name, url) = (name.to_owned(), "https://example.org/rpm/".to_owned());
-    Repository { name, url, key: key.map(str::to_owned), suite: None, components: Vec::new(), keep }
+    Repository {
+        name,
+        url,
+        key: key.map(str::to_owned),
+        suite: None,
+        components: Vec::new(),
+        keep,
+        priority: None,
+    }
 }
 
 fn golden(name: &str, job: &Job) {
