@@ -124,4 +124,14 @@ fn unsupported_requests_are_refused_by_name() {
     assert!(refused(Job { conffiles: Conffiles::Replace, ..job(LEAP, &[]) }).starts_with("conffiles: "));
     assert!(refused(Job { mirror: Some("http://m/".into()), ..job(LEAP, &[]) }).starts_with("mirror: "));
     assert!(refused(Job { hold: vec!["a*".into()], ..job(LEAP, &[]) }).starts_with("hold: `a*`"));
+    let of_suite = Package::Named { name: "jq".into(), version: None, suite: Some("stable".into()) };
+    assert!(
+        refused(Job { packages: vec![of_suite], ..job(LEAP, &[]) })
+            .contains("`jq/stable`: only apt has suites")
+    );
+    for (priority, line) in [(600, "priority=79"), (500, "priority=99"), (100, "priority=499")] {
+        let preferred = Repository { priority: Some(priority), ..repository("x", None, true) };
+        let plan = Suse.plan(&Job { repositories: vec![preferred], ..job(LEAP, &[]) }).unwrap();
+        assert!(plan.files[0].content.ends_with(&format!("\n{line}\n")), "{}", plan.files[0].content);
+    }
 }
