@@ -194,12 +194,11 @@ fn a_wrong_key_is_reported_and_the_right_one_is_trusted() {
 
 #[test]
 fn a_priority_is_converted_for_package_managers_that_prefer_small_numbers() {
-    let (older, mirror) =
-        (tempfile::tempdir().unwrap(), oven_testing::packages::file("lib", "1.0", "noarch"));
+    let (older, mirror) = (tempfile::tempdir().unwrap(), file("lib", "1.0", "noarch"));
     fs::copy(&mirror, older.path().join(mirror.file_name().unwrap())).unwrap();
     let made = std::process::Command::new("createrepo_c").arg("-q").arg(older.path()).status().unwrap();
     assert!(made.success());
-    let url = oven_testing::packages::Mirror::of(older.path().to_owned()).address;
+    let url = oven_testing::packages::mirror::Mirror::of(older.path().to_owned()).address;
     for system in [Dnf, Zypper] {
         for (priority, version) in [
             ("", "1.1"),
