@@ -266,7 +266,7 @@ impl Definition {
         let bare = |spelt: &str| spelt.split(':').next() == Some(name) || spelt == name;
         let names = |request: &PackageRequest| match request {
             PackageRequest::Named { name: asked, .. } => bare(asked),
-            PackageRequest::Group { name: asked } => name.strip_prefix('@') == Some(asked),
+            PackageRequest::Group { name: asked } => name.strip_prefix('@') == Some(asked.as_str()),
             PackageRequest::File { package, source } => package.name == name || source == Path::new(name),
             PackageRequest::Url { url, .. } => url == name,
         };

@@ -94,7 +94,7 @@ fn ask(spelt: &str, sources: &Sources) -> Result<PackageRequest, String> {
             "has {spelt:?}: write a package file in the definition's directory as \"./{spelt}\""
         ));
     }
-    let split = |text: &'_ str, separator| match text.split_once(separator) {
+    let split = |text: &str, separator: char| match text.split_once(separator) {
         Some((before, after)) => (before.to_owned(), Some(after.to_owned())),
         None => (text.to_owned(), None),
     };

@@ -173,3 +173,55 @@ fn a_file_can_be_placed_after_the_scripts() {
         assert_eq!(load(top.path(), &toml).unwrap().files[0].after_run, expected, "{after}");
     }
 }
+
+/// Whether a line has the key, or is in the value of the key that begins above it.
+fn is_on_line(toml: &str, line: usize, key: &str) -> bool {
+    let names = |text: &str| {
+        [format!("{key} ="), format!("\"{key}\" ="), format!("[{key}]")]
+            .iter()
+            .any(|name| text.contains(name))
+    };
+    for text in toml.lines().take(line).collect::<Vec<_>>().into_iter().rev() {
+        if names(text) {
+            return true;
+        }
+        // A line within an array begins with an element or with the bracket.
+        if !text.trim_start().starts_with(['"', '{', ']', '1']) {
+            return false;
+        }
+    }
+    false
+}
+
+/// The table of mistakes of the reference: each error is on the line of the key that it names.
+#[test]
+fn every_mistake_of_the_table_is_on_the_line_of_its_key() {
+    let text = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/definitions/mistakes.toml"));
+    let table: toml::Table = text.parse().unwrap();
+    let (top, mut checked) = (tree(), 0);
+    for toml in ["schema", "parser"].iter().flat_map(|word| table[*word].as_array().unwrap()) {
+        let toml = toml.as_str().unwrap();
+        let Err(error) = load(top.path(), toml) else { continue };
+        for line in error.lines() {
+            let Some((number, what)) =
+                line.strip_prefix("DIR/web/image.toml:").and_then(|rest| rest.split_once(": "))
+            else {
+                continue;
+            };
+            let (number, lines) = (number.parse::<usize>().unwrap(), toml.lines().collect::<Vec<_>>());
+            let key = what.strip_prefix("unknown key ").unwrap_or(what);
+            let key = key.strip_prefix('`').and_then(|rest| rest.split('`').next()).unwrap_or_default();
+            if what.contains(" is missing: ") {
+                // The line is that of its table: a header, an inline table, or the beginning of the file.
+                let text = lines.get(number - 1).copied().unwrap_or_default();
+                assert!(number == 1 || text.contains(['[', '{']), "{toml}\ngives {line}");
+            } else if !key.is_empty() && !key.contains('\\') {
+                assert!(is_on_line(toml, number, key), "{toml}\ngives {line}");
+            } else {
+                continue;
+            }
+            checked += 1;
+        }
+    }
+    assert!(checked > 150, "{checked}");
+}
