@@ -343,7 +343,7 @@ fn links_out_of_a_definition_work_with_the_inputs_that_plan_names() {
     let toml = std::fs::read_to_string(world.path("image/image.toml")).unwrap();
     world.write("image/image.toml", &format!("{inputs}\n{toml}"));
     let (_, err) = world.expect(0, &["bake", "image"]);
-    assert!(!err.contains("warning"), "{err}");
+    assert!(!err.contains("cannot follow these links"), "{err}");
     // The image has a file at this path, too.
     symlink(world.path("shared-x"), world.path("image/absolute")).unwrap();
     for verb in ["plan", "bake"] {
