@@ -90,9 +90,9 @@ const DECOMPRESS_SCRIPT: &str = r#"#!/bin/sh
 # has the package's checksum, as another repository may use the same name for another file.
 cd /var/cache/apt || exit 0
 if [ $# = 0 ]; then
-    # Only if the cache is not on the image's own disk, and has 8 GiB of free space.
+    # Only if the cache is not on the image's own disk, and has 4 GiB of free space.
     [ "$(stat -c %d .)" != "$(stat -c %d ..)" ] || exit 0
-    [ $(($(stat -f -c %a .) / 1024 * $(stat -f -c %S .) / 1048576)) -ge 8 ] || exit 0
+    [ $(($(stat -f -c %a .) / 1024 * $(stat -f -c %S .) / 1048576)) -ge 4 ] || exit 0
     mkdir -p oven
     find archives -maxdepth 1 -type f -name '*.deb' -print0 | xargs -0 -r -n 4 -P "$(nproc)" "$0"
     exit 0

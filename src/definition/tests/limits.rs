@@ -118,14 +118,18 @@ fn an_error_lists_few_mistakes_and_shortens_them() {
     let error = load(top.path(), &format!("{AMI}{unknown}")).unwrap_err();
     assert!(error.starts_with("DIR/web/image.toml:2: unknown key `k0`"), "{error}");
     assert!(error.ends_with("\nand 99980 more") && error.lines().count() == 21, "{error}");
-    // The error of each template lists all variables.
+    // The error of each template lists some variables.
     std::fs::write(top.path().join("web/x"), "{{ missing }}").unwrap();
     let vars: String = (0..20_000).map(|i| format!("variable_{i}=\"\"\n")).collect();
     let file = |i| format!("[[file]]\nsource=\"x\"\ntarget=\"/x{i}\"\ntemplate=true\n");
     let files: String = (0..5).map(file).collect();
     let error = load(top.path(), &format!("{AMI}{files}[vars]\n{vars}")).unwrap_err();
     assert!(error.contains("`missing` is not defined") && error.contains("`variable_0`"), "{error}");
-    assert!(error.len() < 5 * 2500 && error.ends_with('…'), "{} {error}", error.len());
+    assert!(error.len() < 5 * 1000 && error.ends_with("and 19980 more"), "{} {error}", error.len());
+    // A long text of a definition is cut.
+    let error =
+        load(top.path(), &format!("{AMI}[[file]]\nsource=\"{}\"\n", "x".repeat(100_000))).unwrap_err();
+    assert!(error.len() < 5 * 2500 && error.contains('…'), "{} {error:.9000}", error.len());
 }
 
 #[test]

@@ -362,4 +362,23 @@ mod tests {
         assert_eq!(generation_numbers(&key), [2]);
         drop(second);
     }
+
+    #[test]
+    fn a_generation_that_cannot_be_published_leaves_nothing() {
+        let key = tempfile::tempdir().unwrap();
+        let file = CacheEntry::File {
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            size: 1,
+            modified: (0, 0),
+            digest: String::new(),
+        };
+        let directory = CacheEntry::Directory { mode: 0o755, uid: 0, gid: 0 };
+        let tree = CacheTree::from([(String::new(), directory), ("a".into(), file)]);
+        let index = Index::new(vec![tree], vec![BTreeMap::new()], BTreeSet::new());
+        let full = CacheGeneration::publish(key.path(), index, &|_, _, _| anyhow::bail!("full"));
+        assert!(format!("{:#}", full.unwrap_err()).ends_with("full"));
+        assert_eq!(fs::read_dir(key.path()).unwrap().count(), 0);
+    }
 }

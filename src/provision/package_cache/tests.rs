@@ -467,21 +467,6 @@ fn a_file_that_changed_only_its_content_is_cached_again() {
 }
 
 #[test]
-fn a_generation_that_cannot_be_published_leaves_nothing() {
-    let lab = Lab { dir: tempfile::tempdir().unwrap(), overlays: true, limit: u64::MAX };
-    lab.open("k").close().unwrap();
-    let key = lab.dir.path().join("store/k");
-    let file =
-        CacheEntry::File { mode: 0o644, uid: 0, gid: 0, size: 1, modified: (0, 0), digest: String::new() };
-    let directory = CacheEntry::Directory { mode: 0o755, uid: 0, gid: 0 };
-    let tree = CacheTree::from([(String::new(), directory), ("a".into(), file)]);
-    let index = super::store::Index::new(vec![tree], vec![Default::default()], Default::default());
-    let full = super::store::CacheGeneration::publish(&key, index, &|_, _, _| anyhow::bail!("full"));
-    assert!(format!("{:#}", full.unwrap_err()).ends_with("full"));
-    assert_eq!(fs::read_dir(&key).unwrap().count(), 0);
-}
-
-#[test]
 fn a_sweep_removes_directories_of_killed_bakes_and_no_others() {
     let lab = Lab { dir: tempfile::tempdir().unwrap(), overlays: false, limit: u64::MAX };
     let store = CacheStore::new(&lab.dir.path().join("store"), u64::MAX);

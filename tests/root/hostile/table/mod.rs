@@ -30,7 +30,7 @@ const STOP_MAX: Duration = Duration::from_secs(2);
 const STOP_TRIES: u32 = 3;
 /// A bake that takes longer is killed, and one that takes longer to end after SIGTERM. Both are far more than is needed,
 /// because the machine may be busy.
-const KILL_AFTER: Duration = Duration::from_secs(120);
+const KILL_AFTER: Duration = Duration::from_secs(600);
 const KILL_AFTER_STOP: Duration = Duration::from_secs(30);
 /// The unit of the times in `/proc/PID/stat`, which is the same on all architectures of oven.
 const TICKS_PER_SECOND: u64 = 100;
@@ -159,7 +159,9 @@ impl Table {
         for word in words {
             assert!(baked.err.contains(word), "no \"{word}\" in\n{said}");
         }
-        if baked.code != Some(0) {
+        // If the signal arrives during the registration, the image may exist. It is complete, and the next bake finds it.
+        let may_be_registered = code.is_none() && baked.err.contains("taking the snapshot (");
+        if baked.code != Some(0) && !may_be_registered {
             self.lab.assert_no_image(&baked);
         }
         assert!(!full() || ended.cpu <= CPU_MAX, "{:.1?} of CPU time: {said}", ended.cpu);
