@@ -215,7 +215,7 @@ mod tests {
         let text = error.to_string();
         assert!(
             text.ends_with(
-                "image.toml:2: `secrets` of [[run]] names TOKEN, which is not set in oven's environment"
+                "image.toml:4: `secrets` of [[run]] names TOKEN, which is not set in oven's environment"
             ),
             "{text}"
         );

@@ -36,10 +36,13 @@ pub fn read(top: &Table, sources: &Sources) -> Vec<Repository> {
     }
     let tables = until_stopped(tables.into_iter().take(MAX_REPOSITORIES));
     let repositories = tables.filter_map(|table| {
-        let repository = read_one(&table, sources)?;
-        let line = table.value("name")?.line;
-        match lines.insert(repository.name.to_ascii_lowercase(), line) {
-            None => Some(repository),
+        // Another mistake in the table does not hide that its name exists twice.
+        let name =
+            table.value("name").and_then(|at| Some((at.value.as_str()?.to_ascii_lowercase(), at.line)));
+        let repository = read_one(&table, sources);
+        let (name, line) = name?;
+        match lines.insert(name, line) {
+            None => repository,
             Some(first) => {
                 table.wrong("name", line, format!("is the same as on line {first}: choose another"))
             }
@@ -81,7 +84,10 @@ fn read_one(table: &Table, sources: &Sources) -> Option<Repository> {
 fn key(table: &Table, sources: &Sources) -> Option<Option<String>> {
     let signed = if table.has("signed") { table.boolean("signed")? } else { true };
     match table.string("key") {
-        Some(at) if !signed => table.wrong("signed", at.line, "is `false`, but `key` is set: remove one"),
+        Some(at) if !signed => {
+            let line = table.value("signed").map_or(at.line, |at| at.line);
+            table.wrong("signed", line, "is `false`, but `key` is set: remove one")
+        }
         Some(at) => {
             let source = table.check("key", at.line, sources.file(at.value))?;
             let armoured = sources.open(at.value, &source.path).and_then(|file| {

@@ -51,19 +51,15 @@ pub fn script_mounts(image: &Definition, shims: &[Shim]) -> Result<ScriptBinds> 
         let hidden = git_entries(&source, &image.project, &is_stop_requested)?;
         Ok(BindMount { source, target, within: Some(image.project.clone()), hidden })
     };
-    let directories = visible_directories(image, &image.inputs, shims)?.into_iter();
-    let binds = directories.map(|(source, target)| bind(source, target)).collect::<Result<_>>()?;
-    Ok(ScriptBinds { binds })
+    let directories = visible_directories(image, &image.inputs, shims).into_iter();
+    let binds = directories.map(|(directory, target)| bind(canonical(&directory)?, target));
+    Ok(ScriptBinds { binds: binds.collect::<Result<_>>()? })
 }
 
-/// Returns the directories that scripts see if these are the definition's inputs: the canonical path of each, and the
-/// path at which scripts see it. The first is the definition's own directory.
-pub fn visible_directories(
-    image: &Definition,
-    inputs: &[String],
-    shims: &[Shim],
-) -> Result<Vec<(PathBuf, String)>> {
-    let mut seen = vec![(canonical(&image.dir)?, DEFINITION_DIR.to_owned())];
+/// Returns the directories that scripts see if these are the definition's inputs, each with the path at which scripts see
+/// it. The first is the definition's own directory.
+pub fn visible_directories(image: &Definition, inputs: &[String], shims: &[Shim]) -> Vec<(PathBuf, String)> {
+    let mut seen = vec![(image.dir.clone(), DEFINITION_DIR.to_owned())];
     for (index, input) in inputs.iter().enumerate() {
         let sibling = path_in_image(Path::new(DEFINITION_DIR), Path::new(input));
         let free = sibling.starts_with(OVEN)
@@ -74,9 +70,9 @@ pub fn visible_directories(
             Some(sibling) if free => sibling.to_owned(),
             _ => format!("{INPUTS}/{index}"),
         };
-        seen.push((canonical(&image.dir.join(input))?, target));
+        seen.push((image.dir.join(input), target));
     }
-    Ok(seen)
+    seen
 }
 
 /// Returns the command line of a script. It begins with the interpreter that the script's first line names. The kernel

@@ -31,7 +31,7 @@ fn every_key_is_read() {
          packages = [\"@development-tools\", \"@^Server with GUI\", {{ url = \"https://x.example/a.deb?v=1\", sha256 = \"{}\" }}]\n\
          [[repository]]\nname = \"tools\"\nurl = \"https://x.example/debian/\"\nkey = \"keys/good.asc\"\n\
          suite = \"bookworm\"\ncomponents = [\"main\", \"non-free\"]\n\
-         [[repository]]\nname = \"flat\"\nurl = \"http://x.example/flat\"\nsigned = false\nkeep = false\n",
+         [[repository]]\nname = \"flat\"\nurl = \"http://x.example/flat\"\nsigned = false\nkeep = false\npriority = 1000\n",
         DIGEST.to_uppercase()
     );
     let web = load(top.path(), &toml).unwrap();
@@ -192,7 +192,7 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
         ),
         (
             with("signed = false\nkey = \"keys/good.asc\""),
-            "6: `signed` of [[repository]] is `false`, but `key` is set",
+            "5: `signed` of [[repository]] is `false`, but `key` is set",
         ),
         (
             key("gone.asc"),
