@@ -217,7 +217,10 @@ fn a_base_that_is_not_there_or_not_large_enough_names_the_definition() {
     let image = "from = { name = \"debian-12-*\" }\n[disk]\nsize_gib = 1\n";
     std::fs::write(dir.path().join("web/image.toml"), image).unwrap();
     let (_, err) = expect(dir.path(), 3, &["plan", "web"]);
-    assert!(err.contains("web/image.toml:3: `size_gib` of [disk] is 1, which is less than the 2 GiB"), "{err}");
+    assert!(
+        err.contains("web/image.toml:3: `size_gib` of [disk] is 1, which is less than the 2 GiB"),
+        "{err}"
+    );
 }
 
 #[test]

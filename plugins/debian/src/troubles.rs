@@ -153,27 +153,31 @@ pub fn troubles(job: &Job) -> Vec<Trouble> {
         .collect()
 }
 
+/// The maximal number of suites that a hint names.
+const MAX_SUITES: usize = 3;
+
 /// Says how to take a package and its dependencies from another suite. `None` if no package of the job can be meant: one
 /// with a version, or any if the definition adds a suite.
 fn suite_hint(job: &Job) -> Option<String> {
     let own = job.os_release.get("VERSION_CODENAME");
-    let mut suites = job.repositories.iter().filter_map(|repository| repository.suite.as_deref());
-    let added = suites.find(|suite| Some(*suite) != own && !suite.ends_with('/'));
+    let suites = job.repositories.iter().filter_map(|repository| repository.suite.as_deref());
+    let added: Vec<_> = suites.filter(|suite| Some(*suite) != own && !suite.ends_with('/')).collect();
     let named = job.packages.iter().filter_map(|package| match package {
         Package::Named { name, version, suite: None } => Some((name, version)),
         _ => None,
     });
     let with_version = named.clone().find(|(_, version)| version.is_some());
-    let (name, version) = with_version.or_else(|| named.clone().next().filter(|_| added.is_some()))?;
-    let (suite, placeholder) = match added {
-        Some(suite) => (suite, ""),
-        None => ("SUITE", " (with the suite's name)"),
+    let (name, version) = with_version.or_else(|| named.clone().next().filter(|_| !added.is_empty()))?;
+    let (suites, placeholder) = match &added[..] {
+        [] => (&["SUITE"][..], " (with the suite's name)"),
+        added => (&added[..added.len().min(MAX_SUITES)], ""),
     };
     let version = version.as_ref().map(|version| format!("={version}")).unwrap_or_default();
+    let spelt: Vec<_> = suites.iter().map(|suite| format!("\"{name}/{suite}{version}\"")).collect();
     Some(format!(
         " A newer version may need other packages of its suite, too. Then name the suite in `packages`: \
-         \"{name}/{suite}{version}\"{placeholder}. Or set the `priority` of its [[repository]], if all packages should come \
-         from there."
+         {}{placeholder}. Or set the `priority` of its [[repository]], if all packages should come from there.",
+        spelt.join(" or ")
     ))
 }
 
@@ -219,6 +223,7 @@ mod tests {
             ),
             (vec![go], vec![], "\"golang-go/SUITE=2:1.2*\" (with the suite's name)"),
             (vec![named("jq", None, None)], vec!["bookworm", "trixie"], "\"jq/trixie\""),
+            (vec![named("jq", None, None)], vec!["sid", "trixie"], "\"jq/sid\" or \"jq/trixie\""),
         ] {
             for hint in hint(&packages, &suites) {
                 assert!(hint.contains(expected) && hint.contains("`priority`"), "{hint}");
