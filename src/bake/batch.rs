@@ -26,6 +26,8 @@ pub struct BatchItem {
     /// definitions.
     pub asked: bool,
     pub run: RunId,
+    /// Whether the definition's own bake began. It may still have found an existing image.
+    pub begun: bool,
     pub status: Status,
     pub leftovers: Vec<Leftover>,
     pub preserved: Vec<String>,
@@ -47,7 +49,17 @@ impl BatchItem {
     fn new(image: &Definition, asked: bool) -> Self {
         let status = Status::Skipped(Kind::NotFound.error("it was not baked"));
         let (name, dir, run) = (image.name.clone(), image.dir.clone(), RunId::new());
-        Self { name, dir, asked, run, status, leftovers: Vec::new(), preserved: Vec::new(), log: None }
+        Self {
+            name,
+            dir,
+            asked,
+            run,
+            begun: false,
+            status,
+            leftovers: Vec::new(),
+            preserved: Vec::new(),
+            log: None,
+        }
     }
 
     pub fn image(&self) -> Option<&Image> {
@@ -111,7 +123,10 @@ pub async fn bake_all(batch: Batch, stop: watch::Receiver<bool>) -> Vec<BatchIte
                 Err(error) => item.status = Status::Skipped(error),
             }
             item.log = report.log_path();
-            ami_id_file::update(&item.dir, item.image().map(|image| &image.id), &report);
+            // A definition that was skipped or interrupted before its bake began keeps the file of its last image.
+            if item.begun {
+                ami_id_file::update(&item.dir, item.image().map(|image| &image.id), &report);
+            }
             report_result(&item, &report, column.is_some());
             _ = sender.send(Some(item.image().map(|image| image.id.clone())));
             item
@@ -174,6 +189,7 @@ async fn bake_member(
     let (run, dir) = (&item.run, std::path::absolute(&image.dir).unwrap_or_else(|_| image.dir.clone()));
     let _slot = slots.acquire().await.expect("the semaphore is never closed");
     report.log_to(&site.log(run), &format!("run {run} bakes {}", dir.display()));
+    item.begun = !*stop.borrow();
     let stop = async move { _ = stop.wait_for(|stop| *stop).await };
     let whole = report.begin_work(&format!("baking {}", image.name));
     let bake = Bake { site: &site, image, from, options: &options, run };

@@ -78,9 +78,11 @@ fn steps(bake: &Bake<'_>, target: &Target, work: &Provisioning) -> Vec<PlannedSt
         steps.push(step(definition_files::FILES_PHASE, plan_files::title(plan.files.len())));
     }
     steps.extend(plan_steps::provisioning(plan).map(of_plan));
-    if !image.files.is_empty() {
-        steps.push(step(definition_files::FILES_PHASE, definition_files::title(image.files.len())));
-    }
+    let placed = |after_run: bool| {
+        let files = image.files.iter().filter(|file| file.after_run == after_run).count();
+        (files > 0).then(|| step(definition_files::FILES_PHASE, definition_files::title(files)))
+    };
+    steps.extend(placed(false));
     let for_bake_only = |step: &Step| PlannedStep { skipped_if: Some(HAS_ANSIBLE), ..of_plan(step) };
     let (first, last) = {
         let is_playbook = |script: &crate::definition::Script| script.playbook().is_some();
@@ -96,6 +98,7 @@ fn steps(bake: &Bake<'_>, target: &Target, work: &Provisioning) -> Vec<PlannedSt
             steps.extend(tools.remove.iter().map(for_bake_only));
         }
     }
+    steps.extend(placed(true));
     steps.extend(image.tests.iter().map(|test| step(test.kind.key(), scripts::title(test))));
     steps.extend(plan_steps::cleaning(plan).map(of_plan));
     let name = target::name(image, &target.inputs, bake.options.force.then_some(bake.run));

@@ -1,10 +1,10 @@
 //! Collects the secrets that a definition's scripts name. Their values are in oven's environment.
 
 use super::Bake;
-use crate::definition::{Definition, FILE, Script, variable_name};
-use crate::error::{Failure, Kind, Mistake, Place};
+use crate::definition::{Definition, Script, variable_name};
+use crate::error::{Failure, Kind, Mistake};
 use crate::secrets::{Secrets, check_value};
-use crate::text::{ShortList, escape_name};
+use crate::text::ShortList;
 use anyhow::Result;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
@@ -57,7 +57,7 @@ impl PermittedSecrets {
         let (mut refused, mut names) = (WrongSecrets::default(), BTreeSet::new());
         for (image, script, name) in images.iter().flat_map(named_secrets) {
             if !self.permits(name) {
-                refused.add(image, script, &format!("names {name}, which is not permitted"));
+                refused.add(image, script, name, &format!("names {name}, which is not permitted"));
                 names.insert(name);
             }
         }
@@ -86,17 +86,6 @@ fn named_secrets(image: &Definition) -> impl Iterator<Item = (&Definition, &Scri
     scripts.flat_map(move |script| script.secrets.iter().map(move |name| (image, script, name.as_str())))
 }
 
-/// The place of a script's secrets in image.toml.
-fn place(image: &Definition, script: &Script) -> Place {
-    let (file, table) = (escape_name(&image.dir.join(FILE)), script.kind.key());
-    Place::new(
-        file,
-        Some(script.line),
-        Some(format!("{table}.secrets")),
-        &format!("`secrets` of [[{table}]]"),
-    )
-}
-
 /// The first secrets that are wrong, and the number of the others.
 #[derive(Default)]
 struct WrongSecrets {
@@ -106,12 +95,12 @@ struct WrongSecrets {
 
 impl WrongSecrets {
     /// `what` completes a sentence that begins with the place of the secret.
-    fn add(&mut self, image: &Definition, script: &Script, what: &str) {
+    fn add(&mut self, image: &Definition, script: &Script, name: &str, what: &str) {
         if self.first.len() == MAX_LISTED {
             self.more += 1;
             return;
         }
-        let place = place(image, script);
+        let place = image.place_of_script(script, "secrets", Some(name));
         self.first.push(Mistake { message: format!("{place} {what}"), place: Some(place), hint: None });
     }
 
@@ -145,7 +134,7 @@ pub fn from_environment(
         }
         match check_value(environment(name)) {
             Ok(value) => _ = values.insert(name.to_owned(), value),
-            Err(what) => wrong.add(image, script, &format!("names {name}, which {what}")),
+            Err(what) => wrong.add(image, script, name, &format!("names {name}, which {what}")),
         }
     }
     if wrong.first.is_empty() {
@@ -161,6 +150,7 @@ mod tests {
     use super::*;
     use crate::cloud::Base;
     use crate::config::project::Settings;
+    use crate::definition::FILE;
     use crate::identity::fingerprint::Inputs;
     use crate::ids::{Architecture, ImageId, SnapshotId};
 
@@ -196,7 +186,7 @@ mod tests {
         let image = Definition::load(&dir).unwrap();
         let missing = from_environment(&image, |_| None).unwrap_err().to_string();
         assert!(
-            missing.contains("image.toml:3: `secrets` of [[run]] names S0, which is not set"),
+            missing.contains("image.toml:5: `secrets` of [[run]] names S0, which is not set"),
             "{missing}"
         );
         let error = PermittedSecrets::NoneInCi.ensure_permitted(&[image]).unwrap_err();
@@ -246,7 +236,7 @@ mod tests {
         let text = error.to_string();
         assert!(
             text.ends_with(
-                "image.toml:2: `secrets` of [[run]] names TOKEN, which is not set in oven's environment"
+                "image.toml:4: `secrets` of [[run]] names TOKEN, which is not set in oven's environment"
             ),
             "{text}"
         );

@@ -29,10 +29,15 @@ pub async fn run(
 ) -> Result<End> {
     let found = async {
         let permitted = args.secrets.permitted()?;
-        let order = BakeOrder::load_with(&args.definitions, &args.vars.given());
+        let order = BakeOrder::load_or_list_wrong(&args.definitions, &args.vars.given());
         // A signal that arrived while the definitions were read ends the verb here.
         tokio::task::yield_now().await;
-        let order = order?;
+        let order = order.map_err(|failure| {
+            // Only these definitions lose the id of their last image, because no bake of the others began.
+            let wrong = failure.wrong.iter().filter(|dir| dir.join(definition::FILE).exists());
+            wrong.for_each(|dir| ami_id_file::update(dir, None, report));
+            failure.error
+        })?;
         permitted.ensure_permitted(&order.images)?;
         if let Some(trace) = &global.trace {
             let refused = refuse_inside(
@@ -48,10 +53,7 @@ pub async fn run(
     };
     // A signal must be able to stop this work, because the work takes seconds if there is no metadata service.
     let order: Result<_> = signals::run_until_stopped(&stop, found).await;
-    let (site, order) = order.inspect_err(|_| {
-        let definitions = args.definitions.iter().filter(|dir| dir.join(definition::FILE).exists());
-        definitions.for_each(|dir| ami_id_file::update(dir, None, report));
-    })?;
+    let (site, order) = order?;
     if args.options.verify && site.settings.disks() == Strategy::Attached {
         let text = "--verify works only with --disks direct, because with attached disks oven sends no blocks that it \
                     could compare";
@@ -129,11 +131,13 @@ fn object(baked: &BatchItem) -> Value {
         Status::Skipped(_) => "skipped",
         Status::Failed(_) => "failed",
     };
+    // Paths that are not UTF-8 cannot be in JSON as they are.
+    let log = baked.log.as_ref().map(|log| log.to_string_lossy());
     // A run without a log file did nothing, so its id is left out.
     let run = baked.log.as_ref().map(|_| &baked.run);
     let mut object = json!({
-        "name": baked.name, "definition": baked.dir, "run": run, "asked": baked.asked,
-        "outcome": word, "log": baked.log, "kept": baked.preserved,
+        "name": baked.name, "definition": baked.dir.to_string_lossy(), "run": run, "asked": baked.asked,
+        "outcome": word, "log": log, "kept": baked.preserved,
     });
     if let Some(image) = baked.image() {
         object["ami_id"] = json!(image.id);
@@ -175,6 +179,7 @@ mod tests {
             dir: "web".into(),
             asked: true,
             run: RunId::new(),
+            begun: true,
             status: failed.map_or(Status::Baked(image), |kind| Status::Failed(kind.error("no"))),
             leftovers: Vec::from_iter(left.then_some(behind)),
             preserved: Vec::new(),

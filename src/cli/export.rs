@@ -146,7 +146,7 @@ async fn export(site: &Site, snapshot: &SnapshotId, dir: &Path, args: &args::Exp
     }
     step.done();
     Ok(End::success(json!({
-        "snapshot_id": snapshot, "file": args.file, "size_gib": contents.size_gib,
+        "snapshot_id": snapshot, "file": args.file.to_string_lossy(), "size_gib": contents.size_gib,
         "blocks": contents.blocks.len(), "bytes_on_disk": metadata.blocks() * 512,
     })))
 }

@@ -19,7 +19,7 @@ use crate::config::project::Settings;
 use crate::doctor::checks::{self, Needs};
 use crate::error::{Kind, SUCCESS};
 use crate::report::events::{self, FORMAT};
-use crate::report::{Level, Report, Style};
+use crate::report::{Level, Report, Style, stdout};
 use crate::site::Site;
 use crate::sys::signals::{self, Signal};
 use crate::sys::{namespaces, private_tmpfs, state_files};
@@ -32,7 +32,6 @@ use clap::{CommandFactory, Parser};
 use serde_json::{Value, json};
 use std::ffi::OsString;
 use std::fmt::Display;
-use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use tokio::sync::watch;
 
@@ -60,10 +59,24 @@ impl End {
     }
 
     fn report(mut self, report: &Report) -> u8 {
+        self.fail_if_output_is_lost();
         self.result["event"] = json!("result");
         self.result["exit_code"] = json!(self.code);
-        report.event(self.result);
+        report.event(self.result.take());
+        if let Some(error) = self.fail_if_output_is_lost() {
+            report.failure_on_screen(&error);
+        }
         self.code
+    }
+
+    /// If standard output could not be written, returns the error. Then a verb that made its result counts as failed,
+    /// because the result is lost.
+    fn fail_if_output_is_lost(&mut self) -> Option<Error> {
+        let error = stdout::failure()?;
+        if [SUCCESS, Kind::LeftBehind as u8].contains(&self.code) {
+            self.code = Kind::of(&error) as u8;
+        }
+        Some(error)
     }
 }
 
@@ -89,8 +102,12 @@ pub fn run(args: Vec<OsString>) -> u8 {
 /// Prints the requested help, or the error of an invalid command line. With `--json`, the error is also printed as
 /// JSON.
 fn usage(args: &[OsString], error: &clap::Error) -> u8 {
-    _ = error.print();
-    if error.use_stderr() && args.iter().any(|arg| arg == "--json") {
+    let printed = error.print();
+    if !error.use_stderr() {
+        stdout::check(printed);
+        return End::success(json!({})).report(&Report::silent());
+    }
+    if args.iter().any(|arg| arg == "--json") {
         let text = error.render().to_string();
         let line = text.lines().next().unwrap_or_default();
         let error = Kind::Usage.error(line.strip_prefix("error: ").unwrap_or(line));
@@ -172,7 +189,7 @@ pub fn stop_at_signals(report: &Report) -> Result<watch::Receiver<bool>> {
                 end["event"] = json!("result");
                 end["format"] = json!(FORMAT);
                 end["exit_code"] = json!(Kind::Interrupted as u8);
-                _ = writeln!(std::io::stdout().lock(), "{end}");
+                stdout::write_line(&end.to_string());
             }
         }
     })
@@ -219,12 +236,7 @@ fn answer(line: impl Display) {
     print_raw(indent_continuations(&without_control_characters(&line), "  "));
 }
 
-/// Prints a text of oven as a verb's result. A closed pipe is ignored. Any other error, such as a full disk, causes a
-/// warning.
+/// Prints a text of oven as a verb's result. If it cannot be written, the verb fails at its end.
 fn print_raw(line: impl Display) {
-    if let Err(error) = writeln!(std::io::stdout().lock(), "{line}")
-        && error.kind() != ErrorKind::BrokenPipe
-    {
-        _ = writeln!(std::io::stderr().lock(), "  warning: cannot write to standard output: {error}");
-    }
+    stdout::write_line(&line.to_string());
 }

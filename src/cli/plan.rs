@@ -18,6 +18,7 @@ use crate::identity::fingerprint::{Inputs, PreviousInputs};
 use crate::ids::{ImageId, RunId};
 use crate::report::Report;
 use crate::site::{Site, Use};
+use crate::text::escape_name;
 use anyhow::Result;
 use serde::Deserialize;
 use serde_json::json;
@@ -81,7 +82,8 @@ pub async fn run(
         let mut verdict = match (&image.from, &from) {
             (_, Some(from)) => judge(&site, image, from, options.compat).await?,
             (BaseSource::Parent(dir), None) => {
-                let why = vec![format!("its parent {} will be baked first", dir.display())];
+                target::check_links(&site, image, &fingerprint::read_links(image)?)?;
+                let why = vec![format!("its parent {} will be baked first", escape_name(dir))];
                 Verdict { why, last: last_bake(&newest(&site, image).await?), ..Verdict::default() }
             }
             (BaseSource::Image(_), None) => unreachable!("an image of the cloud is a base"),
@@ -95,7 +97,7 @@ pub async fn run(
             }
         }
         objects.push(json!({
-            "name": image.name, "definition": image.dir,
+            "name": image.name, "definition": image.dir.to_string_lossy(),
             "vars": image.vars.values(), "secrets": secrets(image),
             "permitted_secrets": secrets(image).into_keys().filter(|name| permitted.permits(name)).collect::<Vec<_>>(),
             "hit": verdict.hit.is_some(), "ami_id": verdict.hit.as_ref().map(|h| &h.id), "why": verdict.why,

@@ -75,8 +75,9 @@ pub async fn run(global: &GlobalArgs, args: &args::SweepArgs, report: &Report) -
         report.note("there are no leftovers of ended runs");
     }
     let code = if failed == 0 { SUCCESS } else { Kind::LeftBehind as u8 };
+    let dirs: Vec<_> = caches.iter().map(|dir| dir.to_string_lossy()).collect();
     let result =
-        json!({"swept": swept, "caches": caches, "dry_run": args.dry_run, "failed": failed, "kept": kept});
+        json!({"swept": swept, "caches": dirs, "dry_run": args.dry_run, "failed": failed, "kept": kept});
     Ok(End { code, result })
 }
 

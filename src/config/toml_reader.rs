@@ -232,31 +232,35 @@ fn snippet(line: &str, column: usize) -> Option<String> {
     Some(format!("\n    | {shown}\n    | {}^", " ".repeat(caret)))
 }
 
-/// The line of a key. A key of a table is spelt `disk.iops`, or only `iops`. If the key's value is an array, and `pick`
-/// accepts one of its elements, the result is the line of the first such element. If an element is a table, `pick` is
-/// called with the strings in it.
-pub(crate) fn line_of(text: &str, key: &str, pick: &dyn Fn(&str) -> bool) -> Option<usize> {
+/// The line of a key. `path` leads to it from the top level: `name`, `disk.iops`, or `file[1].owner` for a key of the
+/// second `[[file]]`. If the path ends in an array, and `pick` accepts one of its elements, the result is the line of the
+/// first such element. If an element is a table, `pick` is called with the strings in it. If the last key of the path is
+/// missing, the result is the line of its table.
+pub(crate) fn line_of(text: &str, path: &str, pick: &dyn Fn(&str) -> bool) -> Option<usize> {
     let parsed = DeTable::parse(text).ok()?;
-    let (top, mut names) = (parsed.get_ref(), key.split('.'));
-    let first = names.next()?;
-    let below = || top.values().find_map(|value| value.get_ref().as_table()?.get_key_value(first));
-    let (mut name, mut value) = top.get_key_value(first).or_else(below)?;
-    for key in names {
-        // If the table does not have the key, the result is the line of the table.
-        match value.get_ref().as_table().and_then(|table| table.get_key_value(key)) {
-            Some(found) => (name, value) = found,
-            None => break,
-        }
+    let (mut table, mut start) = (Some(parsed.get_ref()), None);
+    let mut last = None;
+    for part in path.split('.') {
+        let (name, index) = match part.strip_suffix(']').and_then(|part| part.split_once('[')) {
+            Some((name, index)) => (name, index.parse::<usize>().ok()),
+            None => (part, None),
+        };
+        let Some((key, value)) = table.and_then(|table| table.get_key_value(name)) else { break };
+        let element = index.map(|index| value.get_ref().as_array().and_then(|array| array.get(index)));
+        let (found, span) = match element {
+            None => (value, key.span()),
+            Some(Some(element)) => (element, element.span()),
+            Some(None) => break,
+        };
+        (table, start, last) = (found.get_ref().as_table(), Some(span.start), Some(found));
     }
     let picked = |element: &DeValue| match element {
         DeValue::Table(table) => table.values().any(|value| value.get_ref().as_str().is_some_and(pick)),
         other => other.as_str().is_some_and(pick),
     };
-    let element = value
-        .get_ref()
-        .as_array()
-        .and_then(|array| array.iter().find(|element| picked(element.get_ref())).map(Spanned::span));
-    let start = element.unwrap_or_else(|| name.span()).start;
+    let array = last.and_then(|value| value.get_ref().as_array());
+    let element = array.and_then(|array| array.iter().find(|element| picked(element.get_ref())));
+    let start = element.map(|element| element.span().start).or(start)?;
     Some(text[..start].matches('\n').count() + 1)
 }
 
@@ -373,10 +377,22 @@ impl<'d, 't> Table<'d, 't> {
         if header.is_empty() { String::new() } else { format!(" of {header}") }
     }
 
-    /// Records that a key is missing. (If a required key is missing, this is recorded without this call.)
+    /// Records that a key is missing, unless it is misspelt. (If a required key is missing, this is recorded without this
+    /// call.)
     pub fn missing(&self, key: &str, what: impl std::fmt::Display) {
+        if self.misspells(key) {
+            return;
+        }
         let what = format!("`{key}`{} is missing: {what}", self.header_suffix());
         self.mistake_in(Some(key), self.line, what);
+    }
+
+    /// Whether the table has an unknown key that is probably a misspelling of `key`. It was recorded as a mistake, so
+    /// nothing that follows from the missing key is recorded.
+    pub fn misspells(&self, key: &str) -> bool {
+        let names = self.section.names();
+        let mut unknown = self.entries.keys().filter(|name| self.section.key(name.get_ref()).is_none());
+        unknown.any(|name| nearest(name.get_ref(), &names) == Some(key))
     }
 
     /// The row of a key in the table of keys.

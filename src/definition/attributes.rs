@@ -33,14 +33,18 @@ pub fn disk(top: &Table) -> (Option<u64>, VolumeKind, bool) {
     let encrypted = disk.boolean("encrypted");
     let kms_key = disk.string("kms_key").and_then(|at| match encrypted {
         Some(true) => disk.check("kms_key", at.line, check_kms_key(at.value)),
-        None if disk.has("encrypted") => None, // a mistake in `encrypted` was reported already
+        // A mistake in `encrypted` was reported already.
+        None if disk.has("encrypted") || disk.misspells("encrypted") => None,
         _ => disk.wrong("kms_key", at.line, "requires `encrypted = true`"),
     });
     let (iops, throughput) = (number("iops"), number("throughput"));
     let kind = VolumeKind { volume_type, iops, throughput, encrypted, kms_key };
     for (key, what) in misfits(&kind) {
+        let is_read = if key == "iops" { iops.is_some() } else { throughput.is_some() };
         match disk.value(key) {
-            Some(at) => _ = disk.wrong::<()>(key, at.line, what),
+            Some(at) if is_read => _ = disk.wrong::<()>(key, at.line, what),
+            // A value that could not be read was reported already.
+            Some(_) => {}
             None => disk.missing(key, what),
         }
     }

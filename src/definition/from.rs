@@ -34,7 +34,7 @@ fn string(text: &str, sources: &Sources) -> Result<BaseSource, String> {
     if !(text.contains('/') || matches!(text, "." | "..")) {
         return Err(format!("is {text:?}. Allowed are: {SPELLINGS}"));
     }
-    let parent = sources.dir.join(text);
+    let parent = sources.path(text);
     let what = match sources.resolve(Path::new(text)) {
         Ok(real) if real.join(FILE).symlink_metadata().is_ok() => return Ok(BaseSource::Parent(parent)),
         // Only `BakeOrder` knows whether the user named this directory, too. If not, it refuses the parent.

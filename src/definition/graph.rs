@@ -37,34 +37,29 @@ impl BakeOrder {
     /// Like [`Self::load`], but with values of variables from the command line. A value is set in each definition that
     /// declares the variable. Errors: also [`Kind::Usage`] if `given` has a variable that no definition declares.
     pub fn load_with(directories: &[impl AsRef<Path>], given: &GivenVars) -> Result<Self> {
-        let mut loader = Loader { given: given.clone(), ..Loader::default() };
-        for directory in directories {
-            loader.load(directory.as_ref(), None)?;
-        }
-        // `images` grows during the loop, because parents are added to it.
-        let mut next = 0;
-        while let Some(image) = loader.images.get(next) {
-            let parent = match &image.from {
-                BaseSource::Image(_) => None,
-                BaseSource::Parent(directory) => {
-                    let (image, place) = (next, image.place("from", None));
-                    loader.ensure_parent_in_project(directory, &loader.images[image], &place)?;
-                    let directory = normalize(directory);
-                    loader.ensure_few_parents(&directory, &place)?;
-                    Some(
-                        loader
-                            .load(&directory, Some(image))
-                            .with_context(|| format!("loading the parent definition ({place})"))?,
-                    )
-                }
-            };
-            loader.parent.push(parent);
-            next += 1;
-        }
-        loader.refuse_duplicate_names()?;
-        loader.refuse_unknown_variables()?;
-        loader.into_order()
+        Self::load_or_list_wrong(directories, given).map_err(|failure| failure.error)
     }
+
+    /// Like [`Self::load_with`], but a failure also lists the definitions that are themselves wrong.
+    pub fn load_or_list_wrong(
+        directories: &[impl AsRef<Path>],
+        given: &GivenVars,
+    ) -> Result<Self, LoadFailure> {
+        let mut loader = Loader { given: given.clone(), ..Loader::default() };
+        let loaded = loader.load_named(directories).and_then(|()| loader.load_parents());
+        let wrong = std::mem::take(&mut loader.wrong);
+        loaded.and_then(|()| loader.into_order()).map_err(|error| LoadFailure { error, wrong })
+    }
+}
+
+/// Why definitions could not be loaded.
+#[derive(Debug)]
+pub struct LoadFailure {
+    /// The first failure.
+    pub error: anyhow::Error,
+    /// The directories of the definitions that have mistakes themselves. Other definitions of the same command line may
+    /// be right.
+    pub wrong: Vec<PathBuf>,
 }
 
 #[derive(Default)]
@@ -79,9 +74,49 @@ struct Loader {
     /// loaded.
     parent: Vec<Option<usize>>,
     named: Vec<bool>,
+    /// The directories of definitions that have mistakes.
+    wrong: Vec<PathBuf>,
 }
 
 impl Loader {
+    /// Loads the definitions that the user named. If several have mistakes, returns the error of the first.
+    fn load_named(&mut self, directories: &[impl AsRef<Path>]) -> Result<()> {
+        let mut first = None;
+        for directory in directories {
+            match self.load(directory.as_ref(), None) {
+                Ok(_) => {}
+                Err(error) if Kind::of(&error) == Kind::Definition => _ = first.get_or_insert(error),
+                Err(error) => return Err(error),
+            }
+        }
+        first.map_or(Ok(()), Err)
+    }
+
+    /// Loads the parents of all definitions.
+    fn load_parents(&mut self) -> Result<()> {
+        // `images` grows during the loop, because parents are added to it.
+        let mut next = 0;
+        while let Some(image) = self.images.get(next) {
+            let parent = match &image.from {
+                BaseSource::Image(_) => None,
+                BaseSource::Parent(directory) => {
+                    let (image, place) = (next, image.place("from", None));
+                    self.ensure_parent_in_project(directory, &self.images[image], &place)?;
+                    let directory = normalize(directory);
+                    self.ensure_few_parents(&directory, &place)?;
+                    Some(
+                        self.load(&directory, Some(image))
+                            .with_context(|| format!("loading the parent definition ({place})"))?,
+                    )
+                }
+            };
+            self.parent.push(parent);
+            next += 1;
+        }
+        self.refuse_duplicate_names()?;
+        self.refuse_unknown_variables()
+    }
+
     /// Loads a definition, unless it is already loaded. `child` is the index of the definition whose parent it is.
     /// `None` means that the user named it.
     fn load(&mut self, directory: &Path, child: Option<usize>) -> Result<usize> {
@@ -91,12 +126,17 @@ impl Loader {
             return Ok(*index);
         }
         let image = match child {
-            None => Definition::load_with(directory, &self.given)?,
+            None => Definition::load_with(directory, &self.given),
             Some(child) => {
                 let project = &self.images[child].project;
-                Definition::load_within(directory, &self.given, Some(project), &self.parents)?
+                Definition::load_within(directory, &self.given, Some(project), &self.parents)
             }
         };
+        let image = image.inspect_err(|error| {
+            if Kind::of(error) == Kind::Definition {
+                self.wrong.push(directory.to_owned());
+            }
+        })?;
         self.images.push(image);
         self.named.push(child.is_none());
         self.known.insert(real, self.images.len() - 1);
@@ -264,6 +304,7 @@ fn normalize(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::definition::given;
     use crate::error::hint_of;
 
     /// Writes definitions. For each definition, `images` has the directory and the text of image.toml.
@@ -372,6 +413,51 @@ mod tests {
             ),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_failure_lists_the_definitions_that_are_wrong_themselves() {
+        let top = tree(&[
+            ("good", "from = \"AMI\""),
+            ("wrong", "frm = 1"),
+            ("child", "from = \"../wrong\""),
+            ("same", "from = \"AMI\"\nname = \"good\""),
+            ("cycle", "from = \".\""),
+        ]);
+        let (one, unknown) = (given("x=1").unwrap(), "--var x: no definition declares this variable");
+        let cases = [
+            (vec!["good", "gone"], vec!["gone"], "DIR/gone: directory not found"),
+            (vec!["good", "wrong", "gone"], vec!["wrong", "gone"], "DIR/wrong/image.toml:1: "),
+            // The parent is wrong. Its child is not.
+            (vec!["good", "child"], vec!["wrong"], "loading the parent definition (DIR/child/image.toml:1: "),
+            (vec!["good", "same"], vec![], "two definitions have the name \"good\""),
+            (vec!["good", "cycle"], vec![], "the definitions form a cycle"),
+            (vec!["good"], vec![], unknown),
+        ];
+        for (named, expected, message) in cases {
+            let directories: Vec<_> = named.iter().map(|dir| top.path().join(dir)).collect();
+            let vars = if message == unknown { GivenVars::from([one.clone()]) } else { GivenVars::new() };
+            let failure = BakeOrder::load_or_list_wrong(&directories, &vars).unwrap_err();
+            let error = format!("{:#}", failure.error).replace(top.path().to_str().unwrap(), "DIR");
+            assert!(error.starts_with(message), "{named:?}: {error}");
+            let wrong = failure.wrong.iter().map(|dir| dir.file_name().unwrap().to_str().unwrap());
+            assert_eq!(wrong.collect::<Vec<_>>(), expected, "{named:?}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_variable_has_one_sentence_of_advice() {
+        let top = tree(&[("web", "from = \"AMI\"\n[vars]\nversion = \"1\"\nport = \"80\"")]);
+        for (name, advice) in [
+            ("versoin", "Did you mean `version`?"),
+            ("prot", "Did you mean `port`?"),
+            ("x", "The declared variables are `port` and `version`."),
+        ] {
+            let vars = GivenVars::from([(name.to_owned(), String::new())]);
+            let error = BakeOrder::load_with(&[top.path().join("web")], &vars).unwrap_err();
+            assert_eq!(error.to_string(), format!("--var {name}: no definition declares this variable"));
+            assert_eq!(hint_of(&error).as_deref(), Some(advice));
+        }
     }
 
     #[test]

@@ -53,6 +53,8 @@ pub enum PackageRequest {
     Named {
         name: String,
         version: Option<String>,
+        /// The suite of an apt repository that the package comes from.
+        suite: Option<String>,
     },
     Group {
         name: String,
@@ -77,7 +79,7 @@ pub struct DownloadedFile {
     pub package: crate::formats::package::PackageFile,
 }
 
-/// `[[file]]`: a file that is copied into the image after the packages are installed.
+/// `[[file]]`: a file that is copied into the image after the packages are installed, or after the scripts ran.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct File {
     /// A path on this machine, in the definition's directory or in one of its `inputs`.
@@ -91,6 +93,8 @@ pub struct File {
     pub group: String,
     /// Whether the file is a template, in which `{{ name }}` stands for a variable.
     pub template: bool,
+    /// Whether the file is placed after all `[[run]]` and `[[ansible]]`, and not before.
+    pub after_run: bool,
 }
 
 impl Default for BaseSource {
@@ -259,38 +263,64 @@ impl Definition {
         paths::directories(&self.dir, &self.inputs)
     }
 
-    /// The place in image.toml where a package is named: in `packages` or in `hold`.
+    /// The place in image.toml where a package is named: in `packages` or in `hold`. For `None`, the place of `packages`.
     pub fn place_of_package(&self, name: Option<&str>) -> Place {
-        let held = name.is_some_and(|name| self.hold.iter().any(|held| held == name));
-        let asked = |ask: &PackageRequest| matches!(ask, PackageRequest::Named { name: asked, .. } if Some(asked.as_str()) == name);
-        let key = if held && !self.packages.iter().any(asked) { "hold" } else { "packages" };
-        self.place(key, name)
+        let Some(name) = name else { return self.place("packages", None) };
+        let bare = |spelt: &str| spelt.split(':').next() == Some(name) || spelt == name;
+        let names = |request: &PackageRequest| match request {
+            PackageRequest::Named { name: asked, .. } => bare(asked),
+            PackageRequest::Group { name: asked } => name.strip_prefix('@') == Some(asked.as_str()),
+            PackageRequest::File { package, source } => package.name == name || source == Path::new(name),
+            PackageRequest::Url { url, .. } => url == name,
+        };
+        if let Some(index) = self.packages.iter().position(names) {
+            return self.place(&format!("packages[{index}]"), None);
+        }
+        match self.hold.iter().position(|held| bare(held)) {
+            Some(index) => self.place(&format!("hold[{index}]"), None),
+            None => self.place("packages", None),
+        }
+    }
+
+    /// The place of a key of a `[[file]]`.
+    pub fn place_of_file(&self, file: &File, key: &str) -> Place {
+        match self.files.iter().position(|other| other.target == file.target) {
+            Some(index) => self.place(&format!("file[{index}].{key}"), None),
+            None => self.place(&format!("file.{key}"), None),
+        }
+    }
+
+    /// The place of a key of a `[[run]]`, `[[ansible]]` or `[[test]]`. `value` selects an element as in [`Self::place`].
+    pub fn place_of_script(&self, script: &Script, key: &str, value: Option<&str>) -> Place {
+        let mut scripts = self.runs.iter().chain(&self.tests).filter(|other| other.kind == script.kind);
+        let index = scripts.position(|other| other == script);
+        let index = index.unwrap_or_default();
+        self.place(&format!("{}[{index}].{key}", script.kind.key()), value)
     }
 
     /// The place of a `[[run]]`, `[[ansible]]` or `[[test]]` in image.toml. Its text is the file and the line.
-    pub fn place_of_script(&self, table: &str, line: usize) -> Place {
+    pub fn place_of_table(&self, table: &str, line: usize) -> Place {
         Place::new(escape_name(&self.dir.join(FILE)), Some(line), Some(table.to_owned()), "")
     }
 
     /// The place of a key in image.toml, such as `examples/web/image.toml:4: `packages``. Some mistakes, such as an
     /// unknown package, are found only after the file was read. Messages about them begin with the place. The key
-    /// `iops` of `[disk]` is spelt `disk.iops`. If the key's value is an array, `value` (such as a package's name)
-    /// selects the element whose line is returned. If the file or the key is missing, the place has no line.
-    pub fn place(&self, key: &str, value: Option<&str>) -> Place {
+    /// `iops` of `[disk]` is spelt `disk.iops`, and the key `owner` of the second `[[file]]` is `file[1].owner`. If the
+    /// key's value is an array, `value` selects the element whose line is returned: one that is this text, or a table
+    /// with it. If the key is missing, the line is that of its table. If the file cannot be read, the place has no line.
+    pub fn place(&self, path: &str, value: Option<&str>) -> Place {
         let file = self.dir.join(FILE);
-        let picks = |element: &str| {
-            let Some(value) = value else { return false };
-            let name = element.split_once('=').map_or(element, |(name, _)| name);
-            element == value || name == value || self.dir.join(element) == Path::new(value)
-        };
         let line = toml_reader::read_text(&file, &self.project)
             .ok()
-            .and_then(|text| toml_reader::line_of(&text, key, &picks));
-        let what = match key.split_once('.') {
-            Some((table, key)) => format!("`{key}` of [{table}]"),
-            None => format!("`{key}`"),
+            .and_then(|text| toml_reader::line_of(&text, path, &|element| value == Some(element)));
+        let bare = |part: &str| part.split('[').next().unwrap_or_default().to_owned();
+        let what = match path.rsplit_once('.') {
+            Some((table, key)) if table.ends_with(']') => format!("`{}` of [[{}]]", bare(key), bare(table)),
+            Some((table, key)) => format!("`{}` of [{}]", bare(key), bare(table)),
+            None => format!("`{}`", bare(path)),
         };
-        Place::new(escape_name(&file), line, Some(key.to_owned()), &what)
+        let key = path.split('.').map(bare).collect::<Vec<_>>().join(".");
+        Place::new(escape_name(&file), line, Some(key), &what)
     }
 }
 
@@ -330,14 +360,15 @@ fn directory(dir: &Path) -> Result<PathBuf> {
 
 fn read_files(top: &Table, sources: &Sources, vars: &Vars, templates: &template::Checker) -> Vec<File> {
     let mut targets = BTreeMap::new();
-    let vars = vars.values();
+    // With an incomplete set of variables, a template that is right cannot be rendered.
+    let (vars, can_render) = (vars.values(), !vars.has_mistakes);
     let files = until_stopped(top.tables("file")).filter_map(|table| {
         let (source, target) = (table.string("source"), table.string("target"));
         let template = table.flag("template");
         let source = source.and_then(|at| {
             let source = table.check("source", at.line, sources.file(at.value))?;
             let check = || templates.check(&source.path, &sources.project, &vars);
-            let rendered = if template { sources.budget.render(check) } else { Ok(()) };
+            let rendered = if template && can_render { sources.budget.render(check) } else { Ok(()) };
             table.check("source", at.line, rendered).map(|()| source)
         });
         let target = target.and_then(|at| {
@@ -351,6 +382,7 @@ fn read_files(top: &Table, sources: &Sources, vars: &Vars, templates: &template:
         });
         let mode = if table.has("mode") { Some(validate::mode(&table)) } else { None };
         let (owner, group) = (validate::account(&table, "owner"), validate::account(&table, "group"));
+        let after_run = table.word("after").is_some_and(|at| at.value == "run");
         let source = source?;
         let default = if source.executable { 0o755 } else { 0o644 };
         Some(File {
@@ -360,6 +392,7 @@ fn read_files(top: &Table, sources: &Sources, vars: &Vars, templates: &template:
             group: group?,
             source: source.path,
             template,
+            after_run,
         })
     });
     files.collect()

@@ -94,15 +94,20 @@ fn ask(spelt: &str, sources: &Sources) -> Result<PackageRequest, String> {
             "has {spelt:?}: write a package file in the definition's directory as \"./{spelt}\""
         ));
     }
-    let (name, version) = match spelt.split_once('=') {
-        Some((name, version)) => (name, Some(version)),
-        None => (spelt, None),
+    let split = |text: &str, separator: char| match text.split_once(separator) {
+        Some((before, after)) => (before.to_owned(), Some(after.to_owned())),
+        None => (text.to_owned(), None),
     };
-    check_name(spelt, name)?;
-    if let Some(version) = version {
+    let (name, version) = split(spelt, '=');
+    let (name, suite) = split(&name, '/');
+    check_name(spelt, &name)?;
+    if let Some(suite) = &suite {
+        check_suite(spelt, suite)?;
+    }
+    if let Some(version) = &version {
         check_version(spelt, version)?;
     }
-    Ok(PackageRequest::Named { name: name.into(), version: version.map(Into::into) })
+    Ok(PackageRequest::Named { name, version, suite })
 }
 
 /// Checks a group's name. dnf also accepts a group's title, which can have spaces, and the name of an environment
@@ -127,7 +132,7 @@ pub fn check_name(spelt: &str, name: &str) -> Result<(), String> {
         return Err("has an empty string: write a package name, such as \"nginx-light\"".into());
     }
     if name.is_empty() {
-        return Err(format!("has {spelt:?}: write a package name before `=`"));
+        return Err(format!("has {spelt:?}: write a package name before `=` or `/`"));
     }
     if name.starts_with('-') {
         return Err(format!(
@@ -168,6 +173,21 @@ pub fn check_name(spelt: &str, name: &str) -> Result<(), String> {
         }
         _ => Ok(()),
     }
+}
+
+/// Checks the suite of a package. apt accepts no suite with a `/` here.
+fn check_suite(spelt: &str, suite: &str) -> Result<(), String> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "._+~-".contains(c);
+    if let Some(bad) = suite.chars().find(|c| !allowed(*c)) {
+        return Err(format!("has {spelt:?}: a suite cannot contain the character {bad:?}"));
+    }
+    if !suite.starts_with(|c: char| c.is_ascii_alphanumeric()) {
+        return Err(format!(
+            "has {spelt:?}: write a suite after `/`, such as \"golang-go/bookworm-backports\", or a package file as \
+             \"./name.deb\""
+        ));
+    }
+    Ok(())
 }
 
 fn check_version(spelt: &str, version: &str) -> Result<(), String> {

@@ -23,6 +23,8 @@ pub struct Sources<'b> {
     pub dir: PathBuf,
     /// The canonical paths of the definition's directory and of its inputs.
     roots: Vec<PathBuf>,
+    /// Whether `inputs` has a mistake. Then a file may only seem to be outside of the definition.
+    has_wrong_inputs: bool,
     /// The canonical path of the project.
     pub project: PathBuf,
     pub(super) budget: &'b Budget,
@@ -31,7 +33,7 @@ pub struct Sources<'b> {
 /// A file that the checksum covers.
 #[derive(Debug)]
 pub struct Source {
-    /// The definition's directory as the user wrote it, joined with the file's path as image.toml spells it.
+    /// The definition's directory as the user wrote it, joined with the file's path in image.toml, without `./` inside.
     pub path: PathBuf,
     pub executable: bool,
 }
@@ -70,24 +72,32 @@ pub fn project(real: &Path) -> PathBuf {
 impl<'b> Sources<'b> {
     /// Only the definition's directory. `real` is its canonical path.
     pub(super) fn new(dir: &Path, real: &Path, project: &Path, budget: &'b Budget) -> Self {
-        Self { dir: dir.to_owned(), roots: vec![real.to_owned()], project: project.to_owned(), budget }
+        let (dir, project) = (dir.to_owned(), project.to_owned());
+        Self { dir, roots: vec![real.to_owned()], has_wrong_inputs: false, project, budget }
     }
 
     /// Reads `inputs`. Checks that each is a directory in the project, and that no two are the same.
     pub fn with_inputs(mut self, top: &Table) -> (Self, Vec<String>) {
         let mut inputs = Vec::new();
         let all = top.strings("inputs");
+        let elements =
+            top.value("inputs").map(|at| at.value.as_array().map_or(usize::MAX, |array| array.len()));
+        self.has_wrong_inputs = top.misspells("inputs") || elements.unwrap_or_default() != all.len();
         if let Some(first) = all.get(MAX_INPUTS) {
             let count = all.len();
             let what = format!(
                 "has {count} entries, but at most {MAX_INPUTS} are allowed: list a directory above them"
             );
             top.wrong::<()>("inputs", first.line, what);
+            self.has_wrong_inputs = true;
         }
         for at in until_stopped(all.into_iter().take(MAX_INPUTS)) {
-            if let Some(root) = top.check("inputs", at.line, self.input(at.value)) {
-                self.roots.push(root);
-                inputs.push(at.value.to_owned());
+            match top.check("inputs", at.line, self.input(at.value)) {
+                Some(root) => {
+                    self.roots.push(root);
+                    inputs.push(at.value.to_owned());
+                }
+                None => self.has_wrong_inputs = true,
             }
         }
         (self, inputs)
@@ -118,6 +128,11 @@ impl<'b> Sources<'b> {
         resolve_within(self.real(), path, &self.project)
     }
 
+    /// Joins a path of image.toml with the definition's directory. Messages show the result, so it has no `./` inside.
+    pub fn path(&self, spelt: &str) -> PathBuf {
+        self.dir.join(spelt).components().collect()
+    }
+
     /// The canonical path of the definition's directory.
     pub fn real(&self) -> &Path {
         &self.roots[0]
@@ -134,7 +149,7 @@ impl<'b> Sources<'b> {
     /// Describes a path that is refused. `verb` is the one between the key's name and its value.
     fn describe(&self, verb: &str, spelt: &str, refused: PathRefusal) -> String {
         match refused {
-            PathRefusal::Io(error) => missing(spelt, &self.dir.join(spelt), &error),
+            PathRefusal::Io(error) => missing(spelt, &self.path(spelt), &error),
             PathRefusal::Outside(place) => format!(
                 "{verb} {spelt:?}, which resolves to {}, outside the project {} (the nearest directory with a .git or \
                  an oven.toml, or else the definition's parent directory)",
@@ -148,7 +163,7 @@ impl<'b> Sources<'b> {
     /// Checks that `spelt`, a path in image.toml, is a regular file that the checksum covers.
     pub fn file(&self, spelt: &str) -> Result<Source, String> {
         relative(spelt)?;
-        let path = self.dir.join(spelt);
+        let path = self.path(spelt);
         let name = match path.file_name() {
             Some(name) if !spelt.ends_with('/') && !spelt.ends_with("/.") => name,
             _ => return Err(format!("is {spelt:?}: it must be a file, not a directory")),
@@ -160,7 +175,7 @@ impl<'b> Sources<'b> {
             Err(PathRefusal::Outside(_)) => false,
             Err(error) => return Err(refused(error)),
         };
-        if !covered {
+        if !covered && !self.has_wrong_inputs {
             return Err(format!(
                 "is {spelt:?}, which is outside the definition: list its directory in `inputs`, so that the checksum \
                  covers it"

@@ -36,10 +36,13 @@ pub fn read(top: &Table, sources: &Sources) -> Vec<Repository> {
     }
     let tables = until_stopped(tables.into_iter().take(MAX_REPOSITORIES));
     let repositories = tables.filter_map(|table| {
-        let repository = read_one(&table, sources)?;
-        let line = table.value("name")?.line;
-        match lines.insert(repository.name.to_ascii_lowercase(), line) {
-            None => Some(repository),
+        // Another mistake in the table does not hide that its name exists twice.
+        let name =
+            table.value("name").and_then(|at| Some((at.value.as_str()?.to_ascii_lowercase(), at.line)));
+        let repository = read_one(&table, sources);
+        let (name, line) = name?;
+        match lines.insert(name, line) {
+            None => repository,
             Some(first) => {
                 table.wrong("name", line, format!("is the same as on line {first}: choose another"))
             }
@@ -63,6 +66,7 @@ fn read_one(table: &Table, sources: &Sources) -> Option<Repository> {
     });
     let components = components.collect();
     let keep = table.flag("keep");
+    let priority = table.integer("priority").and_then(|n| u16::try_from(n).ok());
     let key = key(table, sources);
     Some(Repository {
         name: name?,
@@ -71,6 +75,7 @@ fn read_one(table: &Table, sources: &Sources) -> Option<Repository> {
         suite: suite.map_or(Some(None), |suite| suite.map(Some))?,
         components,
         keep,
+        priority,
     })
 }
 
@@ -79,7 +84,10 @@ fn read_one(table: &Table, sources: &Sources) -> Option<Repository> {
 fn key(table: &Table, sources: &Sources) -> Option<Option<String>> {
     let signed = if table.has("signed") { table.boolean("signed")? } else { true };
     match table.string("key") {
-        Some(at) if !signed => table.wrong("signed", at.line, "is `false`, but `key` is set: remove one"),
+        Some(at) if !signed => {
+            let line = table.value("signed").map_or(at.line, |at| at.line);
+            table.wrong("signed", line, "is `false`, but `key` is set: remove one")
+        }
         Some(at) => {
             let source = table.check("key", at.line, sources.file(at.value))?;
             let armoured = sources.open(at.value, &source.path).and_then(|file| {
@@ -91,7 +99,7 @@ fn key(table: &Table, sources: &Sources) -> Option<Option<String>> {
         None if !signed && !table.has("key") => Some(None),
         None => {
             // A key of the wrong type was reported already. A missing key is reported here.
-            if !table.has("key") {
+            if !table.has("key") && !table.misspells("signed") {
                 let what = format!(
                     "{}. With `signed = false` no signature is checked: anyone who can change the network traffic \
                      can put anything into the image",

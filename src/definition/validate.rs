@@ -7,6 +7,7 @@ use crate::cloud::ec2_rules::{
 };
 use crate::cloud::{Tags, tag};
 use crate::config::toml_reader::Table;
+use crate::text::escape_name;
 use std::path::Path;
 use toml::de::DeValue;
 
@@ -40,14 +41,17 @@ pub fn name(top: &Table, real: &Path) -> Option<String> {
         let at = top.string("name")?;
         return top.check("name", at.line, family(at.value));
     }
-    let base = real.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    family(base).map_or_else(
-        |what| {
-            top.mistake(1, format!("the directory's name {base:?} {what}; set `name`"));
-            None
-        },
-        Some,
-    )
+    let wrong = |what: String| {
+        top.mistake(1, format!("{what}; set `name`"));
+        None
+    };
+    let Some(base) = real.file_name() else {
+        return wrong("the directory has no name, because it is /".into());
+    };
+    let Some(text) = base.to_str() else {
+        return wrong(format!("the directory's name \"{}\" is not valid UTF-8", escape_name(base)));
+    };
+    family(text).map_or_else(|what| wrong(format!("the directory's name {text:?} {what}")), Some)
 }
 
 /// Checks a definition's name.

@@ -15,26 +15,35 @@ pub struct Vars {
     pub declared: BTreeMap<String, String>,
     /// Values from the command line, which override defaults. The map contains only declared variables.
     pub given: GivenVars,
+    /// Whether `[vars]` has a mistake. Then `declared` is incomplete, and what a template lacks may only follow from it.
+    pub has_mistakes: bool,
 }
 
 impl Vars {
     pub(crate) fn read(top: &Table, given: &GivenVars) -> Self {
         let mut declared = BTreeMap::new();
-        if let Some(table) = top.user_table("vars") {
+        let mut has_mistakes = top.misspells("vars");
+        let table = top.user_table("vars");
+        has_mistakes |= table.is_none() && top.has("vars");
+        if let Some(table) = table {
             for (name, value) in table.entries() {
                 let shown = name.value.escape_debug().to_string();
                 let good = table.check(&shown, name.line, free_name(name.value)).is_some();
                 let DeValue::String(text) = value.value else {
                     table.wrong_type::<()>(&shown, &value, "a quoted string");
+                    has_mistakes = true;
                     continue;
                 };
                 if table.check(&shown, value.line, plain(text)).is_some() && good {
                     declared.insert(name.value.to_owned(), text.to_string());
+                } else {
+                    has_mistakes = true;
                 }
             }
         }
         let given = given.iter().filter(|(name, _)| declared.contains_key(*name));
-        Self { given: given.map(|(name, value)| (name.clone(), value.clone())).collect(), declared }
+        let given = given.map(|(name, value)| (name.clone(), value.clone())).collect();
+        Self { given, declared, has_mistakes }
     }
 
     /// The value of each variable: the command line's value, or else the default.

@@ -30,17 +30,16 @@ impl BakeTools {
         if has_program(runner.place.inside, ANSIBLE)? {
             return Ok(None);
         }
-        let place = runner.work.image.place_of_script(script.kind.key(), script.line);
+        let place = runner.work.image.place_of_script(script, "playbook", None);
         let Some(tools) = &runner.work.plan.tools else {
-            let what =
-                format!("{place}: `playbook` of [[ansible]] needs {ANSIBLE}, which the image does not have");
+            let what = format!("{place} needs {ANSIBLE}, which the image does not have");
             let hint = "This distribution's plugin cannot install Ansible for the bake only. Add Ansible to `packages`.";
             return Err(Kind::Definition.failure(what).at(&place).hint(hint).into());
         };
         let before = list_packages(runner).await?;
         for step in &tools.steps {
             let done = plan_steps::run_step(runner, step).await;
-            done.with_context(|| format!("installing Ansible for the [[ansible]] of {place}"))?;
+            done.with_context(|| format!("installing Ansible ({place})"))?;
         }
         let after = list_packages(runner).await?;
         packages::ensure_sound(&after, &runner.work.plan.expect, "packages are not installed correctly")?;

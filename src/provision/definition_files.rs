@@ -18,14 +18,16 @@ pub fn title(files: usize) -> String {
     format!("placing {}", count(files, "file"))
 }
 
-/// Places every `[[file]]`. `unmounted` lists the mount points whose file systems this kernel cannot mount.
+/// Places every `[[file]]` that is placed after the scripts, or before. `unmounted` lists the mount points whose file
+/// systems this kernel cannot mount.
 pub fn place_files(
     inside: &ImageTree,
     image: &Definition,
     unmounted: &[impl AsRef<std::path::Path>],
+    after_run: bool,
 ) -> Result<()> {
     let accounts = Accounts::read(inside)?;
-    for file in &image.files {
+    for file in image.files.iter().filter(|file| file.after_run == after_run) {
         place_one(inside, image, file, unmounted, &accounts)
             .with_context(|| format!("placing {} as {}", file.source.display(), file.target))?;
     }
@@ -39,8 +41,8 @@ fn place_one(
     unmounted: &[impl AsRef<std::path::Path>],
     accounts: &Accounts,
 ) -> Result<()> {
-    let invalid = |key: &str, value: &str, why: String| {
-        let place = image.place(key, Some(value));
+    let invalid = |key: &str, why: String| {
+        let place = image.place_of_file(file, key);
         Kind::Definition.failure(format!("{place}: {why}")).at(&place)
     };
     let target = &file.target;
@@ -49,31 +51,37 @@ fn place_one(
             "{target} cannot be written, because this kernel cannot mount the file system of {}",
             dir.as_ref().display()
         );
-        return Err(invalid("target", target, why).into());
+        return Err(invalid("target", why).into());
     }
     // If the target itself is a symlink, the file replaces the symlink. The symlink is not followed.
     if kind(inside, target)? == Some(FileType::Directory) {
         let why = format!("{target} is a directory in the image");
         let hint = "Add the file's name to `target`, which is the path of the file and not of its directory.";
-        return Err(invalid("target", target, why).hint(hint).into());
+        return Err(invalid("target", why).hint(hint).into());
     }
     let unknown = |key: &str, name: &str| {
         let account = if key == "owner" { "user" } else { "group" };
-        invalid(key, name, format!("the image has no {account} `{name}`"))
-            .hint("Add the package that creates this account to `packages`, or use a numeric id.")
+        let why = format!("the image has no {account} `{name}`");
+        // Without scripts, or after all of them, `after` does not help.
+        let after = if file.after_run || image.runs.is_empty() {
+            ""
+        } else {
+            " If a [[run]] or an [[ansible]] creates it, set `after = \"run\"` in this [[file]]."
+        };
+        invalid(key, why).hint(format!(
+            "Add the package that creates this account to `packages`, or use a numeric id.{after}"
+        ))
     };
     let uid = accounts.user(&file.owner).ok_or_else(|| unknown("owner", &file.owner))?;
     let gid = accounts.group(&file.group).ok_or_else(|| unknown("group", &file.group))?;
     let mut source = open_file_within(&file.source, &image.project).map_err(|refused| match refused {
-        PathRefusal::Special(_) => {
-            invalid("source", &file.source.to_string_lossy(), "it is no longer a regular file".into()).into()
-        }
+        PathRefusal::Special(_) => invalid("source", "it is no longer a regular file".into()).into(),
         refused => changed(&file.source, refused),
     })?;
     if file.template {
         let text = template::read(&mut source, &file.source);
         let text = text.and_then(|text| template::render(&text, &file.source, &image.vars.values()));
-        let wrong = |what: String| invalid("source", &file.source.to_string_lossy(), what);
+        let wrong = |what: String| invalid("source", what);
         let text = text.map_err(|error| error.or_mistake(wrong))?;
         return inside.write(target, text.as_bytes(), file.mode, uid, gid);
     }
@@ -100,6 +108,7 @@ mod tests {
             owner: owner.into(),
             group: owner.into(),
             template: false,
+            after_run: false,
         };
         crate::provision::test::definition(dir, |image| {
             image.files = vec![file.clone()];
@@ -124,7 +133,7 @@ mod tests {
         let (temp, inside, root) = tree();
         let unmounted: [&Path; 0] = [];
         for target in ["/etc/motd", "/srv/new/motd"] {
-            place_files(&inside, &image(temp.path(), target, &me()), &unmounted).unwrap();
+            place_files(&inside, &image(temp.path(), target, &me()), &unmounted, false).unwrap();
             let placed = root.join(&target[1..]);
             assert_eq!(std::fs::read_to_string(&placed).unwrap(), "hello\n");
             assert_eq!(placed.metadata().unwrap().permissions().mode() & 0o7777, 0o640);
@@ -140,10 +149,10 @@ mod tests {
         symlink(temp.path(), root.join("out")).unwrap();
         symlink("etc", root.join("in")).unwrap();
         let unmounted: [&Path; 0] = [];
-        place_files(&inside, &image(temp.path(), "/etc/motd", &me()), &unmounted).unwrap();
+        place_files(&inside, &image(temp.path(), "/etc/motd", &me()), &unmounted, false).unwrap();
         assert!(root.join("etc/motd").symlink_metadata().unwrap().is_file(), "the link was replaced");
-        _ = place_files(&inside, &image(temp.path(), "/out/canary", &me()), &unmounted);
-        place_files(&inside, &image(temp.path(), "/in/issue", &me()), &unmounted).unwrap();
+        _ = place_files(&inside, &image(temp.path(), "/out/canary", &me()), &unmounted, false);
+        place_files(&inside, &image(temp.path(), "/in/issue", &me()), &unmounted, false).unwrap();
         assert!(root.join("etc/issue").exists());
         assert_eq!(std::fs::read_to_string(&canary).unwrap(), "host");
     }
@@ -157,10 +166,53 @@ mod tests {
             ("/boot/efi/motd", "0", "cannot mount"),
             ("/etc/motd", "nobody-here", "no user `nobody-here`"),
         ] {
-            let error = place_files(&inside, &image(temp.path(), target, owner), &unmounted).unwrap_err();
+            let error =
+                place_files(&inside, &image(temp.path(), target, owner), &unmounted, false).unwrap_err();
             assert_eq!(Kind::of(&error), Kind::Definition);
             let text = format!("{error:#}");
             assert!(text.contains(word) && text.contains("image.toml"), "{text}");
+        }
+    }
+
+    #[test]
+    fn files_after_the_scripts_are_placed_separately() {
+        let (temp, inside, root) = tree();
+        let mut image = image(temp.path(), "/etc/before", &me());
+        let after = File { target: "/etc/after".into(), after_run: true, ..image.files[0].clone() };
+        image.files.push(after);
+        let unmounted: [&Path; 0] = [];
+        let placed = || ["before", "after"].map(|name| root.join("etc").join(name).exists());
+        place_files(&inside, &image, &unmounted, false).unwrap();
+        assert_eq!(placed(), [true, false]);
+        place_files(&inside, &image, &unmounted, true).unwrap();
+        assert_eq!(placed(), [true, true]);
+    }
+
+    #[test]
+    fn a_missing_account_is_on_the_line_of_its_file_and_the_hint_names_after() {
+        let (temp, inside, _) = tree();
+        let run = "[[run]]\ncommand = [\"useradd\", \"app\"]\n";
+        let file = "[[file]]\nsource = \"motd\"\ntarget = \"/etc/motd\"\n";
+        std::fs::write(temp.path().join("motd"), "hello\n").unwrap();
+        let cases = [
+            (format!("{run}{file}owner = \"app\"\n"), 7, "owner", true),
+            (format!("{run}{file}owner = \"0\"\ngroup = \"app\"\n"), 8, "group", true),
+            (format!("{file}owner = \"app\"\n"), 5, "owner", false),
+            (format!("{file}owner = \"app\"\nafter = \"run\"\n{run}"), 5, "owner", false),
+        ];
+        for (toml, line, key, names_after) in cases {
+            // The key `owner` of `from` is on the first line.
+            let toml = format!("from = {{ name = \"debian\", owner = \"self\" }}\n{toml}");
+            std::fs::write(temp.path().join("image.toml"), &toml).unwrap();
+            let image = Definition::load(temp.path()).unwrap();
+            let unmounted: [&Path; 0] = [];
+            let error = place_files(&inside, &image, &unmounted, image.files[0].after_run).unwrap_err();
+            let (text, hint) = (format!("{error:#}"), crate::error::hint_of(&error).unwrap());
+            assert!(
+                text.contains(&format!("image.toml:{line}: `{key}` of [[file]]: the image has no ")),
+                "{text}"
+            );
+            assert_eq!(hint.contains("set `after = \"run\"`"), names_after, "{hint}");
         }
     }
 
@@ -172,7 +224,7 @@ mod tests {
             image.files[0].template = template;
             _ = std::fs::remove_file(temp.path().join("motd"));
             let unmounted: [&Path; 0] = [];
-            let error = place_files(&inside, &image, &unmounted).unwrap_err();
+            let error = place_files(&inside, &image, &unmounted, false).unwrap_err();
             assert_eq!(Kind::of(&error), Kind::Definition, "{error:#}");
             assert!(format!("{error:#}").contains("motd cannot be read: "), "{error:#}");
             assert!(!root.join("etc/motd").exists());

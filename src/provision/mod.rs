@@ -62,17 +62,24 @@ pub async fn packages(runner: &CommandRunner<'_>) -> Result<Option<Vec<Installed
     Ok(installed)
 }
 
-/// Places the definition's files, runs its scripts, and then runs its tests.
+/// Places the definition's files, runs its scripts, places the files with `after = "run"`, and then runs its tests.
 pub async fn files_and_scripts(runner: &CommandRunner<'_>) -> Result<()> {
-    let (place, work) = (&runner.place, &runner.work);
-    if !work.image.files.is_empty() {
-        let title = definition_files::title(work.image.files.len());
-        let step = work.report.step(definition_files::FILES_PHASE, title);
-        definition_files::place_files(place.inside, work.image, place.unmounted)?;
-        step.done();
-    }
+    place_files(runner, false)?;
     scripts::run(runner).await?;
+    place_files(runner, true)?;
     scripts::test(runner).await
+}
+
+fn place_files(runner: &CommandRunner<'_>, after_run: bool) -> Result<()> {
+    let (place, work) = (&runner.place, &runner.work);
+    let files = work.image.files.iter().filter(|file| file.after_run == after_run).count();
+    if files == 0 {
+        return Ok(());
+    }
+    let step = work.report.step(definition_files::FILES_PHASE, definition_files::title(files));
+    definition_files::place_files(place.inside, work.image, place.unmounted, after_run)?;
+    step.done();
+    Ok(())
 }
 
 /// Queries the plan's facts in the finished image. `installed` is the result of [`packages()`]. If the definition has

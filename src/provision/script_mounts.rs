@@ -51,20 +51,28 @@ pub fn script_mounts(image: &Definition, shims: &[Shim]) -> Result<ScriptBinds> 
         let hidden = git_entries(&source, &image.project, &is_stop_requested)?;
         Ok(BindMount { source, target, within: Some(image.project.clone()), hidden })
     };
-    let mut binds = vec![bind(canonical(&image.dir)?, DEFINITION_DIR.to_owned())?];
-    for (index, input) in image.inputs.iter().enumerate() {
-        let sibling = join(Path::new(DEFINITION_DIR), Path::new(input));
+    let directories = visible_directories(image, &image.inputs, shims).into_iter();
+    let binds = directories.map(|(directory, target)| bind(canonical(&directory)?, target));
+    Ok(ScriptBinds { binds: binds.collect::<Result<_>>()? })
+}
+
+/// Returns the directories that scripts see if these are the definition's inputs, each with the path at which scripts see
+/// it. The first is the definition's own directory.
+pub fn visible_directories(image: &Definition, inputs: &[String], shims: &[Shim]) -> Vec<(PathBuf, String)> {
+    let mut seen = vec![(image.dir.clone(), DEFINITION_DIR.to_owned())];
+    for (index, input) in inputs.iter().enumerate() {
+        let sibling = path_in_image(Path::new(DEFINITION_DIR), Path::new(input));
         let free = sibling.starts_with(OVEN)
-            && !binds.iter().any(|bind| overlap(Path::new(&bind.target), &sibling))
+            && !seen.iter().any(|(_, target)| overlap(Path::new(target), &sibling))
             && !shims.iter().any(|shim| overlap(Path::new(&shim.path), &sibling))
             && ![CA_FILE, INPUTS, LINKED].iter().any(|taken| overlap(Path::new(taken), &sibling));
         let target = match sibling.to_str() {
             Some(sibling) if free => sibling.to_owned(),
             _ => format!("{INPUTS}/{index}"),
         };
-        binds.push(bind(canonical(&image.dir.join(input))?, target)?);
+        seen.push((image.dir.join(input), target));
     }
-    Ok(ScriptBinds { binds })
+    seen
 }
 
 /// Returns the command line of a script. It begins with the interpreter that the script's first line names. The kernel
@@ -248,7 +256,7 @@ pub fn environment(image: &Definition, kind: &str, seen: &ScriptBinds) -> BTreeM
 }
 
 /// Joins paths as texts. Symlinks are not followed, and `..` removes the name before it.
-fn join(base: &Path, path: &Path) -> PathBuf {
+pub fn path_in_image(base: &Path, path: &Path) -> PathBuf {
     let mut joined = base.to_owned();
     for part in path.components() {
         match part {

@@ -56,9 +56,9 @@ pub async fn test(runner: &CommandRunner<'_>) -> Result<()> {
         && !test.env.contains_key("PATH")
         && !has_program(runner.place.inside, BATS)?
     {
-        let place = image.place_of_script(test.kind.key(), test.line);
+        let place = image.place_of_script(test, "bats", None);
         return Err(Kind::Definition
-            .failure(format!("{place}: `bats` of [[test]] needs bats, but the image does not have it"))
+            .failure(format!("{place} needs bats, but the image does not have it"))
             .at(&place)
             .hint("Add it to `packages` (on most distributions its name is `bats`), or install it in a [[run]].")
             .into());

@@ -4,6 +4,7 @@
 pub mod events;
 mod log;
 mod screen;
+pub mod stdout;
 #[cfg(test)]
 mod tests;
 
@@ -17,7 +18,6 @@ use crate::trace::{Lane, Span, SpanId, Trace, Track};
 use log::LogFile;
 use serde_json::{Value, json};
 use std::cell::{Cell, RefCell};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
@@ -294,7 +294,7 @@ impl Report {
                 }
             }
             event["event"] = json!("error");
-            event["log"] = json!(log);
+            event["log"] = json!(log.as_ref().map(|log| log.to_string_lossy()));
             self.event(event);
         }
         if !self.shows(Level::Quiet) || kind == Kind::Interrupted {
@@ -302,6 +302,13 @@ impl Report {
         }
         let label = self.0.screen.paint(TextStyle::Red, "error:");
         self.print(&failure_lines(&label, &text, hint.as_deref(), log.as_deref()));
+    }
+
+    /// Prints a failure for people in every style: it is the failure to write the result.
+    pub fn failure_on_screen(&self, failure: &anyhow::Error) {
+        let (label, text) =
+            (self.0.screen.paint(TextStyle::Red, "error:"), self.sanitize(&format!("{failure:#}")));
+        self.0.screen.print(&failure_lines(&label, &text, error::hint_of(failure).as_deref(), None));
     }
 
     /// Writes an object to the JSON stream. Does nothing if the style is not `Json`.
@@ -315,8 +322,7 @@ impl Report {
         }
         event["format"] = json!(events::FORMAT);
         event["at_ms"] = json!(self.0.origin.elapsed().as_millis() as u64);
-        // If standard output is a closed pipe (EPIPE), the bake continues.
-        _ = writeln!(std::io::stdout().lock(), "{}", escape_json(&event.to_string()));
+        stdout::write_line(&escape_json(&event.to_string()));
     }
 
     /// The phases and their times, in the order of their first step.

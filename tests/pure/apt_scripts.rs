@@ -11,7 +11,7 @@ use tempfile::TempDir;
 fn plan() -> oven_distro::Plan {
     let os_release = OsRelease::parse("ID=debian\nVERSION_ID=\"12\"\n");
     let present = Debian.claims(&os_release).look_for.into_iter().map(|path| (path, true)).collect();
-    let packages = vec![Package::Named { name: "jq".into(), version: None }];
+    let packages = vec![Package::Named { name: "jq".into(), version: None, suite: None }];
     Debian
         .plan(&Job { os_release, present, packages, architecture: "x86_64".into(), ..Job::default() })
         .unwrap()

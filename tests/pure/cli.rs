@@ -1,7 +1,8 @@
 //! The program as a user meets it, without root: mistakes, help, plans, checksums.
 
+use std::fs::File;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 fn oven(dir: &Path, args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_oven"));
@@ -73,6 +74,51 @@ fn usage_is_2() {
         let (out, _) = expect(dir.path(), 2, &args);
         assert_eq!(out, "", "{args:?}");
     }
+}
+
+#[test]
+fn a_result_that_cannot_be_written_is_a_failure() {
+    let dir = definition("from = \"ami-0123456789abcdef0\"\n");
+    std::fs::write(dir.path().join("os-release"), "ID=debian\n").unwrap();
+    let verbs: [&[&str]; 11] = [
+        &["--help"],
+        &["bake", "--help"],
+        &["help", "images", "list"],
+        &["--version"],
+        &["checksum", "web"],
+        &["--json", "checksum", "web"],
+        &["policy"],
+        &["--json", "policy"],
+        &["completions", "bash"],
+        &["plugin", "list"],
+        &["plan", "--os-release", "os-release", "web"],
+    ];
+    let run = |args: &[&str], out: Stdio| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_oven"));
+        command.env_clear().current_dir(dir.path()).args(args).stdout(out).stderr(Stdio::piped());
+        let output = command.spawn().unwrap().wait_with_output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    for args in verbs {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let read_only = File::open("/dev/null").unwrap();
+        for (out, why) in [(full, "No space left on device"), (read_only, "Bad file descriptor")] {
+            let (code, err) = run(args, out.into());
+            assert_eq!(code, Some(8), "{args:?}: {err}");
+            let message = format!("error: standard output cannot be written: {why}");
+            assert!(err.contains(&message) && err.contains("Run the command again"), "{args:?}: {err}");
+        }
+        // A reader that has enough, such as `head`, is not a failure.
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let (code, err) = run(args, writer.into());
+        assert!(code == Some(0) && !err.contains("error"), "{args:?}: {err}");
+        assert_eq!(run(args, Stdio::null()).0, Some(0), "{args:?}");
+    }
+    // A verb that failed for another reason has nothing to print.
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let (code, err) = run(&["checksum", "gone"], full.into());
+    assert!(code == Some(3) && !err.contains("standard output"), "{code:?}: {err}");
 }
 
 #[test]
@@ -171,7 +217,10 @@ fn a_base_that_is_not_there_or_not_large_enough_names_the_definition() {
     let image = "from = { name = \"debian-12-*\" }\n[disk]\nsize_gib = 1\n";
     std::fs::write(dir.path().join("web/image.toml"), image).unwrap();
     let (_, err) = expect(dir.path(), 3, &["plan", "web"]);
-    assert!(err.contains("web/image.toml:3: `size_gib` is 1, which is less than the 2 GiB"), "{err}");
+    assert!(
+        err.contains("web/image.toml:3: `size_gib` of [disk] is 1, which is less than the 2 GiB"),
+        "{err}"
+    );
 }
 
 #[test]

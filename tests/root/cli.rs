@@ -293,6 +293,137 @@ fn a_hit_leaves_no_log_and_a_failure_no_id() {
 }
 
 #[test]
+fn a_file_can_be_owned_by_an_account_that_a_script_creates() {
+    let world = world("exit 0");
+    let script = "#!/bin/sh\nset -e\ntest ! -e /home/app/x\ntest -e /etc/early\n\
+                  echo app:x:1234:1235::/home/app:/bin/sh >> /etc/passwd\necho app:x:1235: >> /etc/group\n\
+                  echo script > /etc/replaced\n";
+    world.write("image/s.sh", script);
+    world.write(
+        "image/t.sh",
+        "#!/bin/sh\nset -e\nls -ln /home/app/x | grep ' 1234 .*1235 '\ngrep new /etc/replaced\n",
+    );
+    world.write("image/x", "new\n");
+    let file = |more: &str| format!("[[file]]\nsource = \"x\"\n{more}\n");
+    let owned = "target = \"/home/app/x\"\nowner = \"app\"\ngroup = \"app\"\n";
+    let others =
+        [file("target = \"/etc/early\""), file("target = \"/etc/replaced\"\nafter = \"run\"")].concat();
+    let programs = "[[run]]\nscript = \"s.sh\"\n[[test]]\nscript = \"t.sh\"\n";
+    let toml = |after: &str| {
+        format!("from = {{ name = \"small\" }}\n{others}{}{programs}", file(&(owned.to_owned() + after)))
+    };
+    world.write("image/image.toml", &toml(""));
+    let (_, err) = world.expect(3, &["bake", "image"]);
+    let place = "image/image.toml:12: `owner` of [[file]]: the image has no user `app`";
+    assert!(err.contains(place) && err.contains("set `after = \"run\"` in this [[file]]"), "{err}");
+    world.write("image/image.toml", &toml("after = \"run\""));
+    world.expect(0, &["bake", "image"]);
+}
+
+#[test]
+fn links_out_of_a_definition_work_with_the_inputs_that_plan_names() {
+    use std::os::unix::fs::symlink;
+    let world = world("set -e\ngrep -x shared conf\ngrep -x shared roles/conf\ngrep -x deep files/deep");
+    world.write("shared-x/conf", "shared\n");
+    world.write("shared-x/sub/deep", "deep\n");
+    world.write("image/files/x", "");
+    for (link, target) in
+        [("conf", "../shared-x/conf"), ("roles", "../shared-x"), ("files/deep", "../../shared-x/sub/deep")]
+    {
+        symlink(target, world.path("image").join(link)).unwrap();
+    }
+    let (_, err) = world.expect(0, &["plan", "image"]);
+    let inputs = "inputs = [\"../shared-x\"]";
+    assert!(err.contains("image/image.toml:1: `inputs` is not set") && err.contains(inputs), "{err}");
+    world.write("child/image.toml", "from = \"../image\"\n");
+    let (_, err) = world.expect(0, &["plan", "child"]);
+    assert!(err.contains(inputs), "{err}");
+    let (_, err) = world.expect(5, &["bake", "image"]);
+    assert!(err.contains(inputs), "{err}");
+    let toml = std::fs::read_to_string(world.path("image/image.toml")).unwrap();
+    world.write("image/image.toml", &format!("{inputs}\n{toml}"));
+    let (_, err) = world.expect(0, &["bake", "image"]);
+    assert!(!err.contains("cannot follow these links"), "{err}");
+    // The image has a file at this path, too.
+    symlink(world.path("shared-x"), world.path("image/absolute")).unwrap();
+    for verb in ["plan", "bake"] {
+        let (_, err) = world.expect(3, &[verb, "image"]);
+        assert!(err.contains("image/absolute: is a link to the absolute path"), "{err}");
+    }
+}
+
+#[test]
+fn a_directory_whose_name_is_not_utf8_can_be_baked() {
+    use std::os::unix::ffi::OsStrExt;
+    let world = world("exit 0");
+    let dir = std::ffi::OsStr::from_bytes(b"w\xffeb");
+    std::fs::rename(world.path("image"), world.path(".").join(dir)).unwrap();
+    let toml = "name = \"image\"\nfrom = { name = \"small\" }\n";
+    std::fs::write(world.path(".").join(dir).join("image.toml"), toml).unwrap();
+    for verb in ["plan", "bake", "plan", "bake"] {
+        let output = world.command(&["--json", verb]).arg(dir).output().unwrap();
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert_eq!(output.status.code(), Some(0), "{verb}: {out}{err}");
+        assert_eq!(result(&out)["images"][0]["definition"], "w\u{fffd}eb", "{verb}");
+    }
+}
+
+#[test]
+fn a_bake_whose_result_cannot_be_written_fails() {
+    let world = world("exit 0");
+    let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
+    for args in
+        [&["bake", "image"][..], &["bake", "image"], &["images", "list"], &["--json", "bake", "image"]]
+    {
+        let output = world.command(args).stdout(full()).output().unwrap();
+        let err = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(8), "{args:?}: {err}");
+        assert!(
+            err.contains("error: standard output cannot be written: No space left on device"),
+            "{args:?}: {err}"
+        );
+    }
+    // The image exists, and the next bake prints its id.
+    let (out, err) = world.expect(0, &["bake", "image"]);
+    assert!(out.starts_with("ami-") && err.contains("already baked"), "{err}");
+}
+
+#[test]
+fn only_a_bake_that_began_or_a_wrong_definition_loses_its_id() {
+    let world = world("exit 0");
+    define(&world, "broken", "exit 3");
+    world.write("child/image.toml", "from = \"../broken\"\n");
+    world.write("wrong/image.toml", "frm = 1\n");
+    world.write("of-wrong/image.toml", "from = \"../wrong\"\n");
+    world.write("again/image.toml", "name = \"image\"\nfrom = { name = \"small\" }\n");
+    let names = ["image", "broken", "child", "wrong", "of-wrong", "again"];
+    let old = "{\"ami_id\": \"ami-old\"}\n";
+    let cases: [(i32, &[&str], &[&str]); 7] = [
+        // A name that is not a definition.
+        (3, &["image", "imagee"], &[]),
+        // A definition with a mistake, and a parent with a mistake.
+        (3, &["image", "wrong"], &["wrong"]),
+        (3, &["image", "of-wrong"], &["wrong"]),
+        // Two definitions that are right, but cannot be baked together.
+        (3, &["image", "again"], &[]),
+        // A command line that is wrong.
+        (2, &["image", "--var", "gone=1"], &[]),
+        (2, &["image", "--verify"], &[]),
+        // A bake that failed, and a child that was skipped.
+        (5, &["child", "broken"], &["broken"]),
+    ];
+    for (code, args, lost) in cases {
+        names.iter().for_each(|name| world.write(&format!("{name}/.ami_id.json"), old));
+        world.expect(code, &[&["bake"], args].concat());
+        for name in names {
+            let path = world.path(&format!("{name}/.ami_id.json"));
+            let expected = (!lost.contains(&name)).then(|| old.to_owned());
+            assert_eq!(std::fs::read_to_string(path).ok(), expected, "{args:?}: {name}");
+        }
+    }
+}
+
+#[test]
 fn a_failed_bake_does_not_stop_the_others() {
     let world = world("exit 0");
     define(&world, "broken", "exit 3");

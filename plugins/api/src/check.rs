@@ -384,7 +384,7 @@ fn job_without_requests(job: &Job) -> Job {
 }
 
 fn named(name: &str) -> Package {
-    Package::Named { name: name.to_owned(), version: None }
+    Package::Named { name: name.to_owned(), version: None, suite: None }
 }
 
 fn text(request: &impl serde::Serialize) -> String {

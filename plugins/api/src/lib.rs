@@ -140,7 +140,14 @@ pub struct Repository {
     pub components: Vec<String>,
     /// Whether the repository stays in the image. Otherwise it exists only during this bake.
     pub keep: bool,
+    /// How much its packages are preferred, in the meaning of apt: 1 to [`MAX_PRIORITY`]. Other repositories usually have
+    /// 500. `None` leaves it to the package manager.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<u16>,
 }
+
+/// The largest [`Repository::priority`].
+pub const MAX_PRIORITY: u16 = 1000;
 
 /// Which version of a configuration file is used if both the image and a new package changed it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -163,6 +170,9 @@ pub enum Package {
         /// An exact version, or a pattern with `*`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         version: Option<String>,
+        /// The suite of a repository that the package comes from. Only for apt.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        suite: Option<String>,
     },
     /// A set of packages that the repositories define: a group in dnf, a pattern in zypper.
     Group { name: String },

@@ -182,7 +182,7 @@ fn job() -> Job {
         present: [("/usr/bin/xbps-install".to_owned(), true)].into(),
         texts: [("/etc/x.conf".to_owned(), "x\n".to_owned())].into(),
         packages: vec![
-            Package::Named { name: "jq".into(), version: text() },
+            Package::Named { name: "jq".into(), version: text(), suite: text() },
             Package::Group { name: "base-devel".into() },
             Package::File {
                 path: "/x".into(),
@@ -199,6 +199,7 @@ fn job() -> Job {
             suite: text(),
             components: vec!["main".into()],
             keep: true,
+            priority: Some(600),
         }],
         hold: vec!["linux".into()],
         debconf: vec!["a b c d".into()],

@@ -59,7 +59,7 @@ mod tests {
 
     #[test]
     fn packages_of_this_job_are_held_after_their_installation() {
-        let named = |name: &str| Package::Named { name: name.into(), version: None };
+        let named = |name: &str| Package::Named { name: name.into(), version: None, suite: None };
         let hold = ["jq", "libc6:i386", "tree"].map(str::to_owned).to_vec();
         let job = Job { packages: vec![named("jq"), named("libc6")], hold, ..Job::default() };
         assert_eq!(

@@ -10,6 +10,7 @@ mod fonts;
 mod hold;
 mod mirror;
 mod packages;
+mod priority;
 mod repositories;
 mod security;
 mod tools;
@@ -73,7 +74,11 @@ impl Distro for Debian {
         Claims {
             claim,
             look_for: look_for.into_iter().chain(mirror::LOOK_FOR).map(str::to_owned).collect(),
-            read: vec![security::IMAGE_PREFERENCES.to_owned()],
+            read: [security::IMAGE_PREFERENCES]
+                .iter()
+                .chain(&priority::IMAGE_SOURCES)
+                .map(|&p| p.to_owned())
+                .collect(),
         }
     }
 
@@ -96,7 +101,7 @@ impl Distro for Debian {
             return Err(Refused(format!("{what}: the image has no {missing}")));
         }
         let mut plan =
-            Plan { shims: vec![policy_rc_d()], troubles: troubles::troubles(), tools, ..Plan::default() };
+            Plan { shims: vec![policy_rc_d()], troubles: troubles::troubles(job), tools, ..Plan::default() };
         plan.caches = caches::caches(changes || plan.tools.is_some());
         if job.packages.iter().any(|package| matches!(package, Package::Named { version: Some(_), .. })) {
             plan.versions = LIST_VERSIONS.map(str::to_owned).to_vec();

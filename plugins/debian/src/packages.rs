@@ -13,7 +13,9 @@ impl PackageRequests {
         let mut requests = Self::default();
         for package in &job.packages {
             let (argument, wanted) = match package {
-                Package::Named { name, version } => parse_name(name, version.as_deref())?,
+                Package::Named { name, version, suite } => {
+                    parse_name(name, version.as_deref(), suite.as_deref())?
+                }
                 Package::Group { name } => {
                     let why = "groups exist only with dnf and zypper: list Debian packages or a metapackage";
                     return Err(Refused(format!("packages: `@{name}`: {why}")));
@@ -39,19 +41,17 @@ impl PackageRequests {
     }
 }
 
-fn parse_name(spelling: &str, version: Option<&str>) -> Result<(String, Wanted), Refused> {
+fn parse_name(
+    spelling: &str,
+    version: Option<&str>,
+    suite: Option<&str>,
+) -> Result<(String, Wanted), Refused> {
     let refuse = |why: &str| Err(Refused(format!("packages: `{spelling}`: {why}")));
     let (name, architecture) = match spelling.split_once(':') {
         Some((name, architecture)) => (name, Some(architecture)),
         None => (spelling, None),
     };
-    // Some texts are refused, because apt would not read them as a name, but as a file, a suite, a removal, a task or a
-    // pattern.
-    if spelling.contains('/') {
-        return refuse(
-            "a suite cannot be given with the name; pin a version instead, such as `NAME=*~bpo12*`",
-        );
-    }
+    // Some texts are refused, because apt would not read them as a name, but as a file, a removal, a task or a pattern.
     if name.ends_with('-') {
         return refuse("a trailing `-` would remove the package; remove it in a script instead");
     }
@@ -67,9 +67,17 @@ fn parse_name(spelling: &str, version: Option<&str>) -> Result<(String, Wanted),
     {
         return refuse(&format!("`{version}` is neither a version nor a pattern with `*`"));
     }
-    let argument = match version {
-        Some(version) => format!("{spelling}={version}"),
-        None => spelling.to_owned(),
+    if let Some(suite) = suite
+        && !plain(suite, "._+~-")
+    {
+        return refuse(&format!("`{suite}` is not the name of a suite"));
+    }
+    let argument = match (suite, version) {
+        // apt accepts either a suite or a version. Only with a suite, it also takes dependencies from the suite that the
+        // other suites cannot satisfy. oven checks the version after the installation.
+        (Some(suite), _) => format!("{spelling}/{suite}"),
+        (None, Some(version)) => format!("{spelling}={version}"),
+        (None, None) => spelling.to_owned(),
     };
     // `any` and `native` are apt's names for any suitable architecture.
     let architecture = architecture.filter(|a| !["any", "native"].contains(a)).map(str::to_owned);
@@ -100,7 +108,7 @@ mod tests {
     use super::*;
 
     fn ask(name: &str, version: Option<&str>) -> Result<PackageRequests, String> {
-        let package = Package::Named { name: name.into(), version: version.map(str::to_owned) };
+        let package = Package::Named { name: name.into(), version: version.map(str::to_owned), suite: None };
         PackageRequests::from_job(&Job { packages: vec![package], ..Job::default() }).map_err(|r| r.0)
     }
 
@@ -115,6 +123,27 @@ mod tests {
             ("libc6", Some("i386"))
         );
         assert_eq!(ask("hello:native", None).unwrap().wanted[0].architecture, None);
+    }
+
+    #[test]
+    fn a_suite_is_apts_and_the_version_is_checked_afterwards() {
+        let of = |name: &str, suite: &str, version: Option<&str>| {
+            let (version, suite) = (version.map(str::to_owned), Some(suite.to_owned()));
+            let packages = vec![Package::Named { name: name.into(), version, suite }];
+            PackageRequests::from_job(&Job { packages, ..Job::default() }).map_err(|r| r.0)
+        };
+        for (name, suite, version, argument) in [
+            ("golang-go", "bookworm-backports", None, "golang-go/bookworm-backports"),
+            ("golang-go", "bookworm-backports", Some("2:1.2*"), "golang-go/bookworm-backports"),
+            ("libc6:i386", "trixie", Some("2.41-12"), "libc6:i386/trixie"),
+        ] {
+            let requests = of(name, suite, version).unwrap();
+            assert_eq!(requests.arguments, [argument]);
+            assert_eq!(requests.wanted[0].version.as_deref(), version);
+        }
+        for suite in ["", "-y", "a b", "a/b", "$(id)", "a*"] {
+            assert!(of("jq", suite, None).is_err(), "{suite}");
+        }
     }
 
     #[test]
@@ -142,7 +171,8 @@ mod tests {
 
     #[test]
     fn duplicates_are_merged_and_two_versions_are_refused() {
-        let named = |version: &str| Package::Named { name: "jq".into(), version: Some(version.into()) };
+        let named =
+            |version: &str| Package::Named { name: "jq".into(), version: Some(version.into()), suite: None };
         let of = |packages| PackageRequests::from_job(&Job { packages, ..Job::default() });
         assert_eq!(of(vec![named("1.6*"), named("1.6*")]).unwrap().arguments, ["jq=1.6*"]);
         assert!(of(vec![named("1.6*"), named("1.7*")]).unwrap_err().0.contains("`jq`"));

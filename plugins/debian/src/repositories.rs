@@ -4,6 +4,7 @@
 //! for another repository. A repository with `keep = false` exists only while the plan's steps run. Keys are separate
 //! files, because apt reads keys in a deb822 file only since version 2.3.10.
 
+use crate::priority;
 use oven_distro::{Job, Refused, Repository, Shim, Trouble};
 
 const KEYRINGS: &str = "/etc/apt/keyrings";
@@ -58,8 +59,9 @@ pub fn from_job(job: &Job) -> Result<Repositories, Refused> {
         };
         let text = format!("Types: deb\nURIs: {}\n{suites}{signed}", repository.url);
         let source = shim(format!("{PARTS}/{name}.sources"), text);
+        let pins = priority::pins(job, repository)?;
         let to = if *keep { &mut all.files } else { &mut all.shims };
-        to.extend(keys.into_iter().chain([source]));
+        to.extend(keys.into_iter().chain([source]).chain(pins));
         all.failures.extend(missing_component_warnings(repository));
     }
     Ok(all)
@@ -132,6 +134,7 @@ mod tests {
             suite: suite.map(str::to_owned),
             components: components.iter().map(|c| (*c).to_owned()).collect(),
             keep: true,
+            priority: None,
         }
     }
 

@@ -1,6 +1,6 @@
 //! Explains messages of apt and dpkg to the author of a definition.
 
-use oven_distro::Trouble;
+use oven_distro::{Job, Package, Trouble};
 
 struct Row(&'static str, &'static str, Option<&'static str>, Option<&'static str>);
 
@@ -34,6 +34,15 @@ const ROWS: &[Row] = &[
         "E: Version '*' for '*' was not found",
         "no repository of the image has version `{1}` of `{2}`",
         Some("`*` stands for any text; an epoch, such as the `5:` of `5:7.0.*`, is part of a version."),
+        Some("{2}"),
+    ),
+    Row(
+        "E: Release '*' for '*' was not found",
+        "no repository of the image has `{2}` in the suite `{1}`",
+        Some(
+            "Check the spelling of the suite, and whether the image has it: a [[repository]] of image.toml adds it with its \
+             `suite`.",
+        ),
         Some("{2}"),
     ),
     Row(
@@ -155,14 +164,107 @@ const ROWS: &[Row] = &[
     ),
 ];
 
-pub fn troubles() -> Vec<Trouble> {
+pub fn troubles(job: &Job) -> Vec<Trouble> {
     let to_owned = |text: Option<&str>| text.map(str::to_owned);
+    let suite = suite_hint(job);
     ROWS.iter()
         .map(|Row(output, means, hint, package)| Trouble {
             output: (*output).to_owned(),
             means: (*means).to_owned(),
-            hint: to_owned(*hint),
+            hint: match (&suite, *hint) {
+                (Some(suite), hint) if hint == INCOMPATIBLE => {
+                    Some(format!("{}{suite}", hint.unwrap_or_default()))
+                }
+                (_, hint) => to_owned(hint),
+            },
             package: to_owned(*package),
         })
         .collect()
+}
+
+/// The maximal number of suites that a hint names.
+const MAX_SUITES: usize = 3;
+
+/// Says how to take a package and its dependencies from another suite. `None` if no package of the job can be meant: one
+/// with a version, or any if the definition adds a suite.
+fn suite_hint(job: &Job) -> Option<String> {
+    let own = job.os_release.get("VERSION_CODENAME");
+    let suites = job.repositories.iter().filter_map(|repository| repository.suite.as_deref());
+    let added: Vec<_> = suites.filter(|suite| Some(*suite) != own && !suite.ends_with('/')).collect();
+    let named = job.packages.iter().filter_map(|package| match package {
+        Package::Named { name, version, suite: None } => Some((name, version)),
+        _ => None,
+    });
+    let with_version = named.clone().find(|(_, version)| version.is_some());
+    let (name, version) = with_version.or_else(|| named.clone().next().filter(|_| !added.is_empty()))?;
+    let (suites, placeholder) = match &added[..] {
+        [] => (&["SUITE"][..], " (with the suite's name)"),
+        added => (&added[..added.len().min(MAX_SUITES)], ""),
+    };
+    let version = version.as_ref().map(|version| format!("={version}")).unwrap_or_default();
+    let spelt: Vec<_> = suites.iter().map(|suite| format!("\"{name}/{suite}{version}\"")).collect();
+    Some(format!(
+        " A newer version may need other packages of its suite, too. Then name the suite in `packages`: \
+         {}{placeholder}. Or set the `priority` of its [[repository]], if all packages should come from there.",
+        spelt.join(" or ")
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use oven_distro::{OsRelease, Repository};
+
+    #[test]
+    fn the_hint_for_incompatible_packages_names_the_suite() {
+        let named = |name: &str, version: Option<&str>, suite: Option<&str>| Package::Named {
+            name: name.into(),
+            version: version.map(str::to_owned),
+            suite: suite.map(str::to_owned),
+        };
+        let hint = |packages: &[Package], suites: &[&str]| {
+            let repository = |suite: &&str| Repository {
+                name: "x".into(),
+                url: "http://x/".into(),
+                key: None,
+                suite: Some((*suite).to_owned()),
+                components: vec!["main".into()],
+                keep: true,
+                priority: None,
+            };
+            let job = Job {
+                os_release: OsRelease::parse("ID=debian\nVERSION_CODENAME=bookworm\n"),
+                packages: packages.to_vec(),
+                repositories: suites.iter().map(repository).collect(),
+                ..Job::default()
+            };
+            let troubles = troubles(&job).into_iter();
+            let hints =
+                troubles.filter(|trouble| trouble.means == "the packages cannot be installed together");
+            hints.map(|trouble| trouble.hint.unwrap()).collect::<Vec<_>>()
+        };
+        let go = named("golang-go", Some("2:1.2*"), None);
+        for (packages, suites, expected) in [
+            (
+                vec![named("jq", None, None), go.clone()],
+                vec!["bookworm-backports"],
+                "\"golang-go/bookworm-backports=2:1.2*\"",
+            ),
+            (vec![go], vec![], "\"golang-go/SUITE=2:1.2*\" (with the suite's name)"),
+            (vec![named("jq", None, None)], vec!["bookworm", "trixie"], "\"jq/trixie\""),
+            (vec![named("jq", None, None)], vec!["sid", "trixie"], "\"jq/sid\" or \"jq/trixie\""),
+        ] {
+            for hint in hint(&packages, &suites) {
+                assert!(hint.contains(expected) && hint.contains("`priority`"), "{hint}");
+            }
+        }
+        // Without a version and another suite, or with the suite, it is not the advice.
+        for (packages, suites) in [
+            (vec![named("jq", None, None)], vec!["bookworm"]),
+            (vec![named("jq", Some("1.7*"), Some("trixie"))], vec!["trixie"]),
+            (vec![], vec!["trixie"]),
+        ] {
+            assert!(hint(&packages, &suites).iter().all(|hint| Some(&**hint) == INCOMPATIBLE));
+        }
+    }
 }

@@ -19,7 +19,7 @@ fn job(os: &str, lacks: &[&str]) -> Job {
 }
 
 fn named(name: &str, version: Option<&str>) -> Package {
-    Package::Named { name: name.into(), version: version.map(str::to_owned) }
+    Package::Named { name: name.into(), version: version.map(str::to_owned), suite: None }
 }
 
 fn file() -> Package {
@@ -107,6 +107,7 @@ fn repository(name: &str, keep: bool) -> Repository {
         suite: Some("bookworm".into()),
         components: vec!["main".into()],
         keep,
+        priority: None,
     }
 }
 

@@ -25,8 +25,10 @@ fn ansible_for_a_bake_alone() {
         text,
         "run with OVEN_BLESS=1 and review the diff"
     );
-    let with_packages =
-        Job { packages: vec![oven_distro::Package::Named { name: "jq".into(), version: None }], ..job };
+    let with_packages = Job {
+        packages: vec![oven_distro::Package::Named { name: "jq".into(), version: None, suite: None }],
+        ..job
+    };
     let steps = Debian.plan(&with_packages).unwrap().tools.unwrap().steps;
     assert!(
         !steps.iter().any(|step| step.argv.contains(&"update".to_owned())),

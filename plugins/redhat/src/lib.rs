@@ -65,6 +65,7 @@ impl Distro for RedHat {
         };
         let requests = PackageRequests::from_job(job, &manager.spelling())?;
         let options = manager.options(job)?;
+        manager.ensure_priorities(job)?;
         repository::add(job, &mut plan)?;
         plan.troubles.splice(0..0, requests.troubles.iter().cloned());
         plan.expect = oven_rpm::expected(requests.wanted.clone());

@@ -24,8 +24,10 @@ const PATHS: [(Manager, &str); 4] = [
 const VERSIONLOCK_DNF: &str = "/etc/dnf/plugins/versionlock.conf";
 const VERSIONLOCK_YUM: &str = "/etc/yum/pluginconf.d/versionlock.conf";
 
-pub const LOOK_FOR: [&str; 6] =
-    [PATHS[0].1, PATHS[1].1, PATHS[2].1, PATHS[3].1, VERSIONLOCK_DNF, VERSIONLOCK_YUM];
+const PRIORITIES_YUM: &str = "/etc/yum/pluginconf.d/priorities.conf";
+
+pub const LOOK_FOR: [&str; 7] =
+    [PATHS[0].1, PATHS[1].1, PATHS[2].1, PATHS[3].1, VERSIONLOCK_DNF, VERSIONLOCK_YUM, PRIORITIES_YUM];
 
 /// The directories of all package managers' downloads. microdnf uses one of these directories. Its release determines
 /// which one.
@@ -103,6 +105,21 @@ impl Manager {
         }
         options.extend(mirror::options(job)?);
         Ok(options)
+    }
+
+    /// Checks that the package manager heeds the priorities of repositories.
+    pub fn ensure_priorities(self, job: &Job) -> Result<(), Refused> {
+        let preferred = job.repositories.iter().find(|repository| repository.priority.is_some());
+        match preferred {
+            Some(repository) if self == Self::Yum && job.present.get(PRIORITIES_YUM) != Some(&true) => {
+                Err(Refused(format!(
+                    "[[repository]] `{}`: `priority` needs yum's priorities plugin, but the image has no \
+                     {PRIORITIES_YUM}; install yum-plugin-priorities in the base image",
+                    repository.name
+                )))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The directory of the package manager's downloads. `None` for microdnf, because its directory differs between

@@ -24,6 +24,7 @@ fn file(repository: &Repository) -> Result<Shim, Refused> {
         Some(_) => text += &format!("gpgcheck=1\ngpgkey=file://{}\n", oven_rpm::key_file(repository)),
         None => text += "# The definition says that it is not signed.\ngpgcheck=0\nrepo_gpgcheck=0\n",
     }
+    text += &oven_rpm::priority_line(repository);
     Ok(Shim { path: format!("{DIRECTORY}/{name}.repo"), content: text, mode: 0o644 })
 }
 
@@ -35,8 +36,15 @@ mod tests {
     fn a_repository_cannot_smuggle_settings_in() {
         let of = |name: &str, url: &str| {
             let (name, url) = (name.to_owned(), url.to_owned());
-            let repository =
-                Repository { name, url, key: None, suite: None, components: Vec::new(), keep: true };
+            let repository = Repository {
+                name,
+                url,
+                key: None,
+                suite: None,
+                components: Vec::new(),
+                keep: true,
+                priority: None,
+            };
             file(&repository).map(|shim| shim.content).map_err(|refused| refused.0)
         };
         assert!(of("mine", "https://example.org/$releasever/").unwrap().contains("gpgcheck=0\n"));

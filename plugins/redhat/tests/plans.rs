@@ -22,7 +22,7 @@ fn job(os: &str, has: &[&str]) -> Job {
 }
 
 fn named(name: &str, version: Option<&str>) -> Package {
-    Package::Named { name: name.into(), version: version.map(str::to_owned) }
+    Package::Named { name: name.into(), version: version.map(str::to_owned), suite: None }
 }
 
 fn group(name: &str) -> Package {
@@ -40,7 +40,15 @@ fn file() -> Package {
 
 fn repository(name: &str, key: Option<&str>, keep: bool) -> Repository {
     let (name, url) = (name.to_owned(), "https://example.org/rpm/$basearch/".to_owned());
-    Repository { name, url, key: key.map(str::to_owned), suite: None, components: Vec::new(), keep }
+    Repository {
+        name,
+        url,
+        key: key.map(str::to_owned),
+        suite: None,
+        components: Vec::new(),
+        keep,
+        priority: None,
+    }
 }
 
 fn golden(name: &str, job: &Job) -> Plan {
@@ -172,4 +180,13 @@ fn unsupported_requests_are_refused_by_name() {
     assert!(refused(Job { packages: vec![group("web")], ..micro() }).starts_with("packages: "));
     let suite = Repository { suite: Some("bookworm".into()), ..repository("x", None, true) };
     assert!(refused(Job { repositories: vec![suite], ..dnf() }).starts_with("[[repository]] `x`"));
+    let of_suite = Package::Named { name: "jq".into(), version: None, suite: Some("stable".into()) };
+    assert!(refused(Job { packages: vec![of_suite], ..dnf() }).contains("`jq/stable`: only apt has suites"));
+    let preferred = || vec![Repository { priority: Some(1000), ..repository("x", None, true) }];
+    let yum = Job { repositories: preferred(), ..job(AMAZON_2, &["/usr/bin/yum"]) };
+    assert!(refused(yum).contains("`priority` needs yum's priorities plugin"));
+    let yum = job(AMAZON_2, &["/usr/bin/yum", "/etc/yum/pluginconf.d/priorities.conf"]);
+    for job in [Job { repositories: preferred(), ..yum }, Job { repositories: preferred(), ..dnf() }] {
+        assert!(RedHat.plan(&job).unwrap().files[0].content.ends_with("\npriority=1\n"));
+    }
 }

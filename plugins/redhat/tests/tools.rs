@@ -39,7 +39,7 @@ fn ansible_for_a_bake_alone() {
             stored == text,
             "{name}.json differs from the plan: run with OVEN_BLESS=1 and review the diff\n{text}"
         );
-        let packages = vec![Package::Named { name: "jq".into(), version: None }];
+        let packages = vec![Package::Named { name: "jq".into(), version: None, suite: None }];
         let steps = self::tools(&Job { packages, recommends: true, ..job }).unwrap().steps;
         assert!(
             !steps.iter().any(|step| step.argv.contains(&"makecache".to_owned())),

@@ -6,7 +6,7 @@ mod repository;
 mod troubles;
 
 pub use packages::{PackageRequests, Spelling};
-pub use repository::check as check_repository;
+pub use repository::{check as check_repository, priority_line};
 pub use troubles::{failures, notes, trouble, troubles};
 
 use oven_distro::{Cache, Expect, Holds, Phase, Repository, Shim, Step, Wanted};

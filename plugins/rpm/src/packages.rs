@@ -34,7 +34,15 @@ impl PackageRequests {
         let mut requests = Self::default();
         for package in &job.packages {
             let (argument, wanted) = match package {
-                Package::Named { name, version } => parse_name(name, version.as_deref(), spelling)?,
+                Package::Named { name, suite: Some(suite), .. } => {
+                    return Err(Refused(format!(
+                        "packages: `{name}/{suite}`: only apt has suites; set the `priority` of the [[repository]] that \
+                         the package should come from"
+                    )));
+                }
+                Package::Named { name, version, suite: None } => {
+                    parse_name(name, version.as_deref(), spelling)?
+                }
                 Package::Group { name } => {
                     let argument = spell_group(name, spelling)?;
                     if !requests.arguments.contains(&argument) {
@@ -58,7 +66,7 @@ impl PackageRequests {
                 }
                 None => {}
             }
-            if let Package::Named { name, version: Some(version) } = package {
+            if let Package::Named { name, version: Some(version), .. } = package {
                 requests.add_not_found(name, Some(version), &argument, spelling.missing);
             }
             requests.arguments.push(argument);
@@ -172,7 +180,7 @@ mod tests {
     }
 
     fn ask(name: &str, version: Option<&str>) -> Result<PackageRequests, String> {
-        of(vec![Package::Named { name: name.into(), version: version.map(str::to_owned) }])
+        of(vec![Package::Named { name: name.into(), version: version.map(str::to_owned), suite: None }])
     }
 
     #[test]
@@ -214,7 +222,8 @@ mod tests {
 
     #[test]
     fn duplicates_are_merged_and_two_versions_are_refused() {
-        let named = |version: &str| Package::Named { name: "jq".into(), version: Some(version.into()) };
+        let named =
+            |version: &str| Package::Named { name: "jq".into(), version: Some(version.into()), suite: None };
         let group = || Package::Group { name: "^web server".into() };
         let requests = of(vec![named("1.6"), group(), named("1.6"), group()]).unwrap();
         assert_eq!(requests.arguments, ["jq None Some(\"1.6\")", "@^web server"]);

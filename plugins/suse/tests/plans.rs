@@ -18,12 +18,20 @@ fn job(os: &str, lacks: &[&str]) -> Job {
 }
 
 fn named(name: &str, version: Option<&str>) -> Package {
-    Package::Named { name: name.into(), version: version.map(str::to_owned) }
+    Package::Named { name: name.into(), version: version.map(str::to_owned), suite: None }
 }
 
 fn repository(name: &str, key: Option<&str>, keep: bool) -> Repository {
     let (name, url) = (name.to_owned(), "https://example.org/rpm/".to_owned());
-    Repository { name, url, key: key.map(str::to_owned), suite: None, components: Vec::new(), keep }
+    Repository {
+        name,
+        url,
+        key: key.map(str::to_owned),
+        suite: None,
+        components: Vec::new(),
+        keep,
+        priority: None,
+    }
 }
 
 fn golden(name: &str, job: &Job) {
@@ -116,4 +124,14 @@ fn unsupported_requests_are_refused_by_name() {
     assert!(refused(Job { conffiles: Conffiles::Replace, ..job(LEAP, &[]) }).starts_with("conffiles: "));
     assert!(refused(Job { mirror: Some("http://m/".into()), ..job(LEAP, &[]) }).starts_with("mirror: "));
     assert!(refused(Job { hold: vec!["a*".into()], ..job(LEAP, &[]) }).starts_with("hold: `a*`"));
+    let of_suite = Package::Named { name: "jq".into(), version: None, suite: Some("stable".into()) };
+    assert!(
+        refused(Job { packages: vec![of_suite], ..job(LEAP, &[]) })
+            .contains("`jq/stable`: only apt has suites")
+    );
+    for (priority, line) in [(600, "priority=79"), (500, "priority=99"), (100, "priority=499")] {
+        let preferred = Repository { priority: Some(priority), ..repository("x", None, true) };
+        let plan = Suse.plan(&Job { repositories: vec![preferred], ..job(LEAP, &[]) }).unwrap();
+        assert!(plan.files[0].content.ends_with(&format!("\n{line}\n")), "{}", plan.files[0].content);
+    }
 }

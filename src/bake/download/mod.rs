@@ -80,7 +80,8 @@ pub async fn fetch_packages(
 ) -> Result<Definition> {
     let mut image = image.clone();
     let mut agent = None;
-    let mut packages = std::mem::take(&mut image.packages);
+    // The image keeps its own, because errors name their places.
+    let mut packages = image.packages.clone();
     for ask in &mut packages {
         let PackageRequest::Url { url, sha256, file } = ask else { continue };
         let path = dir.join(&*sha256).join(file_name(url));
@@ -136,7 +137,7 @@ async fn download(
     let WantedFile { url, sha256, path } = *wanted;
     let dir = path.parent().context("the file has no directory")?;
     let definition_error = |what: String| {
-        let place = image.place("packages", Some(url));
+        let place = image.place_of_package(Some(url));
         Kind::Definition.failure(format!("{place}: {what}")).at(&place)
     };
     state_files::create_dir(dir)?;

@@ -24,8 +24,9 @@ pub fn from_definition(
 ) -> Job {
     let packages = image.packages.iter().enumerate().filter_map(|(index, ask)| {
         let (source, package) = match ask {
-            PackageRequest::Named { name, version } => {
-                return Some(Package::Named { name: name.clone(), version: version.clone() });
+            PackageRequest::Named { name, version, suite } => {
+                let (name, version, suite) = (name.clone(), version.clone(), suite.clone());
+                return Some(Package::Named { name, version, suite });
             }
             PackageRequest::Group { name } => return Some(Package::Group { name: name.clone() }),
             PackageRequest::File { source, package } => (source, package),

@@ -2,6 +2,7 @@
 
 mod attributes;
 pub mod job;
+mod links;
 
 use super::Bake;
 use crate::bake::options::{BakeOptions, Compat};
@@ -11,7 +12,7 @@ use crate::definition::{DEFAULT_TYPE, Definition};
 use crate::disk::DiskSpec;
 use crate::distros::KnownPlugin;
 use crate::error::{Kind, Place};
-use crate::identity::fingerprint::Inputs;
+use crate::identity::fingerprint::{DefinitionLink, Inputs};
 use crate::ids::{Architecture, RunId};
 use crate::mount::Root;
 use crate::site::Site;
@@ -53,7 +54,7 @@ pub async fn base(site: &Site, image: &Definition, from: &BaseRef) -> Result<Bas
     let base = site.cloud.base(from).await.with_context(|| image.place("from", None))?;
     match image.size_gib {
         Some(size) if size < base.size_gib => {
-            let place = image.place("size_gib", None);
+            let place = image.place("disk.size_gib", None);
             let message = format!(
                 "{place} is {size}, which is less than the {} GiB of the base image {} ({})",
                 base.size_gib, base.id, base.name
@@ -95,13 +96,25 @@ pub fn inputs(site: &Site, image: &Definition, base: &Base) -> Result<Inputs> {
         inputs = inputs.with_plugin(id, &digest);
     }
     inputs.warnings().iter().for_each(|warning| site.report.warn(warning));
-    for repository in image.repositories.iter().filter(|repository| repository.key.is_none()) {
-        let (place, name) = (image.place("repository", Some(&repository.name)), &repository.name);
+    check_links(site, image, inputs.links())?;
+    for (index, repository) in image.repositories.iter().enumerate() {
+        if repository.key.is_some() {
+            continue;
+        }
+        let (place, name) = (image.place(&format!("repository[{index}].signed"), None), &repository.name);
         site.report.warn(format!(
             "{place}: the repository `{name}` is not signed, so oven installs whatever its server sends"
         ));
     }
     Ok(inputs)
+}
+
+/// Warns of links of a definition that scripts cannot follow. Errors: [`Kind::Definition`] if a link is absolute.
+pub fn check_links(site: &Site, image: &Definition, links: &[DefinitionLink]) -> Result<()> {
+    if let Some(warning) = links::check(image, links)? {
+        site.report.warn(warning);
+    }
+    Ok(())
 }
 
 pub fn key(inputs: &Inputs, compat: Option<Compat>) -> BakeKey {

@@ -35,7 +35,9 @@ pub fn run(global: &GlobalArgs, args: &args::PluginVerb, report: &Report) -> Res
                 made.iter().for_each(|path| answer(escape_name(path)));
             }
             report.note(format!("oven plugin check {}", made[0].display()));
-            Ok(End::success(json!({"files": made})))
+            Ok(End::success(
+                json!({"files": made.iter().map(|path| path.to_string_lossy()).collect::<Vec<_>>()}),
+            ))
         }
     }
 }
@@ -67,7 +69,8 @@ fn list(global: &GlobalArgs, report: &Report) -> Result<End> {
         objects.push(object);
     }
     let passed_over = registry.refused().iter();
-    let passed_over: Vec<_> = passed_over.map(|(path, why)| json!({"path": path, "why": why})).collect();
+    let passed_over: Vec<_> =
+        passed_over.map(|(path, why)| json!({"path": path.to_string_lossy(), "why": why})).collect();
     if !global.json {
         let lines = registry.refused().iter();
         lines.for_each(|(path, why)| answer(format!("{} is not used: it {why}", escape_name(path))));

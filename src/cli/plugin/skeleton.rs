@@ -49,7 +49,7 @@ pub fn write(dir: &Path, args: &PluginNewArgs) -> Result<Vec<PathBuf>> {
 }
 
 fn job(name: &str, packages: &[&str]) -> Job {
-    let named = |name: &&str| Package::Named { name: (*name).to_owned(), version: None };
+    let named = |name: &&str| Package::Named { name: (*name).to_owned(), version: None, suite: None };
     Job {
         os_release: OsRelease([("ID".to_owned(), name.to_owned())].into()),
         architecture: "x86_64".into(),

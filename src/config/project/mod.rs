@@ -373,7 +373,8 @@ fn path(dir: &Path, spelt: &str) -> Result<PathBuf, String> {
     if spelt.is_empty() || spelt.contains('\0') {
         return Err(format!("is {spelt:?}: it should be a path, relative to the directory of {FILE}"));
     }
-    Ok(dir.join(spelt))
+    // Messages show the path, so it has no `./` inside.
+    Ok(dir.join(spelt).components().collect())
 }
 
 /// Checks a URL. Environment variables and apt's configuration contain the URL, so it must not contain spaces, quotes

@@ -159,8 +159,9 @@ pub static IMAGE_TOML: Section = Section {
         TomlKey {
             name: "file",
             value: ValueType::Tables(&FILE),
-            doc: "A file that is copied into the image after the packages are installed. Each file has its own \
-                  `[[file]]`.",
+            doc: "A file that is copied into the image. Each file has its own `[[file]]`. A bake installs the packages, \
+                  places the files, runs each `[[run]]` and `[[ansible]]`, places the files with `after = \"run\"`, and \
+                  then runs each `[[test]]`.",
             example: "[[file]]\nsource = \"files/nginx.conf\"\ntarget = \"/etc/nginx/nginx.conf\"\nmode = \"0644\"",
             ..KEY
         },
@@ -335,7 +336,8 @@ static FILE: Section = Section {
             value: ACCOUNT,
             expected: "a name or a number in quotes, such as \"www-data\" or \"33\"",
             default: DefaultValue::Is(Literal::Text("root")),
-            doc: "The user that owns the file: a name that the image knows, or a number, in quotes.",
+            doc: "The user that owns the file: a name that the image knows when the file is placed, or a number, in \
+                  quotes.",
             example: "owner = \"www-data\"",
             ..KEY
         },
@@ -344,7 +346,7 @@ static FILE: Section = Section {
             value: ACCOUNT,
             expected: "a name or a number in quotes, such as \"www-data\" or \"33\"",
             default: DefaultValue::Is(Literal::Text("root")),
-            doc: "The group of the file: a name that the image knows, or a number, in quotes.",
+            doc: "The group of the file: a name that the image knows when the file is placed, or a number, in quotes.",
             example: "group = \"33\"",
             ..KEY
         },
@@ -355,6 +357,16 @@ static FILE: Section = Section {
             doc: "Whether the file is a template: `{{ name }}` in it is replaced by the value of a variable of \
                   `[vars]`, as in Jinja. An unknown name is an error that names the line.",
             example: "template = true",
+            ..KEY
+        },
+        TomlKey {
+            name: "after",
+            value: ValueType::Words(&["packages", "run"]),
+            default: DefaultValue::Is(Literal::Text("packages")),
+            doc: "When the file is placed: after the packages, so that scripts see the file, or after all `[[run]]` and \
+                  `[[ansible]]`. Set `\"run\"` if a script creates the `owner`, the `group` or a file that this one \
+                  replaces. Tests see the file in either case.",
+            example: "owner = \"app\"\nafter = \"run\"",
             ..KEY
         },
     ],

@@ -20,11 +20,11 @@ pub(super) const PACKAGES: TomlKey = TomlKey {
     value: ValueType::Array(&ArrayRule {
         element: ValueType::Either(&[
             ValueType::Text(TextRule {
-                // A file, a group, or a name with or without a version.
+                // A file, a group, or a name with or without a suite and a version.
                 pattern: concat!(
                     r"^(\.\.?/.*|[^/]+/.*\.(deb|rpm)|@\^?[A-Za-z0-9]([A-Za-z0-9+._:() -]*[A-Za-z0-9+._:()-])?|",
                     package!(),
-                    "(=[A-Za-z0-9*][A-Za-z0-9.+~:^_*-]*)?)$"
+                    "(/[A-Za-z0-9][A-Za-z0-9._+~-]*)?(=[A-Za-z0-9*][A-Za-z0-9.+~:^_*-]*)?)$"
                 ),
                 never: r"://|^[^/@]*\.(deb|rpm)$",
                 ..ANY_TEXT
@@ -38,7 +38,9 @@ pub(super) const PACKAGES: TomlKey = TomlKey {
     expected: "an array of packages, such as [\"nginx-light\", \"redis-server=5:7.0.*\", \"./site.deb\"]",
     doc: "The packages to install, together with their dependencies. Each is one of these:\n\n- `\"name\"`, or \
           `\"name:arch\"` for another architecture\n- `\"name=version\"`; an epoch is part of the version, and `*` \
-          stands for any number of characters\n- `\"@group\"`, with dnf and zypper\n- `\"./x.deb\"` or `\"./x.rpm\"`, \
+          stands for any number of characters\n- `\"name/suite\"` or `\"name/suite=version\"`, with apt: the newest \
+          package of this suite, which has to match the version; dependencies that the other suites cannot satisfy come \
+          from it, too\n- `\"@group\"`, with dnf and zypper\n- `\"./x.deb\"` or `\"./x.rpm\"`, \
           a package file in the definition\n- `{ url = \"https://…\", sha256 = \"…\" }`, a package file that oven \
           downloads\n\nAfterwards oven checks that they are installed.",
     example: "packages = [\"nginx-light\", \"redis-server=5:7.0.*\", \"./site_1.0_all.deb\"]",
@@ -183,6 +185,23 @@ static REPOSITORIES: Section = Section {
             doc: "Whether the repository stays in the image. With `false`, only this bake uses the repository. (An \
                   OpenPGP key that rpm imported stays in either case, and the bake reports it.)",
             example: "keep = false",
+            ..KEY
+        },
+        TomlKey {
+            name: "priority",
+            value: ValueType::Integer {
+                least: 1,
+                most: oven_distro::MAX_PRIORITY as u64,
+                unit: "in apt's terms",
+            },
+            default: DefaultValue::Said("the package manager's own, which is usually 500"),
+            doc: "How much its packages are preferred to those of other repositories, as apt counts: most repositories \
+                  have 500, backports have 100, and a package of a repository with a larger number is chosen even if \
+                  others have a newer version. Only with 1000 it also replaces a newer installed version. For dnf and \
+                  zypper, where smaller numbers are preferred, oven converts it: 500 becomes their default 99, 1000 \
+                  becomes 1, and 100 becomes 499. yum needs its priorities plugin. To take single packages from a suite, \
+                  write `\"name/suite\"` in `packages`.",
+            example: "priority = 600",
             ..KEY
         },
     ],

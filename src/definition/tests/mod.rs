@@ -1,6 +1,8 @@
 mod attributes;
+mod follow_ups;
 mod from;
 mod limits;
+mod lines;
 mod project;
 mod repositories;
 mod run;
@@ -65,6 +67,7 @@ fn a_whole_definition_is_read() {
     let named = |name: &str, version: Option<&str>| PackageRequest::Named {
         name: name.into(),
         version: version.map(Into::into),
+        suite: None,
     };
     assert_eq!((&*web.name, &*web.description), ("web", "A web server"));
     assert_eq!(web.from, BaseSource::Parent(dir.join("../base")));
@@ -79,6 +82,7 @@ fn a_whole_definition_is_read() {
         owner: owner.into(),
         group: group.into(),
         template: false,
+        after_run: false,
     };
     let nginx = file("files/nginx.conf", "/etc/nginx/nginx.conf", 0o640, "www-data", "33");
     assert_eq!(web.files, [nginx, file("../common/tool", "/usr/local/bin/tool", 0o755, "root", "root")]);
@@ -187,9 +191,16 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
         ("packages = [\"a==1\"]", "2: `packages` has \"a==1\": pin a version as"),
         ("packages = [\"a>=1\"]", "2: `packages` has \"a>=1\": pin a version as"),
         (
-            "packages = [\"a/bookworm\"]",
-            "2: `packages` has \"a/bookworm\": a package name cannot contain `/`",
+            "packages = [\"a/bookworm/main\"]",
+            "2: `packages` has \"a/bookworm/main\": a suite cannot contain the character '/'",
         ),
+        ("packages = [\"a/\"]", "2: `packages` has \"a/\": write a suite after `/`"),
+        ("packages = [\"a/=1\"]", "2: `packages` has \"a/=1\": write a suite after `/`"),
+        ("packages = [\"a/-x\"]", "2: `packages` has \"a/-x\": write a suite after `/`"),
+        ("packages = [\"a/b=\"]", "2: `packages` has \"a/b=\": write a version after `=`"),
+        ("packages = [\"/b\"]", "2: `packages` has \"/b\": write a package name before"),
+        ("packages = [\"a\", \"a/b\"]", "2: `packages` has a twice (first on line 2)"),
+        ("hold = [\"a/b\"]", "2: `hold` has \"a/b\": a package name cannot contain `/`"),
         ("packages = [\"a:\"]", "2: `packages` has \"a:\": write an architecture after `:`"),
         ("packages = [\"a\", \"a=1\"]", "2: `packages` has a twice (first on line 2)"),
         (
@@ -198,7 +209,7 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
         ),
         (
             "packages = [\"./gone.deb\"]",
-            "2: `packages` names \"./gone.deb\", but DIR/web/./gone.deb does not exist",
+            "2: `packages` names \"./gone.deb\", but DIR/web/gone.deb does not exist",
         ),
         (
             "packages = [\"./broken.deb\"]",

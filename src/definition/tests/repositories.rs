@@ -31,7 +31,7 @@ fn every_key_is_read() {
          packages = [\"@development-tools\", \"@^Server with GUI\", {{ url = \"https://x.example/a.deb?v=1\", sha256 = \"{}\" }}]\n\
          [[repository]]\nname = \"tools\"\nurl = \"https://x.example/debian/\"\nkey = \"keys/good.asc\"\n\
          suite = \"bookworm\"\ncomponents = [\"main\", \"non-free\"]\n\
-         [[repository]]\nname = \"flat\"\nurl = \"http://x.example/flat\"\nsigned = false\nkeep = false\n",
+         [[repository]]\nname = \"flat\"\nurl = \"http://x.example/flat\"\nsigned = false\nkeep = false\npriority = 1000\n",
         DIGEST.to_uppercase()
     );
     let web = load(top.path(), &toml).unwrap();
@@ -49,6 +49,7 @@ fn every_key_is_read() {
         suite: Some("bookworm".into()),
         components: vec!["main".into(), "non-free".into()],
         keep: true,
+        priority: None,
     };
     let flat = Repository {
         name: "flat".into(),
@@ -57,8 +58,26 @@ fn every_key_is_read() {
         suite: None,
         components: Vec::new(),
         keep: false,
+        priority: Some(1000),
     };
     assert_eq!(web.repositories, [tools, flat]);
+}
+
+#[test]
+fn a_package_of_a_suite_is_read() {
+    let top = with_keys();
+    for (spelt, name, suite, version) in [
+        ("golang-go/bookworm-backports", "golang-go", Some("bookworm-backports"), None),
+        ("golang-go/bookworm-backports=2:1.2*", "golang-go", Some("bookworm-backports"), Some("2:1.2*")),
+        ("libc6:i386/trixie", "libc6:i386", Some("trixie"), None),
+        ("g++/stable", "g++", Some("stable"), None),
+        ("redis-server=5:7.0.*", "redis-server", None, Some("5:7.0.*")),
+    ] {
+        let image = load(top.path(), &format!("from = \"ami-01234567\"\npackages = [{spelt:?}]")).unwrap();
+        let (suite, version) = (suite.map(Into::into), version.map(Into::into));
+        assert_eq!(image.packages, [PackageRequest::Named { name: name.into(), version, suite }], "{spelt}");
+        assert!(image.place_of_package(Some(name)).to_string().ends_with("image.toml:2: `packages`"));
+    }
 }
 
 #[test]
@@ -175,7 +194,7 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
         ),
         (
             with("signed = false\nkey = \"keys/good.asc\""),
-            "6: `signed` of [[repository]] is `false`, but `key` is set",
+            "5: `signed` of [[repository]] is `false`, but `key` is set",
         ),
         (
             key("gone.asc"),

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use sha1::{Digest, Sha1};
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// This number is raised if a change of oven or of a built-in plugin makes a different image from the same definition.
 /// A new number causes a new bake of every image.
@@ -55,6 +55,17 @@ pub struct Inputs {
     /// The digests of the keys of image.toml, if they are known.
     #[serde(skip)]
     keys: Option<KeyDigests>,
+    #[serde(skip)]
+    links: Vec<DefinitionLink>,
+}
+
+/// A symbolic link in a definition's directories.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DefinitionLink {
+    /// The directory as the user spelt it, joined with the link's path below it.
+    pub path: PathBuf,
+    /// The target, as the link spells it.
+    pub target: PathBuf,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -104,6 +115,7 @@ impl Inputs {
             name: image.name.clone(),
             vars: image.vars.values(),
             plugin: None,
+            links: links_of(&tree),
             warnings: tree.warnings,
             keys: read_keys(image),
         })
@@ -172,6 +184,11 @@ impl Inputs {
         digest::write(self)
     }
 
+    /// The symbolic links in the definition's directories.
+    pub fn links(&self) -> &[DefinitionLink] {
+        &self.links
+    }
+
     /// Warnings about files in the definition's directories that the user may not have intended to include.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
@@ -181,6 +198,18 @@ impl Inputs {
 fn read_keys(image: &Definition) -> Option<KeyDigests> {
     let text = toml_reader::read_text(&image.dir.join(definition::FILE), &image.project).ok()?;
     KeyDigests::of(&text)
+}
+
+/// Reads the symbolic links in a definition's directories. Errors: as [`Inputs::of`].
+pub fn read_links(image: &Definition) -> Result<Vec<DefinitionLink>> {
+    Ok(links_of(&read_files(image)?.0))
+}
+
+/// The links to directories, and then the links to files.
+fn links_of(tree: &DefinitionTree) -> Vec<DefinitionLink> {
+    let files = tree.files.iter().filter_map(|file| Some((&file.path, file.link.as_ref()?)));
+    let links = tree.directory_links.iter().map(|(path, target)| (path, target)).chain(files);
+    links.map(|(path, target)| DefinitionLink { path: path.clone(), target: target.clone() }).collect()
 }
 
 /// Reads a definition's files, and describes each.

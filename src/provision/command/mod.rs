@@ -280,20 +280,20 @@ impl<'a> CommandRunner<'a> {
             timeout: VERSIONS_TIMEOUT,
             ..ImageCommand::plan_defaults(self)
         };
-        let (mut versions, mut count) = (ShortList::new(VERSIONS_MAX), 0);
-        let mut on_line = |line: &str| {
-            let version = line.trim();
+        let Ok(answer) = self.ask(&list).await else { return meaning };
+        let (mut versions, mut count) = (ShortList::new(VERSIONS_MAX), 0_usize);
+        for version in answer.lines().map(str::trim) {
             if !version.is_empty() && version.len() <= VERSION_LENGTH_MAX {
                 count += 1;
                 versions.add(|| version.to_owned());
             }
-        };
-        match self.once(&list, &mut on_line).await {
-            Ok(exit) if exit.status.success() && count > 0 => Diagnosis {
+        }
+        match count {
+            1.. => Diagnosis {
                 means: format!("{}; known versions: {}", meaning.means, versions.join(", ")),
                 ..meaning
             },
-            _ => meaning,
+            0 => meaning,
         }
     }
 
@@ -492,7 +492,7 @@ impl<'a> CommandRunner<'a> {
         }
         let failure = match &call.key {
             Some(DefinitionTable { table, name, line }) => {
-                let place = image.place_of_script(table, *line);
+                let place = image.place_of_table(table, *line);
                 Kind::Step.failure(format!("{place}: the [[{table}]] {name} failed: {how}{tail}")).at(&place)
             }
             None => Kind::Step.failure(format!("{} failed: {how}{tail}", call.why)),

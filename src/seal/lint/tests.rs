@@ -411,6 +411,7 @@ fn settings_of_the_project_do_not_stay() {
         owner: "root".into(),
         group: "root".into(),
         template: false,
+        after_run: false,
     };
     bench.image.files = vec![file];
     let placed =

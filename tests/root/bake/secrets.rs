@@ -41,7 +41,7 @@ fn a_secret_is_printed_nowhere_and_a_new_one_makes_no_new_image() {
     let (_, error) = world.expect(3, &["bake", "image"]);
     assert!(
         error.contains(
-            "image/image.toml:2: `secrets` of [[run]] names TOKEN, which is not set in oven's environment"
+            "image/image.toml:4: `secrets` of [[run]] names TOKEN, which is not set in oven's environment"
         ),
         "{error}"
     );
@@ -82,12 +82,12 @@ fn only_permitted_secrets_are_passed_on() {
         (
             None,
             &["--secret", "TOKEN"],
-            &["--secret OTHER", "image/image.toml:5: `secrets` of [[test]] names OTHER"],
+            &["--secret OTHER", "image/image.toml:7: `secrets` of [[test]] names OTHER"],
         ),
         (
             Some("1"),
             &["--secret", "OTHER"],
-            &["--secret TOKEN", "image/image.toml:2: `secrets` of [[run]] names TOKEN"],
+            &["--secret TOKEN", "image/image.toml:4: `secrets` of [[run]] names TOKEN"],
         ),
     ] {
         let output = bake(ci, flags);

@@ -180,7 +180,7 @@ fn bats_of_the_image_and_none() {
     lab.define("[[test]]\nbats = \"tests/web.bats\"\nargs = [\"--filter\", \"a b\"]\n");
     let (code, text) = lab.bake().failure();
     assert_eq!(code, DEFINITION);
-    assert!(text.contains("image.toml:3: `bats` of [[test]] needs bats"), "{text}");
+    assert!(text.contains("image.toml:4: `bats` of [[test]] needs bats"), "{text}");
     assert!(text.contains("`packages`"), "{text}");
     program(&lab, "bats", "printf '<%s>' \"$@\"\necho\ntouch /written\ntest -f \"$3\"");
     let baked = lab.bake();
@@ -247,6 +247,6 @@ fn a_plugin_that_does_not_bring_ansible_is_named() {
     lab.define("[[ansible]]\nplaybook = \"site.yml\"\n");
     let (code, text) = lab.bake_with(|plan| plan.tools = None).failure();
     assert_eq!(code, DEFINITION);
-    assert!(text.contains("image.toml:3: `playbook` of [[ansible]] needs ansible-playbook"), "{text}");
+    assert!(text.contains("image.toml:4: `playbook` of [[ansible]] needs ansible-playbook"), "{text}");
     assert!(text.contains("Add Ansible to `packages`"), "{text}");
 }

@@ -37,7 +37,8 @@ pub fn run(suite: &mut Suite, empty: &Job) -> TestResult<()> {
 fn test_requests(suite: &mut Suite, one: &Job, plan: &Plan) -> TestResult<()> {
     let package = |package: Package| Job { packages: vec![named(NAME), package], ..one.clone() };
     let upgrade = |upgrade: Upgrade| Job { upgrade, ..one.clone() };
-    let pinned = Package::Named { name: NAME.into(), version: Some("2.1.*".into()) };
+    let pinned = Package::Named { name: NAME.into(), version: Some("2.1.*".into()), suite: None };
+    let of_suite = Package::Named { name: NAME.into(), version: None, suite: Some("oven-check".into()) };
     let file = |ending: &str| Package::File {
         path: format!("{FILE}.{ending}"),
         name: "site".into(),
@@ -53,16 +54,19 @@ fn test_requests(suite: &mut Suite, one: &Job, plan: &Plan) -> TestResult<()> {
         suite: Some("stable".into()),
         components: vec!["main".into()],
         keep: true,
+        priority: None,
     };
+    let preferred = Repository { priority: Some(600), ..repository.clone() };
     let requests = [
         ("a second package", package(named("nano"))),
         ("a version", Job { packages: vec![pinned], ..one.clone() }),
+        ("a package of a suite", Job { packages: vec![of_suite], ..one.clone() }),
         ("a group", package(Package::Group { name: "oven-check".into() })),
         ("a .deb file", package(file("deb"))),
         ("a .rpm file", package(file("rpm"))),
         ("an upgrade", upgrade(Upgrade::All)),
         ("only security upgrades", upgrade(Upgrade::Security)),
-        ("a repository", Job { repositories: vec![repository], ..one.clone() }),
+        ("a repository", Job { repositories: vec![repository.clone()], ..one.clone() }),
         ("a package on hold", Job { hold: vec!["oven-check".into()], ..one.clone() }),
         (
             "an answer to a debconf question",
@@ -96,6 +100,15 @@ fn test_requests(suite: &mut Suite, one: &Job, plan: &Plan) -> TestResult<()> {
         && all == security
     {
         suite.fault(Rule::Heeds, "the plan for security upgrades is the same as the plan for all upgrades");
+    }
+    let with = |repository| Job { repositories: vec![repository], ..one.clone() };
+    if let (Some(Ok(plain)), Some(Ok(other))) = (
+        suite.plan("(a repository)", &with(repository))?,
+        suite.plan("(a repository with a priority)", &with(preferred))?,
+    ) && plain == other
+    {
+        let what = "a repository's `priority`: the plan does not change";
+        suite.fault(Rule::Heeds, format!("{what}; a plugin must refuse what it does not support"));
     }
     let tool = Job { tools: vec!["oven-check".into()], ..one.clone() };
     if let Some(Err(refused)) = suite.plan("(a tool for the bake)", &tool)? {

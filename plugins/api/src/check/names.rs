@@ -17,7 +17,7 @@ pub fn run(suite: &mut Suite, empty: &Job) -> TestResult<()> {
         test_package(suite, empty, name, named(name), name)?;
     }
     for version in VERSIONS {
-        let package = Package::Named { name: "tree".into(), version: Some(version.into()) };
+        let package = Package::Named { name: "tree".into(), version: Some(version.into()), suite: None };
         test_package(suite, empty, &format!("tree={version}"), package, version)?;
     }
     Ok(())

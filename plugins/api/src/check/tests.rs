@@ -30,11 +30,13 @@ impl Pkg {
             !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || ".+-".contains(c))
         };
         let names = job.packages.iter().all(|package| match package {
-            Package::Named { name, version: None } if matches!(self.0, Fault::Script | Fault::Option) => {
+            Package::Named { name, version: None, suite: None }
+                if matches!(self.0, Fault::Script | Fault::Option) =>
+            {
                 !name.is_empty()
             }
-            Package::Named { name, version: None } => plain(name) && !name.starts_with('-'),
-            Package::Named { name, version } => {
+            Package::Named { name, version: None, suite: None } => plain(name) && !name.starts_with('-'),
+            Package::Named { name, version, suite: None } => {
                 self.0 == Fault::Ignores && plain(name) && *version == pinned()
             }
             _ => self.0 == Fault::Ignores,

@@ -240,6 +240,54 @@ fn an_answer_arrives_at_the_package_that_asks() {
 }
 
 #[test]
+fn a_package_of_another_suite_brings_its_dependencies_and_a_priority_prefers_the_suite() {
+    let (lab, archive, key) = (lab(), Archive::new(), Key::new());
+    let of = |name: &str, version: &str, control: &str| {
+        lab.package(name, version, control, &[]);
+        let file = lab.path(&format!("web/{name}.deb"));
+        let pooled = archive.add(&file, &format!("{name}_{version}_all.deb"));
+        fs::remove_file(file).unwrap();
+        pooled
+    };
+    let stable = [of("tool", "1.0", ""), of("tool-lib", "1.0", ""), of("other", "1.0", "")];
+    let newer =
+        [of("tool", "2.1", "Depends: tool-lib (>= 2)\n"), of("tool-lib", "2.0", ""), of("other", "2.0", "")];
+    archive.publish("stable", "", &stable, Some(&key));
+    archive.publish("backports", "NotAutomatic: yes\nButAutomaticUpgrades: yes\n", &newer, Some(&key));
+    let main = repository(&lab, &archive, "main", &key, MAIN);
+    let backports = repository(&lab, &archive, "backports", &key, &MAIN.replace("stable", "backports"));
+
+    lab.define(&format!("packages = [\"tool=2.*\"]\n{main}{backports}"));
+    let hint = "\"tool/backports=2.*\"";
+    lab.bake_with(never_again)
+        .fails(DEFINITION, &["the packages cannot be installed together", hint, "`priority`"]);
+    lab.define(&format!("packages = [\"tool/backport\"]\n{main}{backports}"));
+    lab.bake_with(never_again).fails(DEFINITION, &["has `tool` in the suite `backport`"]);
+    lab.renew();
+
+    let cases = [
+        ("\"tool\", \"other\"", "", ["tool\t1.0", "other\t1.0"]),
+        ("\"tool/backports=2.*\", \"other\"", "", ["tool\t2.1", "other\t1.0"]),
+        ("\"tool/backports\", \"other\"", "", ["tool-lib\t2.0", "other\t1.0"]),
+        ("\"tool\", \"other\"", "priority = 600\n", ["tool\t2.1", "other\t2.0"]),
+        ("\"tool\", \"other\"", "priority = 500\n", ["tool\t2.1", "other\t2.0"]),
+        ("\"tool\", \"other\"", "priority = 400\n", ["tool\t1.0", "other\t1.0"]),
+    ];
+    for (packages, priority, expected) in cases {
+        for keep in ["", "keep = false\n"] {
+            lab.define(&format!("packages = [{packages}]\n{main}{backports}{priority}{keep}"));
+            let facts = lab.bake().facts();
+            for line in expected {
+                assert!(facts["packages"].contains(line), "{packages} {priority}: {}", facts["packages"]);
+            }
+            let pins = lab.image("etc/apt/preferences.d/backports.pref");
+            assert_eq!(pins.exists(), !priority.is_empty() && keep.is_empty(), "{priority}{keep}");
+            lab.renew();
+        }
+    }
+}
+
+#[test]
 fn an_upgrade_of_security_takes_that_suite_alone() {
     let (lab, archive, flat, key) = (lab(), Archive::new(), Archive::new(), Key::new());
     for name in ["fixed", "older"] {

@@ -193,6 +193,37 @@ fn a_wrong_key_is_reported_and_the_right_one_is_trusted() {
 }
 
 #[test]
+fn a_priority_is_converted_for_package_managers_that_prefer_small_numbers() {
+    let (older, mirror) = (tempfile::tempdir().unwrap(), file("lib", "1.0", "noarch"));
+    fs::copy(&mirror, older.path().join(mirror.file_name().unwrap())).unwrap();
+    let made = std::process::Command::new("createrepo_c").arg("-q").arg(older.path()).status().unwrap();
+    assert!(made.success());
+    let url = oven_testing::packages::mirror::Mirror::of(older.path().to_owned()).address;
+    for system in [Dnf, Zypper] {
+        for (priority, version) in [
+            ("", "1.1"),
+            ("priority = 100\n", "1.1"),
+            ("priority = 600\n", "1.0"),
+            ("priority = 1000\n", "1.0"),
+        ] {
+            let lab = RpmLab::new(system);
+            let repository =
+                format!("[[repository]]\nname = \"older\"\nurl = \"{url}\"\nsigned = false\n{priority}");
+            lab.define(&format!("packages = [\"lib\"]\n{repository}"));
+            let facts = lab.bake().facts();
+            assert!(
+                facts["packages"].contains(&format!("lib\t{version}-1")),
+                "{priority}: {}",
+                facts["packages"]
+            );
+        }
+        let lab = RpmLab::new(system);
+        lab.define("packages = [\"lib/older\"]\n");
+        lab.bake().fails(DEFINITION, &["`lib/older`: only apt has suites", "`priority`"]);
+    }
+}
+
+#[test]
 fn a_package_without_a_signature_is_not_taken() {
     for system in [Dnf, Zypper] {
         let lab = RpmLab::without_repository(system, "rw");

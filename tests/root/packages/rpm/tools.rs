@@ -64,12 +64,12 @@ fn an_unavailable_tool_is_reported_with_its_line_of_image_toml() {
     let lab = RpmLab::without_repository(Dnf, "rw");
     fs::write(lab.path("web/site.yml"), "true\n").unwrap();
     lab.define(PLAYBOOK);
-    lab.bake().fails(STEP, &["the [[ansible]] of", "image.toml:3", "the image has no repository"]);
+    lab.bake().fails(STEP, &["image.toml:4: `playbook` of [[ansible]]", "the image has no repository"]);
     // zypper cannot say what was installed for something else's sake.
     let lab = RpmLab::new(Zypper);
     fs::write(lab.path("web/site.yml"), "touch /etc/played\n").unwrap();
     lab.define(PLAYBOOK);
-    lab.bake().fails(DEFINITION, &["image.toml:3: `playbook`", "Add Ansible to `packages`"]);
+    lab.bake().fails(DEFINITION, &["image.toml:4: `playbook`", "Add Ansible to `packages`"]);
     lab.define(&format!("packages = [\"ansible-core\"]\n{PLAYBOOK}"));
     assert!(lab.bake().facts()["packages"].starts_with("ansible-core\t1.0-1"), "it stays");
     assert!(lab.image("etc/played").exists());
