@@ -210,6 +210,7 @@ impl Checker {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::{Duration, Instant};
 
     fn rendered(text: &str) -> Result<String, String> {
         let vars = [("port", "8080"), ("name", "a & <b>"), ("debug", "")];
