@@ -9,7 +9,7 @@ use crate::definition::graph::BakeOrder;
 use crate::definition::{BaseSource, Definition};
 use crate::error::Kind;
 use crate::ids::{ImageId, RunId};
-use crate::report::Report;
+use crate::report::{Closing, Report};
 use crate::site::Site;
 use crate::undo::Leftover;
 use anyhow::{Error, Result};
@@ -31,6 +31,8 @@ pub struct BatchItem {
     pub preserved: Vec<String>,
     /// The log file, if the bake wrote one.
     pub log: Option<PathBuf>,
+    /// What changed, and where the time went.
+    pub closing: Closing,
 }
 
 #[derive(Debug)]
@@ -47,7 +49,8 @@ impl BatchItem {
     fn new(image: &Definition, asked: bool) -> Self {
         let status = Status::Skipped(Kind::NotFound.error("it was not baked"));
         let (name, dir, run) = (image.name.clone(), image.dir.clone(), RunId::new());
-        Self { name, dir, asked, run, status, leftovers: Vec::new(), preserved: Vec::new(), log: None }
+        let (leftovers, preserved, log, closing) = (Vec::new(), Vec::new(), None, Closing::default());
+        Self { name, dir, asked, run, status, leftovers, preserved, log, closing }
     }
 
     pub fn image(&self) -> Option<&Image> {
@@ -111,6 +114,7 @@ pub async fn bake_all(batch: Batch, stop: watch::Receiver<bool>) -> Vec<BatchIte
                 Err(error) => item.status = Status::Skipped(error),
             }
             item.log = report.log_path();
+            item.closing = report.closing();
             ami_id_file::update(&item.dir, item.image().map(|image| &image.id), &report);
             report_result(&item, &report, column.is_some());
             _ = sender.send(Some(item.image().map(|image| image.id.clone())));
@@ -208,8 +212,13 @@ pub const INTERRUPTED_CLEANLY: &str = "interrupted; nothing was left behind";
 fn report_result(item: &BatchItem, report: &Report, several: bool) {
     match &item.status {
         Status::Baked(image) => {
-            report.times();
             report.note(format!("baked: {} ({})", image.id, image.name));
+            let size = image.size_gib;
+            match several {
+                true => report.detail(item.closing.summary(size)),
+                false => item.closing.lines(size).iter().for_each(|line| report.close(line)),
+            }
+            report.times();
         }
         Status::Found(image) => {
             let text = format!("already baked: {} ({})", image.id, image.name);

@@ -26,7 +26,7 @@ use anyhow::{Context, Result};
 use cgroup::{CgroupSupport, StepCgroup};
 pub(crate) use mount_tree::RESOLV_CONF;
 use mountpoints::Placeholders;
-use output::OutputLines;
+use output::{OutputLines, OutputSink};
 use protocol::HelperMessage;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags};
@@ -92,16 +92,16 @@ pub async fn run(
     timeout: Duration,
     on_line: &mut dyn FnMut(&str),
 ) -> Result<StepExit> {
-    run_with(helper, spec, &Secrets::default(), timeout, on_line).await
+    run_with(helper, spec, &Secrets::default(), timeout, &mut OutputSink::Lines(on_line)).await
 }
 
-/// Like [`run`], but masks all `secrets` in the lines.
+/// Like [`run`], but passes the output to `sink`, and masks all `secrets` in the lines.
 pub async fn run_with(
     helper: &Path,
     spec: &StepSpec,
     secrets: &Secrets,
     timeout: Duration,
-    on_line: &mut dyn FnMut(&str),
+    sink: &mut OutputSink<'_>,
 ) -> Result<StepExit> {
     // `cgroup`, `placeholders` and `terminal` must live longer than the step's processes. If this future is dropped, the
     // processes are killed first. Then the terminal is restored, and then the files in the image and the cgroup are
@@ -112,7 +112,7 @@ pub async fn run_with(
         .map_err(|error| Kind::Step.unless_machine(error))?;
     let terminal = if spec.interactive { TerminalState::note() } else { None };
     let exit = match start(helper, spec, cgroup.as_ref()) {
-        Ok(running) => supervise(running, helper, secrets, timeout, on_line).await,
+        Ok(running) => supervise(running, helper, secrets, timeout, sink).await,
         Err(error) => Err(Kind::Machine.unless_known(error)),
     };
     drop(terminal);
@@ -174,17 +174,15 @@ async fn supervise(
     helper: &Path,
     secrets: &Secrets,
     timeout: Duration,
-    on_line: &mut dyn FnMut(&str),
+    sink: &mut OutputSink<'_>,
 ) -> Result<StepExit> {
-    let mut lines = OutputLines::without(secrets);
-    let mut output = match running.output.take() {
-        Some(output) => Some(watch(output)?),
-        None => None,
-    };
+    let (mut lines, mut status_lines) = (OutputLines::without(secrets), OutputLines::without(secrets));
+    let mut output = running.output.take().map(watch).transpose()?;
+    let mut status = running.status.take().map(watch).transpose()?;
     let timed_out = {
         let dead = watch(running.process.try_clone().context("waiting for the step")?)?;
         let (mut timed_out, mut deadline) = (false, Instant::now() + timeout);
-        let mut buffer = vec![0; CHUNK];
+        let (mut buffer, mut status_buffer) = (vec![0; CHUNK], vec![0; CHUNK]);
         loop {
             tokio::select! {
                 ready = dead.readable() => {
@@ -194,9 +192,16 @@ async fn supervise(
                 len = read(output.as_ref(), &mut buffer) => match len? {
                     0 => output = None,
                     len => {
-                        lines.add(&buffer[..len], on_line);
+                        lines.add(&buffer[..len], sink.on_line());
                         // A step may write without a pause. Without this, a signal would be noticed only after many
                         // more chunks of output.
+                        tokio::task::yield_now().await;
+                    }
+                },
+                len = read(status.as_ref(), &mut status_buffer) => match len? {
+                    0 => status = None,
+                    len => {
+                        sink.add_status(&mut status_lines, &status_buffer[..len]);
                         tokio::task::yield_now().await;
                     }
                 },
@@ -219,10 +224,10 @@ async fn supervise(
     if let Some(output) = output {
         let mut buffer = vec![0; CHUNK];
         while let Ok(len @ 1..) = rustix::io::read(output.get_ref(), &mut buffer) {
-            lines.add(&buffer[..len], on_line);
+            lines.add(&buffer[..len], sink.on_line());
         }
     }
-    lines.finish(on_line);
+    lines.finish(sink.on_line());
     let signal = running.reap()?;
     let message = HelperMessage::receive(&running.control)?;
     match (timed_out, message, signal) {

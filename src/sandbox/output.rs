@@ -8,6 +8,29 @@ const LINE_MAX: usize = 16 << 10;
 /// The maximum output of a step in bytes. oven discards further output, so that a faulty step cannot fill the log.
 const OUTPUT_MAX: usize = 64 << 20;
 
+/// Receives a step's output.
+pub enum OutputSink<'a> {
+    /// Receives the lines of standard output and standard error, in the order in which the step wrote them.
+    Lines(&'a mut dyn FnMut(&str)),
+    /// The same, and receives the lines of the status descriptor ([`super::spec::StepSpec::status`]).
+    WithStatus { on_line: &'a mut dyn FnMut(&str), on_status: &'a mut dyn FnMut(&str) },
+}
+
+impl OutputSink<'_> {
+    pub(super) fn on_line(&mut self) -> &mut dyn FnMut(&str) {
+        match self {
+            Self::Lines(on_line) | Self::WithStatus { on_line, .. } => *on_line,
+        }
+    }
+
+    /// Takes bytes from the status descriptor.
+    pub(super) fn add_status(&mut self, lines: &mut OutputLines, bytes: &[u8]) {
+        if let Self::WithStatus { on_status, .. } = self {
+            lines.add(bytes, *on_status);
+        }
+    }
+}
+
 /// Splits bytes into lines, and masks secrets in them. Escape sequences and invisible characters are removed first, so
 /// that they cannot hide a secret.
 ///

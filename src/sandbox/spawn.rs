@@ -1,7 +1,7 @@
 //! Starts and ends a step's helper, which is process 1 of the step. This code runs in oven, not in the helper.
 
 use super::cgroup::StepCgroup;
-use super::helper::{CONTROL, SPEC};
+use super::helper::{CONTROL, SPEC, STATUS};
 use super::protocol::TERMINATE;
 use super::spec::StepSpec;
 use crate::error::Kind;
@@ -37,6 +37,8 @@ pub struct StepProcess {
     pub control: OwnedFd,
     /// Standard output and error of the step; `None` if the step has the terminal.
     pub output: Option<OwnedFd>,
+    /// What the step writes to its status descriptor, if it has one.
+    pub status: Option<OwnedFd>,
     reaped: bool,
 }
 
@@ -57,18 +59,20 @@ impl StepProcess {
         } else {
             let null = rustix::fs::openat(CWD, "/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
                 .context("opening /dev/null")?;
-            let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).context("making a pipe")?;
-            rustix::fs::fcntl_setfl(&reader, OFlags::NONBLOCK).context("making a pipe")?;
+            let (reader, writer) = make_pipe()?;
             (Some(reader), [duplicate(&null), duplicate(&writer), duplicate(&writer)])
         };
         let [stdin, stdout, stderr] = standard;
-        let inherited = [stdin?, stdout?, stderr?, duplicate(&spec_file)?, duplicate(&theirs)?];
+        let (status, status_writer) = make_pipe()?;
+        let [status_writer, spec_file] = [duplicate(&status_writer)?, duplicate(&spec_file)?];
+        let inherited = [stdin?, stdout?, stderr?, status_writer, spec_file, duplicate(&theirs)?];
         let process = spawn(&program, &inherited, cgroup.map(StepCgroup::cgroup)).map_err(|error| {
             Kind::Machine
                 .failure(format!("cannot start a contained process ({error})"))
                 .hint("oven needs root with all its capabilities; `oven doctor` shows what is missing.")
         })?;
-        Ok(Self { process, control, output, reaped: false })
+        let status = spec.status.then_some(status);
+        Ok(Self { process, control, output, status, reaped: false })
     }
 
     /// Asks the helper to send SIGTERM to the step's program. Has no effect if the program has already ended.
@@ -138,6 +142,13 @@ fn open_read_only(program: &Path) -> Result<OwnedFd> {
     Ok(file)
 }
 
+/// Makes a pipe for the step's output. Reads do not block.
+fn make_pipe() -> Result<(OwnedFd, OwnedFd)> {
+    let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).context("making a pipe")?;
+    rustix::fs::fcntl_setfl(&reader, OFlags::NONBLOCK).context("making a pipe")?;
+    Ok((reader, writer))
+}
+
 fn write_spec(spec: &StepSpec) -> Result<OwnedFd> {
     let fd = rustix::fs::memfd_create("step", MemfdFlags::CLOEXEC)?;
     let mut file = std::fs::File::from(fd);
@@ -159,7 +170,7 @@ fn borrowed(fd: RawFd) -> BorrowedFd<'static> {
 /// The data that the child needs. The child shares the memory of its parent.
 struct Child {
     program: RawFd,
-    inherited: [RawFd; 5],
+    inherited: [RawFd; 6],
     arguments: [*const libc::c_char; 3],
     /// The file `cgroup.procs` of the cgroup that the child has to enter, or -1.
     processes: RawFd,
@@ -199,8 +210,8 @@ extern "C" fn become_helper(child: *mut libc::c_void) -> libc::c_int {
 
 /// Starts `program` as process 1 of a new PID namespace, with `inherited` as descriptors 0, 1, … and an empty
 /// environment. Returns the pidfd. If there is a `cgroup`, the process starts in this cgroup.
-fn spawn(program: &OwnedFd, inherited: &[OwnedFd; 5], cgroup: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
-    const _: () = assert!(SPEC == 3 && CONTROL == 4);
+fn spawn(program: &OwnedFd, inherited: &[OwnedFd; 6], cgroup: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
+    const _: () = assert!(STATUS == 3 && SPEC == 4 && CONTROL == 5);
     let verb = std::ffi::CString::new(super::VERB)?;
     let mut child = Child {
         program: program.as_raw_fd(),

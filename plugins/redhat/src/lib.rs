@@ -6,6 +6,7 @@
 
 mod manager;
 mod mirror;
+mod progress;
 mod repository;
 mod tools;
 mod troubles;
@@ -73,6 +74,7 @@ impl Distro for RedHat {
             plan.steps = steps(job, manager, &requests, &options)?;
             plan.caches = caches(Some(manager), manager.cache());
         }
+        plan.progress = progress::lines();
         plan.steps.extend(holds(job, manager, &requests)?);
         plan.steps.sort_by_key(|step| step.phase);
         plan.steps.extend(clean(manager));

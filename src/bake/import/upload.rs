@@ -24,7 +24,7 @@ pub async fn blocks(import: &Import<'_>, disk: &Arc<RawDisk>, undo: &Undo) -> Re
     };
     undo.owe(upload::snapshot_debt(site.blocks.clone(), run));
     let step = site.report.step("import", format!("uploading {}", wanted.raw.display()));
-    let on_progress = |bytes| step.progress(bytes, None);
+    let on_progress = |done, all| step.progress(done, all);
     let sent = upload::upload(&*site.blocks, &spec, disk.clone(), &on_progress).await;
     let sent = sent.with_context(|| format!("importing {}", wanted.raw.display()))?;
     step.done();
