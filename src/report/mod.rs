@@ -257,7 +257,9 @@ impl Report {
         let prefix = self.0.prefix.trim_end();
         let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix} ") };
         let id = self.0.screen.begin(&prefix, phase, &what);
-        let mut span = self.0.track.within(self.last_span(), Lane::Steps, &what);
+        // Its parent is the whole work. Another step may be running, but that step may end first.
+        let whole = self.0.spans.borrow().first().copied();
+        let mut span = self.0.track.within(whole, Lane::Steps, &what);
         span.add_arg("phase", phase);
         self.0.spans.borrow_mut().extend(span.id());
         Step {

@@ -93,9 +93,11 @@ fn captures(terminal: &mut Terminal) -> Vec<(Instant, Vec<String>)> {
     all
 }
 
-/// Whether a row shows a download, with its counted packages.
+/// Whether a row shows a download, with its counted packages or the package's name.
 fn is_download(row: &str) -> bool {
-    row.starts_with("  … ") && row.contains(&format!("/{PACKAGES}"))
+    let last = row.split_whitespace().last().unwrap_or_default();
+    let has_name = || (0..PACKAGES).any(|index| last == name(index));
+    row.starts_with("  … ") && (row.contains(&format!("/{PACKAGES}")) || has_name())
 }
 
 /// Checks the captures during the downloads. `lines` is the highest number of lines of running steps.
