@@ -54,6 +54,7 @@ impl Distro for RedHat {
         let changes = job.upgrade != Upgrade::None || !job.packages.is_empty();
         if let Some(manager) = manager.filter(|_| has(RPM)) {
             plan.tools = tools::tools(job, manager, changes)?;
+            plan.progress = plan.tools.iter().flat_map(|_| progress::lines()).collect();
         }
         if !changes && job.repositories.is_empty() && job.hold.is_empty() {
             plan.steps.extend(manager.into_iter().flat_map(clean));
