@@ -20,7 +20,7 @@ pub async fn disk(bake: &Bake<'_>, target: &Target, undo: &Rc<Undo>) -> Result<B
     let base = &target.base;
     let step = bake.site.report.step(PHASE, title(base));
     let spec = DiskSpec { verify: bake.options.verify, ..target::disk_spec(bake.image, base, bake.run) };
-    let disk = bake.site.disks.checkout(base, &spec, bake.run, undo).await?;
+    let disk = step.follow(bake.site.disks.checkout(base, &spec, bake.run, undo)).await?;
     step.done();
     Ok(disk)
 }

@@ -4,6 +4,7 @@ use crate::bake::options::{self, BakeOptions};
 use crate::bake::secrets::PermittedSecrets;
 use crate::config::overrides::Overrides;
 use crate::definition::{GivenVars, given};
+use crate::report::{ColorMode, Display, ProgressMode};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -83,7 +84,31 @@ pub struct GlobalArgs {
     /// Print a stream of JSON events on standard output. The last event is the result
     #[arg(long, global = true, help_heading = "Global options")]
     pub json: bool,
-    /// Show the output of each step
+    /// How to show running steps: `tty` redraws lines in place, `plain` prints a line every 30 seconds, `auto` chooses
+    /// `tty` if standard error is a terminal
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        value_name = "HOW",
+        default_value_t,
+        hide_possible_values = true,
+        help_heading = "Global options"
+    )]
+    pub progress: ProgressArg,
+    /// Whether to use colours: `auto`, `always` or `never`. `auto` uses them if standard error is a terminal, unless
+    /// NO_COLOR is set; CLICOLOR_FORCE=1 uses them without a terminal, too
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        value_name = "WHEN",
+        default_value_t,
+        hide_possible_values = true,
+        help_heading = "Global options"
+    )]
+    pub color: ColorArg,
+    /// Show the output of each step, and the time of each line
     #[arg(short, long, global = true, help_heading = "Global options")]
     pub verbose: bool,
     /// Show only warnings and errors
@@ -91,7 +116,40 @@ pub struct GlobalArgs {
     pub quiet: bool,
 }
 
+/// The values of `--progress`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum ProgressArg {
+    #[default]
+    Auto,
+    Plain,
+    Tty,
+}
+
+/// The values of `--color`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum ColorArg {
+    #[default]
+    Auto,
+    Always,
+    Never,
+}
+
 impl GlobalArgs {
+    /// What the flags say about the lines for people.
+    pub fn display(&self) -> Display {
+        let progress = match self.progress {
+            ProgressArg::Auto => ProgressMode::Auto,
+            ProgressArg::Plain => ProgressMode::Plain,
+            ProgressArg::Tty => ProgressMode::Terminal,
+        };
+        let color = match self.color {
+            ColorArg::Auto => ColorMode::Auto,
+            ColorArg::Always => ColorMode::Always,
+            ColorArg::Never => ColorMode::Never,
+        };
+        Display { progress, color }
+    }
+
     /// The values of these flags or of their environment variables. They override oven.toml.
     pub fn overrides(&self) -> Overrides {
         Overrides {

@@ -94,7 +94,11 @@ fn summarise(all: &[BatchItem], report: &Report) {
     let width = all.iter().map(|baked| baked.name.chars().count()).max().unwrap_or_default();
     for baked in all {
         let (word, ink, rest) = match &baked.status {
-            Status::Baked(image) => ("baked", TextStyle::Green, image.id.0.clone()),
+            Status::Baked(image) => (
+                "baked",
+                TextStyle::Green,
+                format!("{}  {}", image.id, baked.closing.summary(image.size_gib)),
+            ),
             Status::Found(image) => ("already baked", TextStyle::Green, image.id.0.clone()),
             Status::Skipped(error) => ("skipped", TextStyle::Yellow, first_line(error)),
             Status::Failed(error) if Kind::of(error) == Kind::Interrupted => {
@@ -159,6 +163,7 @@ fn object(baked: &BatchItem) -> Value {
 mod tests {
     use super::*;
     use crate::ids::RunId;
+    use crate::report::Closing;
     use crate::undo::Leftover;
 
     fn baked(failed: Option<Kind>, left: bool) -> BatchItem {
@@ -184,6 +189,7 @@ mod tests {
             leftovers: Vec::from_iter(left.then_some(behind)),
             preserved: Vec::new(),
             log: None,
+            closing: Closing::default(),
         }
     }
 

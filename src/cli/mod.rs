@@ -224,8 +224,8 @@ fn report(global: &GlobalArgs) -> (Report, Result<()>) {
     };
     let create = |path| Trace::create(path, state_files::foreign_owner);
     match global.trace.as_deref().map(create).transpose() {
-        Ok(trace) => (Report::traced(style, level, trace), Ok(())),
-        Err(error) => (Report::new(style, level), Err(error)),
+        Ok(trace) => (Report::displayed(style, level, trace, global.display()), Ok(())),
+        Err(error) => (Report::displayed(style, level, None, global.display()), Err(error)),
     }
 }
 

@@ -7,6 +7,7 @@ use crate::device::Device;
 use crate::error::Kind;
 use crate::ids::{RunId, SnapshotId, VolumeId};
 use crate::sys::space;
+use crate::transfer::upload::OnProgress;
 use crate::undo;
 use crate::undo::{Debt, DebtId, Due, Undo};
 use anyhow::{Context, Result};
@@ -122,7 +123,7 @@ impl<V: Volumes + 'static> Disk for AttachedDisk<V> {
         &self.device
     }
 
-    async fn commit(self: Box<Self>, undo: &Undo, _: &dyn Fn(u64)) -> Result<SnapshotId> {
+    async fn commit(self: Box<Self>, undo: &Undo, _: OnProgress<'_>) -> Result<SnapshotId> {
         let Self { volumes, run, volume, device, tags, debt } = *self;
         let path = device.path.clone();
         // The kernel reports some write errors only at a sync. A disk with such an error must not become an image.

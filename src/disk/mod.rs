@@ -9,6 +9,7 @@ use crate::device::Device;
 use crate::error::Kind;
 use crate::ids::{RunId, SnapshotId};
 use crate::owner::Owner;
+use crate::transfer::upload::OnProgress;
 use crate::undo::Undo;
 use anyhow::Result;
 use async_trait::async_trait;
@@ -80,6 +81,6 @@ pub trait Disk {
 
     /// Creates a snapshot of the disk, and returns when the snapshot is complete. The snapshot's clean-up action is
     /// registered before the snapshot is created. If this process uploads the blocks, `on_progress` gets the number of
-    /// bytes uploaded so far.
-    async fn commit(self: Box<Self>, undo: &Undo, on_progress: &dyn Fn(u64)) -> Result<SnapshotId>;
+    /// bytes that are done, and of all bytes.
+    async fn commit(self: Box<Self>, undo: &Undo, on_progress: OnProgress<'_>) -> Result<SnapshotId>;
 }

@@ -140,6 +140,7 @@ async fn run_step(probe: &Probe<'_>, root: &Path, network: bool, throwaway: bool
         disk_writable: false,
         limits: StepLimits::default(),
         audit_socket: false,
+        status: false,
         throwaway,
         interactive: false,
     };

@@ -58,7 +58,7 @@ pub struct MountOptions {
 /// # async fn bake(disk: Box<dyn Disk>, options: &MountOptions, report: &Report, undo: &Undo) -> anyhow::Result<()> {
 /// let root = Root::mount(disk.device(), "/run/oven/1".as_ref(), options, report).await?;
 /// root.close().await?;
-/// disk.commit(undo, &|_| ()).await?;
+/// disk.commit(undo, &|_, _| ()).await?;
 /// # Ok(()) }
 /// ```
 /// If the disk is committed first, this does not compile (E0505):
@@ -66,7 +66,7 @@ pub struct MountOptions {
 /// # use oven::{disk::Disk, report::Report, mount::{MountOptions, Root}, undo::Undo};
 /// # async fn bake(disk: Box<dyn Disk>, options: &MountOptions, report: &Report, undo: &Undo) -> anyhow::Result<()> {
 /// let root = Root::mount(disk.device(), "/run/oven/1".as_ref(), options, report).await?;
-/// disk.commit(undo, &|_| ()).await?;
+/// disk.commit(undo, &|_, _| ()).await?;
 /// root.close().await?;
 /// # Ok(()) }
 /// ```

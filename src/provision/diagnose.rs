@@ -242,10 +242,13 @@ impl<'a> Diagnoser<'a> {
     }
 }
 
-/// Returns a short name for a step's command: the program without its directory, and at most two arguments.
+/// Returns a short name for a step's command: the program without its directory, and at most two arguments. Settings
+/// (`-o NAME=VALUE`) are not part of the name.
 pub fn command_name(step: &Step) -> String {
     let mut words = step.argv.iter().map(String::as_str);
     let program = words.next().unwrap_or_default();
+    let mut is_value = false;
+    let words = words.filter(|word| !std::mem::replace(&mut is_value, *word == "-o") && *word != "-o");
     let program = program.rsplit('/').next().unwrap_or(program);
     std::iter::once(program)
         .chain(words.take_while(|word| *word != "--").take(2))
@@ -253,7 +256,8 @@ pub fn command_name(step: &Step) -> String {
         .join(" ")
 }
 
-fn fill(text: &str, found: &[String]) -> String {
+/// Replaces `{1}` with the first found text, and so on.
+pub fn fill(text: &str, found: &[String]) -> String {
     let mut text = text.to_owned();
     for (index, value) in found.iter().enumerate() {
         text = text.replace(&format!("{{{}}}", index + 1), value);

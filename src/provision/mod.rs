@@ -11,6 +11,7 @@ pub mod packages;
 pub mod plan_files;
 pub mod plan_steps;
 pub mod programs;
+pub mod progress;
 pub mod script_mounts;
 pub mod scripts;
 pub mod shell;
@@ -55,9 +56,10 @@ pub async fn packages(runner: &CommandRunner<'_>) -> Result<Option<Vec<Installed
     if let Some(installed) = &installed {
         packages::ensure_sound(installed, &work.plan.expect, "packages are not installed correctly")?;
         packages::ensure_installed(installed, &work.plan.expect)?;
-        if let Some(what) = packages::difference(base.as_deref().unwrap_or_default(), installed) {
-            work.report.note(what);
-        }
+        work.report.packages(packages::difference(base.as_deref().unwrap_or_default(), installed));
+    }
+    if let Some(base) = base {
+        _ = runner.base_packages.set(base);
     }
     Ok(installed)
 }
@@ -99,6 +101,12 @@ pub async fn facts(
             [] => list(BASE).await.map_err(Kind::of_base)?,
             _ => list("packages are not installed correctly after the definition's scripts").await?,
         };
+    }
+    if let (Some(base), Some(installed), false) =
+        (runner.base_packages.get(), &installed, work.image.runs.is_empty())
+    {
+        // The scripts may have changed packages.
+        work.report.packages(packages::difference(base, installed));
     }
     plan_steps::facts(runner, installed).await
 }

@@ -2,6 +2,7 @@
 
 use super::context::ProvisionContext;
 use crate::error::Kind;
+use crate::report::PackageChanges;
 use crate::text::{escape_name, is_unprintable, list_first, match_wildcards};
 use anyhow::Result;
 use oven_distro::{Expect, Wanted};
@@ -195,19 +196,25 @@ fn matches_version(pattern: &str, version: &str) -> bool {
     match_wildcards(&pattern.to_ascii_lowercase(), &version.to_ascii_lowercase()).is_some()
 }
 
-/// Returns text such as `12 packages installed, 3 changed, 1 removed`, or `None` if nothing changed.
-pub fn difference(before: &[InstalledPackage], after: &[InstalledPackage]) -> Option<String> {
+/// Returns the packages that were installed, changed or removed.
+pub fn difference(before: &[InstalledPackage], after: &[InstalledPackage]) -> PackageChanges {
     let versions = |packages: &[InstalledPackage]| -> BTreeMap<(String, String), String> {
         packages.iter().map(|p| ((p.name.clone(), p.architecture.clone()), p.version.clone())).collect()
     };
     let (before, after) = (versions(before), versions(after));
-    let new = after.keys().filter(|key| !before.contains_key(*key)).count();
-    let gone = before.keys().filter(|key| !after.contains_key(*key)).count();
-    let changed = after.iter().filter(|(key, v)| before.get(*key).is_some_and(|b| b != *v)).count();
-    let parts = [(new, "installed"), (changed, "changed"), (gone, "removed")];
-    let parts: Vec<_> =
-        parts.into_iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
-    (!parts.is_empty()).then(|| format!("packages: {}", parts.join(", ")))
+    let mut changes = PackageChanges::default();
+    for (key, version) in &after {
+        match before.get(key) {
+            None => changes.installed.push(escape_name(&format!("{} {version}", key.0))),
+            Some(old) if old != version => {
+                changes.changed.push(escape_name(&format!("{} {old} -> {version}", key.0)));
+            }
+            Some(_) => {}
+        }
+    }
+    let removed = before.iter().filter(|(key, _)| !after.contains_key(*key));
+    changes.removed = removed.map(|(key, version)| escape_name(&format!("{} {version}", key.0))).collect();
+    changes
 }
 
 #[cfg(test)]
@@ -319,7 +326,10 @@ mod tests {
     fn a_difference_is_counted() {
         let of = |text: &str| parse(text, &Expect::default()).unwrap();
         let (before, after) = (of("a\t1\tx\nb\t1\tx\nc\t1\tx\n"), of("a\t2\tx\nb\t1\tx\nd\t1\tx\ne\t1\tx\n"));
-        assert_eq!(difference(&before, &after).unwrap(), "packages: 2 installed, 1 changed, 1 removed");
-        assert_eq!(difference(&before, &before), None);
+        let changes = difference(&before, &after);
+        assert_eq!(changes.counts().unwrap(), "2 installed, 1 changed, 1 removed");
+        assert_eq!(changes.installed, ["d 1", "e 1"]);
+        assert_eq!((changes.changed, changes.removed), (vec!["a 1 -> 2".into()], vec!["c 1".into()]));
+        assert_eq!(difference(&before, &before), PackageChanges::default());
     }
 }

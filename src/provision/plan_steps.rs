@@ -6,7 +6,7 @@ use super::diagnose::command_name;
 use super::package_cache::{CacheAccess, key};
 use super::packages::{self, InstalledPackage};
 use anyhow::{Context, Result};
-use oven_distro::{Phase, Plan, Step};
+use oven_distro::{Phase, Plan, ProgressLine, Step};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -42,6 +42,7 @@ pub async fn run_step(runner: &CommandRunner<'_>, step: &Step) -> Result<()> {
         before_retry: step.before_retry.clone(),
         failures: &runner.work.plan.failures,
         notes: &runner.work.plan.notes,
+        progress: progress_lines(runner.work.plan, step.phase),
         also_good: step.also_good.clone(),
         timeout: Duration::from_secs(step.timeout),
         ..ImageCommand::plan_defaults(runner)
@@ -62,6 +63,11 @@ pub async fn run_step(runner: &CommandRunner<'_>, step: &Step) -> Result<()> {
     runner.run(&call).await?;
     runner.downloads.note_done(name);
     Ok(())
+}
+
+/// Returns the lines that say how far a step of this phase is.
+fn progress_lines(plan: &Plan, phase: Phase) -> Vec<&ProgressLine> {
+    plan.progress.iter().filter(|line| line.phases.is_empty() || line.phases.contains(&phase)).collect()
 }
 
 /// Returns the phase's name for the table of durations.

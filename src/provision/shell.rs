@@ -49,6 +49,7 @@ pub async fn shell(root: &Root<'_>, request: ShellRequest<'_>, report: &Report) 
         disk_writable: false,
         limits,
         audit_socket: false,
+        status: false,
         throwaway: false,
         interactive: true,
     };

@@ -130,14 +130,29 @@ pub static EVENTS: &[EventSpec] = &[
         doc: "The progress of the step. There are at most a few such events in a second.",
         fields: &[
             always("phase", JsonType::Text, "The phase of the step."),
-            always("bytes", JsonType::Integer, "Bytes that are done."),
+            always("bytes", JsonType::Integer, "Bytes that are done; 0 if the step does not count bytes."),
             always("of", JsonType::OrNull(&JsonType::Integer), "Bytes in total; null if this is not known."),
+            sometimes("items", JsonType::Integer, "Items that are done, such as packages."),
+            sometimes(
+                "items_of",
+                JsonType::OrNull(&JsonType::Integer),
+                "Items in total; null if this is not known.",
+            ),
+            sometimes(
+                "percent",
+                JsonType::Integer,
+                "The percentage that is done, if the program reports it.",
+            ),
+            sometimes("name", JsonType::Text, "The name of the item that is in progress."),
         ],
     },
     EventSpec {
         name: "output",
         doc: "A line of the output of a step.",
-        fields: &[always("line", JsonType::Text, "The line, without control characters and secrets.")],
+        fields: &[
+            always("phase", JsonType::Text, "The phase of the step."),
+            always("line", JsonType::Text, "The line, without control characters and secrets."),
+        ],
     },
     EventSpec {
         name: "done",

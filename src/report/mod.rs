@@ -1,19 +1,26 @@
 //! The output of oven: lines for people or a stream of JSON events. Each run (the bake of one image) also has a log
 //! file with everything.
 
+mod closing;
 pub mod events;
+mod lines;
 mod log;
+mod progress;
 mod screen;
 pub mod stdout;
+mod terminal;
 #[cfg(test)]
 mod tests;
 
 use crate::text::{escape_json, escape_name, indent_continuations, without_control_characters};
-pub use screen::{Screen, TextStyle};
+pub use closing::{Closing, PackageChanges};
+pub use progress::{Amount, Progress};
+pub use screen::{ColorMode, Display, ProgressMode, Screen, TextStyle};
 
 use crate::error;
 use crate::error::Kind;
 use crate::secrets::Secrets;
+use crate::sys::tasks;
 use crate::trace::{Lane, Span, SpanId, Trace, Track};
 use log::LogFile;
 use serde_json::{Value, json};
@@ -44,10 +51,6 @@ pub enum Level {
     Verbose,
 }
 
-/// If several images are baked, the times of each image are printed in one line. Phases that are shorter than
-/// `SHORT_PHASE` are left out of that line.
-const SHORT_PHASE: Duration = Duration::from_millis(50);
-
 /// The lines after the first of a text are indented by this. The lines that oven itself adds to an error, such as its
 /// hint, are indented by two spaces. So no text can look like one of them.
 const CONTINUATION: &str = "    ";
@@ -74,16 +77,17 @@ struct Inner {
     origin: Instant,
     /// The start of the work that this report is about.
     started: Cell<Instant>,
-    /// The id of the running step. A line of output is shown with this step.
-    step: Cell<Option<u64>>,
+    /// The packages that the work changed, if it reported them.
+    packages: RefCell<Option<PackageChanges>>,
     /// Secrets to mask in every line. All reports of a process share them, because all secrets come from the same
     /// environment.
     secrets: Rc<RefCell<Secrets>>,
     trace: Option<Trace>,
     /// The image's track in the trace.
     track: Track,
-    /// The current span of the track: the span of the whole work or of a step. It is the parent of new spans.
-    current_span: Cell<Option<SpanId>>,
+    /// The span of the whole work, and the spans of the running steps. The last one is the parent of new spans. Steps
+    /// may overlap, so a step need not end before the steps that began earlier.
+    spans: RefCell<Vec<SpanId>>,
 }
 
 /// A running step. If it is dropped before [`Step::done`] is called, the step counts as not finished.
@@ -94,10 +98,15 @@ pub struct Step {
     started: Instant,
     id: u64,
     span: Span,
-    /// The current span before this step.
-    previous_span: Option<SpanId>,
+    progress: Rc<StepProgress>,
+}
+
+/// Where the progress of a step is shown.
+struct StepProgress {
+    id: u64,
+    phase: String,
     /// The time of the last progress event.
-    last_progress: Cell<Option<Instant>>,
+    last_event: Cell<Option<Instant>>,
 }
 
 /// The span in the trace for the whole work of a report. Dropping this value ends the span.
@@ -112,22 +121,27 @@ impl Report {
     }
 
     pub fn traced(style: Style, level: Level, trace: Option<Trace>) -> Self {
+        Self::displayed(style, level, trace, Display::default())
+    }
+
+    /// Makes the report of a process. `display` is how its lines for people look.
+    pub fn displayed(style: Style, level: Level, trace: Option<Trace>, display: Display) -> Self {
         let track = trace.as_ref().map(|trace| trace.track("oven")).unwrap_or_default();
         Self(Rc::new(Inner {
             style,
             level,
             subject: String::new(),
             prefix: String::new(),
-            screen: Screen::new(style != Style::Human || level == Level::Quiet),
+            screen: Screen::new(style != Style::Human || level == Level::Quiet, display),
             log: RefCell::default(),
             phases: RefCell::default(),
             origin: Instant::now(),
             started: Cell::new(Instant::now()),
-            step: Cell::new(None),
+            packages: RefCell::default(),
             secrets: Rc::default(),
             trace,
             track,
-            current_span: Cell::new(None),
+            spans: RefCell::default(),
         }))
     }
 
@@ -151,11 +165,11 @@ impl Report {
             phases: RefCell::default(),
             origin: *origin,
             started: Cell::new(Instant::now()),
-            step: Cell::new(None),
+            packages: RefCell::default(),
             secrets: secrets.clone(),
             trace: trace.clone(),
             track: trace.as_ref().map(|trace| trace.track(subject)).unwrap_or_default(),
-            current_span: Cell::new(None),
+            spans: RefCell::default(),
         }))
     }
 
@@ -167,16 +181,24 @@ impl Report {
     /// Begins a span in the trace for the whole work of this report. Spans that begin later are inside of this span.
     pub fn begin_work(&self, what: &str) -> WorkSpan {
         let span = self.0.track.span(Lane::Steps, what);
-        self.0.current_span.set(span.id());
+        self.0.spans.borrow_mut().extend(span.id());
         WorkSpan { report: self.clone(), span }
     }
 
-    /// Begins a span for a command of the running step.
+    /// Begins a span for a command, in the span of the step that began last.
     pub fn command(&self, argv: &[String]) -> Span {
         let track = &self.0.track;
-        let mut span = track.within(self.0.current_span.get(), Lane::Steps, &argv.join(" "));
+        let mut span = track.within(self.last_span(), Lane::Steps, &argv.join(" "));
         span.add_arg("argv", argv.join(" "));
         span
+    }
+
+    fn last_span(&self) -> Option<SpanId> {
+        self.0.spans.borrow().last().copied()
+    }
+
+    fn end_span(&self, span: &Span) {
+        self.0.spans.borrow_mut().retain(|running| Some(*running) != span.id());
     }
 
     /// Ends the trace. Warns if the trace is incomplete.
@@ -232,34 +254,22 @@ impl Report {
         }
         self.log("step", &what);
         self.event(json!({"event": "step", "phase": phase, "what": what}));
-        let id = self.0.screen.begin(self.prefixed(&what));
-        self.0.step.set(Some(id));
-        let previous_span = self.0.current_span.get();
-        let mut span = self.0.track.within(previous_span, Lane::Steps, &what);
+        let prefix = self.0.prefix.trim_end();
+        let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix} ") };
+        let id = self.0.screen.begin(&prefix, phase, &what);
+        // Its parent is the whole work. Another step may be running, but that step may end first.
+        let whole = self.0.spans.borrow().first().copied();
+        let mut span = self.0.track.within(whole, Lane::Steps, &what);
         span.add_arg("phase", phase);
-        self.0.current_span.set(span.id());
+        self.0.spans.borrow_mut().extend(span.id());
         Step {
             report: self.clone(),
             phase: phase.to_owned(),
             what,
             started: Instant::now(),
             id,
-            last_progress: Cell::default(),
             span,
-            previous_span,
-        }
-    }
-
-    /// Reports a line of a step's output. Escape sequences and invisible characters are removed, because a package must
-    /// not be able to control the user's terminal.
-    pub fn output(&self, line: &str) {
-        let line = self.sanitize(line);
-        self.log("out", &line);
-        self.event(json!({"event": "output", "line": line}));
-        if self.shows(Level::Verbose) {
-            self.print(&format!("    {line}"));
-        } else if let Some(id) = self.0.step.get() {
-            self.0.screen.heard(id, &line);
+            progress: Rc::new(StepProgress { id, phase: phase.to_owned(), last_event: Cell::default() }),
         }
     }
 
@@ -330,24 +340,16 @@ impl Report {
         self.0.phases.borrow().clone()
     }
 
-    /// Prints the table of phase times, or one line if several images are baked.
+    /// Logs the times of the phases, and sends them as an event. With `Verbose`, prints them as a table.
     pub fn times(&self) {
         let phases = self.phases();
         let total = self.0.started.get().elapsed();
         let rows: Vec<_> = phases.iter().map(|(p, t)| (p.as_str(), *t)).chain([("total", total)]).collect();
         for (phase, time) in &rows {
-            self.log("time", &format!("{phase:<10} {:>8.2} s", time.as_secs_f64()));
-        }
-        if self.shows(Level::Normal) {
-            if self.0.prefix.is_empty() {
-                for (phase, time) in &rows {
-                    self.print(&format!("{phase:>12} {:>8.2} s", time.as_secs_f64()));
-                }
-            } else {
-                let long_phases = phases.iter().filter(|(_, time)| *time >= SHORT_PHASE);
-                let words = long_phases.map(|(phase, time)| format!("{phase} {:.1}", time.as_secs_f64()));
-                let words = words.collect::<Vec<_>>().join(", ");
-                self.print(&format!("  {:.1} s in total: {words}", total.as_secs_f64()));
+            let row = format!("{phase:<10} {:>8.2} s", time.as_secs_f64());
+            self.log("time", &row);
+            if self.shows(Level::Verbose) {
+                self.print(&format!("{phase:>12} {:>8.2} s", time.as_secs_f64()));
             }
         }
         let mut event = self.times_to_json();
@@ -361,6 +363,32 @@ impl Report {
         let phases = self.phases().into_iter().map(|(phase, time)| (phase, json!(milliseconds(time))));
         let phases: serde_json::Map<_, _> = phases.collect();
         json!({"phases_ms": phases, "total_ms": milliseconds(self.0.started.get().elapsed())})
+    }
+
+    /// Reports the packages that differ from the base image. The closing screen shows them.
+    pub fn packages(&self, changes: PackageChanges) {
+        if let Some(line) = changes.counts() {
+            self.detail(format!("packages: {line}"));
+        }
+        *self.0.packages.borrow_mut() = Some(changes);
+    }
+
+    /// Returns what the closing screen of this report's work shows.
+    pub fn closing(&self) -> Closing {
+        Closing {
+            packages: self.0.packages.borrow().clone(),
+            phases: self.phases(),
+            total: self.0.started.get().elapsed(),
+        }
+    }
+
+    /// Prints a line of the closing screen.
+    pub fn close(&self, line: &str) {
+        let line = self.sanitize(line);
+        self.log("note", &line);
+        if self.shows(Level::Normal) {
+            self.print(&format!("  {line}"));
+        }
     }
 
     fn message(&self, kind: &str, text: &str, level: Level) {
@@ -378,22 +406,23 @@ impl Report {
         self.0.style == Style::Human && self.0.level >= level
     }
 
-    fn prefixed(&self, text: &str) -> String {
-        let prefix = self.0.prefix.trim_end();
-        if prefix.is_empty() { text.to_owned() } else { format!("{prefix} {text}") }
-    }
-
+    /// Prints lines, each after the image's name. With `Verbose`, each line begins with the time.
     fn print(&self, lines: &str) {
-        if self.0.prefix.is_empty() {
-            return self.0.screen.print(lines);
-        }
-        let lines: Vec<_> = lines.lines().map(|line| format!("{}{line}", self.0.prefix)).collect();
+        let time = if self.shows(Level::Verbose) { clock_time() } else { String::new() };
+        let begin = format!("{time}{}", self.0.prefix);
+        let lines: Vec<_> = lines.lines().map(|line| format!("{begin}{line}")).collect();
         self.0.screen.print(&lines.join("\n"));
     }
 
     fn log(&self, kind: &str, text: &str) {
         self.0.log.borrow_mut().line(self.0.started.get().elapsed(), kind, text);
     }
+}
+
+/// Returns the time of day in UTC, such as `19:25:16Z `.
+fn clock_time() -> String {
+    let time = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+    time.split_once('T').map(|(_, time)| format!("{time} ")).unwrap_or_default()
 }
 
 /// Returns the lines of a failure for people: the cause, the hint, and the path of the log.
@@ -409,18 +438,36 @@ fn failure_lines(label: &str, text: &str, hint: Option<&str>, log: Option<&Path>
 }
 
 impl Step {
-    /// Reports how many bytes are done. `all` is the total number of bytes, if it is known. The progress is shown with
-    /// the running step, and sent as an event. A call that follows the previous call too soon is ignored, unless all
-    /// bytes are done.
-    pub fn progress(&self, done: u64, all: Option<u64>) {
-        let is_recent = self.last_progress.get().is_some_and(|time| time.elapsed() < PROGRESS_INTERVAL);
-        if is_recent && all != Some(done) {
-            return;
+    /// Reports a line of the step's output. Escape sequences and invisible characters are removed, because a package
+    /// must not be able to control the user's terminal.
+    pub fn output(&self, line: &str) {
+        let report = &self.report;
+        let line = report.sanitize(line);
+        report.log("out", &line);
+        report.event(json!({"event": "output", "phase": self.phase, "line": line}));
+        if report.shows(Level::Verbose) {
+            report.print(&format!("    {line}"));
+        } else {
+            report.0.screen.show_output(self.id, &line);
         }
-        self.last_progress.set(Some(Instant::now()));
-        let of = all.map(|all| format!(" of {}", all.div_ceil(1 << 20))).unwrap_or_default();
-        self.report.0.screen.heard(self.id, &format!("{}{of} MiB", done >> 20));
-        self.report.event(json!({"event": "progress", "phase": self.phase, "bytes": done, "of": all}));
+    }
+
+    /// Reports how many bytes are done. `all` is the total number of bytes, if it is known.
+    pub fn progress(&self, done: u64, all: Option<u64>) {
+        self.advance(Progress::of_bytes(done, all));
+    }
+
+    /// Runs a part of the step. The bytes that its blocking work counts are the progress of the step.
+    pub async fn follow<T>(&self, part: impl Future<Output = T>) -> T {
+        let (progress, report) = (self.progress.clone(), self.report.clone());
+        let on_bytes = move |done, all| progress.advance(&report, Progress::of_bytes(done, Some(all)));
+        tasks::listen(on_bytes, part).await
+    }
+
+    /// Reports how far the step is. The progress is shown with the running step, and sent as an event. There are at most
+    /// a few events in a second, and one when everything is done.
+    pub fn advance(&self, progress: Progress) {
+        self.progress.advance(&self.report, progress);
     }
 
     /// Ends a step that succeeded, and prints a line with its time.
@@ -433,7 +480,10 @@ impl Step {
         report.event(
             json!({"event": "done", "phase": self.phase, "what": self.what, "ms": time.as_millis() as u64}),
         );
-        if report.shows(Level::Normal) {
+        // If several images are baked on a terminal, only the running steps are shown. Otherwise a line for each step of
+        // each image would scroll the messages away.
+        let is_shown = report.0.prefix.is_empty() || !screen.is_terminal() || report.shows(Level::Verbose);
+        if report.shows(Level::Normal) && is_shown {
             let line = if screen.is_terminal() {
                 let time = format!("{:.2} s", time.as_secs_f64());
                 format!(
@@ -450,11 +500,37 @@ impl Step {
     }
 }
 
+impl StepProgress {
+    fn advance(&self, report: &Report, progress: Progress) {
+        let name = report.sanitize(&progress.name);
+        let progress = Progress { name: escape_name(&name), ..progress };
+        report.0.screen.show_progress(self.id, progress.clone());
+        let is_recent = self.last_event.get().is_some_and(|time| time.elapsed() < PROGRESS_INTERVAL);
+        if is_recent && !progress.is_complete() {
+            return;
+        }
+        self.last_event.set(Some(Instant::now()));
+        let bytes = progress.bytes.unwrap_or(Amount { done: 0, of: None });
+        let mut event =
+            json!({"event": "progress", "phase": self.phase, "bytes": bytes.done, "of": bytes.of});
+        if let Some(items) = progress.items {
+            event["items"] = json!(items.done);
+            event["items_of"] = json!(items.of);
+        }
+        if let Some(percent) = progress.percent {
+            event["percent"] = json!(percent);
+        }
+        if !progress.name.is_empty() {
+            event["name"] = json!(progress.name);
+        }
+        report.event(event);
+    }
+}
+
 impl Drop for Step {
     fn drop(&mut self) {
         self.report.0.screen.end(self.id);
-        self.report.0.step.take();
-        self.report.0.current_span.set(self.previous_span);
+        self.report.end_span(&self.span);
         let time = self.started.elapsed();
         let mut phases = self.report.0.phases.borrow_mut();
         match phases.iter_mut().find(|(phase, _)| *phase == self.phase) {
@@ -473,6 +549,6 @@ impl WorkSpan {
 
 impl Drop for WorkSpan {
     fn drop(&mut self) {
-        self.report.0.current_span.take();
+        self.report.end_span(&self.span);
     }
 }

@@ -1,20 +1,21 @@
-//! Writes to standard error, for people. On a terminal, the last line shows the running steps and is redrawn in place.
+//! Writes to standard error, for people. On a terminal, the last lines show the running steps and are redrawn in place.
 
+use super::lines::{RunningStep, reminder, terminal_lines};
+use super::progress::{Meter, Progress};
+use super::terminal::{self, TerminalLines};
 use crate::sys::lock::lock_mutex;
-use rustix::termios::tcgetwinsize;
+use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The interval at which the last line is redrawn.
+/// The interval at which the last lines are redrawn.
 const TICK: Duration = Duration::from_millis(200);
-/// A step that ends within this time is not shown as running.
-const SHORT: Duration = Duration::from_millis(300);
 /// If there is no terminal, a long step prints a line at this interval. Without these lines, a CI system might assume
 /// that oven hangs.
-const REMINDER: Duration = Duration::from_secs(60);
-/// The assumed width of a terminal that does not report its width.
-const USUAL_WIDTH: usize = 80;
+const REMINDER: Duration = Duration::from_secs(30);
+/// The maximal number of characters of a step's output that are stored for a terminal.
+const OUTPUT_MAX: usize = 1000;
 
 /// A handle for writing to standard error. Several bakes and the signal listener share it. Cheap to clone.
 #[derive(Clone)]
@@ -22,6 +23,7 @@ pub struct Screen(Arc<Shared>);
 
 struct Shared {
     kind: Kind,
+    color: bool,
     state: Mutex<State>,
     /// Notified when a step begins.
     step_begun: Condvar,
@@ -29,30 +31,47 @@ struct Shared {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    Terminal {
-        color: bool,
-    },
+    Terminal,
     Plain,
     /// Prints lines, but does not show running steps.
     Quiet,
+}
+
+/// How the progress of running steps is shown.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ProgressMode {
+    /// Like `Terminal` if standard error is a terminal, and otherwise like `Plain`.
+    #[default]
+    Auto,
+    /// Prints a line from time to time.
+    Plain,
+    /// Redraws lines in place.
+    Terminal,
+}
+
+/// Whether words have colours.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ColorMode {
+    /// If standard error is a terminal. The variables `NO_COLOR` and `CLICOLOR_FORCE` change this.
+    #[default]
+    Auto,
+    Always,
+    Never,
+}
+
+/// What a screen looks like.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Display {
+    pub progress: ProgressMode,
+    pub color: ColorMode,
 }
 
 #[derive(Default)]
 struct State {
     running: Vec<RunningStep>,
     next: u64,
-    /// The current content of the terminal's last line.
-    drawn: String,
+    terminal: TerminalLines,
     ticking: bool,
-}
-
-struct RunningStep {
-    id: u64,
-    what: String,
-    /// The last line of the step's output.
-    output: String,
-    started: Instant,
-    reminders: u32,
 }
 
 /// Colours and styles of words.
@@ -64,23 +83,44 @@ pub enum TextStyle {
     Dim,
 }
 
+/// Reads an environment variable. An empty variable counts as not set.
+fn variable(name: &str) -> Option<OsString> {
+    std::env::var_os(name).filter(|value| !value.is_empty())
+}
+
+impl Display {
+    /// Returns the kind of the screen, and whether words have colours. `is_terminal` is whether standard error is a
+    /// terminal that can move its cursor.
+    fn resolve(self, is_terminal: bool, variable: &dyn Fn(&str) -> Option<OsString>) -> (Kind, bool) {
+        let kind = match self.progress {
+            ProgressMode::Auto if is_terminal => Kind::Terminal,
+            ProgressMode::Terminal => Kind::Terminal,
+            ProgressMode::Auto | ProgressMode::Plain => Kind::Plain,
+        };
+        let color = match self.color {
+            ColorMode::Always => true,
+            ColorMode::Never => false,
+            // https://no-color.org and https://bixense.com/clicolors
+            ColorMode::Auto if variable("NO_COLOR").is_some() => false,
+            ColorMode::Auto => is_terminal || variable("CLICOLOR_FORCE").is_some_and(|value| value != "0"),
+        };
+        (kind, color)
+    }
+}
+
 impl Screen {
     /// If `quiet` is true, running steps are never shown.
-    pub fn new(quiet: bool) -> Self {
-        let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-        let is_capable = std::io::stderr().is_terminal() && set("TERM").is_some_and(|term| term != "dumb");
-        let kind = match (quiet, is_capable) {
-            (true, _) => Kind::Quiet,
-            // https://no-color.org
-            (false, true) => Kind::Terminal { color: set("NO_COLOR").is_none() },
-            (false, false) => Kind::Plain,
-        };
-        Self(Arc::new(Shared { kind, state: Mutex::default(), step_begun: Condvar::new() }))
+    pub fn new(quiet: bool, display: Display) -> Self {
+        let is_terminal =
+            std::io::stderr().is_terminal() && variable("TERM").is_some_and(|term| term != "dumb");
+        let (kind, color) = display.resolve(is_terminal, &variable);
+        let kind = if quiet { Kind::Quiet } else { kind };
+        Self(Arc::new(Shared { kind, color, state: Mutex::default(), step_begun: Condvar::new() }))
     }
 
-    /// Returns whether lines can be redrawn and may have colours.
+    /// Returns whether lines are redrawn.
     pub fn is_terminal(&self) -> bool {
-        matches!(self.0.kind, Kind::Terminal { .. })
+        self.0.kind == Kind::Terminal
     }
 
     pub fn paint(&self, ink: TextStyle, text: &str) -> String {
@@ -90,30 +130,39 @@ impl Screen {
             TextStyle::Green => "32",
             TextStyle::Dim => "2",
         };
-        match self.0.kind {
-            Kind::Terminal { color: true } => format!("\x1b[{code}m{text}\x1b[0m"),
-            _ => text.to_owned(),
-        }
+        if self.0.color { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
     }
 
     /// Prints lines that are not redrawn later. If standard error is a closed pipe, the bake continues.
     pub fn print(&self, lines: &str) {
         let mut state = self.state();
-        let erase = self.erase(&mut state);
-        write(&format!("{erase}{lines}\n"));
-        self.draw(&mut state);
+        if self.is_terminal() {
+            let text = state.terminal.print(lines);
+            write(&text);
+        } else {
+            write(&format!("{lines}\n"));
+        }
     }
 
-    /// Begins a step. Returns the step's id, for [`Screen::heard`] and [`Screen::end`].
-    pub fn begin(&self, what: String) -> u64 {
+    /// Begins a step. Returns the step's id for the other functions. `prefix` is the text before the step's title.
+    pub fn begin(&self, prefix: &str, phase: &str, what: &str) -> u64 {
         let mut state = self.state();
         let (id, started) = (state.next, Instant::now());
         state.next += 1;
-        state.running.push(RunningStep { id, what, output: String::new(), started, reminders: 0 });
+        state.running.push(RunningStep {
+            id,
+            prefix: prefix.to_owned(),
+            phase: phase.to_owned(),
+            what: what.to_owned(),
+            output: String::new(),
+            meter: Meter::default(),
+            started,
+            reminders: 0,
+        });
         if self.0.kind != Kind::Quiet && !std::mem::replace(&mut state.ticking, true) {
             let screen = self.clone();
             // This needs a thread, because the runtime's only thread may be busy. If the new thread cannot be started,
-            // the last line is redrawn only when lines are printed or a step ends.
+            // the last lines are redrawn only when a step ends.
             _ = std::thread::Builder::new().name("screen".into()).spawn(move || screen.tick());
         }
         self.0.step_begun.notify_one();
@@ -121,25 +170,36 @@ impl Screen {
     }
 
     /// Shows a line of a step's output.
-    pub fn heard(&self, id: u64, line: &str) {
-        if !self.is_terminal() || line.trim().is_empty() {
+    pub fn show_output(&self, id: u64, line: &str) {
+        if line.trim().is_empty() {
             return;
         }
-        if let Some(step) = self.state().running.iter_mut().find(|step| step.id == id) {
+        self.change(id, |step| {
             step.output.clear();
-            step.output.extend(line.trim().chars().map(|c| if c == '\t' { ' ' } else { c }).take(200));
+            step.output.extend(line.trim().chars().map(|c| if c == '\t' { ' ' } else { c }).take(OUTPUT_MAX));
+        });
+    }
+
+    /// Shows how far a step is.
+    pub fn show_progress(&self, id: u64, progress: Progress) {
+        self.change(id, |step| step.meter.set(progress, Instant::now()));
+    }
+
+    fn change(&self, id: u64, change: impl FnOnce(&mut RunningStep)) {
+        if self.0.kind != Kind::Quiet
+            && let Some(step) = self.state().running.iter_mut().find(|step| step.id == id)
+        {
+            change(step);
         }
     }
 
     pub fn end(&self, id: u64) {
         let mut state = self.state();
-        let erase = self.erase(&mut state);
         state.running.retain(|step| step.id != id);
-        write(&erase);
         self.draw(&mut state);
     }
 
-    /// Redraws the last line, or prints reminders, until the process ends.
+    /// Redraws the last lines, or prints reminders, until the process ends.
     fn tick(&self) {
         let mut state = self.state();
         loop {
@@ -155,17 +215,11 @@ impl Screen {
     }
 
     fn draw(&self, state: &mut State) {
-        if !self.is_terminal() {
-            return;
-        }
-        let line = line(&state.running, Instant::now(), width(), |text| self.paint(TextStyle::Dim, text));
-        if line != state.drawn {
-            let erase = self.erase(state);
-            // The terminal's line wrap is turned off, because only one line is erased later. With line wrap, a line
-            // with wide characters could become two lines.
-            let drawn = if line.is_empty() { String::new() } else { format!("\x1b[?7l{line}\x1b[?7h") };
-            write(&format!("{erase}{drawn}"));
-            state.drawn = line;
+        if self.is_terminal() {
+            let dim = |text: &str| self.paint(TextStyle::Dim, text);
+            let lines = terminal_lines(&state.running, Instant::now(), terminal::size(), &dim);
+            let text = state.terminal.draw(lines);
+            write(&text);
         }
     }
 
@@ -173,17 +227,25 @@ impl Screen {
         if self.0.kind != Kind::Plain {
             return;
         }
+        let now = Instant::now();
         for step in &mut state.running {
-            let time = step.started.elapsed();
-            if time >= REMINDER * (step.reminders + 1) {
+            if now.duration_since(step.started) >= REMINDER * (step.reminders + 1) {
                 step.reminders += 1;
-                write(&format!("  still {} ({} s)\n", step.what, time.as_secs()));
+                write(&format!("{}\n", reminder(step, now)));
             }
         }
     }
 
-    fn erase(&self, state: &mut State) -> String {
-        if std::mem::take(&mut state.drawn).is_empty() { String::new() } else { "\r\x1b[2K".to_owned() }
+    /// Returns the title and the last output of each running step.
+    #[cfg(test)]
+    pub fn running(&self) -> Vec<(String, String)> {
+        self.state().running.iter().map(|step| (step.what.clone(), step.output.clone())).collect()
+    }
+
+    /// Returns the name of each running step's current item.
+    #[cfg(test)]
+    pub fn names(&self) -> Vec<String> {
+        self.state().running.iter().map(|step| step.meter.progress.name.clone()).collect()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -197,52 +259,42 @@ fn write(text: &str) {
     }
 }
 
-fn width() -> usize {
-    let columns = tcgetwinsize(std::io::stderr()).map_or(0, |size| size.ws_col.into());
-    if columns == 0 { USUAL_WIDTH } else { columns }
-}
-
-/// Returns the last line, such as ` … installing 2 packages 12 s Unpacking curl (7.88.1) ...`. If several steps run
-/// concurrently, their output is not shown. Returns an empty text if no step has run for [`SHORT`].
-fn line(steps: &[RunningStep], now: Instant, width: usize, dim: impl Fn(&str) -> String) -> String {
-    let long: Vec<_> = steps.iter().filter(|step| now.duration_since(step.started) >= SHORT).collect();
-    let describe =
-        |step: &RunningStep| format!("{}  {} s", step.what, now.duration_since(step.started).as_secs());
-    let descriptions: Vec<_> = long.iter().map(|step| describe(step)).collect();
-    if descriptions.is_empty() {
-        return String::new();
-    }
-    let cut = |text: &str, room: usize| text.chars().take(room).collect::<String>();
-    let text = cut(&format!("  … {}", descriptions.join(" · ")), width);
-    let room = width.saturating_sub(text.chars().count() + 2);
-    match long[..] {
-        [step] if !step.output.is_empty() && room > 0 => {
-            format!("{text}  {}", dim(&cut(&step.output, room)))
-        }
-        _ => text,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn step(what: &str, output: &str, seconds: u64) -> RunningStep {
-        let started = Instant::now() - Duration::from_secs(seconds);
-        RunningStep { id: 0, what: what.into(), output: output.into(), started, reminders: 0 }
+    fn resolved(
+        progress: ProgressMode,
+        color: ColorMode,
+        is_terminal: bool,
+        set: &[(&str, &str)],
+    ) -> (Kind, bool) {
+        let variable = |name: &str| {
+            set.iter().find(|(variable, _)| *variable == name).map(|(_, value)| OsString::from(value))
+        };
+        Display { progress, color }.resolve(is_terminal, &variable)
     }
 
     #[test]
-    fn running_steps_fit_a_line() {
-        let shown =
-            |steps: &[RunningStep], width| line(steps, Instant::now(), width, |text| format!("<{text}>"));
-        assert_eq!(shown(&[], 80), "");
-        assert_eq!(shown(&[step("testing", "", 0)], 80), "", "too short to be shown");
-        assert_eq!(shown(&[step("testing", "", 3)], 80), "  … testing  3 s");
-        assert_eq!(shown(&[step("testing", "ok", 3)], 80), "  … testing  3 s  <ok>");
-        assert_eq!(shown(&[step("testing", "a long line", 3)], 24), "  … testing  3 s  <a long>");
-        assert_eq!(shown(&[step("testing", "a long line", 3)], 9), "  … testi");
-        let two = [step("web: testing", "ok", 3), step("db: installing", "", 75)];
-        assert_eq!(shown(&two, 80), "  … web: testing  3 s · db: installing  75 s");
+    fn flags_precede_variables_and_these_precede_the_terminal() {
+        use ColorMode::{Always, Auto, Never};
+        let color = |mode, is_terminal, set: &[_]| resolved(ProgressMode::Auto, mode, is_terminal, set).1;
+        let (no, force) = (("NO_COLOR", "1"), ("CLICOLOR_FORCE", "1"));
+        assert!(color(Auto, true, &[]) && !color(Auto, false, &[]));
+        assert!(!color(Auto, true, &[no]) && color(Auto, false, &[force]));
+        assert!(!color(Auto, false, &[("CLICOLOR_FORCE", "0")]));
+        assert!(!color(Auto, true, &[no, force]), "NO_COLOR precedes CLICOLOR_FORCE");
+        assert!(color(Always, false, &[no]) && !color(Never, true, &[force]));
+    }
+
+    #[test]
+    fn the_mode_decides_whether_lines_are_redrawn() {
+        let kind = |mode, is_terminal| resolved(mode, ColorMode::Auto, is_terminal, &[]).0;
+        assert_eq!([true, false].map(|is| kind(ProgressMode::Auto, is)), [Kind::Terminal, Kind::Plain]);
+        assert_eq!([true, false].map(|is| kind(ProgressMode::Plain, is)), [Kind::Plain, Kind::Plain]);
+        assert_eq!(
+            [true, false].map(|is| kind(ProgressMode::Terminal, is)),
+            [Kind::Terminal, Kind::Terminal]
+        );
     }
 }

@@ -31,3 +31,78 @@ fn no_text_of_a_failure_looks_like_a_line_of_oven() {
     assert!(lines.contains("\n    | output\n"), "{lines}");
     assert_eq!(failure_lines("error:", "cause", None, None), "error: cause");
 }
+
+/// Shows the running steps of a report that prints nothing but warnings.
+fn plain() -> Report {
+    let display = Display { progress: ProgressMode::Plain, color: ColorMode::Never };
+    Report::displayed(Style::Human, Level::Normal, None, display)
+}
+
+fn running(report: &Report) -> Vec<(String, String)> {
+    report.screen().running()
+}
+
+fn pair(what: &str, output: &str) -> (String, String) {
+    (what.to_owned(), output.to_owned())
+}
+
+#[test]
+fn output_belongs_to_its_step_whichever_began_last() {
+    let report = plain();
+    let installing = report.step("install", "installing");
+    let caching = report.step("cache", "caching");
+    installing.output("Unpacking curl");
+    caching.output("copying");
+    assert_eq!(running(&report), [pair("installing", "Unpacking curl"), pair("caching", "copying")]);
+    drop(caching);
+    installing.output("Setting up curl");
+    assert_eq!(running(&report), [pair("installing", "Setting up curl")], "the other step ended");
+    let testing = report.step("test", "testing");
+    drop(installing);
+    testing.output("ok");
+    assert_eq!(running(&report), [pair("testing", "ok")], "the earlier step ended first");
+}
+
+#[test]
+fn the_output_of_concurrent_images_does_not_mix() {
+    let report = plain();
+    let images = ["web", "db"].map(|name| report.for_image(name, Some(3)));
+    let steps = images.each_ref().map(|image| image.step("run", "running s.sh"));
+    steps[1].output("of db");
+    steps[0].output("of web");
+    assert_eq!(running(&report), [pair("running s.sh", "of web"), pair("running s.sh", "of db")]);
+}
+
+#[test]
+fn a_command_belongs_to_a_running_step() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("trace");
+    let trace = Trace::create(&path, |_| None).unwrap();
+    let report = Report::traced(Style::Silent, Level::Quiet, Some(trace));
+    let whole = report.begin_work("baking");
+    let caching = report.step("cache", "caching");
+    let installing = report.step("install", "installing");
+    caching.done();
+    drop(report.command(&["apt-get".to_owned()]));
+    installing.done();
+    drop(report.command(&["outside".to_owned()]));
+    whole.ended("baked");
+    report.end_trace();
+    let trace: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let lane = |name: &str| {
+        let mut events = trace["traceEvents"].as_array().unwrap().iter();
+        let event = events.find(|event| event["name"] == name && event["ph"] == "X");
+        event.unwrap_or_else(|| panic!("{name}: {trace:#}"))["tid"].clone()
+    };
+    assert_eq!(lane("apt-get"), lane("installing"), "a span inside of another one is on its lane");
+    assert_eq!(lane("outside"), lane("baking"));
+}
+
+#[test]
+fn a_name_in_the_progress_cannot_control_the_terminal() {
+    let report = plain();
+    report.mask_secrets(&Secrets::of_test(&[("KEY", "hunter2-hunter2")]));
+    let step = report.step("fetch", "downloading");
+    step.advance(Progress { name: "a\u{1b}[31m\nb\u{202e} hunter2-hunter2".into(), ..Progress::default() });
+    assert_eq!(report.screen().names(), ["a\\nb ***"]);
+}

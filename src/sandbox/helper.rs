@@ -25,10 +25,11 @@ use std::fs::File;
 use std::io::Read;
 use std::process::ExitCode;
 
-/// The helper's descriptors after the three standard ones. `SPEC` is a file with the step's specification, and
-/// `CONTROL` is a socket to oven.
-pub const SPEC: i32 = 3;
-pub const CONTROL: i32 = 4;
+/// The helper's descriptors after the three standard ones. `STATUS` is a pipe to oven, which the step's program gets if
+/// its specification says so. `SPEC` is a file with the step's specification, and `CONTROL` is a socket to oven.
+pub const STATUS: i32 = 3;
+pub const SPEC: i32 = 4;
+pub const CONTROL: i32 = 5;
 
 /// The host name in a step. Every `/etc/hosts` has this name. Some packages write the host name into a configuration
 /// file. They write this name instead of the builder's.
@@ -53,38 +54,39 @@ mod raw {
 }
 
 pub fn main() -> ExitCode {
-    let Some((spec, control)) = take_descriptors() else {
+    let Some((status, spec, control)) = take_descriptors() else {
         eprintln!("oven: {} is only for oven itself", super::VERB);
         return ExitCode::from(Kind::Usage as u8);
     };
-    let ended = serve(spec, &control).unwrap_or_else(HelperMessage::failed);
+    let ended = serve(status, spec, &control).unwrap_or_else(HelperMessage::failed);
     match ended.send(&control) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE, // oven has ended
     }
 }
 
-/// Returns the descriptors `SPEC` and `CONTROL`, or `None` if oven did not start this process. Programs that this
+/// Returns the descriptors `STATUS`, `SPEC` and `CONTROL`, or `None` if oven did not start this process. Programs that this
 /// process executes do not inherit the descriptors.
 #[allow(unsafe_code)]
-fn take_descriptors() -> Option<(File, OwnedFd)> {
+fn take_descriptors() -> Option<(OwnedFd, File, OwnedFd)> {
     if std::process::id() != 1 {
         return None;
     }
-    for number in [SPEC, CONTROL] {
+    for number in [STATUS, SPEC, CONTROL] {
         // SAFETY: the process has one thread, so nothing opens or closes this descriptor meanwhile. If it is not open,
         // the call fails.
         let fd = unsafe { BorrowedFd::borrow_raw(number) };
         rustix::io::fcntl_setfd(fd, FdFlags::CLOEXEC).ok()?;
     }
-    // SAFETY: the loop above has checked that both descriptors are open. Nothing else owns them, because the process
+    // SAFETY: the loop above has checked that the descriptors are open. Nothing else owns them, because the process
     // has just started.
-    let (spec, control) = unsafe { (File::from_raw_fd(SPEC), OwnedFd::from_raw_fd(CONTROL)) };
+    let (status, spec, control) =
+        unsafe { (OwnedFd::from_raw_fd(STATUS), File::from_raw_fd(SPEC), OwnedFd::from_raw_fd(CONTROL)) };
     rustix::net::sockopt::socket_type(&control).ok()?;
-    Some((spec, control))
+    Some((status, spec, control))
 }
 
-fn serve(mut spec: File, control: &OwnedFd) -> Result<HelperMessage> {
+fn serve(status: OwnedFd, mut spec: File, control: &OwnedFd) -> Result<HelperMessage> {
     close_from(CONTROL + 1)?;
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .context("setting the parent-death signal")?;
@@ -98,6 +100,7 @@ fn serve(mut spec: File, control: &OwnedFd) -> Result<HelperMessage> {
     spec.read_to_end(&mut text).context("reading the step's spec")?;
     drop(spec);
     let spec: StepSpec = serde_json::from_slice(&text).context("reading the step's spec")?;
+    let status = spec.status.then_some(status);
     rustix::process::umask(Mode::empty());
     if spec.interactive {
         // The process remains in the terminal's session, in a separate process group.
@@ -131,7 +134,7 @@ fn serve(mut spec: File, control: &OwnedFd) -> Result<HelperMessage> {
     } else {
         SyscallFilter::new(spec.interactive)
     };
-    init::run(&spec, &discarded, &mut filter, control.as_fd()).map(HelperMessage::Ended)
+    init::run(&spec, &discarded, &mut filter, control.as_fd(), status.as_ref()).map(HelperMessage::Ended)
 }
 
 /// Creates the step's namespaces, except the PID namespace, which exists already.

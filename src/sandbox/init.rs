@@ -1,6 +1,7 @@
 //! Process 1 of a step. It starts the step's program and reaps all processes of the step. It returns the names of the
 //! processes that are still running when the program has ended.
 
+use super::helper::STATUS;
 use super::protocol::TERMINATE;
 use super::spec::{ExitStatus, StepExit, StepSpec};
 use super::tmpfs::{self, DiscardedWrites};
@@ -11,8 +12,9 @@ use anyhow::{Context, Result};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fd::BorrowedFd;
+use rustix::fd::{BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::FdFlags;
 use rustix::process::{Pid, WaitOptions, wait};
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -31,15 +33,17 @@ const MAX_NAMES: usize = 32;
 const NOT_FOUND: i32 = 127;
 const NOT_EXECUTABLE: i32 = 126;
 
-/// Runs the step's program until it ends. `discarded` are the file systems of the image whose writes are discarded.
+/// Runs the step's program until it ends. The program inherits `status`, which is the descriptor [`STATUS`]. `discarded`
+/// are the file systems of the image whose writes are discarded.
 pub fn run(
     spec: &StepSpec,
     discarded: &[DiscardedWrites],
     filter: &mut SyscallFilter,
     control: BorrowedFd<'_>,
+    status: Option<&OwnedFd>,
 ) -> Result<StepExit> {
     let children = child_signals().context("watching for processes that end")?;
-    let main = start(spec, filter).context("starting the step's program")?;
+    let main = start(spec, filter, status).context("starting the step's program")?;
     let status = loop {
         let mut fds = [PollFd::new(&children, PollFlags::IN), PollFd::new(&control, PollFlags::IN)];
         match poll(&mut fds, None) {
@@ -141,12 +145,12 @@ fn list_processes() -> Result<BTreeMap<u32, String>> {
 
 /// Forks and executes the step's program.
 #[allow(unsafe_code)]
-fn start(spec: &StepSpec, filter: &mut SyscallFilter) -> Result<Pid> {
+fn start(spec: &StepSpec, filter: &mut SyscallFilter, status: Option<&OwnedFd>) -> Result<Pid> {
     // SAFETY: this process has one thread, so the child is not restricted to async-signal-safe functions.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error().into()),
         0 => {
-            let code = match execute(spec, filter) {
+            let code = match execute(spec, filter, status) {
                 Ok(never) => match never {},
                 Err(failure) => {
                     eprintln!("oven: {:#}", failure.0);
@@ -170,7 +174,11 @@ impl From<anyhow::Error> for NotStarted {
 }
 
 /// Replaces this process with the step's program.
-fn execute(spec: &StepSpec, filter: &mut SyscallFilter) -> Result<Infallible, NotStarted> {
+fn execute(
+    spec: &StepSpec,
+    filter: &mut SyscallFilter,
+    status: Option<&OwnedFd>,
+) -> Result<Infallible, NotStarted> {
     if spec.interactive {
         rustix::process::setpgid(None, None).context("making a process group")?;
         let standard_input = rustix::stdio::stdin();
@@ -191,7 +199,14 @@ fn execute(spec: &StepSpec, filter: &mut SyscallFilter) -> Result<Infallible, No
     let programs = candidates(&spec.argv, environment.get("PATH").map_or("", String::as_str))?;
     let arguments = c_strings(spec.argv.iter().cloned())?;
     let environment = c_strings(environment.iter().map(|(name, value)| format!("{name}={value}")))?;
-    close_from(3)?;
+    let inherited = match status {
+        Some(status) => {
+            rustix::io::fcntl_setfd(status, FdFlags::empty()).context("passing on the status descriptor")?;
+            STATUS + 1
+        }
+        None => STATUS,
+    };
+    close_from(inherited)?;
     default_signals();
     filter.install()?;
     Err(exec(&spec.argv[0], &programs, &arguments, &environment))

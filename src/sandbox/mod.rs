@@ -181,13 +181,14 @@ async fn supervise(
     timeout: Duration,
     sink: &mut OutputSink<'_>,
 ) -> Result<StepExit> {
-    let mut lines = OutputLines::without(secrets);
+    let (mut lines, mut status_lines) = (OutputLines::without(secrets), OutputLines::without(secrets));
     let mut output = running.output.take().map(watch).transpose()?;
     let mut errors = running.errors.take().map(watch).transpose()?;
+    let mut status = running.status.take().map(watch).transpose()?;
     let timed_out = {
         let dead = watch(running.process.try_clone().context("waiting for the step")?)?;
         let (mut timed_out, mut deadline) = (false, Instant::now() + timeout);
-        let (mut buffer, mut errors_buffer) = (vec![0; CHUNK], vec![0; CHUNK]);
+        let [mut buffer, mut errors_buffer, mut status_buffer] = std::array::from_fn(|_| vec![0; CHUNK]);
         loop {
             tokio::select! {
                 ready = dead.readable() => {
@@ -207,6 +208,13 @@ async fn supervise(
                     0 => errors = None,
                     len => {
                         lines.add(&errors_buffer[..len], sink.on_line());
+                        tokio::task::yield_now().await;
+                    }
+                },
+                len = read(status.as_ref(), &mut status_buffer) => match len? {
+                    0 => status = None,
+                    len => {
+                        sink.add_status(&mut status_lines, &status_buffer[..len]);
                         tokio::task::yield_now().await;
                     }
                 },

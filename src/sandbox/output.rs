@@ -15,6 +15,8 @@ pub enum OutputSink<'a> {
     /// Receives standard output as it is, and the lines of standard error. Secrets are masked only in the lines. This
     /// is for programs whose standard output is parsed: warnings on standard error do not get into it.
     Answer { output: &'a mut dyn FnMut(&[u8]), on_line: &'a mut dyn FnMut(&str) },
+    /// Like `Lines`, and receives the lines of the status descriptor ([`super::spec::StepSpec::status`]).
+    WithStatus { on_line: &'a mut dyn FnMut(&str), on_status: &'a mut dyn FnMut(&str) },
 }
 
 impl OutputSink<'_> {
@@ -25,15 +27,24 @@ impl OutputSink<'_> {
 
     pub(super) fn on_line(&mut self) -> &mut dyn FnMut(&str) {
         match self {
-            Self::Lines(on_line) | Self::Answer { on_line, .. } => *on_line,
+            Self::Lines(on_line) | Self::Answer { on_line, .. } | Self::WithStatus { on_line, .. } => {
+                *on_line
+            }
         }
     }
 
     /// Takes bytes from standard output.
     pub(super) fn add_output(&mut self, lines: &mut OutputLines, bytes: &[u8]) {
         match self {
-            Self::Lines(on_line) => lines.add(bytes, on_line),
+            Self::Lines(on_line) | Self::WithStatus { on_line, .. } => lines.add(bytes, on_line),
             Self::Answer { output, .. } => output(bytes),
+        }
+    }
+
+    /// Takes bytes from the status descriptor.
+    pub(super) fn add_status(&mut self, lines: &mut OutputLines, bytes: &[u8]) {
+        if let Self::WithStatus { on_status, .. } = self {
+            lines.add(bytes, *on_status);
         }
     }
 }

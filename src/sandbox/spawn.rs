@@ -1,7 +1,7 @@
 //! Starts and ends a step's helper, which is process 1 of the step. This code runs in oven, not in the helper.
 
 use super::cgroup::StepCgroup;
-use super::helper::{CONTROL, SPEC};
+use super::helper::{CONTROL, SPEC, STATUS};
 use super::protocol::TERMINATE;
 use super::spec::StepSpec;
 use crate::error::Kind;
@@ -40,6 +40,8 @@ pub struct StepProcess {
     pub output: Option<OwnedFd>,
     /// Standard error of the step, if it is separate.
     pub errors: Option<OwnedFd>,
+    /// What the step writes to its status descriptor, if it has one.
+    pub status: Option<OwnedFd>,
     reaped: bool,
 }
 
@@ -73,13 +75,16 @@ impl StepProcess {
             (Some(output), errors, [duplicate(&null), duplicate(&writer), duplicate(&errors_writer)])
         };
         let [stdin, stdout, stderr] = standard;
-        let inherited = [stdin?, stdout?, stderr?, duplicate(&spec_file)?, duplicate(&theirs)?];
+        let (status, status_writer) = make_pipe()?;
+        let [status_writer, spec_file] = [duplicate(&status_writer)?, duplicate(&spec_file)?];
+        let inherited = [stdin?, stdout?, stderr?, status_writer, spec_file, duplicate(&theirs)?];
         let process = spawn(&program, &inherited, cgroup.map(StepCgroup::cgroup)).map_err(|error| {
             Kind::Machine
                 .failure(format!("cannot start a contained process ({error})"))
                 .hint("oven needs root with all its capabilities; `oven doctor` shows what is missing.")
         })?;
-        Ok(Self { process, control, output, errors, reaped: false })
+        let status = spec.status.then_some(status);
+        Ok(Self { process, control, output, errors, status, reaped: false })
     }
 
     /// Asks the helper to send SIGTERM to the step's program. Has no effect if the program has already ended.
@@ -177,7 +182,7 @@ fn borrowed(fd: RawFd) -> BorrowedFd<'static> {
 /// The data that the child needs. The child shares the memory of its parent.
 struct Child {
     program: RawFd,
-    inherited: [RawFd; 5],
+    inherited: [RawFd; 6],
     arguments: [*const libc::c_char; 3],
     /// The file `cgroup.procs` of the cgroup that the child has to enter, or -1.
     processes: RawFd,
@@ -217,8 +222,8 @@ extern "C" fn become_helper(child: *mut libc::c_void) -> libc::c_int {
 
 /// Starts `program` as process 1 of a new PID namespace, with `inherited` as descriptors 0, 1, … and an empty
 /// environment. Returns the pidfd. If there is a `cgroup`, the process starts in this cgroup.
-fn spawn(program: &OwnedFd, inherited: &[OwnedFd; 5], cgroup: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
-    const _: () = assert!(SPEC == 3 && CONTROL == 4);
+fn spawn(program: &OwnedFd, inherited: &[OwnedFd; 6], cgroup: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
+    const _: () = assert!(STATUS == 3 && SPEC == 4 && CONTROL == 5);
     let verb = std::ffi::CString::new(super::VERB)?;
     let mut child = Child {
         program: program.as_raw_fd(),

@@ -45,6 +45,10 @@ pub struct StepSpec {
     /// cannot create one.
     #[serde(default)]
     pub audit_socket: bool,
+    /// Whether descriptor 3 of the command is a pipe, to which it writes lines that say how far it is. They are not part
+    /// of its output.
+    #[serde(default)]
+    pub status: bool,
     /// Whether the step's writes are discarded.
     pub throwaway: bool,
     /// Whether the step uses oven's terminal, as in `oven shell`. If false, standard input is `/dev/null`.

@@ -193,6 +193,7 @@ pub fn nonzero_blocks(
     take: &mut dyn FnMut(u64, &[u8]) -> Result<()>,
 ) -> Result<()> {
     let end = length(source)?;
+    cancelled.expect_bytes(allocated_bytes(source).min(end));
     let mut memory = vec![0u8; CHUNK + ALIGN];
     let start = memory.as_ptr().align_offset(ALIGN);
     let buffer = &mut memory[start..start + CHUNK];
@@ -211,6 +212,7 @@ pub fn nonzero_blocks(
             buffer[want..filled].fill(0);
             nonzero_runs(&buffer[..filled], &mut |n, data| take(at + n as u64, data))?;
             at += want as u64;
+            cancelled.add_bytes(want as u64);
         }
         // The source may end in the middle of a block.
         at = at.next_multiple_of(BLOCK as u64);

@@ -2,9 +2,12 @@
 
 use crate::error::Kind;
 use anyhow::Result;
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 use tokio::sync::oneshot;
 
 /// Waits for its thread when the value is dropped. So the thread has ended before the clean-up after a cancelled
@@ -37,20 +40,79 @@ pub async fn run_to_end<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'st
     }
 }
 
+/// The interval of progress reports.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
+
+tokio::task_local! {
+    static LISTENER: Rc<Listener>;
+}
+
+/// Hears how many bytes are done, and of how many.
+struct Listener {
+    on_bytes: Box<dyn Fn(u64, u64)>,
+    /// The work that counts its bytes. Some of it may be done concurrently.
+    counted: RefCell<Vec<CancelFlag>>,
+}
+
+impl Listener {
+    fn report(&self) {
+        let counted = self.counted.borrow();
+        let sum = |of: &dyn Fn(&Shared) -> u64| counted.iter().map(|flag| of(&flag.0)).sum::<u64>();
+        let all = sum(&|shared| shared.all.load(Ordering::Relaxed));
+        if all > 0 {
+            (self.on_bytes)(sum(&|shared| shared.done.load(Ordering::Relaxed)).min(all), all);
+        }
+    }
+
+    /// Forgets work that counted nothing, such as the many writes of single blocks.
+    fn end(&self) {
+        self.counted.borrow_mut().retain(|flag| flag.0.all.load(Ordering::Relaxed) > 0);
+    }
+}
+
+/// Runs `future`. While it waits for work of [`run`] that counts its bytes, `on_bytes` regularly gets the number of
+/// bytes that are done, and of all bytes.
+pub async fn listen<T>(on_bytes: impl Fn(u64, u64) + 'static, future: impl Future<Output = T>) -> T {
+    let listener = Listener { on_bytes: Box::new(on_bytes), counted: RefCell::default() };
+    LISTENER.scope(Rc::new(listener), future).await
+}
+
 /// A flag that is set when nobody waits for the result of the work any more. The work must check the flag often, and
-/// end when it is set.
+/// end when it is set. The work may also count its bytes, see [`listen`].
 #[derive(Debug, Clone, Default)]
-pub struct CancelFlag(Arc<AtomicBool>);
+pub struct CancelFlag(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    cancelled: AtomicBool,
+    done: AtomicU64,
+    all: AtomicU64,
+}
 
 impl CancelFlag {
     /// Cancels the work.
     pub fn cancel(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.0.cancelled.store(true, Ordering::Relaxed);
     }
 
     /// Fails if the work was cancelled.
     pub fn check(&self) -> Result<()> {
-        if self.0.load(Ordering::Relaxed) { Err(Kind::Interrupted.error("stopped")) } else { Ok(()) }
+        if self.0.cancelled.load(Ordering::Relaxed) {
+            Err(Kind::Interrupted.error("stopped"))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Begins to count the bytes of the work.
+    pub fn expect_bytes(&self, all: u64) {
+        self.0.done.store(0, Ordering::Relaxed);
+        self.0.all.store(all, Ordering::Relaxed);
+    }
+
+    /// Counts bytes that are done.
+    pub fn add_bytes(&self, done: u64) {
+        self.0.done.fetch_add(done, Ordering::Relaxed);
     }
 }
 
@@ -66,7 +128,25 @@ pub async fn run<T: Send + 'static>(
     }
     let cancelled = CancelFlag::default();
     let _guard = OnDrop(cancelled.clone());
-    match tokio::task::spawn_blocking(move || work(&cancelled)).await {
+    let counted = cancelled.clone();
+    let mut task = tokio::task::spawn_blocking(move || work(&cancelled));
+    let ended = match LISTENER.try_with(Rc::clone) {
+        Err(_) => task.await,
+        Ok(listener) => {
+            listener.counted.borrow_mut().push(counted);
+            let mut ticks = tokio::time::interval(PROGRESS_INTERVAL);
+            let ended = loop {
+                tokio::select! {
+                    biased;
+                    ended = &mut task => break ended,
+                    _ = ticks.tick() => listener.report(),
+                }
+            };
+            listener.end();
+            ended
+        }
+    };
+    match ended {
         Ok(result) => result,
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
         Err(error) => Err(error.into()),
@@ -77,7 +157,6 @@ pub async fn run<T: Send + 'static>(
 mod tests {
     use super::*;
     use std::sync::mpsc;
-    use std::time::Duration;
 
     #[tokio::test]
     async fn the_result_is_returned_and_dropping_waits_for_the_work() {
@@ -92,6 +171,24 @@ mod tests {
         assert!(tokio::time::timeout(Duration::from_millis(5), work).await.is_err());
         assert!(done.load(Ordering::SeqCst));
         drop(go);
+    }
+
+    #[tokio::test]
+    async fn a_listener_gets_the_bytes_of_the_work() {
+        let heard = Rc::new(std::cell::RefCell::new(Vec::new()));
+        let (told, (go, wait)) = (heard.clone(), mpsc::channel::<()>());
+        let listener = move |done, all| {
+            told.borrow_mut().push((done, all));
+            _ = go.send(());
+        };
+        let work = run(move |counter| {
+            counter.expect_bytes(10);
+            counter.add_bytes(7);
+            wait.recv_timeout(Duration::from_secs(10)).map_err(Into::into)
+        });
+        listen(listener, work).await.expect("the listener got nothing");
+        assert!(heard.borrow().iter().all(|bytes| *bytes == (7, 10)), "{heard:?}");
+        run(|counter| Ok(counter.add_bytes(1))).await.unwrap(); // without a listener
     }
 
     #[tokio::test]

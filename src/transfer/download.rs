@@ -71,6 +71,17 @@ pub async fn verify(
     sent: &BTreeMap<u32, Digest>,
     parent: Option<&SnapshotId>,
 ) -> Result<()> {
+    verify_with_progress(blocks, snapshot, sent, parent, &|_, _| ()).await
+}
+
+/// Like [`verify`], but calls `on_progress` regularly with the number of bytes verified and the total.
+pub async fn verify_with_progress(
+    blocks: &dyn BlockApi,
+    snapshot: &SnapshotId,
+    sent: &BTreeMap<u32, Digest>,
+    parent: Option<&SnapshotId>,
+    on_progress: &dyn Fn(u64, u64),
+) -> Result<()> {
     let existing = blocks.contents(snapshot).await?.blocks;
     let reader = blocks.reader(snapshot).await?;
     let mut expected: Vec<(u32, Expected)> =
@@ -90,7 +101,9 @@ pub async fn verify(
     expected.extend(others.map(|index| (index, Expected::Zeros)));
     let parents = parents.map(|(parent, reader, _)| (parent, reader));
     let (snapshot, zeros) = (snapshot.clone(), digest_of(&[0; BLOCK]));
-    for_each(expected, move |(index, expected)| {
+    let (all, done) = (expected.len(), Arc::new(AtomicUsize::new(0)));
+    let count = done.clone();
+    let verifying = for_each(expected, move |(index, expected)| {
         let (expected, what) = match (expected, &parents) {
             (Expected::Uploaded(digest), _) => (*digest, "the uploaded block".to_owned()),
             (Expected::FromParent, Some((parent, reader))) => {
@@ -103,12 +116,13 @@ pub async fn verify(
         // A block that the snapshot does not have reads as zeros.
         let actual = if existing.contains(*index) { read(&*reader, &snapshot, *index)?.1 } else { zeros };
         if actual == expected {
+            count.fetch_add(1, Ordering::Relaxed);
             return Ok(());
         }
         let absent = if existing.contains(*index) { "" } else { ", because it is missing" };
         Err(Kind::Cloud.error(format!("block {index} of {snapshot} differs from {what}{absent}")))
-    })
-    .await
+    });
+    report_until_done(verifying, &done, all, on_progress).await
 }
 
 /// Writes a snapshot to a file, and replaces the file's old content. Zeros in the snapshot become holes in the file.

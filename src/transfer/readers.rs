@@ -44,6 +44,27 @@ pub struct ReadBlock {
 pub struct BlockFeed {
     blocks: UnboundedReceiver<Result<ReadBlock>>,
     gate: Arc<Gate>,
+    count: Arc<BlockCount>,
+}
+
+/// Counts the blocks of a source while they are read.
+#[derive(Debug, Default)]
+pub struct BlockCount {
+    /// The number of all blocks, and 1 more. 0 if it is not known yet.
+    all: AtomicUsize,
+    skipped: AtomicUsize,
+}
+
+impl BlockCount {
+    /// The number of all blocks that may have to be uploaded, when the source has listed them.
+    pub fn all(&self) -> Option<usize> {
+        self.all.load(Ordering::Relaxed).checked_sub(1)
+    }
+
+    /// The number of blocks that were read but need not be uploaded.
+    pub fn skipped(&self) -> usize {
+        self.skipped.load(Ordering::Relaxed)
+    }
 }
 
 /// Counts how many more blocks may be in memory.
@@ -100,9 +121,14 @@ impl BlockFeed {
         let gate =
             Arc::new(Gate { state: Mutex::new(State { free: room, closed: false }), freed: Condvar::new() });
         let (sender, blocks) = unbounded_channel();
-        let feed = Self { blocks, gate: gate.clone() };
-        spawn(move || read_all(&source, &gate, &sender))?;
+        let count = Arc::<BlockCount>::default();
+        let feed = Self { blocks, gate: gate.clone(), count: count.clone() };
+        spawn(move || read_all(&source, &gate, &sender, &count))?;
         Ok(feed)
+    }
+
+    pub fn count(&self) -> &Arc<BlockCount> {
+        &self.count
     }
 
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<ReadBlock>>> {
@@ -116,12 +142,20 @@ pub fn reader_count() -> usize {
 }
 
 /// Lists the source's blocks and reads them on several threads.
-fn read_all(source: &Arc<dyn BlockSource>, gate: &Arc<Gate>, sender: &UnboundedSender<Result<ReadBlock>>) {
+fn read_all(
+    source: &Arc<dyn BlockSource>,
+    gate: &Arc<Gate>,
+    sender: &UnboundedSender<Result<ReadBlock>>,
+    count: &BlockCount,
+) {
     let read = |indexes: &[u32], next: &AtomicUsize| {
         while let Some(room) = gate.take() {
             let Some(&index) = indexes.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
             let read = source.block(index).with_context(|| format!("reading block {index}"))?;
-            let Some((data, digest)) = read else { continue };
+            let Some((data, digest)) = read else {
+                count.skipped.fetch_add(1, Ordering::Relaxed);
+                continue;
+            };
             if sender.send(Ok(ReadBlock { index, data, digest, room })).is_err() {
                 break;
             }
@@ -138,6 +172,7 @@ fn read_all(source: &Arc<dyn BlockSource>, gate: &Arc<Gate>, sender: &UnboundedS
     };
     let all = || {
         let (indexes, next) = (source.indexes(), AtomicUsize::new(0));
+        count.all.store(indexes.len() + 1, Ordering::Relaxed);
         run_in_threads(reader_count(), || report_error(catch_panic(|| read(&indexes, &next))))
     };
     _ = report_error(catch_panic(all));

@@ -147,7 +147,7 @@ async fn baked(ec2: &Ec2, name: &str) -> anyhow::Result<Image> {
         ec2.ensure_permitted(&base).await?;
         let disk = DiskSpec { tags: of_run(&run), ..DiskSpec::default() };
         let disk = disks.checkout(&base, &disk, &run, &undo).await?;
-        let snapshot = disk.commit(&undo, &|_| ()).await?;
+        let snapshot = disk.commit(&undo, &|_, _| ()).await?;
         ec2.register(&snapshot, &spec(&base, name, &run), &undo).await
     })
     .await;

@@ -219,6 +219,10 @@ pub struct Plan {
     /// Lines of output that are not a failure, but that the user should know. Each is reported once.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<Trouble>,
+    /// Lines that say how far a step is. The first line that matches counts. If there are any, descriptor 3 of each step
+    /// is a pipe, to which its command may write such lines. oven does not log the lines of this pipe.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub progress: Vec<ProgressLine>,
     /// Directories into which the package manager downloads. They must be listed even if this plan downloads nothing.
     /// If a directory has `sources`, oven caches it on the builder for later bakes. If a file remains in a directory
     /// after the steps of phase clean, the bake fails.
@@ -347,6 +351,40 @@ pub struct Trouble {
     /// not ask for, or empty if no single package is the cause. `{1}` has the same meaning as in `means`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub package: Option<String>,
+}
+
+/// A line of a step's output, or of its descriptor 3, that says how far the step is. In the fields, `{1}` stands for the
+/// text that the first `*` of `output` matched. Numbers may have a unit, such as `88.1 MB` or `300 KiB`; other text
+/// after a number is ignored. If a field begins with `+`, as in `+1`, its number is added to the number so far.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProgressLine {
+    /// The pattern of the whole line. `*` stands for any text.
+    pub output: String,
+    /// The phases of the steps that print the line. If it is empty, all steps may print it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub phases: Vec<Phase>,
+    /// The number of items that are done, such as packages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub done: Option<String>,
+    /// The number of all items.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total: Option<String>,
+    /// What the items are, in the plural.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
+    /// The number of bytes that are done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<String>,
+    /// The number of all bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total_bytes: Option<String>,
+    /// The percentage that is done: of the bytes, if their number is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub percent: Option<String>,
+    /// The name of the item that is in progress.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
 }
 
 /// A file of [`Plan::shims`] or [`Plan::files`]. A file of `shims` replaces the image's file while steps run, and does

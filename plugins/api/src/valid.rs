@@ -1,7 +1,9 @@
 //! Validates the answers of plugins. oven does this before it executes anything. [`crate::check()`] uses the same
 //! rules.
 
-use crate::{CACHE_PLACES, Cache, Claims, FILE_PLACES, Job, Phase, Plan, Shim, Step, Tools, Trouble};
+use crate::{
+    CACHE_PLACES, Cache, Claims, FILE_PLACES, Job, Phase, Plan, ProgressLine, Shim, Step, Tools, Trouble,
+};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The longest time limit of a step, in seconds. A step that takes longer than a day is assumed to hang.
@@ -11,6 +13,8 @@ const MAX_RETRIES: u32 = 10;
 const MAX_PATHS: usize = 1000;
 /// The maximal number of steps in a list.
 const MAX_STEPS: usize = 1000;
+/// The maximal number of lines that say how far a step is. Each line of output is compared with all of them.
+const MAX_PROGRESS: usize = 100;
 /// The maximal number of caches. A package manager has only two or three.
 const MAX_CACHES: usize = 16;
 /// Directories of package managers' databases, which are not caches.
@@ -98,6 +102,13 @@ pub fn faults_of_plan(plan: &Plan, job: &Job) -> Vec<String> {
                 .filter_map(|(index, trouble)| Some(format!("{key}[{index}]: {}", trouble_fault(trouble)?))),
         );
     }
+    if plan.progress.len() > MAX_PROGRESS {
+        faults.push(format!("progress: {} entries; at most {MAX_PROGRESS} are allowed", plan.progress.len()));
+    }
+    let lines = plan.progress.iter().take(MAX_PROGRESS).enumerate();
+    faults.extend(
+        lines.filter_map(|(index, line)| Some(format!("progress[{index}]: {}", progress_fault(line)?))),
+    );
     faults
 }
 
@@ -280,8 +291,24 @@ fn trouble_fault(trouble: &Trouble) -> Option<String> {
     if trouble.means.trim().is_empty() {
         return Some("means is empty".into());
     }
-    let stars = trouble.output.matches('*').count();
-    let texts = [Some(&trouble.means), trouble.hint.as_ref(), trouble.package.as_ref()];
+    lost_star(&trouble.output, &[Some(&trouble.means), trouble.hint.as_ref(), trouble.package.as_ref()])
+}
+
+fn progress_fault(line: &ProgressLine) -> Option<String> {
+    let ProgressLine { output, phases: _, done, total, unit, bytes, total_bytes, percent, name } = line;
+    if output.trim_matches(['*', ' ']).is_empty() {
+        return Some("output is empty, or matches every line".into());
+    }
+    let texts = [done, total, unit, bytes, total_bytes, percent, name].map(Option::as_ref);
+    if texts.iter().all(Option::is_none) {
+        return Some("it says nothing: give `done`, `bytes`, `percent`, `name` or a total".into());
+    }
+    lost_star(output, &texts)
+}
+
+/// Returns what is wrong if a text has a number in braces for which the pattern has no `*`.
+fn lost_star(output: &str, texts: &[Option<&String>]) -> Option<String> {
+    let stars = output.matches('*').count();
     let uses = |n: usize| texts.iter().flatten().any(|text| text.contains(&format!("{{{n}}}")));
     let lost = (stars + 1..=9).find(|n| uses(*n))?;
     Some(format!("{{{lost}}} has no `*`: `output` has only {stars}"))

@@ -244,6 +244,17 @@ fn plan() -> Plan {
         troubles: trouble(),
         failures: trouble(),
         notes: trouble(),
+        progress: vec![ProgressLine {
+            output: "got *".into(),
+            phases: vec![Phase::Fetch],
+            done: text(),
+            total: text(),
+            unit: text(),
+            bytes: text(),
+            total_bytes: text(),
+            percent: text(),
+            name: text(),
+        }],
         caches: vec![Cache {
             path: "/var/cache/pkg".into(),
             holds: Holds::Packages,

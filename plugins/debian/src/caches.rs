@@ -89,11 +89,13 @@ const DECOMPRESS_SCRIPT: &str = r#"#!/bin/sh
 # Decompresses downloaded packages for bin/dpkg-deb: NAME.tar has the files, NAME.control the control files. NAME.sum
 # has the package's checksum, as another repository may use the same name for another file.
 cd /var/cache/apt || exit 0
+status() { { echo "$1" >&3; } 2> /dev/null; }
 if [ $# = 0 ]; then
     # Only if the cache is not on the image's own disk, and has 4 GiB of free space.
     [ "$(stat -c %d .)" != "$(stat -c %d ..)" ] || exit 0
     [ $(($(stat -f -c %a .) / 1024 * $(stat -f -c %S .) / 1048576)) -ge 4 ] || exit 0
     mkdir -p oven
+    status "unpack:$(find archives -maxdepth 1 -type f -name '*.deb' | wc -l) packages"
     find archives -maxdepth 1 -type f -name '*.deb' -print0 | xargs -0 -r -n 4 -P "$(nproc)" "$0"
     exit 0
 fi
@@ -104,11 +106,13 @@ plain_files() {
 for deb; do
     unpacked=oven/${deb#archives/} sum=$(sha256sum < "$deb") was=
     [ -e "$unpacked.tar" ] && read -r was < "$unpacked.sum"
-    [ "$sum" != "$was" ] || continue
+    name=${deb##*/} name=${name%%_*}
+    [ "$sum" != "$was" ] || { status "unpacked:$name"; continue; }
     rm -rf "$unpacked.tar" "$unpacked.control"
     dpkg-deb --control "$deb" "$unpacked.control" && plain_files "$unpacked.control" && echo "$sum" > "$unpacked.sum" &&
         dpkg-deb --fsys-tarfile "$deb" > "$unpacked.part" && mv "$unpacked.part" "$unpacked.tar" ||
         rm -rf "$unpacked.part" "$unpacked.control" "$unpacked.sum"
+    status "unpacked:$name"
 done
 exit 0
 "#;

@@ -11,6 +11,7 @@ mod hold;
 mod mirror;
 mod packages;
 mod priority;
+mod progress;
 mod repositories;
 mod security;
 mod tools;
@@ -111,6 +112,7 @@ impl Distro for Debian {
             plan.expect = expected_states();
         }
         if changes || plan.tools.is_some() {
+            plan.progress = progress::lines();
             plan.shims.extend(conf::apt_configs());
             plan.shims.push(verify::shim());
             plan.shims.push(conf::main_config(job, has(conf::IMAGE_MAIN_CONFIG)));
@@ -180,7 +182,7 @@ fn refresh_step(job: &Job) -> Step {
     Step {
         phase: Phase::Fetch,
         why: "refreshing the package index".into(),
-        argv: ["apt-get", "update"].map(str::to_owned).to_vec(),
+        argv: ["apt-get", "update"].into_iter().chain(progress::STATUS).map(str::to_owned).collect(),
         env,
         retries: RETRIES,
         // Deletes the index, so that apt downloads all of it again. Otherwise apt could combine new files with stale
@@ -251,7 +253,7 @@ fn steps(job: &Job, packages: &[String], downloads: bool) -> Vec<Step> {
         Upgrade::None | Upgrade::All => ("upgrades", &["dist-upgrade"][..]),
     };
     if job.upgrade != Upgrade::None {
-        let argv = [&["apt-get", "--download-only"], upgrade].concat();
+        let argv = [&["apt-get", "--download-only"], upgrade, &progress::STATUS].concat();
         steps.push(fetch(&format!("downloading {what}"), &argv, &[]));
     }
     let count = match packages.len() {
@@ -264,7 +266,8 @@ fn steps(job: &Job, packages: &[String], downloads: bool) -> Vec<Step> {
         // pins of the upgrade must not apply to requested packages.
         let verb = if job.upgrade == Upgrade::All { "dist-upgrade" } else { "install" };
         let why = format!("downloading {count} and dependencies");
-        steps.push(fetch(&why, &["apt-get", "--download-only", verb, "--"], packages));
+        let argv = [&["apt-get", "--download-only", verb][..], &progress::STATUS, &["--"]].concat();
+        steps.push(fetch(&why, &argv, packages));
     }
     if job.upgrade != Upgrade::None || !packages.is_empty() {
         steps.push(fetch(caches::DECOMPRESS_WHY, &[caches::DECOMPRESS], &[]));
@@ -280,11 +283,12 @@ fn steps(job: &Job, packages: &[String], downloads: bool) -> Vec<Step> {
     if job.upgrade != Upgrade::None {
         let why =
             if job.upgrade == Upgrade::Security { "upgrading for security" } else { "upgrading packages" };
-        steps.push(change(Phase::Upgrade, why, &[&["apt-get"], upgrade].concat(), &[]));
+        steps.push(change(Phase::Upgrade, why, &[&["apt-get"], upgrade, &progress::STATUS].concat(), &[]));
     }
     if !packages.is_empty() {
         let why = format!("installing {count}");
-        steps.push(change(Phase::Install, &why, &["apt-get", "install", "--"], packages));
+        let argv = [&["apt-get", "install"][..], &progress::STATUS, &["--"]].concat();
+        steps.push(change(Phase::Install, &why, &argv, packages));
     }
     if !hold_after.is_empty() {
         steps.push(step(

@@ -1,5 +1,6 @@
 //! Programs that are installed only for a bake, and removed after the last playbook.
 
+use crate::progress::STATUS;
 use crate::{CLEAN_TIMEOUT, FETCH_TIMEOUT, INSTALL_TIMEOUT, RETRIES, environment, prune_step, refresh_step};
 use oven_distro::{Job, Phase, Question, Step, Tools};
 
@@ -34,8 +35,10 @@ pub fn tools(job: &Job, has_index: bool) -> Option<Tools> {
         steps.extend([refresh_step(job), prune_step(job)]);
     }
     // Recommended packages are not needed during a bake.
-    let install = ["apt-get", "--no-install-recommends", "install", "--"];
-    let download = ["apt-get", "--download-only", "--no-install-recommends", "install", "--"];
+    let install = [&["apt-get", "--no-install-recommends", "install"][..], &STATUS, &["--"]].concat();
+    let download =
+        [&["apt-get", "--download-only", "--no-install-recommends", "install"][..], &STATUS, &["--"]]
+            .concat();
     steps.push(fetch(&format!("downloading {names} for this bake"), &download, &packages));
     steps.push(Step {
         network: job.network,

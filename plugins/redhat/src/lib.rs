@@ -6,6 +6,7 @@
 
 mod manager;
 mod mirror;
+mod progress;
 mod repository;
 mod tools;
 mod troubles;
@@ -53,6 +54,7 @@ impl Distro for RedHat {
         let changes = job.upgrade != Upgrade::None || !job.packages.is_empty();
         if let Some(manager) = manager.filter(|_| has(RPM)) {
             plan.tools = tools::tools(job, manager, changes)?;
+            plan.progress = plan.tools.iter().flat_map(|_| progress::lines()).collect();
         }
         if !changes && job.repositories.is_empty() && job.hold.is_empty() {
             plan.steps.extend(manager.into_iter().flat_map(clean));
@@ -74,6 +76,7 @@ impl Distro for RedHat {
             plan.steps = steps(job, manager, &requests, &options)?;
             plan.caches = caches(Some(manager), manager.cache());
         }
+        plan.progress = progress::lines();
         plan.steps.extend(holds(job, manager, &requests)?);
         plan.steps.sort_by_key(|step| step.phase);
         plan.steps.extend(clean(manager));

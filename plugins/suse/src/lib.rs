@@ -3,6 +3,7 @@
 //! Packages are downloaded in one step, which has the network and runs no code of packages. They are installed from the
 //! cache in another step, which has no network.
 
+mod progress;
 mod repository;
 mod troubles;
 
@@ -69,6 +70,7 @@ impl Distro for Suse {
             }
             let requests = PackageRequests::from_job(job, &SPELLING)?;
             plan.steps = repository::add(job, &mut plan)?;
+            plan.progress = progress::lines();
             plan.troubles.splice(0..0, requests.troubles.iter().cloned());
             plan.expect = oven_rpm::expected(requests.wanted.clone());
             if changes {

@@ -12,7 +12,7 @@ use crate::definition::{Definition, DownloadedFile, PackageRequest};
 use crate::error::{Failure, Kind};
 use crate::formats::package;
 use crate::identity::checksum::hex;
-use crate::report::Report;
+use crate::report::{Report, Step};
 use crate::sys::state_files;
 use anyhow::{Context, Result};
 use rustls::crypto::ring;
@@ -21,7 +21,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Proxy};
@@ -31,6 +31,8 @@ pub const DIR: &str = "downloads";
 /// The number of attempts for each URL. The pause after each attempt is twice as long as the one before.
 const ATTEMPTS: u32 = 4;
 const PAUSE: Duration = Duration::from_secs(2);
+/// The interval of progress reports.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 /// The time limit for a connection, and for each read.
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// The maximal size of a package, in bytes. The largest usual packages, with the debug symbols of a kernel, have about
@@ -94,7 +96,7 @@ pub async fn fetch_packages(
             agent = Some(self::agent(network)?);
         }
         let step = report.step("download", format!("downloading {url}"));
-        let wanted = WantedFile { url, sha256, path: &path };
+        let wanted = WantedFile { url, sha256, path: &path, step: &step };
         let agent = agent.as_ref().context("no HTTP client")?;
         let downloaded = download(&image, agent, &wanted, report).await;
         *file = Some(DownloadedFile { source: path, package: downloaded? });
@@ -126,6 +128,8 @@ struct WantedFile<'a> {
     sha256: &'a str,
     /// Where the file is stored.
     path: &'a Path,
+    /// Shows how much is downloaded.
+    step: &'a Step,
 }
 
 async fn download(
@@ -134,7 +138,7 @@ async fn download(
     wanted: &WantedFile<'_>,
     report: &Report,
 ) -> Result<package::PackageFile> {
-    let WantedFile { url, sha256, path } = *wanted;
+    let WantedFile { url, sha256, path, step } = *wanted;
     let dir = path.parent().context("the file has no directory")?;
     let definition_error = |what: String| {
         let place = image.place_of_package(Some(url));
@@ -147,7 +151,8 @@ async fn download(
         // The temporary file is removed when this future is dropped, even if the thread is still writing to it.
         let part = tempfile::Builder::new().prefix(PART).tempfile_in(dir);
         let part = part.with_context(|| format!("creating a file in {}", dir.display()))?;
-        let error = match fetch(agent, url, part.reopen().context("reopening the temporary file")?).await? {
+        let file = part.reopen().context("reopening the temporary file")?;
+        let error = match fetch(agent, url, file, step).await? {
             Ok(found) if found != *sha256 => {
                 let what = format!("{url} is not the expected file: its sha256 is {found}, not {sha256}");
                 return Err(definition_error(what)
@@ -209,7 +214,7 @@ fn remove_stale_parts(dir: &Path) {
 
 /// Downloads a URL into a file, and returns the file's digest. The download runs in a thread. If this future is
 /// dropped, it sets a flag that ends the thread after its current read. Nobody waits for the thread.
-async fn fetch(agent: &Agent, url: &str, file: File) -> Result<Result<String, DownloadError>> {
+async fn fetch(agent: &Agent, url: &str, file: File, step: &Step) -> Result<Result<String, DownloadError>> {
     struct Stop(Arc<AtomicBool>);
     impl Drop for Stop {
         fn drop(&mut self) {
@@ -218,23 +223,50 @@ async fn fetch(agent: &Agent, url: &str, file: File) -> Result<Result<String, Do
     }
     let (stop, (sender, receiver)) = (Stop(Arc::default()), tokio::sync::oneshot::channel());
     let (agent, url, stopped) = (agent.clone(), url.to_owned(), Arc::clone(&stop.0));
+    let received = Arc::<Received>::default();
+    let count = Arc::clone(&received);
     std::thread::Builder::new()
         .name("download".into())
-        .spawn(move || sender.send(get(&agent, &url, file, &stopped)))
+        .spawn(move || sender.send(get(&agent, &url, file, &Watch { stopped: &stopped, received: &count })))
         .context("starting a thread for the download")?;
-    receiver.await.context("waiting for the download")?
+    let (mut receiver, mut ticks) = (receiver, tokio::time::interval(PROGRESS_INTERVAL));
+    loop {
+        tokio::select! {
+            biased;
+            fetched = &mut receiver => break fetched.context("waiting for the download")?,
+            _ = ticks.tick() => received.report(step),
+        }
+    }
 }
 
-fn get(
-    agent: &Agent,
-    url: &str,
-    mut file: File,
-    stopped: &AtomicBool,
-) -> Result<Result<String, DownloadError>> {
+/// How much of a file was received.
+#[derive(Default)]
+struct Received {
+    bytes: AtomicU64,
+    /// The size of the file; 0 if the server does not say it.
+    all: AtomicU64,
+}
+
+impl Received {
+    fn report(&self, step: &Step) {
+        let all = self.all.load(Ordering::Relaxed);
+        step.progress(self.bytes.load(Ordering::Relaxed), Some(all).filter(|all| *all > 0));
+    }
+}
+
+/// What the thread of a download shares with the future that waits for it.
+struct Watch<'a> {
+    stopped: &'a AtomicBool,
+    received: &'a Received,
+}
+
+fn get(agent: &Agent, url: &str, mut file: File, watch: &Watch<'_>) -> Result<Result<String, DownloadError>> {
     let mut response = match agent.get(url).call() {
         Ok(response) => response,
         Err(error) => return Ok(Err(classify(&error))),
     };
+    let Watch { stopped, received } = *watch;
+    received.all.store(response.body().content_length().unwrap_or(0), Ordering::Relaxed);
     let (mut body, mut hasher, mut total) = (response.body_mut().as_reader(), Sha256::new(), 0);
     let mut buffer = vec![0; 256 << 10];
     while !stopped.load(Ordering::Relaxed) {
@@ -249,6 +281,7 @@ fn get(
         }
         hasher.update(&buffer[..count]);
         file.write_all(&buffer[..count]).context("writing the download")?;
+        received.bytes.store(total, Ordering::Relaxed);
     }
     Ok(Err(DownloadError::Temporary("it was interrupted".into())))
 }

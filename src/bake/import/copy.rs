@@ -17,7 +17,8 @@ pub async fn disk(
 ) -> Result<ImportOutcome> {
     let Import { site, wanted, .. } = import;
     let step = site.report.step("import", format!("importing {}", disk_name(&wanted.raw)));
-    let copied = copier.copy_disk(&wanted.raw, &wanted.name, wanted.architecture, &site.report).await;
+    let copying = copier.copy_disk(&wanted.raw, &wanted.name, wanted.architecture, &site.report);
+    let copied = step.follow(copying).await;
     let image = copied.map_err(|error| name::explain_conflict(import, holder, error))?;
     let new = holder.is_none();
     if new {
@@ -29,7 +30,9 @@ pub async fn disk(
         if new {
             undo.owe(image_debt(import, &image));
         }
-        let digests = source::digests(wanted, source::disk(wanted, file).await?).await?;
+        let step = site.report.step("verify", source::reading_context(wanted));
+        let digests = source::digests(wanted, source::disk(wanted, file).await?, &step).await?;
+        step.done();
         verify::snapshot(import, &image.snapshot, &digests).await?;
         undo.forgive_on_failure();
     }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 /// Returns `holder`, the image that already has the wanted name. Fails if it was imported from another disk.
 pub async fn image(import: &Import<'_>, holder: &Image, disk: Arc<RawDisk>) -> Result<ImportOutcome> {
     let step = import.site.report.step("import", source::reading_context(import.wanted));
-    let digests = source::digests(import.wanted, disk).await?;
+    let digests = source::digests(import.wanted, disk, &step).await?;
     drop(step);
     let existing = existing_import(import, holder, &raw::digest(&digests)).await;
     let image = existing.map_err(|error| name::explain_conflict(import, Some(holder), error))?;

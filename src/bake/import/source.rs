@@ -6,6 +6,7 @@ use crate::error::Kind;
 use crate::formats::partition::{self, ReadAt, TableScheme};
 use crate::formats::{disk_size, superblock};
 use crate::ids::Digest;
+use crate::report::Step;
 use crate::sys::sparse_copy::{self, disk_name};
 use crate::sys::tasks;
 use crate::transfer::raw::RawDisk;
@@ -72,9 +73,14 @@ pub async fn disk(wanted: &ImportRequest, file: File) -> Result<Arc<RawDisk>> {
     Ok(Arc::new(tasks::run(move |_| RawDisk::new(file, &name)).await?))
 }
 
-/// Reads the disk, and returns the digests of its blocks.
-pub async fn digests(wanted: &ImportRequest, disk: Arc<RawDisk>) -> Result<BTreeMap<u32, Digest>> {
-    upload::digests(disk).await.with_context(|| reading_context(wanted))
+/// Reads the disk, and returns the digests of its blocks. `step` shows how far this is.
+pub async fn digests(
+    wanted: &ImportRequest,
+    disk: Arc<RawDisk>,
+    step: &Step,
+) -> Result<BTreeMap<u32, Digest>> {
+    let on_progress = |done, all| step.progress(done, all);
+    upload::digests_with_progress(disk, &on_progress).await.with_context(|| reading_context(wanted))
 }
 
 pub fn reading_context(wanted: &ImportRequest) -> String {

@@ -25,7 +25,7 @@ pub async fn blocks(import: &Import<'_>, disk: &Arc<RawDisk>, undo: &Undo) -> Re
     };
     undo.owe(upload::snapshot_debt(site.blocks.clone(), run));
     let step = site.report.step("import", format!("uploading {}", disk_name(&wanted.raw)));
-    let on_progress = |bytes| step.progress(bytes, None);
+    let on_progress = |done, all| step.progress(done, all);
     let sent = upload::upload(&*site.blocks, &spec, disk.clone(), &on_progress).await;
     let sent = sent.with_context(|| format!("importing {}", disk_name(&wanted.raw)))?;
     step.done();

@@ -17,7 +17,8 @@ pub async fn snapshot(
         return Ok(());
     }
     let step = site.report.step("verify", format!("verifying {snapshot}"));
-    download::verify(&*site.blocks, snapshot, digests, None)
+    let on_progress = |done, all| step.progress(done, Some(all));
+    download::verify_with_progress(&*site.blocks, snapshot, digests, None, &on_progress)
         .await
         .context("comparing the snapshot with the raw disk")?;
     step.done();

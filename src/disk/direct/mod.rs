@@ -22,7 +22,8 @@ use crate::ids::{RunId, SnapshotId};
 use crate::owner::Owner;
 use crate::report::Report;
 use crate::sys::loop_device;
-use crate::transfer::upload;
+use crate::transfer::download;
+use crate::transfer::upload::{self, OnProgress};
 use crate::undo;
 use crate::undo::{Background, Debt, Due, Undo};
 use anyhow::{Context, Result};
@@ -371,7 +372,7 @@ impl<B: BlockApi + 'static> Disk for DirectDisk<B> {
         self.device.as_ref().expect("a disk in use has a device")
     }
 
-    async fn commit(mut self: Box<Self>, undo: &Undo, on_progress: &dyn Fn(u64)) -> Result<SnapshotId> {
+    async fn commit(mut self: Box<Self>, undo: &Undo, on_progress: OnProgress<'_>) -> Result<SnapshotId> {
         let device = self.device.take().context("a disk can be committed only once")?;
         let path = device.path.clone();
         // The kernel reports some write errors only at a sync. A disk with such an error must not become an image.
@@ -399,13 +400,10 @@ impl<B: BlockApi + 'static> Disk for DirectDisk<B> {
             .detail(format!("uploaded {} of {written_count} written blocks ({mib} MiB)", sent.blocks.len()));
         if self.verify {
             let step = self.report.step("verify", format!("verifying {}", sent.snapshot));
-            crate::transfer::download::verify(
-                &*self.blocks,
-                &sent.snapshot,
-                &sent.blocks,
-                spec.parent.as_ref(),
-            )
-            .await?;
+            let (blocks, parent) = (&*self.blocks, spec.parent.as_ref());
+            let on_progress = |done, all| step.progress(done, Some(all));
+            download::verify_with_progress(blocks, &sent.snapshot, &sent.blocks, parent, &on_progress)
+                .await?;
             step.done();
         }
         // The bake may have made the cache exceed its limit. In that case, snapshots that are not in use are evicted.

@@ -7,18 +7,21 @@ use super::context::{MountedImage, ProvisionContext};
 use super::diagnose::{Diagnoser, Diagnosis};
 use super::network;
 use super::package_cache::{CacheAccess, CacheRequest, CacheUse, DownloadCaches, no_space_failure};
+use super::packages::InstalledPackage;
+use super::progress::ProgressReader;
 use super::space;
 use super::space::ImageSpace;
 use crate::definition::PackageRequest;
 use crate::error::{Failure, Kind};
+use crate::report;
 use crate::sandbox;
 use crate::sandbox::cgroup::CgroupSupport;
 use crate::sandbox::output::OutputSink;
 use crate::sandbox::spec::{BindMount, ExitStatus, StepExit, StepSpec};
 use crate::text::ShortList;
 use anyhow::{Context, Result};
-use oven_distro::{Shim, Trouble};
-use std::cell::{Cell, OnceCell};
+use oven_distro::{ProgressLine, Shim, Trouble};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
@@ -73,6 +76,9 @@ pub struct ImageCommand<'a> {
     pub failures: &'a [Trouble],
     /// Output lines that are explained to the user but do not count as a failure.
     pub notes: &'a [Trouble],
+    /// The lines that say how far the command is. If there are any, the command has a status descriptor
+    /// ([`StepSpec::status`]).
+    pub progress: Vec<&'a ProgressLine>,
     /// Exit codes that, like 0, do not count as a failure.
     pub also_good: Vec<u8>,
     /// The table in image.toml that requests the command. `None` for a command of the plan.
@@ -100,6 +106,8 @@ pub struct CommandRunner<'a> {
     /// The environment of commands that download packages.
     network_env: BTreeMap<String, String>,
     certificates: Option<Shim>,
+    /// The packages of the base image, if they were listed.
+    pub base_packages: OnceCell<Vec<InstalledPackage>>,
     pub downloads: DownloadCaches<'a>,
 }
 
@@ -139,6 +147,7 @@ impl<'a> ImageCommand<'a> {
             troubles: &runner.work.plan.troubles,
             failures: &[],
             notes: &[],
+            progress: Vec::new(),
             also_good: Vec::new(),
             key: None,
         }
@@ -188,7 +197,7 @@ impl<'a> CommandRunner<'a> {
             certificates: certificates.clone(),
             report: work.report,
         });
-        let (fenced, entered) = (OnceCell::new(), Cell::new(false));
+        let (fenced, entered, base_packages) = (OnceCell::new(), Cell::new(false), OnceCell::new());
         Ok(Self {
             place: *place,
             work: *work,
@@ -197,6 +206,7 @@ impl<'a> CommandRunner<'a> {
             entered,
             network_env,
             certificates,
+            base_packages,
             downloads,
         })
     }
@@ -223,14 +233,22 @@ impl<'a> CommandRunner<'a> {
             let (mut diagnoser, mut failures) =
                 (Diagnoser::new(call.troubles), Diagnoser::new(call.failures));
             let mut notes = Diagnoser::new(call.notes);
+            let progress = RefCell::new(ProgressReader::new(call.progress.clone()));
+            let read_progress = |line: &str| {
+                if let Some(progress) = progress.borrow_mut().line(line) {
+                    step.advance(progress);
+                }
+            };
+            let mut on_status = read_progress;
             let mut on_line = |line: &str| {
-                report.output(line);
+                step.output(line);
+                read_progress(line);
                 diagnoser.line(line);
                 failures.line(line);
                 notes.line(line);
             };
-            let exit = self.once(call, &mut OutputSink::Lines(&mut on_line)).await;
-            let exit = exit.with_context(|| call.why.clone())?;
+            let mut sink = OutputSink::WithStatus { on_line: &mut on_line, on_status: &mut on_status };
+            let exit = self.once(call, &mut sink).await.with_context(|| call.why.clone())?;
             self.report_daemons(call, &exit);
             let failed = failures.meaning();
             let good = call.is_good(exit.status);
@@ -256,7 +274,7 @@ impl<'a> CommandRunner<'a> {
             report.warn(format!("{} failed ({}): retrying in {} s", call.why, exit.status, pause.as_secs()));
             tokio::time::sleep(pause).await;
             pause *= 2;
-            self.before_retry(call).await?;
+            self.before_retry(call, &step).await?;
         }
         step.done();
         Ok(())
@@ -299,7 +317,7 @@ impl<'a> CommandRunner<'a> {
 
     /// Runs the command that a step requests before a retry. If this command fails, only a warning is printed, because
     /// the retry of the step decides the result.
-    async fn before_retry(&self, call: &ImageCommand<'_>) -> Result<()> {
+    async fn before_retry(&self, call: &ImageCommand<'_>, step: &report::Step) -> Result<()> {
         let Some(program) = call.before_retry.first() else { return Ok(()) };
         let report = self.work.report;
         let before = ImageCommand {
@@ -313,7 +331,7 @@ impl<'a> CommandRunner<'a> {
             ..ImageCommand::plan_defaults(self)
         };
         report.detail(before.why.clone());
-        let exit = self.once(&before, &mut OutputSink::Lines(&mut |line| report.output(line))).await;
+        let exit = self.once(&before, &mut OutputSink::Lines(&mut |line| step.output(line))).await;
         let exit = exit.with_context(|| before.why.clone())?;
         if !exit.status.success() {
             report.warn(format!("{} failed ({})", before.why, exit.status));
@@ -333,7 +351,7 @@ impl<'a> CommandRunner<'a> {
             }
         };
         let mut on_line = |line: &str| {
-            report.output(line);
+            report.detail(line);
             if errors.len() < EXPLAINED_MAX {
                 errors.push(line.to_owned());
             }
@@ -379,6 +397,7 @@ impl<'a> CommandRunner<'a> {
             disk_writable: self.work.image.disk_writable,
             limits: self.work.limits,
             audit_socket: call.audit_socket,
+            status: !call.progress.is_empty(),
             throwaway: call.throwaway,
             interactive: false,
         };

@@ -8,7 +8,7 @@ use crate::ids::{BLOCK, Digest};
 use crate::ids::{RunId, SnapshotId};
 use crate::trace::Track;
 use crate::transfer::readers::BlockSource;
-use crate::transfer::readers::{BlockFeed, ReadBlock};
+use crate::transfer::readers::{BlockCount, BlockFeed, ReadBlock};
 use crate::undo;
 use crate::undo::{Debt, Due};
 use anyhow::{Context, Result};
@@ -32,15 +32,18 @@ pub struct UploadedSnapshot {
     pub blocks: BTreeMap<u32, Digest>,
 }
 
+/// Gets the number of bytes that are done, and of all bytes if it is known.
+pub type OnProgress<'a> = &'a dyn Fn(u64, Option<u64>);
+
 /// Uploads a source as a snapshot and returns when the snapshot is complete. `on_progress` gets the number of bytes
-/// uploaded so far. If the snapshot expires because the upload took too long, the snapshot is deleted, and the source
-/// is uploaded once more. Register the clean-up action for the snapshots of `spec.run` before this call. Dropping the
+/// that were uploaded or need no upload. If the snapshot expires because the upload took too long, the snapshot is
+/// deleted, and the source is uploaded once more. Register the clean-up action for the snapshots of `spec.run` before this call. Dropping the
 /// future stops the reading threads.
 pub async fn upload(
     blocks: &dyn BlockApi,
     spec: &NewSnapshot,
     source: Arc<dyn BlockSource>,
-    on_progress: &dyn Fn(u64),
+    on_progress: OnProgress<'_>,
 ) -> Result<UploadedSnapshot> {
     upload_started(blocks, spec, blocks.start(spec), source, on_progress).await
 }
@@ -51,7 +54,7 @@ pub async fn upload_started(
     spec: &NewSnapshot,
     started: impl Future<Output = Result<SnapshotId>>,
     source: Arc<dyn BlockSource>,
-    on_progress: &dyn Fn(u64),
+    on_progress: OnProgress<'_>,
 ) -> Result<UploadedSnapshot> {
     let error = match try_upload(blocks, started, source.clone(), on_progress).await {
         Err(error) if error.chain().any(|cause| cause.is::<SnapshotExpired>()) => error,
@@ -63,7 +66,7 @@ pub async fn upload_started(
     cleaned.with_context(|| {
         format!("removing the expired snapshot before a second attempt, after this error: {error:#}")
     })?;
-    on_progress(0);
+    on_progress(0, None);
     try_upload(blocks, blocks.start(spec), source, on_progress)
         .await
         .with_context(|| format!("uploading all blocks again, after this error: {error:#}"))
@@ -71,11 +74,20 @@ pub async fn upload_started(
 
 /// Returns the digests of a source's blocks without uploading them.
 pub async fn digests(source: Arc<dyn BlockSource>) -> Result<BTreeMap<u32, Digest>> {
+    digests_with_progress(source, &|_, _| ()).await
+}
+
+/// Like [`digests`], but calls `on_progress` with the number of bytes read and the total.
+pub async fn digests_with_progress(
+    source: Arc<dyn BlockSource>,
+    on_progress: OnProgress<'_>,
+) -> Result<BTreeMap<u32, Digest>> {
     let mut feed = BlockFeed::start(source.clone(), MAX_BLOCKS_IN_MEMORY)?;
     let mut all = Vec::new();
     while let Some(block) = poll_fn(|cx| feed.poll_next(cx)).await {
         let ReadBlock { index, digest, .. } = block?;
         all.push((index, digest));
+        report(feed.count(), all.len(), on_progress);
     }
     ensure_unchanged_source(source, all).await
 }
@@ -93,11 +105,17 @@ async fn ensure_unchanged_source(
     .await
 }
 
+/// Reports the blocks that are done, and the blocks of zeros that were skipped.
+fn report(count: &BlockCount, done: usize, on_progress: OnProgress<'_>) {
+    let bytes = |blocks: usize| blocks as u64 * BLOCK as u64;
+    on_progress(bytes(done + count.skipped()), count.all().map(bytes));
+}
+
 async fn try_upload(
     blocks: &dyn BlockApi,
     started: impl Future<Output = Result<SnapshotId>>,
     source: Arc<dyn BlockSource>,
-    on_progress: &dyn Fn(u64),
+    on_progress: OnProgress<'_>,
 ) -> Result<UploadedSnapshot> {
     let snapshot = started.await?;
     let sent = put_all(blocks, &snapshot, source.clone(), on_progress).await?;
@@ -113,17 +131,18 @@ async fn put_all(
     blocks: &dyn BlockApi,
     snapshot: &SnapshotId,
     source: Arc<dyn BlockSource>,
-    on_progress: &dyn Fn(u64),
+    on_progress: OnProgress<'_>,
 ) -> Result<Vec<(u32, Digest)>> {
     let mut feed = BlockFeed::start(source, MAX_BLOCKS_IN_MEMORY)?;
     let (sent, counter) = (RefCell::new(Vec::new()), Track::here().counter("blocks sent"));
+    let count = feed.count().clone();
     let put = async |block: ReadBlock| {
         let ReadBlock { index, data, digest, room } = block;
         blocks.put(snapshot, index, data, digest).await?;
         drop(room);
         sent.borrow_mut().push((index, digest));
         counter.add(1);
-        on_progress(sent.borrow().len() as u64 * BLOCK as u64);
+        report(&count, sent.borrow().len(), on_progress);
         Ok(())
     };
     // No limit is set here, because the feed limits the number of blocks.

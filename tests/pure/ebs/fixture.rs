@@ -176,7 +176,7 @@ pub async fn rebake(fixture: &EbsFixture, ebs: &Ebs, run: &RunId) -> Result<Snap
     };
     let contents = ebs.contents(&base).await?;
     assert_eq!((contents.size_gib, contents.blocks.len()), (fixture.base.size_gib, 3));
-    let sent = upload(ebs, &spec(fixture, Some(&base), run), GivenBlocks::new(&CHANGES), &|_| ()).await?;
+    let sent = upload(ebs, &spec(fixture, Some(&base), run), GivenBlocks::new(&CHANGES), &|_, _| ()).await?;
     verify(ebs, &sent.snapshot, &sent.blocks, Some(&base)).await?;
     Ok(sent.snapshot)
 }

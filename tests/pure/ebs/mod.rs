@@ -170,7 +170,8 @@ async fn a_throttled_service_gets_all_of_it() {
     let (ebs, run) = (fixture.ebs(), RunId::new());
     let blocks: Vec<(u32, u8)> = (0..40).map(|index| (index, index as u8 + 1)).collect();
     let begun = Instant::now();
-    let sent = upload(&ebs, &spec(&fixture, None, &run), GivenBlocks::new(&blocks), &|_| ()).await.unwrap();
+    let sent =
+        upload(&ebs, &spec(&fixture, None, &run), GivenBlocks::new(&blocks), &|_, _| ()).await.unwrap();
     verify(&ebs, &sent.snapshot, &sent.blocks, None).await.unwrap();
     assert!(begun.elapsed() >= 1000 * MILLI, "{:?}", begun.elapsed());
     let refused = fixture.server.calls().iter().filter(|call| call.answer.contains("Throttled")).count();

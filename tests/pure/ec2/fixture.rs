@@ -133,7 +133,7 @@ impl Ec2Fixture {
             let base = ec2.base(&self.base).await?;
             ec2.ensure_permitted(&base).await?;
             let disk = disks.checkout(&base, &disk_spec(), run, &undo).await?;
-            let snapshot = disk.commit(&undo, &|_| ()).await?;
+            let snapshot = disk.commit(&undo, &|_, _| ()).await?;
             self.register(ec2, &base, &snapshot, run, &undo).await
         });
         tokio::time::timeout(HANG, bake)

@@ -159,7 +159,7 @@ async fn a_disk_that_may_be_preserved_is_not_deleted_in_the_background() {
         let ended = scope(keeping, pending(), async |undo| {
             let base = ec2.base(&fixture.base).await?;
             let disk = disks.checkout(&base, &disk_spec(), &run, &undo).await?;
-            let snapshot = disk.commit(&undo, &|_| ()).await?;
+            let snapshot = disk.commit(&undo, &|_, _| ()).await?;
             ec2.register(&snapshot, &image_spec(&base, &run), &undo).await
         })
         .await;

@@ -165,7 +165,7 @@ async fn a_disk_becomes_a_snapshot_and_an_image() {
     let disk = disks.checkout(&base, &larger, &run, &undo).await.unwrap();
     assert_eq!(byte(disk.device(), (2 << 30) - 1), 0);
     node(disk.device()).write_all_at(&[9; 4096], 40 << 20).unwrap();
-    let snapshot = disk.commit(&undo, &|_| ()).await.unwrap();
+    let snapshot = disk.commit(&undo, &|_, _| ()).await.unwrap();
     assert!(loops(w.dir.path()).is_empty(), "committed is released");
     let volumes = w.region.dir().join("volumes").read_dir().unwrap().flatten();
     let data = volumes.map(|e| e.path()).find(|path| path.extension().is_some_and(|e| e == "img")).unwrap();
@@ -303,7 +303,7 @@ async fn killed_with_a_volume_attached() {
         let base = region.base(&BaseRef::Name { name: "base-*".into(), owner: None }).await.unwrap();
         let (disks, run, undo) = (AttachedDisks::new(Rc::new(region)), RunId::new(), Undo::default());
         let first = disks.checkout(&base, &DiskSpec::default(), &run, &undo).await.unwrap();
-        first.commit(&undo, &|_| ()).await.unwrap();
+        first.commit(&undo, &|_, _| ()).await.unwrap();
         let second = disks.checkout(&base, &DiskSpec::default(), &run, &undo).await.unwrap();
         println!("\nready {run} {}", second.device().path.display());
         std::future::pending::<()>().await;

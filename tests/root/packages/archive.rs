@@ -8,8 +8,9 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tempfile::TempDir;
 
 /// What goes wrong, by the path that is asked for: an answer, and how often.
@@ -21,12 +22,16 @@ type Answers = Arc<Mutex<Vec<(String, u16)>>>;
 /// What a path held when it was asked for last, and how often that was something else: its date.
 type Versions = Arc<Mutex<BTreeMap<String, (String, u32)>>>;
 
+/// The bytes that all connections together may send in a second; 0 is no limit.
+type Throttle = Arc<AtomicU64>;
+
 /// A server of a directory.
 pub struct Archive {
     dir: TempDir,
     port: u16,
     faults: Faults,
     answers: Answers,
+    throttle: Throttle,
     stop: Arc<AtomicBool>,
 }
 
@@ -87,12 +92,14 @@ impl Archive {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let (faults, answers, stop) = (Faults::default(), Answers::default(), Arc::default());
-        let versions = Versions::default();
+        let (versions, throttle) = (Versions::default(), Throttle::default());
+        let line = Arc::new(Mutex::new(Arc::clone(&throttle)));
         let archive = Self {
             dir,
             port,
             faults: Arc::clone(&faults),
             answers: Arc::clone(&answers),
+            throttle,
             stop: Arc::clone(&stop),
         };
         let root = archive.dir.path().to_owned();
@@ -103,10 +110,21 @@ impl Archive {
                 }
                 let (root, faults) = (root.clone(), Arc::clone(&faults));
                 let (answers, versions) = (Arc::clone(&answers), Arc::clone(&versions));
-                std::thread::spawn(move || serve(&stream, &root, &faults, &answers, &versions));
+                let line = Arc::clone(&line);
+                std::thread::spawn(move || {
+                    let (path, since) = request(&stream)?;
+                    let answer = answer(&root, (&path, since.as_deref()), &faults, &answers, &versions);
+                    send(&stream, &answer, &line);
+                    Some(())
+                });
             }
         });
         archive
+    }
+
+    /// From now on, all connections together send this many bytes in a second.
+    pub fn throttle(&self, bytes_per_second: u64) {
+        self.throttle.store(bytes_per_second, Ordering::Relaxed);
     }
 
     pub fn url(&self, path: &str) -> String {
@@ -216,47 +234,81 @@ fn stanza(file: &Path, name: &str) -> String {
     format!("{}\nFilename: {name}\nSize: {size}\nSHA256: {digest}\n\n", control.trim_end())
 }
 
-/// One answer for each connection.
-#[allow(clippy::disallowed_methods, reason = "a thread of the test waits")]
-fn serve(stream: &TcpStream, root: &Path, faults: &Faults, answers: &Answers, versions: &Versions) {
+/// Reads the path that is asked for, and the date since which it must have changed.
+fn request(stream: &TcpStream) -> Option<(String, Option<String>)> {
     let mut lines = BufReader::new(stream).lines().map_while(Result::ok);
-    let Some(first) = lines.next() else { return };
+    let first = lines.next()?;
     let mut since = None;
-    for line in lines {
-        if line.is_empty() {
-            break;
-        }
+    for line in lines.take_while(|line| !line.is_empty()) {
         if let Some((name, value)) = line.split_once(": ")
             && name.eq_ignore_ascii_case("if-modified-since")
         {
             since = Some(value.to_owned());
         }
     }
-    let path = first.split(' ').nth(1).unwrap_or_default().trim_start_matches('/').replace("/./", "/");
-    let fault = match faults.lock().unwrap().get_mut(&path) {
+    let path = first.split(' ').nth(1).unwrap_or_default();
+    Some((path.trim_start_matches('/').replace("/./", "/"), since))
+}
+
+/// The answer to a request.
+struct Answer {
+    status: &'static str,
+    date: Option<String>,
+    body: Vec<u8>,
+}
+
+fn answer(
+    root: &Path,
+    (path, since): (&str, Option<&str>),
+    faults: &Faults,
+    answers: &Answers,
+    versions: &Versions,
+) -> Answer {
+    let fault = match faults.lock().unwrap().get_mut(path) {
         Some((status, times)) if *times > 0 => {
             *times -= 1;
             Some(*status)
         }
         _ => None,
     };
-    let found = fs::read(root.join(&path)).ok();
-    let date = found.as_ref().map(|body| date(&path, body, versions));
+    let found = fs::read(root.join(path)).ok();
+    let date = found.as_ref().map(|body| date(path, body, versions));
     let (status, body) = match (fault, found) {
         (Some(status), _) => (status, Vec::new()),
-        (None, Some(_)) if since.is_some() && since == date => ("304 Not Modified", Vec::new()),
+        (None, Some(_)) if since.is_some() && since == date.as_deref() => ("304 Not Modified", Vec::new()),
         (None, Some(body)) => ("200 OK", body),
         (None, None) => ("404 Not Found", Vec::new()),
     };
-    answers.lock().unwrap().push((path, status.split(' ').next().unwrap().parse().unwrap()));
-    if status == SILENCE {
-        std::thread::sleep(std::time::Duration::from_secs(20)); // longer than any test
+    let code = status.split(' ').next().unwrap().parse().unwrap();
+    answers.lock().unwrap().push((path.to_owned(), code));
+    Answer { status, date, body }
+}
+
+/// Sends the one answer of a connection.
+#[allow(clippy::disallowed_methods, reason = "a thread of the test waits")]
+fn send(mut stream: &TcpStream, answer: &Answer, line: &Mutex<Throttle>) {
+    let Answer { status, date, body } = answer;
+    if *status == SILENCE {
+        std::thread::sleep(Duration::from_secs(20)); // longer than any test
     }
-    let date = date.map(|date| format!("Last-Modified: {date}\r\n")).unwrap_or_default();
+    let date = date.as_ref().map(|date| format!("Last-Modified: {date}\r\n")).unwrap_or_default();
     let head =
         format!("HTTP/1.1 {status}\r\n{date}Content-Length: {}\r\nConnection: close\r\n\r\n", body.len());
-    let mut stream = stream;
-    _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body)); // the other may have gone
+    // The other may have gone.
+    if stream.write_all(head.as_bytes()).is_err() {
+        return;
+    }
+    for chunk in body.chunks(16 << 10) {
+        let turn = line.lock().unwrap();
+        let rate = turn.load(Ordering::Relaxed);
+        if rate > 0 {
+            std::thread::sleep(Duration::from_secs_f64(chunk.len() as f64 / rate as f64));
+        }
+        drop(turn);
+        if stream.write_all(chunk).is_err() {
+            return;
+        }
+    }
 }
 
 /// When what is at a path became what it is: a minute later for each time that it was something else.

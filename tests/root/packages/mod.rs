@@ -3,6 +3,7 @@
 mod ansible;
 mod archive;
 mod debian;
+mod progress;
 mod provision;
 mod provisioners;
 mod rpm;

@@ -112,6 +112,7 @@ pub fn spec_in(root: &Path, argv: &[&str]) -> StepSpec {
         disk_writable: false,
         limits: oven::config::project::StepLimits::default(),
         audit_socket: false,
+        status: false,
         throwaway: false,
         interactive: false,
     }

@@ -9,6 +9,7 @@
 //! | the same with dnf, zypper and rpm | [`RpmLab`] |
 //! | a root directory with busybox, for single steps | [`BusyboxImage`] |
 //! | a disk in a file, on a loop device | [`LoopDisk`] |
+//! | a program on a terminal, and its screen | [`Terminal`] |
 //! | to read an image's file system without mounting it | [`ImageReader`], [`disk::tree`] |
 
 pub mod busybox_image;
@@ -20,6 +21,7 @@ pub mod packages;
 pub mod programs;
 pub mod ring;
 pub mod seeds;
+pub mod terminal;
 
 pub use busybox_image::BusyboxImage;
 pub use disk::image_reader::ImageReader;
@@ -29,6 +31,7 @@ pub use local_world::{LocalWorld, stderr};
 pub use packages::package_lab::PackageLab;
 pub use packages::rpm_lab::RpmLab;
 pub use seeds::{Dice, each, full, pause, seeds};
+pub use terminal::Terminal;
 
 use std::time::{Duration, Instant};
 

@@ -115,6 +115,21 @@ fn paths_stay_inside() {
 }
 
 #[test]
+fn lines_of_progress() {
+    let line = |output: &str, done: Option<&str>| {
+        let (output, done) = (output.to_owned(), done.map(str::to_owned));
+        faults(|plan| plan.progress = vec![ProgressLine { output, done, ..ProgressLine::default() }])
+    };
+    assert_eq!(line("(*/*)", Some("{1}")), "");
+    assert!(line("(*/*)", Some("{3}")).contains("progress[0]: {3} has no `*`"));
+    assert!(line(" * ", Some("1")).contains("matches every line"));
+    assert!(line("got *", None).contains("it says nothing"));
+    let good = ProgressLine { output: "got *".into(), done: Some("+1".into()), ..ProgressLine::default() };
+    let many = vec![good; MAX_PROGRESS + 1];
+    assert!(faults(|plan| plan.progress = many).contains("101 entries; at most 100 are allowed"));
+}
+
+#[test]
 fn files_facts_and_troubles() {
     let file = Shim { path: "/run/x".into(), content: String::new(), mode: 0o644 };
     assert!(faults(|plan| plan.files = vec![file.clone()]).contains("is not below /etc"));
