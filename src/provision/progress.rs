@@ -147,7 +147,7 @@ mod tests {
         let os_release = OsRelease::parse(os);
         let look_for = distro.claims(&os_release).look_for;
         let present = look_for.into_iter().map(|path| (path, true)).collect();
-        let packages = vec![Package::Named { name: "curl".into(), version: None }];
+        let packages = vec![Package::Named { name: "curl".into(), version: None, suite: None }];
         let job = Job { os_release, architecture: "x86_64".into(), present, packages, ..Job::default() };
         let plan = distro.plan(&job).unwrap();
         let rules =
