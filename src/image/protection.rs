@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use rustix::fs::{AtFlags, FileType, IFlags, Mode, OFlags, ioctl_getflags, ioctl_setflags};
 use rustix::io::Errno;
 use rustix::path::Arg;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -17,7 +17,7 @@ const RECORDED_MAX: usize = 100;
 
 /// Protected files and directories that oven changed. They are protected again.
 #[derive(Debug, Default)]
-pub(crate) struct ProtectedPaths(BTreeSet<String>);
+pub(crate) struct ProtectedPaths(BTreeMap<String, &'static str>);
 
 /// An open file or directory whose attributes are cleared.
 struct Unprotected {
@@ -89,13 +89,17 @@ impl ImageTree {
     fn record_protected(&self, shown: &str, protection: IFlags) {
         let mut recorded = self.protected();
         if recorded.0.len() < RECORDED_MAX {
-            recorded.0.insert(format!("{shown} ({})", name_of(protection)));
+            recorded.0.insert(shown.to_owned(), name_of(protection));
         }
     }
 
     /// Returns the append-only and immutable objects that oven changed and protected again, each with its attributes.
+    /// Objects that were removed later are omitted.
     pub fn changed_protected_paths(&self) -> Vec<String> {
-        self.protected().0.iter().cloned().collect()
+        let recorded = self.protected().0.clone();
+        // If a path cannot be looked up, it is listed, because its attributes did change.
+        let existing = recorded.into_iter().filter(|(path, _)| self.exists(path).unwrap_or(true));
+        existing.map(|(path, attributes)| format!("{path} ({attributes})")).collect()
     }
 }
 
