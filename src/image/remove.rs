@@ -30,6 +30,9 @@ enum RemovalError {
     Failed(anyhow::Error),
 }
 
+/// Removes an object. The outer error ends the removal; because of the inner one, only this object stays.
+type UnlinkFn<'a> = dyn Fn(&OwnedFd, &CStr, AtFlags, &ShownPath<'_>) -> Result<rustix::io::Result<()>> + 'a;
+
 /// How a directory is emptied.
 struct Removal<'a> {
     /// Returns whether an object is excluded, with its content.
@@ -37,7 +40,7 @@ struct Removal<'a> {
     /// Called for each object. An error ends the removal.
     count: &'a dyn Fn() -> Result<()>,
     /// Removes the object with a name in a directory. The path is for messages.
-    unlink: &'a dyn Fn(&OwnedFd, &CStr, AtFlags, &ShownPath<'_>) -> Result<rustix::io::Result<()>>,
+    unlink: &'a UnlinkFn<'a>,
     /// Called with the path of an object that was not removed. If this function returns an error, the removal ends.
     failed: &'a mut dyn FnMut(&ShownPath<'_>, RemovalError) -> Result<()>,
     /// The maximum memory in bytes for names.

@@ -188,7 +188,11 @@ mod tests {
         });
         listen(listener, work).await.expect("the listener got nothing");
         assert!(heard.borrow().iter().all(|bytes| *bytes == (7, 10)), "{heard:?}");
-        run(|counter| Ok(counter.add_bytes(1))).await.unwrap(); // without a listener
+        let without_listener = run(|counter| {
+            counter.add_bytes(1);
+            Ok(())
+        });
+        without_listener.await.unwrap();
     }
 
     #[tokio::test]
