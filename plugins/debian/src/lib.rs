@@ -22,7 +22,7 @@ use oven_distro::{
     Claim, Claims, Conffiles, Distro, Expect, Job, OsRelease, Package, Phase, Plan, Refused, Shim, Step,
     Upgrade,
 };
-use packages::PackageRequests;
+use packages::{PackageGroup, PackageRequests};
 use std::collections::BTreeMap;
 
 /// The plugin. It has no state.
@@ -89,7 +89,7 @@ impl Distro for Debian {
         let repositories = repositories::from_job(job)?;
         hold::check_names(job)?;
         let downloads =
-            job.upgrade != Upgrade::None || !requests.arguments.is_empty() || !job.repositories.is_empty();
+            job.upgrade != Upgrade::None || !requests.groups.is_empty() || !job.repositories.is_empty();
         let changes = downloads || !job.hold.is_empty() || !job.debconf.is_empty();
         let tools = tools::tools(job, downloads);
         let needed = [
@@ -131,7 +131,7 @@ impl Distro for Debian {
             plan.shims.extend(security::pins(job));
             plan.files = repositories.files;
             plan.failures = repositories.failures;
-            plan.steps = steps(job, &requests.arguments, downloads);
+            plan.steps = steps(job, &requests.groups, downloads);
         }
         if has(APT_GET) {
             plan.steps.push(clean_step());
@@ -212,7 +212,7 @@ fn prune_step(job: &Job) -> Step {
     }
 }
 
-fn steps(job: &Job, packages: &[String], downloads: bool) -> Vec<Step> {
+fn steps(job: &Job, groups: &[PackageGroup], downloads: bool) -> Vec<Step> {
     let environment = environment(job.conffiles);
     let step = |phase, why: &str, argv: &[&str], packages: &[String]| Step {
         phase,
@@ -256,20 +256,21 @@ fn steps(job: &Job, packages: &[String], downloads: bool) -> Vec<Step> {
         let argv = [&["apt-get", "--download-only"], upgrade, &progress::STATUS].concat();
         steps.push(fetch(&format!("downloading {what}"), &argv, &[]));
     }
-    let count = match packages.len() {
-        1 => "1 package".to_owned(),
-        n => format!("{n} packages"),
-    };
-    if !packages.is_empty() {
+    for group in groups {
         // If all packages are upgraded, `dist-upgrade` also downloads the requested packages, so that apt selects
         // dependencies that fit the upgraded system. After a security upgrade, `install` downloads them, because the
         // pins of the upgrade must not apply to requested packages.
-        let verb = if job.upgrade == Upgrade::All { "dist-upgrade" } else { "install" };
-        let why = format!("downloading {count} and dependencies");
-        let argv = [&["apt-get", "--download-only", verb][..], &progress::STATUS, &["--"]].concat();
-        steps.push(fetch(&why, &argv, packages));
+        // A suite must not upgrade other packages.
+        let verb = match (job.upgrade, &group.suite) {
+            (Upgrade::All, None) => "dist-upgrade",
+            _ => "install",
+        };
+        let why = format!("downloading {} and dependencies", group.title());
+        let argv =
+            [&["apt-get", "--download-only", verb][..], &suite_option(group), &progress::STATUS, &["--"]];
+        steps.push(fetch(&why, &argv.concat(), &group.arguments));
     }
-    if job.upgrade != Upgrade::None || !packages.is_empty() {
+    if job.upgrade != Upgrade::None || !groups.is_empty() {
         steps.push(fetch(caches::DECOMPRESS_WHY, &[caches::DECOMPRESS], &[]));
     }
     let change = |phase, why: &str, argv: &[&str], packages: &[String]| Step {
@@ -285,10 +286,10 @@ fn steps(job: &Job, packages: &[String], downloads: bool) -> Vec<Step> {
             if job.upgrade == Upgrade::Security { "upgrading for security" } else { "upgrading packages" };
         steps.push(change(Phase::Upgrade, why, &[&["apt-get"], upgrade, &progress::STATUS].concat(), &[]));
     }
-    if !packages.is_empty() {
-        let why = format!("installing {count}");
-        let argv = [&["apt-get", "install"][..], &progress::STATUS, &["--"]].concat();
-        steps.push(change(Phase::Install, &why, &argv, packages));
+    for group in groups {
+        let why = format!("installing {}", group.title());
+        let argv = [&["apt-get", "install"][..], &suite_option(group), &progress::STATUS, &["--"]];
+        steps.push(change(Phase::Install, &why, &argv.concat(), &group.arguments));
     }
     if !hold_after.is_empty() {
         steps.push(step(
@@ -299,6 +300,11 @@ fn steps(job: &Job, packages: &[String], downloads: bool) -> Vec<Step> {
         ));
     }
     steps
+}
+
+/// apt then also takes new dependencies from the suite.
+fn suite_option(group: &PackageGroup) -> Vec<&str> {
+    group.suite.as_deref().map_or(Vec::new(), |suite| vec!["-t", suite])
 }
 
 fn environment(conffiles: Conffiles) -> BTreeMap<String, String> {

@@ -4,8 +4,18 @@ use oven_distro::{Job, Package, Refused, Wanted};
 
 #[derive(Debug, Default)]
 pub struct PackageRequests {
-    pub arguments: Vec<String>,
+    /// The packages of each suite that the definition names, in the order of the definition. The last element, without a
+    /// suite, has all other packages. There are no empty elements.
+    pub groups: Vec<PackageGroup>,
     pub wanted: Vec<Wanted>,
+}
+
+/// Packages that one run of apt installs.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct PackageGroup {
+    /// The suite that apt prefers, also for the packages' dependencies.
+    pub suite: Option<String>,
+    pub arguments: Vec<String>,
 }
 
 impl PackageRequests {
@@ -34,10 +44,37 @@ impl PackageRequests {
                 }
                 None => {}
             }
-            requests.arguments.push(argument);
+            let suite = match package {
+                Package::Named { suite, .. } => suite.clone(),
+                _ => None,
+            };
+            requests.add(suite, argument);
             requests.wanted.push(wanted);
         }
+        // Packages of suites are first: apt keeps what is installed if it can, and others may depend on them.
+        requests.groups.sort_by_key(|group| group.suite.is_none());
         Ok(requests)
+    }
+
+    fn add(&mut self, suite: Option<String>, argument: String) {
+        match self.groups.iter_mut().find(|group| group.suite == suite) {
+            Some(group) => group.arguments.push(argument),
+            None => self.groups.push(PackageGroup { suite, arguments: vec![argument] }),
+        }
+    }
+}
+
+impl PackageGroup {
+    /// Returns text such as `2 packages of bookworm-backports`.
+    pub fn title(&self) -> String {
+        let count = match self.arguments.len() {
+            1 => "1 package".to_owned(),
+            n => format!("{n} packages"),
+        };
+        match &self.suite {
+            Some(suite) => format!("{count} of {suite}"),
+            None => count,
+        }
     }
 }
 
@@ -73,10 +110,9 @@ fn parse_name(
         return refuse(&format!("`{suite}` is not the name of a suite"));
     }
     let argument = match (suite, version) {
-        // apt accepts either a suite or a version. Only with a suite, it also takes dependencies from the suite that the
-        // other suites cannot satisfy. oven checks the version after the installation.
-        (Some(suite), _) => format!("{spelling}/{suite}"),
-        (None, Some(version)) => format!("{spelling}={version}"),
+        (_, Some(version)) => format!("{spelling}={version}"),
+        // Without the suite's name here, apt would take another suite's package if this suite does not have it.
+        (Some(suite), None) => format!("{spelling}/{suite}"),
         (None, None) => spelling.to_owned(),
     };
     // `any` and `native` are apt's names for any suitable architecture.
@@ -114,10 +150,13 @@ mod tests {
 
     #[test]
     fn names_versions_and_architectures() {
-        assert_eq!(ask("g++", None).unwrap().arguments, ["g++"]);
-        assert_eq!(ask("redis-server", Some("5:7.0.*")).unwrap().arguments, ["redis-server=5:7.0.*"]);
+        assert_eq!(ask("g++", None).unwrap().groups[0].arguments, ["g++"]);
+        assert_eq!(
+            ask("redis-server", Some("5:7.0.*")).unwrap().groups[0].arguments,
+            ["redis-server=5:7.0.*"]
+        );
         let requests = ask("libc6:i386", None).unwrap();
-        assert_eq!(requests.arguments, ["libc6:i386"]);
+        assert_eq!(requests.groups, [PackageGroup { suite: None, arguments: vec!["libc6:i386".into()] }]);
         assert_eq!(
             (requests.wanted[0].name.as_str(), requests.wanted[0].architecture.as_deref()),
             ("libc6", Some("i386"))
@@ -126,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_suite_is_apts_and_the_version_is_checked_afterwards() {
+    fn packages_of_a_suite_are_a_group() {
         let of = |name: &str, suite: &str, version: Option<&str>| {
             let (version, suite) = (version.map(str::to_owned), Some(suite.to_owned()));
             let packages = vec![Package::Named { name: name.into(), version, suite }];
@@ -134,16 +173,30 @@ mod tests {
         };
         for (name, suite, version, argument) in [
             ("golang-go", "bookworm-backports", None, "golang-go/bookworm-backports"),
-            ("golang-go", "bookworm-backports", Some("2:1.2*"), "golang-go/bookworm-backports"),
-            ("libc6:i386", "trixie", Some("2.41-12"), "libc6:i386/trixie"),
+            ("golang-go", "bookworm-backports", Some("2:1.2*"), "golang-go=2:1.2*"),
+            ("libc6:i386", "trixie", Some("2.41-12"), "libc6:i386=2.41-12"),
         ] {
             let requests = of(name, suite, version).unwrap();
-            assert_eq!(requests.arguments, [argument]);
+            let group = PackageGroup { suite: Some(suite.into()), arguments: vec![argument.into()] };
+            assert_eq!(requests.groups, [group]);
             assert_eq!(requests.wanted[0].version.as_deref(), version);
         }
         for suite in ["", "-y", "a b", "a/b", "$(id)", "a*"] {
             assert!(of("jq", suite, None).is_err(), "{suite}");
         }
+        let named = |name: &str, suite: Option<&str>| Package::Named {
+            name: name.into(),
+            version: None,
+            suite: suite.map(str::to_owned),
+        };
+        let packages = [("a", None), ("b", Some("two")), ("c", Some("one")), ("d", None), ("e", Some("two"))];
+        let packages = packages.map(|(name, suite)| named(name, suite)).to_vec();
+        let requests = PackageRequests::from_job(&Job { packages, ..Job::default() }).unwrap();
+        let groups: Vec<_> =
+            requests.groups.iter().map(|group| (group.title(), group.arguments.join(" "))).collect();
+        let expected =
+            [("2 packages of two", "b/two e/two"), ("1 package of one", "c/one"), ("2 packages", "a d")];
+        assert_eq!(groups, expected.map(|(title, arguments)| (title.to_owned(), arguments.to_owned())));
     }
 
     #[test]
@@ -174,7 +227,7 @@ mod tests {
         let named =
             |version: &str| Package::Named { name: "jq".into(), version: Some(version.into()), suite: None };
         let of = |packages| PackageRequests::from_job(&Job { packages, ..Job::default() });
-        assert_eq!(of(vec![named("1.6*"), named("1.6*")]).unwrap().arguments, ["jq=1.6*"]);
+        assert_eq!(of(vec![named("1.6*"), named("1.6*")]).unwrap().groups[0].arguments, ["jq=1.6*"]);
         assert!(of(vec![named("1.6*"), named("1.7*")]).unwrap_err().0.contains("`jq`"));
     }
 

@@ -46,6 +46,15 @@ const ROWS: &[Row] = &[
         Some("{2}"),
     ),
     Row(
+        "E: The value '*' is invalid for APT::Default-Release *",
+        "no repository of the image has the suite `{1}`, which `packages` names",
+        Some(
+            "Check the spelling of the suite, and whether the image has it: a [[repository]] of image.toml adds it with its \
+             `suite`.",
+        ),
+        NO_SINGLE_PACKAGE,
+    ),
+    Row(
         "E: Package '*' has no installation candidate",
         "`{1}` cannot be installed: it is virtual, or no repository has it any more",
         Some("If it is virtual, name one of the packages that provide it; the lines above list them."),

@@ -39,9 +39,8 @@ pub(super) const PACKAGES: TomlKey = TomlKey {
     doc: "The packages to install, together with their dependencies. Each is one of these:\n\n- `\"name\"`, or \
           `\"name:arch\"` for another architecture\n- `\"name=version\"`; an epoch is part of the version, and `*` \
           stands for any number of characters\n- `\"name/suite\"` or `\"name/suite=version\"`, with apt: the newest \
-          package of this suite, which has to match the version; dependencies that the other suites cannot satisfy come \
-          from it, too\n- `\"@group\"`, with dnf and zypper\n- `\"./x.deb\"` or `\"./x.rpm\"`, \
-          a package file in the definition\n- `{ url = \"https://…\", sha256 = \"…\" }`, a package file that oven \
+          package of this suite, or this version; new dependencies come from it, too\n- `\"@group\"`, with dnf and \
+          zypper\n- `\"./x.deb\"` or `\"./x.rpm\"`, a package file in the definition\n- `{ url = \"https://…\", sha256 = \"…\" }`, a package file that oven \
           downloads\n\nAfterwards oven checks that they are installed.",
     example: "packages = [\"nginx-light\", \"redis-server=5:7.0.*\", \"./site_1.0_all.deb\"]",
     ..KEY

@@ -213,10 +213,14 @@ fn xfs() -> LoopDisk {
     disk
 }
 
-/// Makes directories until the kernel needs more inodes and looks for free space. Returns the last error.
+/// Makes directories until the kernel needs more inodes and looks for free space. Returns the error of the
+/// change after which the kernel has shut the file system down.
 fn use_free_space(root: &Root<'_>) -> anyhow::Error {
-    let made = (0..300).map(|n| root.tree().create_dir_all(&format!("/etc/{n}"), 0o755));
-    made.filter_map(Result::err).last().expect("all directories were made")
+    // The kernel shuts an xfs down only if an error comes in the middle of a change. Before that, changes fail with
+    // EUCLEAN, or succeed in another group. Afterwards, every directory of the file system fails with EIO.
+    let made = (0..10_000).map(|n| root.tree().create_dir_all(&format!("/etc/{n}"), 0o755));
+    let is_down = || root.tree().directory("/etc").is_err();
+    made.filter_map(Result::err).find(|_| is_down()).expect("the file system was not shut down")
 }
 
 #[test]

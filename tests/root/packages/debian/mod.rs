@@ -249,9 +249,14 @@ fn a_package_of_another_suite_brings_its_dependencies_and_a_priority_prefers_the
         fs::remove_file(file).unwrap();
         pooled
     };
-    let stable = [of("tool", "1.0", ""), of("tool-lib", "1.0", ""), of("other", "1.0", "")];
-    let newer =
-        [of("tool", "2.1", "Depends: tool-lib (>= 2)\n"), of("tool-lib", "2.0", ""), of("other", "2.0", "")];
+    let stable = ["tool", "tool-lib", "tool-data", "other"].map(|name| of(name, "1.0", ""));
+    // The package of the suite needs packages that exist in both suites, and these need others.
+    let newer = [
+        of("tool", "2.1", "Depends: tool-lib (>= 2)\n"),
+        of("tool-lib", "2.0", "Depends: tool-data (>= 2)\n"),
+        of("tool-data", "2.0", ""),
+        of("other", "2.0", ""),
+    ];
     archive.publish("stable", "", &stable, Some(&key));
     archive.publish("backports", "NotAutomatic: yes\nButAutomaticUpgrades: yes\n", &newer, Some(&key));
     let main = repository(&lab, &archive, "main", &key, MAIN);
@@ -262,19 +267,25 @@ fn a_package_of_another_suite_brings_its_dependencies_and_a_priority_prefers_the
     lab.bake_with(never_again)
         .fails(DEFINITION, &["the packages cannot be installed together", hint, "`priority`"]);
     lab.define(&format!("packages = [\"tool/backport\"]\n{main}{backports}"));
-    lab.bake_with(never_again).fails(DEFINITION, &["has `tool` in the suite `backport`"]);
+    lab.bake_with(never_again).fails(DEFINITION, &["has the suite `backport`, which `packages` names"]);
+    lab.define(&format!("packages = [\n  \"tool/backports=9*\",\n]\n{main}{backports}"));
+    lab.bake_with(never_again).fails(DEFINITION, &["image.toml:4: ", "version `9*` of `tool`", "2.1", "1.0"]);
+    lab.define(&format!("packages = [\"tool/stable\", \"nothing/backports\"]\n{main}{backports}"));
+    lab.bake_with(never_again).fails(DEFINITION, &["no repository of the image has the package `nothing`"]);
     lab.renew();
 
     let cases = [
         ("\"tool\", \"other\"", "", ["tool\t1.0", "other\t1.0"]),
-        ("\"tool/backports=2.*\", \"other\"", "", ["tool\t2.1", "other\t1.0"]),
+        ("\"other\", \"tool/backports=2.*\"", "", ["tool\t2.1", "other\t1.0"]),
+        ("\"other/backports\", \"tool/stable\"", "", ["tool\t1.0", "other\t2.0"]),
         ("\"tool/backports\", \"other\"", "", ["tool-lib\t2.0", "other\t1.0"]),
         ("\"tool\", \"other\"", "priority = 600\n", ["tool\t2.1", "other\t2.0"]),
         ("\"tool\", \"other\"", "priority = 500\n", ["tool\t2.1", "other\t2.0"]),
         ("\"tool\", \"other\"", "priority = 400\n", ["tool\t1.0", "other\t1.0"]),
     ];
     for (packages, priority, expected) in cases {
-        for keep in ["", "keep = false\n"] {
+        let keeps = if priority.is_empty() { &[""][..] } else { &["", "keep = false\n"] };
+        for keep in keeps {
             lab.define(&format!("packages = [{packages}]\n{main}{backports}{priority}{keep}"));
             let facts = lab.bake().facts();
             for line in expected {
