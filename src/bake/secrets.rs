@@ -1,7 +1,7 @@
 //! Collects the secrets that a definition's scripts name. Their values are in oven's environment.
 
 use super::Bake;
-use crate::definition::{Definition, Script, variable_name};
+use crate::definition::{Definition, Script, free_name, variable_name};
 use crate::error::{Failure, Kind, Mistake};
 use crate::secrets::{Secrets, check_value};
 use crate::text::ShortList;
@@ -143,6 +143,30 @@ pub fn from_environment(
     let hint = "Pass secrets in oven's environment: `NAME=… oven bake …`. If you use sudo, add its option \
                 --preserve-env.";
     Err(wrong.failure().hint(hint).into())
+}
+
+/// Reads the secrets with these names from `environment`, for a step that is not part of a bake. The second value has a
+/// clause for each secret that is not permitted, missing or invalid.
+pub fn read_named(
+    names: &[String],
+    permitted: &PermittedSecrets,
+    environment: impl Fn(&str) -> Option<OsString>,
+) -> (Secrets, Vec<String>) {
+    let (mut values, mut missing) = (BTreeMap::new(), Vec::new());
+    for name in names {
+        let value = match free_name(name) {
+            Err(what) => Err(what),
+            Ok(()) if !permitted.permits(name) => {
+                Err(format!("is not permitted (--secret {name} permits it)"))
+            }
+            Ok(()) => check_value(environment(name)),
+        };
+        match value {
+            Ok(value) => _ = values.insert(name.clone(), value),
+            Err(what) => missing.push(format!("the secret {name} {what}")),
+        }
+    }
+    (Secrets::new(values), missing)
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use rustix::fs::OFlags;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 /// The maximal number of logs in a directory. 200 logs cover weeks, and need only some MiB.
 const MAX_LOGS: usize = 200;
@@ -63,7 +63,8 @@ impl LogFile {
         };
         if let Some(dir) = path.parent() {
             state_files::create_dir(dir)?;
-            prune(dir, MAX_LOGS - 1);
+            // Logs that are being written are among the newest, so they are not removed.
+            state_files::remove_oldest(dir, "log", MAX_LOGS - 1);
         }
         let creating = || format!("creating {}", path.display());
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND;
@@ -71,21 +72,6 @@ impl LogFile {
         file.write_all(format!("{}\n", lines.join("\n")).as_bytes()).with_context(creating)?;
         *self = Self::Open { path, file };
         Ok(())
-    }
-}
-
-/// Removes all but the newest `keep` logs. Logs that are being written are among the newest, so they are not removed.
-fn prune(dir: &Path, keep: usize) {
-    let Ok(entries) = std::fs::read_dir(dir) else { return };
-    let mut logs: Vec<(SystemTime, PathBuf)> = entries
-        .flatten()
-        .filter(|entry| entry.path().extension().is_some_and(|extension| extension == "log"))
-        .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
-        .collect();
-    logs.sort();
-    let excess = logs.len().saturating_sub(keep);
-    for (_, path) in logs.into_iter().take(excess) {
-        _ = std::fs::remove_file(path);
     }
 }
 
