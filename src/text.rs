@@ -239,6 +239,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn words_are_quoted_for_a_shell() {
+        let words = ["/bin/sh", "-e", "A=b", "a b", "it's", "", "$x", "a\nb\u{1b}", "\u{202e}\\'ü", "über"];
+        let quoted = r"/bin/sh -e A=b 'a b' 'it'\''s' '' '$x' $'a\nb\x1b' $'\U0000202e\\\'ü' über";
+        assert_eq!(shell_command(&words), quoted);
+    }
+
+    #[test]
     fn a_long_list_ends_with_the_number_of_the_other_items() {
         let items = ["a", "b", "c"].map(str::to_owned);
         assert_eq!(list_first(&items, 3, ", "), "a, b, c");

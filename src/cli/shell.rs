@@ -13,7 +13,8 @@ use crate::error::Kind;
 use crate::identity::checksum::config_checksum_within;
 use crate::ids::{ImageId, RunId};
 use crate::mount::{MountOptions, Root};
-use crate::provision::shell::{ReopenedStep, RerunRequest, ShellRequest, rerun, shell};
+use crate::provision::package_cache::{self, CacheStore};
+use crate::provision::shell::{ReopenedStep, RerunRequest, ShellRequest, StepContext, rerun, shell};
 use crate::report::{Report, Style};
 use crate::site::{Site, Use};
 use crate::sys::signals;
@@ -66,7 +67,8 @@ pub async fn run(
         let disk = open(&site, &target, &run, &undo).await?;
         let failed = if let ShellTarget::Run(_, failed) = &target { failed.as_ref() } else { None };
         let options = MountOptions {
-            disk_writable: failed.is_some_and(|failed| failed.step.can_write_disk()),
+            // Only the step itself may write to the disk, and not a shell.
+            disk_writable: args.rerun && failed.is_some_and(|failed| failed.step.can_write_disk()),
             ..MountOptions::default()
         };
         let root = Root::mount(disk.device(), &site.scratch(&run)?, &options, report).await?;
@@ -202,11 +204,11 @@ async fn open(site: &Site, target: &ShellTarget, run: &RunId, undo: &Rc<Undo>) -
 async fn run_again(site: &Site, root: &Root<'_>, failed: &FailedStep) -> Result<u8> {
     let report = &site.report;
     report.note(format!("running again: {}\n    {}", failed.title, failed.step.command()));
+    let store = package_cache(site);
     let request = RerunRequest {
         helper: &site.helper,
-        step: &failed.step,
+        failed: StepContext { step: &failed.step, network: &site.settings.network, store: &store },
         guard: site.egress_guard(),
-        network: &site.settings.network,
     };
     if report.style() != Style::Json {
         return rerun(root, request, report, &mut |line| print_raw(line)).await.context("running the step");
@@ -238,15 +240,25 @@ async fn run_shell(
         ));
     }
     let network = args.network.then(|| site.egress_guard());
+    let store = package_cache(site);
     let request = ShellRequest {
         helper: &site.helper,
         shims: shims(site, root)?,
         network,
         limits: site.settings.limits,
-        step: failed.map(|failed| &failed.step),
+        failed: failed.map(|FailedStep { step, .. }| StepContext {
+            step,
+            network: &site.settings.network,
+            store: &store,
+        }),
         command: &args.command,
     };
     shell(root, request, &site.report).await.context("running the shell")
+}
+
+fn package_cache(site: &Site) -> CacheStore {
+    let dir = site.state.join(package_cache::DIR);
+    CacheStore::new(&std::path::absolute(&dir).unwrap_or(dir), package_cache::LIMIT)
 }
 
 /// Returns the shims of the image's plugin. Shims are files that exist only while commands run in the image.

@@ -15,6 +15,7 @@ use crate::secrets::Secrets;
 use crate::sys::state_files;
 use crate::sys::temp_file::write_atomically;
 use anyhow::{Context, Result};
+use oven_distro::{Plan, Shim};
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -74,8 +75,45 @@ pub struct RecordedStep {
     pub fetches: bool,
     /// The time limit in seconds.
     pub timeout: u64,
+    /// The package caches that the step saw.
+    pub caches: Option<RecordedCaches>,
     /// The specification without secrets, settings of `[network]`, caches, and the paths and nodes of a mounted image.
     pub spec: StepSpec,
+}
+
+/// What selects the package caches of a step.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RecordedCaches {
+    /// The snapshot of the base image.
+    pub base: String,
+    /// The caches of the bake's plan, and those of its files on which the choice of the caches depends.
+    pub plan: Plan,
+    /// Whether later commands see what the step wrote to the caches.
+    pub writable: bool,
+}
+
+impl RecordedCaches {
+    pub fn new(base: &str, plan: &Plan, writable: bool) -> Self {
+        let caches: Vec<_> = plan.caches.iter().filter(|cache| !cache.sources.is_empty()).cloned().collect();
+        let sources = || caches.iter().flat_map(|cache| &cache.sources);
+        let is_source = |shim: &&Shim| sources().any(|source| Path::new(&shim.path).starts_with(source));
+        let [files, shims] =
+            [&plan.files, &plan.shims].map(|shims| shims.iter().filter(is_source).cloned().collect());
+        Self { base: base.to_owned(), plan: Plan { caches, files, shims, ..Plan::default() }, writable }
+    }
+
+    fn has_only_absolute_paths(&self) -> bool {
+        let Plan { caches, files, shims, .. } = &self.plan;
+        let paths = caches.iter().flat_map(|cache| cache.sources.iter().chain([&cache.path]));
+        paths.chain(files.iter().chain(shims).map(|shim| &shim.path)).all(|path| is_plain_path(path))
+    }
+}
+
+/// Whether a path is absolute and has no `..`.
+fn is_plain_path(path: &str) -> bool {
+    let mut components = Path::new(path).components();
+    path.starts_with('/') && !path.contains('\0') && components.all(|part| part != Component::ParentDir)
 }
 
 impl StepRecord {
@@ -133,9 +171,6 @@ impl StepRecord {
     fn mistake(&self, run: &RunId) -> Option<&'static str> {
         let StepSpec { argv, env, cwd, shims, binds, .. } = &self.step.spec;
         let is_text = |text: &str| !text.contains('\0');
-        let is_plain =
-            |path: &Path| path.is_absolute() && path.components().all(|part| part != Component::ParentDir);
-        let is_path = |path: &str| is_text(path) && is_plain(Path::new(path));
         let is_name = |name: &str| !name.is_empty() && is_text(name) && !name.contains('=');
         let tables = [None, Some("run"), Some("ansible"), Some("test")];
         let checks = [
@@ -145,13 +180,17 @@ impl StepRecord {
             (self.step.timeout <= TIMEOUT_MAX, "`timeout` is too large"),
             (!argv.is_empty() && argv.iter().all(|word| is_text(word)), "`argv` is not a command"),
             (env.iter().all(|(name, value)| is_name(name) && is_text(value)), "`env` is not an environment"),
-            (is_path(cwd), "`cwd` is not an absolute path"),
-            (shims.iter().all(|shim| is_path(&shim.path)), "a shim has no absolute path"),
+            (
+                self.step.caches.as_ref().is_none_or(RecordedCaches::has_only_absolute_paths),
+                "`caches` has a path that is not absolute",
+            ),
+            (is_plain_path(cwd), "`cwd` is not an absolute path"),
+            (shims.iter().all(|shim| is_plain_path(&shim.path)), "a shim has no absolute path"),
             (
                 binds.iter().all(|bind| {
                     let below =
                         Path::new(&bind.target).strip_prefix(BINDS).is_ok_and(|rest| rest != Path::new(""));
-                    bind.source.is_absolute() && is_path(&bind.target) && below
+                    bind.source.is_absolute() && is_plain_path(&bind.target) && below
                 }),
                 "a mount is not below /run/oven",
             ),
@@ -192,6 +231,7 @@ fn path(state: &Path, run: &RunId) -> Option<PathBuf> {
 mod tests {
     use super::*;
     use crate::sandbox::spec::BindMount;
+    use oven_distro::{Cache, Holds};
     use serde_json::{Value, json};
     use std::os::unix::fs::PermissionsExt;
 
@@ -221,9 +261,23 @@ mod tests {
             imds: false,
             fetches: false,
             timeout: 60,
+            caches: Some(RecordedCaches::new("snap-1", &plan(), true)),
             spec,
         };
         StepRecord::new(run, definition, step)
+    }
+
+    fn plan() -> Plan {
+        let shim = |path: &str| Shim { path: path.into(), content: String::new(), mode: 0o644 };
+        Plan {
+            caches: vec![Cache {
+                path: "/var/cache/apt".into(),
+                holds: Holds::Packages,
+                sources: vec!["/etc/apt".into()],
+            }],
+            files: vec![shim("/etc/apt/sources.list"), shim("/etc/other")],
+            ..Plan::default()
+        }
     }
 
     #[test]
@@ -291,6 +345,8 @@ mod tests {
             ("/step/spec/argv/0", json!("a\0b"), "`argv`"),
             ("/step/spec/env", json!({"A=B": "x"}), "`env`"),
             ("/step/spec/env", json!({"": "x"}), "`env`"),
+            ("/step/caches/plan/caches/0/path", json!("/a/../b"), "`caches`"),
+            ("/step/caches/plan/files/0/path", json!("x"), "`caches`"),
             ("/step/spec/cwd", json!("run"), "`cwd`"),
             ("/step/spec/binds/0/target", json!("/etc"), "/run/oven"),
             ("/step/spec/binds/0/target", json!("/run/oven/../../etc"), "/run/oven"),

@@ -2,19 +2,20 @@
 
 use super::context::EgressGuard;
 use super::network;
+use super::package_cache::{CacheAccess, CacheRequest, CacheStore, CacheUse, DownloadCaches, PackageCache};
 use super::script_mounts::hide_git;
 use crate::config::project::{NetworkSettings, StepLimits};
-use crate::disk::step_record::RecordedStep;
+use crate::disk::step_record::{RecordedCaches, RecordedStep};
 use crate::mount::Root;
 use crate::report::Report;
 use crate::sandbox::cgroup::CgroupSupport;
 use crate::sandbox::output::OutputSink;
-use crate::sandbox::spec::{ExitStatus, StepExit, StepSpec};
+use crate::sandbox::spec::{CacheMount, ExitStatus, StepExit, StepSpec};
 use crate::sandbox::{run, run_with};
 use crate::secrets::Secrets;
 use crate::text::{escape_name, shell_command, shell_quote};
 use anyhow::Result;
-use oven_distro::Shim;
+use oven_distro::{Plan, Shim};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
@@ -63,7 +64,7 @@ impl ReopenedStep {
         self.recorded.spec.network
     }
 
-    /// Whether steps can write to the disk of the image.
+    /// Whether the step could write to the disk of the image.
     pub fn can_write_disk(&self) -> bool {
         self.recorded.spec.disk_writable
     }
@@ -81,6 +82,50 @@ impl ReopenedStep {
     }
 }
 
+/// The package caches of a step that runs again. Its writes to them are discarded.
+struct StepCaches {
+    plan: Plan,
+    cache: PackageCache,
+    certificates: Option<Shim>,
+    writable: bool,
+}
+
+impl StepCaches {
+    fn new(step: &ReopenedStep, context: &StepContext<'_>, root: &Root<'_>) -> Result<Option<Self>> {
+        let Some(RecordedCaches { base, plan, writable }) = &step.recorded.caches else { return Ok(None) };
+        Ok(Some(Self {
+            plan: plan.clone(),
+            cache: PackageCache { store: context.store.clone(), base: base.clone() },
+            certificates: network::certificates(context.network, root.tree())?,
+            writable: *writable,
+        }))
+    }
+
+    fn open<'a>(&'a self, root: &'a Root<'_>, report: &'a Report) -> DownloadCaches<'a> {
+        DownloadCaches::new(CacheRequest {
+            cache: Some(&self.cache),
+            plan: &self.plan,
+            image: root.tree(),
+            certificates: self.certificates.clone(),
+            report,
+        })
+    }
+
+    async fn mounts(&self, opened: &DownloadCaches<'_>) -> Result<Vec<CacheMount>> {
+        let access = if self.writable { CacheAccess::Write } else { CacheAccess::Read };
+        // A command that is not trusted would publish the downloads for later bakes.
+        opened.mounts(CacheUse { trusted: true, fetches: true, access }).await
+    }
+}
+
+/// A failed step, and what it needs of this machine.
+pub struct StepContext<'a> {
+    pub step: &'a ReopenedStep,
+    pub network: &'a NetworkSettings,
+    /// The package cache of this machine.
+    pub store: &'a CacheStore,
+}
+
 /// The options of an isolated shell.
 pub struct ShellRequest<'a> {
     /// The path of this program.
@@ -89,8 +134,8 @@ pub struct ShellRequest<'a> {
     /// How the builder's credentials are protected from the shell. `None` means that the shell has no network.
     pub network: Option<EgressGuard>,
     pub limits: StepLimits,
-    /// The step whose files, environment and limits the shell gets, instead of `shims` and `limits`.
-    pub step: Option<&'a ReopenedStep>,
+    /// The step whose files, environment, caches and limits the shell gets, instead of `shims` and `limits`.
+    pub failed: Option<StepContext<'a>>,
     /// A command to run instead of the shell.
     pub command: &'a [String],
 }
@@ -98,7 +143,7 @@ pub struct ShellRequest<'a> {
 /// Runs an isolated shell, or a command instead of it, on the terminal of this process. Returns the exit code of the
 /// shell or command.
 pub async fn shell(root: &Root<'_>, request: ShellRequest<'_>, report: &Report) -> Result<u8> {
-    let ShellRequest { helper, shims, network, limits, step, command } = request;
+    let ShellRequest { helper, shims, network, limits, failed, command } = request;
     CgroupSupport::get().report_gaps(report);
     let bash = root.tree().exists("/bin/bash")?;
     let argv = match command {
@@ -106,7 +151,11 @@ pub async fn shell(root: &Root<'_>, request: ShellRequest<'_>, report: &Report) 
         [] => vec!["/bin/sh".to_owned(), "-l".to_owned()],
         command => command.to_vec(),
     };
+    let step = failed.as_ref().map(|failed| failed.step);
     let recorded = step.map(|step| &step.recorded.spec);
+    let caches = failed.as_ref().map(|failed| StepCaches::new(failed.step, failed, root));
+    let caches = caches.transpose()?.flatten();
+    let opened = caches.as_ref().map(|caches| caches.open(root, report));
     let spec = StepSpec {
         root: root.path().to_owned(),
         argv,
@@ -117,9 +166,12 @@ pub async fn shell(root: &Root<'_>, request: ShellRequest<'_>, report: &Report) 
         resolv_conf: None,
         shims: recorded.map_or(shims, |spec| spec.shims.clone()),
         binds: recorded.map(|spec| spec.binds.clone()).unwrap_or_default(),
-        caches: Vec::new(),
+        caches: match (&caches, &opened) {
+            (Some(caches), Some(opened)) => caches.mounts(opened).await?,
+            _ => Vec::new(),
+        },
         nodes: root.nodes().to_vec(),
-        disk_writable: step.is_some_and(ReopenedStep::can_write_disk),
+        disk_writable: false,
         limits: recorded.map_or(limits, |spec| spec.limits),
         audit_socket: false,
         status: false,
@@ -134,10 +186,9 @@ pub async fn shell(root: &Root<'_>, request: ShellRequest<'_>, report: &Report) 
 pub struct RerunRequest<'a> {
     /// The path of this program.
     pub helper: &'a Path,
-    pub step: &'a ReopenedStep,
+    pub failed: StepContext<'a>,
     /// How the builder's credentials are protected from a step with the network.
     pub guard: EgressGuard,
-    pub network: &'a NetworkSettings,
 }
 
 /// Runs a step again, contained as it was in the bake. Returns the exit code of its command. `on_line` gets the lines of
@@ -148,15 +199,21 @@ pub async fn rerun(
     report: &Report,
     on_line: &mut dyn FnMut(&str),
 ) -> Result<u8> {
-    let RerunRequest { helper, step, guard, network } = request;
+    let RerunRequest { helper, failed, guard } = request;
+    let StepContext { step, network, .. } = failed;
     let recorded = &step.recorded;
     CgroupSupport::get().report_gaps(report);
+    let caches = StepCaches::new(step, &failed, root)?;
+    let opened = caches.as_ref().map(|caches| caches.open(root, report));
     let mut spec = StepSpec {
         root: root.path().to_owned(),
         env: step.environment(),
         fenced: recorded.spec.network && !recorded.imds && guard.fences(report),
         resolv_conf: None,
-        caches: Vec::new(),
+        caches: match (&caches, &opened) {
+            (Some(caches), Some(opened)) => caches.mounts(opened).await?,
+            _ => Vec::new(),
+        },
         nodes: root.nodes().to_vec(),
         interactive: false,
         ..recorded.spec.clone()

@@ -12,7 +12,7 @@ use super::progress::ProgressReader;
 use super::space;
 use super::space::ImageSpace;
 use crate::definition::PackageRequest;
-use crate::disk::step_record::RecordedStep;
+use crate::disk::step_record::{RecordedCaches, RecordedStep};
 use crate::error::{Failure, Kind};
 use crate::report;
 use crate::sandbox;
@@ -296,6 +296,9 @@ impl<'a> CommandRunner<'a> {
 
     /// Describes a command so that `oven shell` can run it again. The description has no secrets.
     fn record(&self, call: &ImageCommand<'_>) -> RecordedStep {
+        // Other commands see the caches only if a command that downloads has opened them.
+        let sees_caches =
+            call.caches != CacheAccess::None && (call.fetches || self.downloads.dir().is_some());
         RecordedStep {
             why: call.why.clone(),
             table: call.key.as_ref().map(|key| key.table.to_owned()),
@@ -304,6 +307,9 @@ impl<'a> CommandRunner<'a> {
             imds: self.work.image.imds,
             fetches: call.fetches,
             timeout: call.timeout.as_secs(),
+            caches: self.work.package_cache.filter(|_| sees_caches).map(|cache| {
+                RecordedCaches::new(&cache.base, self.work.plan, call.caches == CacheAccess::Write)
+            }),
             spec: StepSpec { root: PathBuf::new(), nodes: Vec::new(), ..self.spec(call) },
         }
     }
