@@ -222,6 +222,21 @@ mod tests {
         assert!(hint.ends_with(" and 980 more.") && hint.matches("--secret S").count() == 20, "{hint}");
     }
 
+    #[test]
+    fn secrets_of_a_record_are_read_by_name_if_permitted() {
+        let names = ["TOKEN", "OTHER", "GONE", "AWS_SECRET_ACCESS_KEY"].map(str::to_owned);
+        let environment = |name: &str| (name != "GONE").then(|| OsString::from("hunter2"));
+        let (secrets, missing) = read_named(&names, &PermittedSecrets::All, environment);
+        assert_eq!(secrets.environment(&names).into_keys().collect::<Vec<_>>(), ["OTHER", "TOKEN"]);
+        assert_eq!(missing[0], "the secret GONE is not set in oven's environment");
+        assert!(missing.len() == 2 && missing[1].starts_with("the secret AWS_SECRET_ACCESS_KEY cannot be"));
+        let only = PermittedSecrets::Only(BTreeSet::from(["TOKEN".to_owned()]));
+        let (secrets, missing) = read_named(&names[..2], &only, environment);
+        assert_eq!(secrets.environment(&names).into_keys().collect::<Vec<_>>(), ["TOKEN"]);
+        assert_eq!(missing, ["the secret OTHER is not permitted (--secret OTHER permits it)"]);
+        assert!(read_named(&names, &PermittedSecrets::NoneInCi, environment).0.is_empty());
+    }
+
     /// The fingerprint does not depend on the values of secrets, because it is computed without them.
     #[test]
     fn a_secrets_value_does_not_count() {
