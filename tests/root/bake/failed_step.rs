@@ -52,7 +52,7 @@ fn only_the_first_failure_of_a_step_names_the_flag() {
     let mut long = world.command(&["-v", "bake", "long"]);
     let mut long = long.stderr(fs::File::create(&log).unwrap()).spawn().unwrap();
     let text = || fs::read_to_string(&log).unwrap();
-    until("the step", || text().contains("\n    begun").then_some(()));
+    until("the step", || text().contains(" begun\n").then_some(()));
     kill_process(Pid::from_child(&long), Signal::INT).unwrap();
     assert_eq!(long.wait().unwrap().code(), Some(130), "{}", text());
     assert!(!text().contains(FLAG), "{}", text());
@@ -251,7 +251,7 @@ fn the_failed_step_runs_again_as_in_the_bake() {
 /// A test's writes are discarded, a step sees the `.git` of no definition, and a value of a secret is not recorded.
 #[test]
 fn a_step_runs_again_with_the_same_containment() {
-    let script = "cat .git/config; echo more >> /root/count; cat /root/count; exit 9";
+    let script = "cat sub/.git/config; echo more >> /root/count; cat /root/count; exit 9";
     let toml = TOML.replace(
         "[[run]]\nscript = \"s.sh\"\nargs = [\"a b\", \"it's\"]",
         "[[test]]\ncommand = [\"sh\", \"-c\", SCRIPT]",
@@ -259,7 +259,7 @@ fn a_step_runs_again_with_the_same_containment() {
     let toml = toml.replace("SCRIPT", &json!(script).to_string());
     let (world, run) = failed("attached", &toml);
     // This directory appeared after the bake.
-    world.write("image/.git/config", "credential");
+    world.write("image/sub/.git/config", "credential");
     let output = |n: u32| {
         let output = world.command(&["shell", "--rerun", &run]).env("TOKEN", TOKEN).output().unwrap();
         assert_eq!(output.status.code(), Some(9), "{n}: {}", stderr(&output));
