@@ -83,7 +83,7 @@ fn only_the_first_failure_of_a_step_names_the_flag() {
     assert!(hint.ends_with(&format!("bake {FLAG} a")), "{hint}");
     assert_eq!(events.last().unwrap()["images"][0]["hint"], error["hint"]);
     // The command of the hint works.
-    let words: Vec<_> = hint.split_once("oven ").unwrap().1.split(' ').collect();
+    let words: Vec<_> = hint.split_once(&format!("--region-dir {region} ")).unwrap().1.split(' ').collect();
     let (_, error) = world.expect(5, &words);
     world.expect(0, &["shell", &run_of(&error), "--", "true"]);
 }
