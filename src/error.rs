@@ -195,6 +195,21 @@ pub fn hint_of(error: &anyhow::Error) -> Option<String> {
     error.chain().find_map(|cause| cause.downcast_ref::<Failure>()?.hint.clone())
 }
 
+/// Returns the same error with one more sentence at the end of its hint.
+pub fn with_more_hint(error: anyhow::Error, sentence: &str) -> anyhow::Error {
+    let hint = match hint_of(&error) {
+        Some(hint) => format!("{hint} {sentence}"),
+        None => sentence.to_owned(),
+    };
+    let (text, several) = (format!("{error:#}"), mistakes_of(&error));
+    // The only mistake of an error has the hint of the error.
+    let mistakes = match <[Mistake; 1]>::try_from(several) {
+        Ok([Mistake { place, .. }]) => vec![Mistake { place, message: text.clone(), hint: None }],
+        Err(several) => several,
+    };
+    Kind::of(&error).failure(text).with_mistakes(mistakes).hint(hint).into()
+}
+
 /// The mistakes that an error consists of, each with its message and hint. There is at least one: an error whose
 /// mistakes are not listed counts as one mistake. Its place is a [`Place`] in the error's chain, if there is one.
 pub fn mistakes_of(error: &anyhow::Error) -> Vec<Mistake> {
@@ -269,6 +284,21 @@ mod tests {
         let message = "planning: web/image.toml:5: `iops` of [disk]: not found".to_owned();
         assert_eq!(lines(&context), [(Some(5), message, None)]);
         assert_eq!(lines(&anyhow::anyhow!("?")), [(None, "?".into(), None)]);
+    }
+
+    #[test]
+    fn a_sentence_is_added_to_a_hint() {
+        let place = Place::new("web/image.toml".into(), Some(3), None, "");
+        let plain = Kind::Step.failure("no").at(&place);
+        let error = with_more_hint(Error::from(plain).context("testing"), "Look.");
+        let one = |hint: &str| {
+            let (place, message) = (Some(place.clone()), "testing: no".to_owned());
+            vec![Mistake { place, message, hint: Some(hint.to_owned()) }]
+        };
+        assert_eq!(mistakes_of(&error), one("Look."));
+        let error = with_more_hint(error, "Ask.");
+        assert_eq!((hint_of(&error).as_deref(), Kind::of(&error)), (Some("Look. Ask."), Kind::Step));
+        assert_eq!((mistakes_of(&error), format!("{error:#}")), (one("Look. Ask."), "testing: no".into()));
     }
 
     #[test]

@@ -51,6 +51,32 @@ pub fn list_first(items: &[String], max: usize, separator: &str) -> String {
     list
 }
 
+/// Quotes a word for a shell, if necessary. A word with invisible characters is quoted as `$'…'`, so that a terminal
+/// shows the whole word.
+pub fn shell_quote(word: &str) -> Cow<'_, str> {
+    let is_plain = |c: char| c.is_alphanumeric() || "/._-+@%=:,".contains(c);
+    if !word.is_empty() && word.chars().all(is_plain) {
+        return Cow::Borrowed(word);
+    }
+    if !word.chars().any(is_unprintable) {
+        return Cow::Owned(format!("'{}'", word.replace('\'', r"'\''")));
+    }
+    let escape = |c: char| match c {
+        '\n' => r"\n".to_owned(),
+        '\t' => r"\t".to_owned(),
+        '\'' | '\\' => format!("\\{c}"),
+        c if !is_unprintable(c) => c.to_string(),
+        c if c.is_ascii() => format!("\\x{:02x}", u32::from(c)),
+        c => format!("\\U{:08x}", u32::from(c)),
+    };
+    Cow::Owned(format!("$'{}'", word.chars().map(escape).collect::<String>()))
+}
+
+/// Quotes the words of a command for a shell.
+pub fn shell_command<W: AsRef<str>>(words: &[W]) -> String {
+    words.iter().map(|word| shell_quote(word.as_ref())).collect::<Vec<_>>().join(" ")
+}
+
 /// The maximum length of an escape sequence with a text, such as the title of a window. Longer texts are not part of the
 /// sequence, so that a sequence without an end cannot hide the rest of a line.
 const SEQUENCE_TEXT_MAX: usize = 4096;
@@ -211,6 +237,13 @@ pub fn human_size(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn words_are_quoted_for_a_shell() {
+        let words = ["/bin/sh", "-e", "A=b", "a b", "it's", "", "$x", "a\nb\u{1b}", "\u{202e}\\'ü", "über"];
+        let quoted = r"/bin/sh -e A=b 'a b' 'it'\''s' '' '$x' $'a\nb\x1b' $'\U0000202e\\\'ü' über";
+        assert_eq!(shell_command(&words), quoted);
+    }
 
     #[test]
     fn a_long_list_ends_with_the_number_of_the_other_items() {

@@ -7,6 +7,7 @@ use crate::cloud::{BaseRef, Image};
 use crate::config::overrides::Overrides;
 use crate::definition::graph::BakeOrder;
 use crate::definition::{BaseSource, Definition};
+use crate::disk::step_record;
 use crate::error::Kind;
 use crate::ids::{ImageId, RunId};
 use crate::report::{Closing, Report};
@@ -207,10 +208,17 @@ async fn bake_member(
         left.command = site.command_for_site(&left.command);
         report.warn(left.to_string());
     }
+    if ended.preserved.is_empty() {
+        // A record without its disk is useless.
+        step_record::remove(&site.state, run).unwrap_or_else(|error| report.warn(format!("{error:#}")));
+    }
     for kept in &ended.preserved {
-        let inspect = site.command_for_site(&format!("oven shell {}", run.short()));
-        let remove = site.command_for_site(&format!("oven sweep --kept --run {}", run.short()));
-        report.note(format!("preserved {kept}\n    inspect it: {inspect}\n    remove it:  {remove}"));
+        let command = |verb: &str| site.command_for_site(&format!("oven {verb} {}", run.short()));
+        let mut text = format!("preserved {kept}\n    inspect it: {}", command("shell"));
+        if step_record::exists(&site.state, run) {
+            text += &format!("\n    run the failed step again: {}", command("shell --rerun"));
+        }
+        report.note(format!("{text}\n    remove it:  {}", command("sweep --kept --run")));
     }
     (item.leftovers, item.preserved) = (ended.leftovers, ended.preserved);
     item.status = match ended.result {

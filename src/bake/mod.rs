@@ -6,6 +6,7 @@ pub mod batch;
 mod checkout;
 mod commit;
 pub mod download;
+mod failed_step;
 pub mod import;
 mod lock;
 mod mount;
@@ -57,10 +58,13 @@ pub async fn bake(bake: &Bake<'_>, stop: impl Future<Output = ()>) -> Ended<Outc
         let provisioned = async {
             let work = provision::plan(bake, &target, packages, &root)?; //                    4. provision
             let runner = provision::runner(bake, &work, &secrets, &root)?;
-            let mut baseline = seal::baseline(&runner)?;
-            let facts = provision::packages_and_scripts(&runner, &mut baseline).await?;
-            seal::image(&runner, baseline).await?; //                                             clean and lint
-            Ok(facts)
+            let done = async {
+                let mut baseline = seal::baseline(&runner)?;
+                let facts = provision::packages_and_scripts(&runner, &mut baseline).await?;
+                seal::image(&runner, baseline).await?; //                                         clean and lint
+                Ok(facts)
+            };
+            failed_step::handle(bake, &target, &runner, done.await)
         };
         let (root, facts) = mount::unless_failed(provisioned.await, root).await?;
         mount::release(bake, root).await?; //                                                     nothing uses the disk

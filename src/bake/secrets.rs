@@ -1,7 +1,7 @@
 //! Collects the secrets that a definition's scripts name. Their values are in oven's environment.
 
 use super::Bake;
-use crate::definition::{Definition, Script, variable_name};
+use crate::definition::{Definition, Script, free_name, variable_name};
 use crate::error::{Failure, Kind, Mistake};
 use crate::secrets::{Secrets, check_value};
 use crate::text::ShortList;
@@ -145,6 +145,30 @@ pub fn from_environment(
     Err(wrong.failure().hint(hint).into())
 }
 
+/// Reads the secrets with these names from `environment`, for a step that is not part of a bake. The second value has a
+/// clause for each secret that is not permitted, missing or invalid.
+pub fn read_named(
+    names: &[String],
+    permitted: &PermittedSecrets,
+    environment: impl Fn(&str) -> Option<OsString>,
+) -> (Secrets, Vec<String>) {
+    let (mut values, mut missing) = (BTreeMap::new(), Vec::new());
+    for name in names {
+        let value = match free_name(name) {
+            Err(what) => Err(what),
+            Ok(()) if !permitted.permits(name) => {
+                Err(format!("is not permitted (--secret {name} permits it)"))
+            }
+            Ok(()) => check_value(environment(name)),
+        };
+        match value {
+            Ok(value) => _ = values.insert(name.clone(), value),
+            Err(what) => missing.push(format!("the secret {name} {what}")),
+        }
+    }
+    (Secrets::new(values), missing)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -196,6 +220,21 @@ mod tests {
         }
         let hint = crate::error::hint_of(&error).unwrap();
         assert!(hint.ends_with(" and 980 more.") && hint.matches("--secret S").count() == 20, "{hint}");
+    }
+
+    #[test]
+    fn secrets_of_a_record_are_read_by_name_if_permitted() {
+        let names = ["TOKEN", "OTHER", "GONE", "AWS_SECRET_ACCESS_KEY"].map(str::to_owned);
+        let environment = |name: &str| (name != "GONE").then(|| OsString::from("hunter2"));
+        let (secrets, missing) = read_named(&names, &PermittedSecrets::All, environment);
+        assert_eq!(secrets.environment(&names).into_keys().collect::<Vec<_>>(), ["OTHER", "TOKEN"]);
+        assert_eq!(missing[0], "the secret GONE is not set in oven's environment");
+        assert!(missing.len() == 2 && missing[1].starts_with("the secret AWS_SECRET_ACCESS_KEY cannot be"));
+        let only = PermittedSecrets::Only(BTreeSet::from(["TOKEN".to_owned()]));
+        let (secrets, missing) = read_named(&names[..2], &only, environment);
+        assert_eq!(secrets.environment(&names).into_keys().collect::<Vec<_>>(), ["TOKEN"]);
+        assert_eq!(missing, ["the secret OTHER is not permitted (--secret OTHER permits it)"]);
+        assert!(read_named(&names, &PermittedSecrets::NoneInCi, environment).0.is_empty());
     }
 
     /// The fingerprint does not depend on the values of secrets, because it is computed without them.

@@ -204,6 +204,11 @@ pipe gets all zeros, and may get a part of the disk before an error is found.";
     pub const SHELL: &str = "Examples:
   oven shell ami-0123456789abcdef0
   oven shell --network 1f2e3d4c -- apt-get update
+  oven shell --rerun 1f2e3d4c
+
+A shell on the disk of a run has the files, variables, environment and secrets
+of the step that failed. The values of secrets are not stored: set them in
+oven's environment.
 
 The exit code is that of the shell. Changes to an image are discarded. Changes
 to the disk of a run are preserved until `oven sweep --kept` removes the disk.";
@@ -546,6 +551,11 @@ pub struct ShellArgs {
     /// Give the shell access to the network
     #[arg(long)]
     pub network: bool,
+    /// Run the step that failed again, as the bake ran it, instead of a shell
+    #[arg(long, conflicts_with_all = ["network", "command"])]
+    pub rerun: bool,
+    #[command(flatten)]
+    pub secrets: SecretArgs,
     /// The command to run instead of a shell
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<String>,

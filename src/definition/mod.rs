@@ -31,8 +31,8 @@ pub use scripts::{Playbook, Program, Script, ScriptKind};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use toml::de::DeValue;
-pub(crate) use vars::variable_name;
 pub use vars::{GivenVars, Vars, given};
+pub(crate) use vars::{free_name, variable_name};
 
 /// The file that makes a directory a definition.
 pub const FILE: &str = "image.toml";

@@ -2,6 +2,7 @@
 
 pub mod attached_disk;
 pub mod direct;
+pub mod step_record;
 pub mod strategy;
 
 use crate::cloud::{Base, Tags, VolumeKind, tag};

@@ -2,7 +2,7 @@
 //! leftovers.
 
 use super::direct::preserved_disk;
-use super::{Disk, DiskSpec, DiskStrategy};
+use super::{Disk, DiskSpec, DiskStrategy, step_record};
 use crate::cloud::{Base, Cloud, StaleRun};
 use crate::config::project::Strategy;
 use crate::ids::RunId;
@@ -73,6 +73,7 @@ impl DiskStrategy for SelectedDisks {
     async fn forget(&self, run: &RunId) -> Result<()> {
         // If one strategy fails, the other one still removes its resources.
         let (attached, direct) = (self.attached.forget(run).await, self.direct.forget(run).await);
-        attached.and(direct)
+        attached.and(direct)?;
+        step_record::remove(&self.state, run)
     }
 }

@@ -56,6 +56,16 @@ pub fn script_mounts(image: &Definition, shims: &[Shim]) -> Result<ScriptBinds> 
     Ok(ScriptBinds { binds: binds.collect::<Result<_>>()? })
 }
 
+/// Returns a bind mount of a definition's directory as it has to be now: it also hides each `.git` that the directory
+/// got since the mount was described.
+pub fn hide_git(bind: &BindMount) -> Result<BindMount> {
+    let hidden = match &bind.within {
+        Some(project) if bind.source.is_dir() => git_entries(&bind.source, project, &is_stop_requested)?,
+        _ => Vec::new(),
+    };
+    Ok(BindMount { hidden, ..bind.clone() })
+}
+
 /// Returns the directories that scripts see if these are the definition's inputs, each with the path at which scripts see
 /// it. The first is the definition's own directory.
 pub fn visible_directories(image: &Definition, inputs: &[String], shims: &[Shim]) -> Vec<(PathBuf, String)> {

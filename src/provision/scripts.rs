@@ -101,13 +101,13 @@ async fn run_script(runner: &CommandRunner<'_>, script: &Script) -> Result<()> {
     };
     env.extend(script_mounts::environment(image, kind, &seen));
     env.extend(script.env.clone());
-    env.extend(runner.work.secrets.environment(&script.secrets));
     let call = ImageCommand {
         phase: kind.to_owned(),
         why: title(script),
         name: name.clone(),
         argv,
         env,
+        secrets: script.secrets.clone(),
         cwd: script_mounts::DEFINITION_DIR.to_owned(),
         network: script.network,
         shims,

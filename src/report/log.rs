@@ -8,7 +8,7 @@ use rustix::fs::OFlags;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 /// The maximal number of logs in a directory. 200 logs cover weeks, and need only some MiB.
 const MAX_LOGS: usize = 200;
@@ -63,7 +63,8 @@ impl LogFile {
         };
         if let Some(dir) = path.parent() {
             state_files::create_dir(dir)?;
-            prune(dir, MAX_LOGS - 1);
+            // Logs that are being written are among the newest, so they are not removed.
+            state_files::remove_oldest(dir, "log", MAX_LOGS - 1);
         }
         let creating = || format!("creating {}", path.display());
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND;
@@ -74,32 +75,9 @@ impl LogFile {
     }
 }
 
-/// Removes all but the newest `keep` logs. Logs that are being written are among the newest, so they are not removed.
-fn prune(dir: &Path, keep: usize) {
-    let Ok(entries) = std::fs::read_dir(dir) else { return };
-    let mut logs: Vec<(SystemTime, PathBuf)> = entries
-        .flatten()
-        .filter(|entry| entry.path().extension().is_some_and(|extension| extension == "log"))
-        .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
-        .collect();
-    logs.sort();
-    let excess = logs.len().saturating_sub(keep);
-    for (_, path) in logs.into_iter().take(excess) {
-        _ = std::fs::remove_file(path);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn names(dir: &Path) -> Vec<String> {
-        let names = std::fs::read_dir(dir).unwrap();
-        let mut names: Vec<_> =
-            names.map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
-        names.sort();
-        names
-    }
 
     #[test]
     fn the_file_is_created_with_the_first_step() {
@@ -119,18 +97,5 @@ mod tests {
             text.ends_with("    0.000 error   wrong:\n                      0.000 error   forged\n"),
             "{text}"
         );
-    }
-
-    #[test]
-    fn the_newest_logs_stay() {
-        let dir = tempfile::tempdir().unwrap();
-        for (name, age) in [("a.log", 3), ("b.log", 1), ("c.log", 2), ("d.txt", 9)] {
-            let file = File::create(dir.path().join(name)).unwrap();
-            file.set_modified(SystemTime::now() - Duration::from_secs(age)).unwrap();
-        }
-        prune(dir.path(), 2);
-        assert_eq!(names(dir.path()), ["b.log", "c.log", "d.txt"]);
-        prune(dir.path(), 2);
-        assert_eq!(names(dir.path()).len(), 3);
     }
 }

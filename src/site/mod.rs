@@ -22,6 +22,7 @@ use crate::ids::RunId;
 use crate::provision::context::EgressGuard;
 use crate::report::Report;
 use crate::sys::state_files;
+use crate::text::shell_quote;
 use crate::undo::UndoPolicy;
 use anyhow::{Context, Result};
 use oven_distro::Distro;
@@ -261,11 +262,7 @@ fn spelt(settings: &Settings, state: &Path, command: &str) -> String {
         flags.push(("--region-dir", dir.to_string_lossy().into_owned()));
     }
     flags.extend(settings.disks.map(|disks| ("--disks", disks.as_str().to_owned())));
-    let plain = |text: &str| text.chars().all(|c| c.is_alphanumeric() || "/._-+@%".contains(c));
-    let quoted = |text: &str| {
-        if plain(text) { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
-    };
-    let flags: String = flags.iter().map(|(flag, value)| format!("{flag} {} ", quoted(value))).collect();
+    let flags: String = flags.iter().map(|(flag, value)| format!("{flag} {} ", shell_quote(value))).collect();
     format!("oven {flags}{rest}")
 }
 

@@ -12,6 +12,7 @@ use super::progress::ProgressReader;
 use super::space;
 use super::space::ImageSpace;
 use crate::definition::PackageRequest;
+use crate::disk::step_record::{RecordedCaches, RecordedStep};
 use crate::error::{Failure, Kind};
 use crate::report;
 use crate::sandbox;
@@ -23,7 +24,7 @@ use anyhow::{Context, Result};
 use oven_distro::{ProgressLine, Shim, Trouble};
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 const PACKAGES: &str = "/run/oven/packages";
@@ -52,6 +53,8 @@ pub struct ImageCommand<'a> {
     pub name: String,
     pub argv: Vec<String>,
     pub env: BTreeMap<String, String>,
+    /// The names of the secrets that the command gets as environment variables.
+    pub secrets: Vec<String>,
     pub cwd: String,
     pub network: bool,
     /// Whether the command downloads packages without running their code. Only such commands get the settings of
@@ -103,6 +106,8 @@ pub struct CommandRunner<'a> {
     fenced: OnceCell<bool>,
     /// Whether a command has run in the image. If the first one cannot even start, the base is at fault.
     entered: Cell<bool>,
+    /// The step that is running, or that failed.
+    failed: RefCell<Option<RecordedStep>>,
     /// The environment of commands that download packages.
     network_env: BTreeMap<String, String>,
     certificates: Option<Shim>,
@@ -132,6 +137,7 @@ impl<'a> ImageCommand<'a> {
             name: String::new(),
             argv: Vec::new(),
             env: BTreeMap::new(),
+            secrets: Vec::new(),
             cwd: "/".to_owned(),
             network: false,
             fetches: false,
@@ -204,6 +210,7 @@ impl<'a> CommandRunner<'a> {
             packages,
             fenced,
             entered,
+            failed: RefCell::default(),
             network_env,
             certificates,
             base_packages,
@@ -228,6 +235,7 @@ impl<'a> CommandRunner<'a> {
     pub async fn run(&self, call: &ImageCommand<'_>) -> Result<()> {
         let report = self.work.report;
         let step = report.step(&call.phase, call.why.clone());
+        self.failed.replace(Some(self.record(call)));
         let mut pause = PAUSE;
         for attempt in 0.. {
             let (mut diagnoser, mut failures) =
@@ -277,7 +285,33 @@ impl<'a> CommandRunner<'a> {
             self.before_retry(call, &step).await?;
         }
         step.done();
+        self.failed.take();
         Ok(())
+    }
+
+    /// The step that failed in [`Self::run`], if one did.
+    pub fn failed_step(&self) -> Option<RecordedStep> {
+        self.failed.borrow().clone()
+    }
+
+    /// Describes a command so that `oven shell` can run it again. The description has no secrets.
+    fn record(&self, call: &ImageCommand<'_>) -> RecordedStep {
+        // Other commands see the caches only if a command that downloads has opened them.
+        let sees_caches =
+            call.caches != CacheAccess::None && (call.fetches || self.downloads.dir().is_some());
+        RecordedStep {
+            why: call.why.clone(),
+            table: call.key.as_ref().map(|key| key.table.to_owned()),
+            line: call.key.as_ref().map(|key| key.line),
+            secrets: call.secrets.clone(),
+            imds: self.work.image.imds,
+            fetches: call.fetches,
+            timeout: call.timeout.as_secs(),
+            caches: self.work.package_cache.filter(|_| sees_caches).map(|cache| {
+                RecordedCaches::new(&cache.base, self.work.plan, call.caches == CacheAccess::Write)
+            }),
+            spec: StepSpec { root: PathBuf::new(), nodes: Vec::new(), ..self.spec(call) },
+        }
     }
 
     /// If a step of the plan failed because of a package whose version the definition sets, adds the versions that exist
@@ -375,24 +409,19 @@ impl<'a> CommandRunner<'a> {
         Ok(answer.into_owned())
     }
 
-    async fn once(&self, call: &ImageCommand<'_>, sink: &mut OutputSink<'_>) -> Result<StepExit> {
-        let (mut env, mut shims) = (call.env.clone(), call.shims.clone());
-        if call.fetches {
-            env.extend(self.network_env.clone());
-            shims.extend(self.certificates.clone());
-        }
-        let wanted = CacheUse { trusted: call.trusted, fetches: call.fetches, access: call.caches };
-        let spec = StepSpec {
+    /// The specification of a command without its secrets, the settings of `[network]` and its caches.
+    fn spec(&self, call: &ImageCommand<'_>) -> StepSpec {
+        StepSpec {
             root: self.place.root.to_owned(),
             argv: call.argv.clone(),
-            env,
+            env: call.env.clone(),
             cwd: call.cwd.clone(),
             network: call.network,
-            fenced: call.network && self.fenced(),
+            fenced: false,
             resolv_conf: None,
-            shims,
+            shims: call.shims.clone(),
             binds: call.binds.clone(),
-            caches: self.downloads.mounts(wanted).await?,
+            caches: Vec::new(),
             nodes: self.place.nodes.to_vec(),
             disk_writable: self.work.image.disk_writable,
             limits: self.work.limits,
@@ -400,7 +429,19 @@ impl<'a> CommandRunner<'a> {
             status: !call.progress.is_empty(),
             throwaway: call.throwaway,
             interactive: false,
-        };
+        }
+    }
+
+    async fn once(&self, call: &ImageCommand<'_>, sink: &mut OutputSink<'_>) -> Result<StepExit> {
+        let mut spec = self.spec(call);
+        spec.env.extend(self.work.secrets.environment(&call.secrets));
+        if call.fetches {
+            spec.env.extend(self.network_env.clone());
+            spec.shims.extend(self.certificates.clone());
+        }
+        spec.fenced = call.network && self.fenced();
+        let wanted = CacheUse { trusted: call.trusted, fetches: call.fetches, access: call.caches };
+        spec.caches = self.downloads.mounts(wanted).await?;
         CgroupSupport::get().report_gaps(self.work.report);
         self.place.inside.meter().note_step();
         let mut span = self.work.report.command(&call.argv);

@@ -15,13 +15,16 @@ use rustix::process::geteuid;
 use std::fs::{self, File, Metadata, Permissions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 const DIRECTORY_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 /// The mode bit that lets everybody write. The group's write bit is not checked, because a user's default group often
 /// has no other members.
 const OTHERS_WRITE: u32 = 0o002;
+/// The directory of the files that record which hints were shown.
+const HINTS: &str = "hints";
 const STICKY: u32 = 0o1000;
 /// The number of attempts to open a directory that other processes of oven create and remove.
 const RETRIES: u32 = 32;
@@ -117,6 +120,32 @@ pub fn open_file(path: &Path, flags: OFlags) -> io::Result<File> {
     }
     make_private(&file, &found, FILE_MODE)?;
     Ok(file)
+}
+
+/// Removes the files of a directory with this extension, except the newest `keep`. Errors are ignored.
+pub fn remove_oldest(dir: &Path, extension: &str, keep: usize) {
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    let mut files: Vec<(SystemTime, PathBuf)> = entries
+        .flatten()
+        .filter(|entry| entry.path().extension().is_some_and(|found| found == extension))
+        .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
+        .collect();
+    files.sort();
+    let excess = files.len().saturating_sub(keep);
+    for (_, path) in files.into_iter().take(excess) {
+        _ = fs::remove_file(path);
+    }
+}
+
+/// Returns whether this function is called for the first time with this name. A private file in `state`, which is the
+/// state directory of this machine, records it. If the file cannot be created, returns false.
+pub fn is_first_time(state: &Path, name: &str) -> bool {
+    let dir = state.join(HINTS);
+    let create = || -> Result<File> {
+        create_dir(&dir)?;
+        Ok(open_file(&dir.join(name), OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL)?)
+    };
+    create().is_ok()
 }
 
 /// Returns the owner of a directory or file if the owner is another user: neither this user nor root. The user who

@@ -99,3 +99,30 @@ fn what_belongs_to_another_user_is_refused() {
     let error = open_file(&file, OFlags::WRONLY | OFlags::APPEND).unwrap_err();
     assert!(error.to_string().contains("belongs to user 12345"), "{error}");
 }
+
+#[test]
+fn the_newest_files_with_an_extension_stay() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, age) in [("a.log", 3), ("b.log", 1), ("c.log", 2), ("d.txt", 9)] {
+        let file = File::create(dir.path().join(name)).unwrap();
+        file.set_modified(SystemTime::now() - std::time::Duration::from_secs(age)).unwrap();
+    }
+    for _ in 0..2 {
+        remove_oldest(dir.path(), "log", 2);
+        let left: Vec<_> = ["a.log", "b.log", "c.log", "d.txt"]
+            .into_iter()
+            .filter(|name| dir.path().join(name).exists())
+            .collect();
+        assert_eq!(left, ["b.log", "c.log", "d.txt"]);
+    }
+}
+
+#[test]
+fn a_time_is_the_first_only_once() {
+    let state = tempfile::tempdir().unwrap();
+    let first = |name| is_first_time(state.path(), name);
+    assert_eq!([first("a"), first("a"), first("b"), first("b")], [true, false, true, false]);
+    assert_eq!((mode(&state.path().join("hints")), mode(&state.path().join("hints/a"))), (0o700, 0o600));
+    // If the state cannot be written, a hint would be shown in every bake.
+    assert!(!is_first_time(&state.path().join("hints/a"), "a"));
+}

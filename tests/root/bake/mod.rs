@@ -2,6 +2,7 @@
 
 mod boot;
 mod definition_limits;
+mod failed_step;
 mod faults;
 mod plan;
 mod secrets;

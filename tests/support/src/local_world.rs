@@ -144,7 +144,7 @@ impl LocalWorld {
         }
     }
 
-    /// Returns the files of the region with relative paths. Logs and cached packages are omitted, but not the working
+    /// Returns the files of the region with relative paths. Logs, shown hints and cached packages are omitted, but not the working
     /// directories of bakes in the package cache.
     pub fn files(&self) -> BTreeSet<String> {
         let mut files = BTreeSet::new();
@@ -160,7 +160,8 @@ impl LocalWorld {
             }
         }
         let kept = |file: &str| file.starts_with("packages/") && !file.starts_with("packages/b-");
-        files.retain(|file| !file.starts_with("logs/") && !kept(file));
+        let omitted = ["logs/", "hints/"];
+        files.retain(|file| !omitted.iter().any(|dir| file.starts_with(dir)) && !kept(file));
         files
     }
 }
