@@ -106,6 +106,8 @@ pub struct CommandRunner<'a> {
     /// The environment of commands that download packages.
     network_env: BTreeMap<String, String>,
     certificates: Option<Shim>,
+    /// The space of the image's file systems before the first command. `None` if it could not be measured.
+    space: Option<ImageSpace>,
     /// The packages of the base image, if they were listed.
     pub base_packages: OnceCell<Vec<InstalledPackage>>,
     pub downloads: DownloadCaches<'a>,
@@ -204,6 +206,7 @@ impl<'a> CommandRunner<'a> {
             packages,
             fenced,
             entered,
+            space: ImageSpace::of(place.root).ok(),
             network_env,
             certificates,
             base_packages,
@@ -470,7 +473,10 @@ impl<'a> CommandRunner<'a> {
         // The command may have failed for another reason, so its own error comes first.
         let how = limit.map_or(how.clone(), |limit| format!("{how}; {}", limit.message));
         let space = ImageSpace::of(self.place.root).ok();
-        let full = space.as_ref().and_then(ImageSpace::full);
+        // A file system that was full before the first command need not be the cause.
+        let before = self.space.as_ref();
+        let full =
+            space.as_ref().and_then(|space| before.map_or(space.full(), |before| space.full_since(before)));
         if let Some(dir) = self.downloads.dir().filter(|_| call.fetches && diagnoser.no_space)
             && full.is_none()
         {
