@@ -4,7 +4,7 @@
 use super::choose_root::file_system_type;
 use super::damage::{self, DamageCause};
 use super::partitions::DiskPart;
-use super::tool::{self, ToolEnd};
+use super::tool::{self, OUTPUT_MAX, ToolEnd, ToolOutput};
 use crate::error::{Kind, hint_of};
 use crate::formats::superblock::FileSystemType;
 use crate::text::{ShortList, without_control_characters};
@@ -64,18 +64,29 @@ async fn check(part: &DiskPart) -> Option<CheckReport> {
     let path = format!("/proc/self/fd/{}", part.node.as_raw_fd());
     match tool::run(name, &[option, &path], &part.node, TIMEOUT).await {
         Ok(ToolEnd::Ended(ended)) if !ended.status.success() => {
-            let lines = findings(&format!("{}\n{}", ended.first, ended.last), &path);
+            let lines = findings(&whole_lines(&ended), &path);
             (!lines.is_empty()).then_some(CheckReport { command, lines })
         }
         _ => None,
     }
 }
 
+/// Returns the lines of a tool's output. If the output is long, only its ends are known, and a line of which only a part
+/// is known is left out.
+fn whole_lines(output: &ToolOutput) -> Vec<&str> {
+    let ToolOutput { first, last, errors, .. } = output;
+    let is_cut = |text: &str| text.len() >= OUTPUT_MAX;
+    let end = first.rfind('\n').filter(|_| is_cut(first)).unwrap_or(first.len());
+    let start = |text: &str| text.find('\n').filter(|_| is_cut(text)).unwrap_or(0);
+    let parts = [&first[..end], &last[start(last)..], &errors[start(errors)..]];
+    parts.into_iter().flat_map(str::lines).collect()
+}
+
 /// Returns the lines of a check's output that name damage, each on an indented line.
-fn findings(output: &str, path: &str) -> String {
+fn findings(output: &[&str], path: &str) -> String {
     let mut seen = Vec::new();
     let mut list = ShortList::new(LINES_MAX);
-    for line in output.lines() {
+    for line in output {
         let line = without_control_characters(line).replace(path, "the file system");
         let line = without_question(line.trim());
         if is_finding(line) && !seen.iter().any(|known| known == line) {
@@ -114,6 +125,36 @@ fn is_finding(line: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::ExitStatus;
+
+    fn findings(output: &str, path: &str) -> String {
+        super::findings(&output.lines().collect::<Vec<_>>(), path)
+    }
+
+    /// The end of a tool with this wait status, of which only the ends of the output are known.
+    fn ended(status: i32, output: &str) -> ToolOutput {
+        let (length, known) = (output.len(), output.len().min(OUTPUT_MAX));
+        let (first, last) = (output[..known].to_owned(), output[length - known..].to_owned());
+        ToolOutput { status: ExitStatus::from_raw(status), first, last, errors: String::new() }
+    }
+
+    #[test]
+    fn each_finding_of_a_long_output_is_whole_and_shown_once() {
+        for count in [10, 100, 120, 1000] {
+            let output: String = (0..count).map(|n| format!("Inode {n:04} is bad in a way.\n")).collect();
+            let ended = ended(4 << 8, &output);
+            let lines = whole_lines(&ended);
+            assert!(
+                lines.iter().all(|line| line.is_empty() || output.contains(&format!("{line}\n"))),
+                "{count}"
+            );
+            assert!(lines.iter().all(|line| line.is_empty() || line.starts_with("Inode ")), "{lines:?}");
+            let shown = super::findings(&lines, "x");
+            assert!(shown.contains("Inode 0000 is bad in a way."), "{shown}");
+            assert!(count > 120 || shown.ends_with(&format!("and {} more", count - 6)), "{count}: {shown}");
+        }
+    }
 
     #[test]
     fn only_findings_of_e2fsck_are_shown() {
