@@ -28,8 +28,8 @@ struct CheckReport {
 }
 
 /// If the error is about a damaged file system of `parts`, adds what a check of it finds. If a step failed with a message
-/// of the kernel about wrong metadata, checks the root (`root` is its index), and blames `cause` if it is damaged. No part
-/// may be mounted.
+/// of the kernel about wrong metadata, checks the root (`root` is its index), and blames `cause` if it is damaged. The
+/// message of the step comes first, because the step may have failed for another reason. No part may be mounted.
 pub async fn explain(error: Error, parts: &[DiskPart], root: usize, cause: DamageCause) -> Error {
     let text = format!("{error:#}");
     let is_known = damage::is_damage(&error);
@@ -49,7 +49,7 @@ pub async fn explain(error: Error, parts: &[DiskPart], root: usize, cause: Damag
         let hint = hint_of(&error).unwrap_or_default();
         return Kind::of(&error).failure(format!("{text}{found}")).hint(hint).into();
     }
-    damage::error(&format!("{} is damaged: {text}{found}", part.describe()), cause)
+    damage::error(&format!("{text}\n    Besides, {} is damaged.{found}", part.describe()), cause)
 }
 
 /// Checks the file system of a partition. Returns `None` if it is sound, or if this machine cannot check it.
@@ -63,12 +63,27 @@ async fn check(part: &DiskPart) -> Option<CheckReport> {
     // The tool inherits the descriptor of the verified device. This path leads to that descriptor.
     let path = format!("/proc/self/fd/{}", part.node.as_raw_fd());
     match tool::run(name, &[option, &path], &part.node, TIMEOUT).await {
-        Ok(ToolEnd::Ended(ended)) if !ended.status.success() => {
+        Ok(ToolEnd::Ended(ended)) if found_damage(name, &ended) => {
             let lines = findings(&whole_lines(&ended), &path);
             (!lines.is_empty()).then_some(CheckReport { command, lines })
         }
         _ => None,
     }
+}
+
+/// Returns whether a check found damage. It also fails if it cannot check the file system, for example because the file
+/// system has features that are newer than the tool, or if the kernel killed it.
+fn found_damage(name: &str, ended: &ToolOutput) -> bool {
+    /// Bits of e2fsck's exit code.
+    const UNCORRECTED: i32 = 4;
+    const OPERATIONAL: i32 = 8;
+    let Some(code) = ended.status.code() else { return false };
+    if name == "e2fsck" {
+        return code & UNCORRECTED != 0 && code & OPERATIONAL == 0;
+    }
+    let is_too_new = |line: &str| ["unknown", "unsupported"].iter().any(|word| line.contains(word));
+    let has_feature = |line: &&str| line.contains("feature") && is_too_new(&line.to_ascii_lowercase());
+    code == 1 && !whole_lines(ended).iter().any(has_feature)
 }
 
 /// Returns the lines of a tool's output. If the output is long, only its ends are known, and a line of which only a part
@@ -153,6 +168,27 @@ mod tests {
             let shown = super::findings(&lines, "x");
             assert!(shown.contains("Inode 0000 is bad in a way."), "{shown}");
             assert!(count > 120 || shown.ends_with(&format!("and {} more", count - 6)), "{count}: {shown}");
+        }
+    }
+
+    #[test]
+    fn only_a_check_that_was_completed_finds_damage() {
+        let features = "Superblock has unknown compat/rocompat/incompat features (0x0/0x8/0x0).\n\
+                        Using a more recent xfs_repair is recommended.\nFound unsupported filesystem features.  Exiting now.\n";
+        for (name, code, output, expected) in [
+            ("e2fsck", 0, "", false),
+            ("e2fsck", 4, "Inode 12 is bad", true),
+            ("e2fsck", 8, "/proc/self/fd/7 has unsupported feature(s): FEATURE_C12", false),
+            ("e2fsck", 12, "Error reading block 7 (Input/output error).", false),
+            ("e2fsck", 16, "Usage: e2fsck", false),
+            ("xfs_repair", 1, "bad directory block magic # 0", true),
+            ("xfs_repair", 1, features, false),
+            ("xfs_repair", 2, "The filesystem has valuable metadata changes in a log", false),
+        ] {
+            assert_eq!(found_damage(name, &ended(code << 8, output)), expected, "{name} {code} {output}");
+        }
+        for name in ["e2fsck", "xfs_repair"] {
+            assert!(!found_damage(name, &ended(9, "Inode 12 is bad")), "SIGKILL");
         }
     }
 

@@ -371,6 +371,8 @@ fn a_damaged_file_system_is_named_with_the_findings_of_its_checker() {
         let error = error_of_damage(disk, when);
         let text = format!("{error:#}");
         assert!(text.contains("damaged") && text.contains(check), "{text}");
+        let is_step = matches!(when, Damage::InBake);
+        assert!(!is_step || text.starts_with("cat: /etc/x: Bad message\n"), "{text}");
         let findings = text.lines().filter(|line| line.starts_with("    | ")).count();
         assert!((1..=7).contains(&findings), "{text}");
         assert_eq!(Kind::of(&error), Kind::Definition, "{text}");
