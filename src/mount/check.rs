@@ -2,13 +2,16 @@
 //! found.
 
 use super::choose_root::file_system_type;
+use super::create;
 use super::damage::{self, DamageCause};
 use super::partitions::DiskPart;
 use super::tool::{self, OUTPUT_MAX, ToolEnd, ToolOutput};
 use crate::error::{Kind, hint_of};
 use crate::formats::superblock::FileSystemType;
+use crate::sys::tasks::run_to_end;
 use crate::text::{ShortList, without_control_characters};
 use anyhow::Error;
+use rustix::fs::{Mode, OFlags};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
@@ -49,16 +52,20 @@ pub async fn explain(error: Error, parts: &[DiskPart], root: usize, cause: Damag
         let hint = hint_of(&error).unwrap_or_default();
         return Kind::of(&error).failure(format!("{text}{found}")).hint(hint).into();
     }
-    damage::error(&format!("{text}\n    Besides, {} is damaged.{found}", part.describe()), cause)
+    damage::error(&format!("{text}\n    A check found that {} is damaged.{found}", part.describe()), cause)
 }
 
-/// Checks the file system of a partition. Returns `None` if it is sound, or if this machine cannot check it.
+/// Checks the file system of a partition. Returns `None` if it is sound, or if this machine cannot check it. A file system
+/// that is still in use is not checked, because its metadata on the disk are incomplete.
 async fn check(part: &DiskPart) -> Option<CheckReport> {
     let (command, option) = match file_system_type(part)? {
         FileSystemType::Ext2 | FileSystemType::Ext3 | FileSystemType::Ext4 => ("e2fsck -fn", "-fn"),
         FileSystemType::Xfs => ("xfs_repair -n", "-n"),
         _ => return None,
     };
+    if !is_unused(part).await {
+        return None;
+    }
     let name = command.split(' ').next()?;
     // The tool inherits the descriptor of the verified device. This path leads to that descriptor.
     let path = format!("/proc/self/fd/{}", part.node.as_raw_fd());
@@ -69,6 +76,17 @@ async fn check(part: &DiskPart) -> Option<CheckReport> {
         }
         _ => None,
     }
+}
+
+/// Returns whether no mount uses the partition, and nothing else opened it for itself.
+async fn is_unused(part: &DiskPart) -> bool {
+    let Ok(node) = part.node.try_clone() else { return false };
+    let open = move || {
+        let path = format!("/proc/self/fd/{}", node.as_raw_fd());
+        let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC;
+        create::retry_while_busy(|| rustix::fs::open(&path, flags, Mode::empty()))
+    };
+    run_to_end(open).await.is_ok()
 }
 
 /// Returns whether a check found damage. It also fails if it cannot check the file system, for example because the file

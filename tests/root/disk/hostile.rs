@@ -6,6 +6,7 @@ use oven::mount::{MountOptions, Root};
 use oven::report::Report;
 use oven_testing::LoopDisk;
 use oven_testing::disk::loop_disk::{FAKE_ROOT, alone, run};
+use rustix::fs::OFlags;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::ErrorKind;
@@ -382,4 +383,25 @@ fn a_damaged_file_system_is_named_with_the_findings_of_its_checker() {
     let sound = ext4();
     let error = error_of_damage(&sound, Damage::InBake);
     assert_eq!((Kind::of(&error), format!("{error:#}")), (Kind::Step, "cat: /etc/x: Bad message".into()));
+}
+
+/// The metadata of a mounted file system are incomplete on the disk, so a check of it would find damage.
+#[test]
+fn a_file_system_that_stays_mounted_is_not_checked() {
+    let mut disk = LoopDisk::new(40, 512);
+    disk.table("label: gpt\nstart=2048, type=L\n");
+    disk.ext4("1", &FAKE_ROOT(""), &[]);
+    damage(&disk, "1", "/var/tmp");
+    let step_failed = || Kind::Step.error("cat: /etc/x: Bad message");
+    alone(async |scratch| {
+        let device = disk.device();
+        let root = Root::mount(&device, scratch, &PLAIN, &Report::silent()).await.unwrap();
+        let file = root.tree().open("/etc", OFlags::RDONLY).unwrap();
+        let error = root.into_explained(step_failed()).await;
+        assert_eq!((Kind::of(&error), format!("{error:#}")), (Kind::Step, "cat: /etc/x: Bad message".into()));
+        drop(file);
+    });
+    disk.detach();
+    let error = error_of_damage(&disk, Damage::InBake);
+    assert!(format!("{error:#}").contains("`e2fsck -fn` of loop"), "{error:#}");
 }
