@@ -483,7 +483,7 @@ impl<'a> CommandRunner<'a> {
             return no_space_failure(&dir);
         }
         if full.is_none()
-            && let Some(memory) = diagnoser.full_memory(exit, call.throwaway)
+            && let Some(memory) = diagnoser.full_memory(exit)
         {
             let what = format!("{} failed: {} ({how}){tail}", call.why, memory.message);
             let of_image =

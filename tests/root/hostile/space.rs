@@ -73,6 +73,10 @@ fn a_test_sees_the_free_space_of_the_image() {
     // A test that fails because the image is full says so.
     lab.world.write("image/check.sh", "#!/bin/sh\nexec dd if=/dev/zero of=/opt/x bs=1M\n");
     lab.fails(5, &["as large as the image's free space on /", "size_gib", "No space left on device"]);
+    // So does a test that removes its files.
+    lab.world
+        .write("image/check.sh", "#!/bin/sh\ndd if=/dev/zero of=/opt/x bs=1M || { rm /opt/x; exit 1; }\n");
+    lab.fails(5, &["as large as the image's free space on /", "and may have", "size_gib"]);
 }
 
 /// Only the root grows with `size_gib`, so another advice is needed for the other file systems.
