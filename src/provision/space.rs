@@ -16,6 +16,10 @@ pub const LARGER_DISK_HINT: &str = "Use a larger disk: set `size_gib` of `[disk]
 pub const LARGER_MEMORY_HINT: &str =
     "Write less to this place, or use a builder with more memory: the limit grows with it.";
 
+/// What follows the hint if writes of a test are too large.
+pub const COPIED_FILES_HINT: &str =
+    " A file of the image that a test changes counts whole, because the test changes a copy of it.";
+
 /// The disk counts as full if at most 1/1024 of it is free. Then a write may have failed, even if no program reported
 /// an error.
 const MIN_FREE_SHARE: u64 = 1024;

@@ -486,9 +486,12 @@ impl<'a> CommandRunner<'a> {
             && let Some(memory) = diagnoser.full_memory(exit)
         {
             let what = format!("{} failed: {} ({how}){tail}", call.why, memory.message);
+            let is_of_test = exit.discarded.iter().any(|discarded| discarded.if_full == memory);
             let of_image =
                 memory.of_image.zip(space.as_ref()).map(|(path, space)| space.containing(&path).hint());
-            return Kind::Step.failure(what).hint(of_image.as_deref().unwrap_or(space::LARGER_MEMORY_HINT));
+            let remedy = of_image.unwrap_or_else(|| space::LARGER_MEMORY_HINT.to_owned());
+            let copies = if is_of_test { space::COPIED_FILES_HINT } else { "" };
+            return Kind::Step.failure(what).hint(format!("{remedy}{copies}"));
         }
         let was_full = || space.as_ref().map(|space| diagnoser.full_file_system(space));
         if let Some(full) = full.or_else(|| was_full().filter(|_| diagnoser.no_space)) {

@@ -73,6 +73,14 @@ fn a_test_sees_the_free_space_of_the_image() {
     // A test that fails because the image is full says so.
     lab.world.write("image/check.sh", "#!/bin/sh\nexec dd if=/dev/zero of=/opt/x bs=1M\n");
     lab.fails(5, &["as large as the image's free space on /", "size_gib", "No space left on device"]);
+    // A file that a test changes counts whole.
+    let grow = "#!/bin/sh\nset -e\nnow=$(df --output=avail -k / | tail -n 1)\n\
+        dd if=/dev/zero of=/opt/large bs=1M count=$((now * 2 / 3 / 1024))\n";
+    lab.world.write("image/grow.sh", grow);
+    lab.world.write("image/check.sh", "#!/bin/sh\necho x >> /opt/large\n");
+    lab.define(&[], "[[run]]\nscript = \"grow.sh\"\n[[test]]\nscript = \"check.sh\"");
+    lab.fails(5, &["as large as the image's free space on /", "size_gib", "counts whole"]);
+    lab.define(&[], "[[test]]\nscript = \"check.sh\"");
     // So does a test that removes its files.
     lab.world
         .write("image/check.sh", "#!/bin/sh\ndd if=/dev/zero of=/opt/x bs=1M || { rm /opt/x; exit 1; }\n");
