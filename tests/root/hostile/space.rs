@@ -1,6 +1,6 @@
 //! Packages that fill the disk.
 
-use super::lab::{Deb, HostileLab, boot_disk};
+use super::lab::{Deb, HostileLab, boot_disk, full_boot_disk};
 
 /// Takes all of the disk, but for what is freed again.
 const FILL: &str = "n=0\nfor size in 256M 16M 1M 64K 4K; do\n\
@@ -113,4 +113,20 @@ fn a_full_file_system_that_is_not_the_root_is_named() {
     lab.world.write("image/f", &"x".repeat(8 << 20));
     lab.define(&[], "[[file]]\nsource = \"f\"\ntarget = \"/boot/f\"");
     lab.fails(5, &["the file system /boot of the image is full", "writing"]);
+}
+
+/// A file system that was full before the bake does not hide the cause of a failure.
+#[test]
+fn a_file_system_that_was_full_before_is_not_blamed() {
+    let disk = full_boot_disk();
+    let lab = HostileLab::on(&disk);
+    lab.world.write("image/fails.sh", "#!/bin/sh\necho why not\nexit 3\n");
+    lab.world.write("image/image.toml", "from = { name = \"base\" }\npackages = [\"misspelt\"]\n");
+    let baked = lab.fails(3, &["misspelt"]);
+    assert!(!baked.err.contains("is full"), "{}", baked.err);
+    lab.define(&[], "[[run]]\nscript = \"fails.sh\"");
+    let baked = lab.fails(5, &["the [[run]] fails.sh failed", "why not"]);
+    assert!(!baked.err.contains("is full"), "{}", baked.err);
+    lab.world.write("image/fails.sh", "#!/bin/sh\ncp /etc/passwd /boot/y\n");
+    lab.fails(5, &["the file system /boot of the image is full"]);
 }

@@ -7,7 +7,6 @@ use oven_testing::packages::package_lab::RESOLV_CONF;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
-use sys_mount::{Mount, Unmount, UnmountFlags};
 
 const STEP: u8 = 5;
 const DEFINITION: u8 = 3;
@@ -276,28 +275,6 @@ fn a_package_that_hides_a_full_disk_fails_too() {
     let (code, text) = lab.bake().failure();
     assert_eq!(code, STEP);
     assert!(text.contains("no space is left"), "{text}");
-}
-
-/// A file system of the base that is full does not hide the cause of a failure.
-#[test]
-fn a_file_system_that_was_full_before_is_not_blamed() {
-    let lab = PackageLab::new();
-    fs::create_dir_all(lab.image("boot")).unwrap();
-    let boot = Mount::builder().fstype("tmpfs").data("size=64k").mount("x", lab.image("boot")).unwrap();
-    fs::write(lab.image("boot/x"), [7; 100_000]).unwrap_err();
-    lab.define("packages = [\"misspelt\"]\n");
-    let (code, text) = lab.bake().failure();
-    assert_eq!(code, DEFINITION, "{text}");
-    assert!(text.contains("misspelt") && !text.contains("is full"), "{text}");
-    lab.script("fails.sh", "echo why not >&2\nexit 3");
-    lab.define("[[run]]\nscript = \"fails.sh\"\n");
-    let (code, text) = lab.bake().failure();
-    assert_eq!(code, STEP, "{text}");
-    assert!(text.contains("the [[run]] fails.sh failed") && !text.contains("is full"), "{text}");
-    lab.script("fails.sh", "cp /etc/passwd /boot/y");
-    let (_, text) = lab.bake().failure();
-    assert!(text.contains("the file system /boot of the image is full"), "{text}");
-    boot.unmount(UnmountFlags::empty()).unwrap();
 }
 
 /// The base holds version 1 with a changed configuration file; version 2 changes it, too.
