@@ -42,6 +42,7 @@ pub async fn run_step(runner: &CommandRunner<'_>, step: &Step) -> Result<()> {
         before_retry: step.before_retry.clone(),
         failures: &runner.work.plan.failures,
         notes: &runner.work.plan.notes,
+        status: !runner.work.plan.progress.is_empty(),
         progress: progress_lines(runner.work.plan, step.phase),
         also_good: step.also_good.clone(),
         timeout: Duration::from_secs(step.timeout),

@@ -76,8 +76,9 @@ pub struct ImageCommand<'a> {
     pub failures: &'a [Trouble],
     /// Output lines that are explained to the user but do not count as a failure.
     pub notes: &'a [Trouble],
-    /// The lines that say how far the command is. If there are any, the command has a status descriptor
-    /// ([`StepSpec::status`]).
+    /// Whether the command has a status descriptor ([`StepSpec::status`]).
+    pub status: bool,
+    /// The lines that say how far the command is.
     pub progress: Vec<&'a ProgressLine>,
     /// Exit codes that, like 0, do not count as a failure.
     pub also_good: Vec<u8>,
@@ -149,6 +150,7 @@ impl<'a> ImageCommand<'a> {
             troubles: &runner.work.plan.troubles,
             failures: &[],
             notes: &[],
+            status: false,
             progress: Vec::new(),
             also_good: Vec::new(),
             key: None,
@@ -400,7 +402,7 @@ impl<'a> CommandRunner<'a> {
             disk_writable: self.work.image.disk_writable,
             limits: self.work.limits,
             audit_socket: call.audit_socket,
-            status: !call.progress.is_empty(),
+            status: call.status,
             throwaway: call.throwaway,
             interactive: false,
         };
