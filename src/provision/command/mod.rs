@@ -551,7 +551,8 @@ impl<'a> CommandRunner<'a> {
                 "Packages are installed without the network. If a package's script has to download something, set \
                  `network = true` at the top of image.toml.",
             ),
-            Some(DefinitionTable { table, .. }) if is_quiet && !call.network => failure.hint(format!(
+            // A test is often quiet, such as `grep -q`.
+            Some(DefinitionTable { table: table @ ("run" | "ansible"), .. }) if is_quiet && !call.network => failure.hint(format!(
                 "It printed nothing. It runs without the network: if it needs the network, set `network = true` in its \
                  [[{table}]]."
             )),
