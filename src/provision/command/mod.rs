@@ -18,11 +18,11 @@ use crate::sandbox;
 use crate::sandbox::cgroup::CgroupSupport;
 use crate::sandbox::output::OutputSink;
 use crate::sandbox::spec::{BindMount, ExitStatus, StepExit, StepSpec};
-use crate::text::ShortList;
+use crate::text::{ShortList, without_control_characters};
 use anyhow::{Context, Result};
 use oven_distro::{ProgressLine, Shim, Trouble};
 use std::cell::{Cell, OnceCell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::time::Duration;
 
@@ -39,8 +39,8 @@ const VERSION_LENGTH_MAX: usize = 100;
 /// The maximum size of the output that [`CommandRunner::ask`] returns, in bytes. A list of all packages has less than 1
 /// MiB. The labels of 400,000 new files have about 48 MiB.
 const ANSWER_MAX: usize = 48 << 20;
-/// The number of lines that are searched for an explanation if a command fails whose output [`CommandRunner::ask`] would
-/// return.
+/// The number of last lines that are searched for an explanation if a command fails whose output [`CommandRunner::ask`]
+/// would return.
 const EXPLAINED_MAX: usize = 1000;
 
 /// A command, and its permissions.
@@ -348,7 +348,7 @@ impl<'a> CommandRunner<'a> {
     /// even if the command succeeds. Fails if the output is too long.
     pub async fn ask(&self, call: &ImageCommand<'_>) -> Result<String> {
         let (mut answer, mut is_too_long) = (Vec::new(), false);
-        let (mut errors, report) = (Vec::new(), self.work.report);
+        let (mut errors, report) = (VecDeque::new(), self.work.report);
         let mut output = |bytes: &[u8]| {
             is_too_long |= answer.len() + bytes.len() > ANSWER_MAX;
             if !is_too_long {
@@ -357,17 +357,20 @@ impl<'a> CommandRunner<'a> {
         };
         let mut on_line = |line: &str| {
             report.detail(line);
-            if errors.len() < EXPLAINED_MAX {
-                errors.push(line.to_owned());
+            if errors.len() == EXPLAINED_MAX {
+                errors.pop_front();
             }
+            errors.push_back(line.to_owned());
         };
         let mut sink = OutputSink::Answer { output: &mut output, on_line: &mut on_line };
         let exit = self.once(call, &mut sink).await.with_context(|| call.why.clone())?;
         let answer = String::from_utf8_lossy(&answer);
-        let answer = self.work.secrets.mask(&answer);
         if !call.is_good(exit.status) {
             let mut diagnoser = Diagnoser::new(call.troubles);
-            answer.lines().take(EXPLAINED_MAX).for_each(|line| diagnoser.line(line));
+            let shown = without_control_characters(&answer);
+            let shown = self.work.secrets.mask(&shown);
+            let last: Vec<_> = shown.lines().rev().take(EXPLAINED_MAX).collect();
+            last.iter().rev().for_each(|line| diagnoser.line(line));
             errors.iter().for_each(|line| diagnoser.line(line));
             let meaning = diagnoser.meaning();
             return Err(self.failure(call, &exit, &diagnoser, meaning).into());
@@ -377,7 +380,7 @@ impl<'a> CommandRunner<'a> {
                 format!("{}: the output of {} has more than {} MiB", call.why, call.name, ANSWER_MAX >> 20);
             return Err(Kind::Step.error(what));
         }
-        Ok(answer.into_owned())
+        Ok(self.work.secrets.mask(&answer).into_owned())
     }
 
     async fn once(&self, call: &ImageCommand<'_>, sink: &mut OutputSink<'_>) -> Result<StepExit> {

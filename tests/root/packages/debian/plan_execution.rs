@@ -70,6 +70,29 @@ fn exit_codes_may_mean_success_and_lines_may_be_notes() {
 }
 
 #[test]
+fn a_failed_query_is_explained_by_its_last_lines() {
+    let lab = lab();
+    lab.define("");
+    for output in ["", " >&2"] {
+        let script = format!("{{ seq 5000; echo 'Error: no `x`'; }}{output}; exit 1");
+        let baked = lab.bake_with(|plan| {
+            plan.facts.insert("odd".into(), ["sh", "-c", &script].map(str::to_owned).to_vec());
+            plan.troubles.insert(
+                0,
+                Trouble {
+                    output: "Error: no *".into(),
+                    means: "{1} is missing".into(),
+                    hint: None,
+                    package: None,
+                },
+            );
+        });
+        let (code, text) = baked.failure();
+        assert!(code == STEP && text.contains("`x` is missing"), "{text}");
+    }
+}
+
+#[test]
 fn each_step_has_a_status_descriptor_if_the_plan_has_progress() {
     let lab = lab();
     lab.define("");
