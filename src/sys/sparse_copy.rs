@@ -348,7 +348,7 @@ mod tests {
                 // The reader may end first.
                 _ = writer.write_all(&vec![0; bytes]);
                 // The stream ends when the listener has heard of two chunks.
-                heard.iter().find(|counted| *counted == (2 * CHUNK as u64, 0)).is_some()
+                heard.iter().any(|counted| counted == (2 * CHUNK as u64, 0))
             });
             let copied = tasks::run(move |cancelled| copy_stream(reader.as_fd(), max, &dir, cancelled));
             let copied = tasks::listen(move |done, all| _ = hear.send((done, all)), copied).await;

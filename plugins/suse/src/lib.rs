@@ -245,7 +245,7 @@ mod tests {
                  repository=\"main\"/>\n"
             )
         };
-        let output = ["1.9-1", "1:1.0-2", "1.10-1", "1.9-1"].map(|version| solvable(version)).concat();
+        let output = ["1.9-1", "1:1.0-2", "1.10-1", "1.9-1"].map(solvable).concat();
         let output =
             format!("<?xml version='1.0'?>\n<stream>\n<search-result version=\"0.0\">\n{output}</stream>\n");
         let command = versions_command();
