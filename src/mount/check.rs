@@ -92,12 +92,12 @@ async fn is_unused(part: &DiskPart) -> bool {
 /// Returns whether a check found damage. It also fails if it cannot check the file system, for example because the file
 /// system has features that are newer than the tool, or if the kernel killed it.
 fn found_damage(name: &str, ended: &ToolOutput) -> bool {
-    /// Bits of e2fsck's exit code.
+    /// The bit of e2fsck's exit code for errors that it did not correct. It also sets the bit 8 if it ends because a
+    /// directory is damaged, so that bit does not matter.
     const UNCORRECTED: i32 = 4;
-    const OPERATIONAL: i32 = 8;
     let Some(code) = ended.status.code() else { return false };
     if name == "e2fsck" {
-        return code & UNCORRECTED != 0 && code & OPERATIONAL == 0;
+        return code & UNCORRECTED != 0;
     }
     let is_too_new = |line: &str| ["unknown", "unsupported"].iter().any(|word| line.contains(word));
     let has_feature = |line: &&str| line.contains("feature") && is_too_new(&line.to_ascii_lowercase());
@@ -140,8 +140,9 @@ fn without_question(line: &str) -> &str {
 
 /// Returns whether a line of e2fsck or xfs_repair is more than a report of its progress.
 fn is_finding(line: &str) -> bool {
-    const PROGRESS: [&str; 9] = [
+    const PROGRESS: [&str; 10] = [
         "e2fsck ",
+        "e2fsck: aborted",
         "Pass ",
         "Phase ",
         "- ",
@@ -197,7 +198,7 @@ mod tests {
             ("e2fsck", 0, "", false),
             ("e2fsck", 4, "Inode 12 is bad", true),
             ("e2fsck", 8, "/proc/self/fd/7 has unsupported feature(s): FEATURE_C12", false),
-            ("e2fsck", 12, "Error reading block 7 (Input/output error).", false),
+            ("e2fsck", 12, "Directory inode 12, block #0, offset 0: directory corrupted", true),
             ("e2fsck", 16, "Usage: e2fsck", false),
             ("xfs_repair", 1, "bad directory block magic # 0", true),
             ("xfs_repair", 1, features, false),
