@@ -308,7 +308,7 @@ fn an_export_that_is_stopped_leaves_no_disk() {
     // An export may end before the signal arrives.
     let mut stopped = (0..20).map(|_| sh(&place, &script.replace("AMI", ami.trim())));
     let output = stopped.find(|output| !output.status.success()).expect("no export was stopped");
-    assert!(err_of(&output).contains("interrupted"), "{}", err_of(&output));
+    assert!(err_of(&output).contains("received SIGTERM"), "{}", err_of(&output));
     let (_, err) = place.expect(2, &["import", "cut", "--name", "x"]);
     assert!(
         err.contains("is empty") || err.contains("is not a disk") || err.contains("is truncated"),
