@@ -361,6 +361,11 @@ mod tests {
             ("dd: error writing '/opt/x': No space left on device", "memory of /", None),
             ("cp: error writing 'x': No space left on device", "memory of /", None),
             ("cp: error writing '/boot/x': No space left on device", "memory of /boot", Some("/boot")),
+            (
+                "/run/oven/definition/x.sh: 2: cannot create /boot/x: No space left on device",
+                "memory of /boot",
+                Some("/boot"),
+            ),
             ("cp: error writing '/bootable/x': No space left on device", "memory of /", None),
         ] {
             let full = full(&exit, line).unwrap();

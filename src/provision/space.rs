@@ -202,11 +202,15 @@ impl fmt::Display for FullFileSystem {
     }
 }
 
-/// Returns the absolute paths in a message of a program.
+/// The directory in a step's `/run` with files that a step cannot change.
+const OWN_FILES: &str = "/run/oven/";
+
+/// Returns the absolute paths in a message of a program. A path in [`OWN_FILES`] does not count: a shell names its script
+/// in each message.
 pub fn paths_in(line: &str) -> impl Iterator<Item = &str> {
     let is_separator = |c: char| c.is_whitespace() || "'\"`‘’“”()<>[]=,;:".contains(c);
     let words = line.split(is_separator).filter(|word| word.len() > 1 && word.starts_with('/'));
-    words.map(|word| word.trim_end_matches('.'))
+    words.map(|word| word.trim_end_matches('.')).filter(|path| !path.starts_with(OWN_FILES))
 }
 
 /// Explains a failure of oven's own writes to the image if a file system is full or broken. `root` is the mount point of
@@ -309,6 +313,7 @@ mod tests {
             ("cp: error writing '/boot/efi/EFI/x': No space left on device", "/boot/efi"),
             ("tar: /srv/data: Cannot write: No space left on device", "/srv"),
             ("cp: error writing '/bootable': No space left on device", "/"),
+            ("/run/oven/definition/x.sh: 2: cannot create /srv/x: No space left on device", "/srv"),
             ("OSError: [Errno 28] No space left on device: \"/srv/x.tmp\"", "/srv"),
         ] {
             assert_eq!(found(&[message], &["update-initramfs: failed for /boot/initrd.img-6.1"]), target);
