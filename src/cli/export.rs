@@ -71,8 +71,10 @@ async fn export_to_stdout(site: &Site, snapshot: &SnapshotId, mut stdout: File) 
     let appends = rustix::fs::fcntl_getfl(&stdout).with_context(context)?.contains(OFlags::APPEND);
     let is_new = metadata.is_file() && metadata.len() == 0 && !appends;
     let contents = if is_new {
+        let incomplete = IncompleteFile(&stdout);
         let written = download_with_progress(&*site.blocks, snapshot, &stdout, &on_progress).await;
         let contents = written.with_context(context)?;
+        incomplete.complete();
         // Programs that write to the same file later begin after the disk.
         stdout.seek(SeekFrom::End(0)).with_context(context)?;
         contents
@@ -85,6 +87,22 @@ async fn export_to_stdout(site: &Site, snapshot: &SnapshotId, mut stdout: File) 
         "snapshot_id": snapshot, "file": "-", "size_gib": contents.size_gib, "blocks": contents.blocks.len(),
         "bytes_on_disk": stdout.metadata().map_or(0, |metadata| metadata.blocks() * 512),
     })))
+}
+
+/// A new file that has its full length before all of its data. It is emptied if it is not completed, because nobody could
+/// see that data are missing.
+struct IncompleteFile<'a>(&'a File);
+
+impl IncompleteFile<'_> {
+    fn complete(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for IncompleteFile<'_> {
+    fn drop(&mut self) {
+        _ = self.0.set_len(0);
+    }
 }
 
 /// Checks whether the file can be written, before anything is read. Returns the directory of the file.

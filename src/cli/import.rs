@@ -5,6 +5,7 @@ use crate::bake::batch::INTERRUPTED_CLEANLY;
 use crate::bake::import::{self, Import, ImportOutcome, ImportRequest};
 use crate::cli::args;
 use crate::cli::args::GlobalArgs;
+use crate::cloud::ec2_rules::MAX_VOLUME_GIB;
 use crate::error::Kind;
 use crate::ids::{Architecture, RunId};
 use crate::report::Report;
@@ -19,6 +20,7 @@ use std::io::{IsTerminal, Seek};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use tokio::sync::watch;
 
 pub async fn run(
@@ -36,7 +38,7 @@ pub async fn run(
             return Err(Kind::Usage.error(message));
         }
     };
-    let source = source(&args.raw, &stop).await?;
+    let source = source(&args.raw, report, &stop).await?;
     // The disk is checked first, so that no region is made for a file that is not a disk.
     import::open_disk(&source.path)?;
     let site = Site::of(&global.overrides(), &[], report.clone(), Use::Imports).await?;
@@ -74,7 +76,7 @@ struct ImportSource {
 
 /// Returns the disk that the argument names. The argument `-` means standard input. If that is a file, it is used
 /// directly. A stream is copied first, because a disk is not read in order.
-async fn source(raw: &Path, stop: &watch::Receiver<bool>) -> Result<ImportSource> {
+async fn source(raw: &Path, report: &Report, stop: &watch::Receiver<bool>) -> Result<ImportSource> {
     if raw != Path::new("-") {
         return Ok(ImportSource { path: raw.to_owned(), _copy: None });
     }
@@ -91,9 +93,18 @@ async fn source(raw: &Path, stop: &watch::Receiver<bool>) -> Result<ImportSource
     }
     let dir = std::env::var_os("TMPDIR").filter(|dir| !dir.is_empty());
     let dir = dir.map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
-    let copied = tasks::run(move |cancelled| sparse_copy::copy_stream(stdin.as_fd(), &dir, cancelled));
-    let copy = signals::run_until_stopped(stop, async { copied.await.context("copying standard input") });
-    let copy = copy.await?;
+    const COPYING: &str = "copying standard input";
+    let step = Rc::new(report.step("import", COPYING));
+    let shown = step.clone();
+    let on_bytes = move |done, _| shown.progress(done, None);
+    let copied = tasks::run(move |cancelled| {
+        sparse_copy::copy_stream(stdin.as_fd(), MAX_VOLUME_GIB << 30, &dir, cancelled)
+    });
+    let copied = tasks::listen(on_bytes, copied);
+    let copy = signals::run_until_stopped(stop, async { copied.await.context(COPYING) }).await?;
+    if let Some(step) = Rc::into_inner(step) {
+        step.done();
+    }
     let path = format!("/proc/self/fd/{}", copy.file().as_raw_fd()).into();
     Ok(ImportSource { path, _copy: Some(copy) })
 }

@@ -19,12 +19,16 @@ pub struct DescribedSize {
 /// Returns the size that the disk must have at least, according to its partition table, or to its file system if there
 /// is no table. Returns `None` if the disk describes no size, or if its table is damaged. The bytes are not trusted.
 pub fn described_size(disk: &(impl ReadAt + ?Sized)) -> Option<DescribedSize> {
-    if let Some(bytes) = SECTORS.into_iter().find_map(|sector| gpt::described_size(disk, sector)) {
+    let boot = disk.bytes(0, SECTORS[0] as usize).ok()?;
+    let content = mbr::read(disk, SECTORS[0], &boot);
+    let of_mbr = |bytes: Option<u64>| bytes.map(|bytes| DescribedSize { bytes, source: "MBR" });
+    // The disk may still have the GPT of an earlier image, whose partitions nothing uses.
+    if let Ok(MbrContent::Protective | MbrContent::Nothing) = content
+        && let Some(bytes) = SECTORS.into_iter().find_map(|sector| gpt::described_size(disk, sector))
+    {
         return Some(DescribedSize { bytes, source: "GPT" });
     }
-    let boot = disk.bytes(0, SECTORS[0] as usize).ok()?;
-    let of_mbr = |bytes: Option<u64>| bytes.map(|bytes| DescribedSize { bytes, source: "MBR" });
-    match mbr::read(disk, SECTORS[0], &boot) {
+    match content {
         Ok(MbrContent::Table(partitions)) => of_mbr(partitions.iter().map(Partition::end).max()),
         // The file ends before the GPT, or the table leads to a sector that the file does not have.
         Ok(MbrContent::Protective) if disk.size() >= 2 * SECTORS[0] => None,
@@ -74,6 +78,22 @@ mod tests {
             assert!(described.source == "MBR" && described.bytes >= end, "{length}: {described:?}");
         }
         assert_eq!(size_of(&disk[..511]), None);
+    }
+
+    #[test]
+    fn an_earlier_table_describes_nothing() {
+        // An image with an MBR was written over a larger disk with a GPT, whose header is still on the disk.
+        let (old, new) = (gpt::tests::disk(512, 4000), mbr::tests::disk(512, 400));
+        let mut disk = old;
+        disk[..512].copy_from_slice(&new[..512]);
+        disk[1024..new.len()].copy_from_slice(&new[1024..]);
+        let disk = &disk[..new.len()];
+        assert_eq!(size_of(disk), size_of(&new));
+        assert!(crate::formats::partition::read(disk, 512).is_ok());
+        // Without any table in the first sector, the GPT is used.
+        let mut disk = gpt::tests::disk(512, 400);
+        disk[..512].fill(0);
+        assert_eq!(size_of(&disk[..4096]), Some((400 * 512, "GPT")));
     }
 
     #[test]

@@ -199,7 +199,7 @@ async fn run_tool(
     timeout: Duration,
 ) -> Result<()> {
     let ended = tool::run(name, arguments, device, timeout).await?;
-    let ToolOutput { status, first, last } = match ended {
+    let ToolOutput { status, last, errors, .. } = match ended {
         ToolEnd::Ended(output) => output,
         ToolEnd::Missing => {
             let failure = Kind::Machine.failure(format!("{name} is not installed"));
@@ -210,8 +210,7 @@ async fn run_tool(
     if status.code().is_some_and(|code| good.contains(&code)) {
         return Ok(());
     }
-    let output = if last.is_empty() { first } else { last };
-    let output = output.split_whitespace().collect::<Vec<_>>().join(" ");
+    let output = last.split_whitespace().chain(errors.split_whitespace()).collect::<Vec<_>>().join(" ");
     let what = format!("{name} failed ({status}): {output}");
     // With this exit code, e2fsck found damage that it does not repair without a question.
     if name == "e2fsck" && status.code() == Some(4) {

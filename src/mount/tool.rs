@@ -30,8 +30,10 @@ pub struct ToolOutput {
     pub status: ExitStatus,
     /// The start of standard output.
     pub first: String,
-    /// The end of standard output, and then the end of standard error.
+    /// The end of standard output.
     pub last: String,
+    /// The end of standard error.
+    pub errors: String,
 }
 
 /// Runs a program of this machine on a device, with an empty environment. The program parses the image's content, so
@@ -89,7 +91,8 @@ pub async fn run(name: &str, arguments: &[&str], device: &OwnedFd, timeout: Dura
         return Ok(ToolEnd::Limited(format!("{name} needed too much memory, so the kernel ended it")));
     }
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    Ok(ToolEnd::Ended(ToolOutput { status, first: text(&first), last: text(&[output, errors].concat()) }))
+    let (first, last, errors) = (text(&first), text(&output), text(&errors));
+    Ok(ToolEnd::Ended(ToolOutput { status, first, last, errors }))
 }
 
 /// Reads a stream to its end, and returns its first and its last [`OUTPUT_MAX`] bytes.

@@ -2,11 +2,12 @@
 //! known errors. An entry of this list is called a trouble. It has a pattern for output lines, and an explanation.
 
 use super::space::{FullFileSystem, ImageSpace, paths_in};
-use crate::sandbox::spec::{FullMemory, StepExit};
+use crate::sandbox::spec::{DiscardMemory, FullMemory, StepExit};
 use crate::sandbox::tmpfs;
 use crate::text::{is_unprintable, match_wildcards};
 use oven_distro::{Step, Trouble};
 use std::collections::VecDeque;
+use std::path::Path;
 
 /// The number of last lines of a failed step that an error message shows.
 const TAIL: usize = 20;
@@ -213,20 +214,20 @@ impl<'a> Diagnoser<'a> {
         })
     }
 
-    /// Returns the step's file system in memory that was full, or `None` if none was. `throwaway` says whether the step's
-    /// writes to the image were discarded.
-    pub fn full_memory(&self, exit: &StepExit, throwaway: bool) -> Option<FullMemory> {
+    /// Returns the step's file system in memory that was full, or `None` if none was.
+    pub fn full_memory(&self, exit: &StepExit) -> Option<FullMemory> {
         let measured = exit.full_file_systems.first().cloned();
         if measured.is_some() || !self.no_space {
             return measured;
         }
         // The command may have removed its files before it ended. The image's disk was not full if no write of the
         // command went there.
-        let mut named = self.no_space_lines.iter().flat_map(|line| paths_in(line));
-        named.find_map(tmpfs::full_memory_of).or_else(|| {
-            let message =
-                "the memory for writes that are discarded, which is as large as the image's free space, was full";
-            throwaway.then(|| FullMemory { message: message.into(), of_image: Some("/".into()) })
+        let named: Vec<_> = self.no_space_lines.iter().flat_map(|line| paths_in(line)).collect();
+        named.iter().find_map(|path| tmpfs::full_memory_of(path)).or_else(|| {
+            let holds =
+                |memory: &&DiscardMemory| Path::new(named.first().unwrap_or(&"/")).starts_with(&memory.path);
+            let memory = exit.discarded.iter().filter(holds).max_by_key(|memory| memory.path.len());
+            memory.map(|memory| memory.if_full.clone())
         })
     }
 
@@ -268,6 +269,7 @@ pub fn fill(text: &str, found: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sandbox::spec::ExitStatus;
 
     #[test]
     fn patterns() {
@@ -335,6 +337,45 @@ mod tests {
         assert!(diagnoser.no_network && !diagnoser.metadata);
         diagnoser.line("Failed to connect to 169.254.169.254 port 80: Operation not permitted");
         assert!(diagnoser.metadata);
+    }
+
+    #[test]
+    fn the_memory_of_a_test_that_removed_its_files_is_named() {
+        let memory = |path: &str, of_image: Option<&str>| DiscardMemory {
+            path: path.into(),
+            if_full: FullMemory {
+                message: format!("memory of {path}"),
+                of_image: of_image.map(str::to_owned),
+            },
+        };
+        let status = ExitStatus::Exited(1);
+        // This machine's memory limits what the test writes to the root, and the free space of /boot the rest.
+        let discarded = vec![memory("/", None), memory("/boot", Some("/boot"))];
+        let exit = StepExit { discarded, ..StepExit::of(status) };
+        let full = |exit: &StepExit, line: &str| {
+            let mut diagnoser = Diagnoser::new(&[]);
+            diagnoser.line(line);
+            diagnoser.full_memory(exit)
+        };
+        for (line, message, of_image) in [
+            ("dd: error writing '/opt/x': No space left on device", "memory of /", None),
+            ("cp: error writing 'x': No space left on device", "memory of /", None),
+            ("cp: error writing '/boot/x': No space left on device", "memory of /boot", Some("/boot")),
+            (
+                "/run/oven/definition/x.sh: 2: cannot create /boot/x: No space left on device",
+                "memory of /boot",
+                Some("/boot"),
+            ),
+            ("cp: error writing '/bootable/x': No space left on device", "memory of /", None),
+        ] {
+            let full = full(&exit, line).unwrap();
+            assert_eq!((&*full.message, full.of_image.as_deref()), (message, of_image), "{line}");
+        }
+        let run = full(&exit, "cp: error writing '/run/x': No space left on device").unwrap();
+        assert!(run.message.starts_with("/run, which is in memory"), "{run:?}");
+        assert_eq!(full(&exit, "something else"), None);
+        // What a script writes is on the image's disk.
+        assert_eq!(full(&StepExit::of(status), "cp: error writing 'x': No space left on device"), None);
     }
 
     #[test]

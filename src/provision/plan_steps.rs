@@ -5,6 +5,8 @@ use super::command::{CommandRunner, ImageCommand};
 use super::diagnose::command_name;
 use super::package_cache::{CacheAccess, key};
 use super::packages::{self, InstalledPackage};
+use crate::secrets::Secrets;
+use crate::text::without_control_characters;
 use anyhow::{Context, Result};
 use oven_distro::{Phase, Plan, ProgressLine, Step};
 use std::collections::BTreeMap;
@@ -42,6 +44,7 @@ pub async fn run_step(runner: &CommandRunner<'_>, step: &Step) -> Result<()> {
         before_retry: step.before_retry.clone(),
         failures: &runner.work.plan.failures,
         notes: &runner.work.plan.notes,
+        status: !runner.work.plan.progress.is_empty(),
         progress: progress_lines(runner.work.plan, step.phase),
         also_good: step.also_good.clone(),
         timeout: Duration::from_secs(step.timeout),
@@ -111,9 +114,14 @@ pub async fn facts(
             Some(installed) if name == packages::FACT => packages::document(installed),
             _ => ask(runner, name, argv).await?,
         };
-        facts.insert(name.clone(), runner.work.secrets.mask(&text).into_owned());
+        facts.insert(name.clone(), fact_text(&text, runner.work.secrets));
     }
     Ok(facts)
+}
+
+/// Returns a fact as it is stored. Control characters are removed first, so that they cannot hide a secret.
+fn fact_text(output: &str, secrets: &Secrets) -> String {
+    secrets.mask(&without_control_characters(output)).into_owned()
 }
 
 async fn ask(runner: &CommandRunner<'_>, name: &str, argv: &[String]) -> Result<String> {
@@ -128,4 +136,23 @@ async fn ask(runner: &CommandRunner<'_>, name: &str, argv: &[String]) -> Result<
         ..ImageCommand::plan_defaults(runner)
     };
     runner.ask(&call).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::secrets::MASK;
+
+    #[test]
+    fn a_fact_has_neither_control_characters_nor_secrets() {
+        let secrets = Secrets::of_test(&[("TOKEN", "hunter2hunter2")]);
+        for (output, stored) in [
+            ("curl\t7.88\tamd64\nwget\t1\tall\n", "curl\t7.88\tamd64\nwget\t1\tall\n"),
+            ("a \u{1b}[31mred\u{1b}[0m\u{7} line\r\n", "a red line\n"),
+            ("x hunter2\u{1b}[1mhunter2\n", &format!("x {MASK}\n")),
+            ("x hunter2\u{0}hunter2\u{200b}\n", &format!("x {MASK}\n")),
+        ] {
+            assert_eq!(fact_text(output, &secrets), stored, "{output:?}");
+        }
+    }
 }

@@ -16,6 +16,10 @@ pub const LARGER_DISK_HINT: &str = "Use a larger disk: set `size_gib` of `[disk]
 pub const LARGER_MEMORY_HINT: &str =
     "Write less to this place, or use a builder with more memory: the limit grows with it.";
 
+/// What follows the hint if writes of a test are too large.
+pub const COPIED_FILES_HINT: &str =
+    " A file of the image that a test changes counts whole, because the test changes a copy of it.";
+
 /// The disk counts as full if at most 1/1024 of it is free. Then a write may have failed, even if no program reported
 /// an error.
 const MIN_FREE_SHARE: u64 = 1024;
@@ -90,7 +94,16 @@ impl ImageSpace {
 
     /// Returns the first file system that is full.
     pub fn full(&self) -> Option<FullFileSystem> {
-        let full = self.file_systems.iter().find(|(_, space)| space.is_full());
+        self.first_full(|_| true)
+    }
+
+    /// Returns the first file system that is full, and was not full when `before` was measured.
+    pub fn full_since(&self, before: &Self) -> Option<FullFileSystem> {
+        self.first_full(|target| !before.file_systems.iter().any(|(t, space)| t == target && space.is_full()))
+    }
+
+    fn first_full(&self, counts: impl Fn(&str) -> bool) -> Option<FullFileSystem> {
+        let full = self.file_systems.iter().find(|(target, space)| space.is_full() && counts(target));
         full.map(|(target, space)| FullFileSystem {
             target: target.clone(),
             files: !space.is_out_of_blocks(),
@@ -108,6 +121,7 @@ impl ImageSpace {
     /// Returns the file system that was full according to messages of a program. The program may have removed its files
     /// since then, so the file system need not be full any more. `messages` say that no space is left. `others` are
     /// other lines of the output: a file on a small file system that they name was probably the one that did not fit.
+    /// If no line names a file, the file system is the first one that is full now.
     pub fn full_by_messages<'t>(
         &self,
         messages: impl Iterator<Item = &'t str>,
@@ -117,7 +131,8 @@ impl ImageSpace {
             return self.containing(path);
         }
         let named = others.flat_map(paths_in).map(|path| self.containing(path));
-        named.filter(|found| !found.is_root()).last().unwrap_or_else(|| self.containing("/"))
+        let named = named.filter(|found| !found.is_root()).last();
+        named.or_else(|| self.full()).unwrap_or_else(|| self.containing("/"))
     }
 
     /// Fails if a file system became full after this value was measured.
@@ -187,11 +202,15 @@ impl fmt::Display for FullFileSystem {
     }
 }
 
-/// Returns the absolute paths in a message of a program.
+/// The directory in a step's `/run` with files that a step cannot change.
+const OWN_FILES: &str = "/run/oven/";
+
+/// Returns the absolute paths in a message of a program. A path in [`OWN_FILES`] does not count: a shell names its script
+/// in each message.
 pub fn paths_in(line: &str) -> impl Iterator<Item = &str> {
     let is_separator = |c: char| c.is_whitespace() || "'\"`‘’“”()<>[]=,;:".contains(c);
     let words = line.split(is_separator).filter(|word| word.len() > 1 && word.starts_with('/'));
-    words.map(|word| word.trim_end_matches('.'))
+    words.map(|word| word.trim_end_matches('.')).filter(|path| !path.starts_with(OWN_FILES))
 }
 
 /// Explains a failure of oven's own writes to the image if a file system is full or broken. `root` is the mount point of
@@ -265,6 +284,14 @@ mod tests {
             let hint = full.hint();
             assert!(hint.contains("enlarges only the root") && hint.contains(target), "{hint}");
         }
+        // A file system that was full before is not the cause of a later failure.
+        let since = |before: &[(&str, u64)], now: &[(&str, u64)]| {
+            space_of(now).full_since(&space_of(before)).map(|full| full.target)
+        };
+        assert_eq!(since(&[("/", 5000), ("/boot", 0)], &[("/", 5000), ("/boot", 0)]), None);
+        assert_eq!(since(&[("/", 5000), ("/boot", 0)], &[("/", 2), ("/boot", 0)]).unwrap(), "/");
+        assert_eq!(since(&[("/", 5000), ("/boot", 80)], &[("/", 5000), ("/boot", 0)]).unwrap(), "/boot");
+        assert_eq!(since(&[("/", 5000)], &[("/", 5000), ("/boot", 0)]).unwrap(), "/boot");
         let inodes = DiskSpace { blocks: (500, 1000), files: (0, 100), is_unavailable: false };
         let space = ImageSpace { file_systems: vec![("/".into(), inodes)] };
         assert_eq!(space.full().unwrap().to_string(), "the image's disk is full (no inodes are left)");
@@ -286,6 +313,7 @@ mod tests {
             ("cp: error writing '/boot/efi/EFI/x': No space left on device", "/boot/efi"),
             ("tar: /srv/data: Cannot write: No space left on device", "/srv"),
             ("cp: error writing '/bootable': No space left on device", "/"),
+            ("/run/oven/definition/x.sh: 2: cannot create /srv/x: No space left on device", "/srv"),
             ("OSError: [Errno 28] No space left on device: \"/srv/x.tmp\"", "/srv"),
         ] {
             assert_eq!(found(&[message], &["update-initramfs: failed for /boot/initrd.img-6.1"]), target);
@@ -295,6 +323,11 @@ mod tests {
             ["Setting up initramfs-tools", "update-initramfs: failed for /boot/initrd.img-6.1 with 1."];
         assert_eq!(found(&[zstd], &others), "/boot");
         assert_eq!(found(&[zstd], &["cp /usr/share/x /opt/x"]), "/");
+        let space = space_of(&[("/", 9000), ("/boot", 4000), ("/srv", 0)]);
+        let found =
+            |others: &[&str]| space.full_by_messages([zstd].into_iter(), others.iter().copied()).target;
+        assert_eq!(found(&others), "/boot");
+        assert_eq!(found(&[]), "/srv");
     }
 
     #[test]

@@ -67,7 +67,8 @@ pub fn run(
     };
     let surviving_processes = remaining(&children)?;
     let full_file_systems = tmpfs::full_file_systems(spec, discarded);
-    Ok(StepExit { surviving_processes, full_file_systems, ..StepExit::of(status) })
+    let discarded = discarded.iter().map(DiscardedWrites::memory).collect();
+    Ok(StepExit { surviving_processes, full_file_systems, discarded, ..StepExit::of(status) })
 }
 
 /// Returns a descriptor that becomes readable when a child has ended.

@@ -88,6 +88,8 @@ pub struct StepExit {
     pub surviving_processes: Vec<String>,
     /// The step's file systems in memory that were full when the command ended.
     pub full_file_systems: Vec<FullMemory>,
+    /// The memory for the writes of a step whose writes are discarded. The first is that of `/`.
+    pub discarded: Vec<DiscardMemory>,
     /// The limit that the step exceeded, if it failed. oven measures it after the helper has ended.
     #[serde(skip)]
     pub exceeded_limit: Option<ExceededLimit>,
@@ -109,6 +111,15 @@ impl FullMemory {
     }
 }
 
+/// The memory for writes to one file system of the image, which are discarded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiscardMemory {
+    /// The mount point in the image.
+    pub path: String,
+    /// The description of this memory if it is full.
+    pub if_full: FullMemory,
+}
+
 /// A limit of a step's cgroup that the step exceeded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExceededLimit {
@@ -124,8 +135,8 @@ pub struct ExceededLimit {
 impl StepExit {
     /// The result of a command about which only its status is known.
     pub fn of(status: ExitStatus) -> Self {
-        let (surviving_processes, full_file_systems) = (Vec::new(), Vec::new());
-        Self { status, surviving_processes, full_file_systems, exceeded_limit: None }
+        let (surviving_processes, full_file_systems, discarded) = (Vec::new(), Vec::new(), Vec::new());
+        Self { status, surviving_processes, full_file_systems, discarded, exceeded_limit: None }
     }
 }
 

@@ -4,7 +4,7 @@
 //! memory, and files in memory belong to no process that the kernel could kill. The limits below add up to at most half
 //! of the memory on a machine with 2 GiB or more.
 
-use super::spec::{FullMemory, StepSpec};
+use super::spec::{DiscardMemory, FullMemory, StepSpec};
 use crate::sys::mount::api::new_file_system;
 use crate::sys::space::machine_memory;
 use crate::text::escape_name;
@@ -139,6 +139,12 @@ pub struct DiscardedWrites {
     /// The mount point in the image.
     pub path: String,
     pub place: DiscardLimits,
+}
+
+impl DiscardedWrites {
+    pub fn memory(&self) -> DiscardMemory {
+        DiscardMemory { path: self.path.clone(), if_full: discard_is_full(self) }
+    }
 }
 
 /// Returns each of the step's file systems in memory that is full. Call this in the step's mount tree.

@@ -5,6 +5,7 @@ use super::space::{free_space, no_space, write_error};
 use super::tasks::CancelFlag;
 use super::temp_file::TempFile;
 use crate::error::Kind;
+use crate::text::human_size;
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, SeekFrom};
@@ -45,8 +46,9 @@ pub fn disk_name(path: &Path) -> String {
 /// How long a thread waits for a stream before it checks whether it was cancelled.
 const STREAM_WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
-/// Copies a stream, such as a pipe, into a nameless file in `dir`. Blocks of zeros become holes.
-pub fn copy_stream(stream: BorrowedFd<'_>, dir: &Path, cancelled: &CancelFlag) -> Result<TempFile> {
+/// Copies a stream, such as a pipe, into a nameless file in `dir`. Blocks of zeros become holes. Fails if the stream has
+/// more than `max` bytes, because some streams have no end.
+pub fn copy_stream(stream: BorrowedFd<'_>, max: u64, dir: &Path, cancelled: &CancelFlag) -> Result<TempFile> {
     let target = TempFile::new(dir)?;
     let (mut buffer, mut end) = (vec![0; CHUNK], 0u64);
     loop {
@@ -58,6 +60,11 @@ pub fn copy_stream(stream: BorrowedFd<'_>, dir: &Path, cancelled: &CancelFlag) -
             target.file().write_all_at(data, end + at as u64).map_err(|error| stream_error(error, dir))
         })?;
         end += length as u64;
+        if end > max {
+            let text = format!("the stream has more than {}, the maximum size of a disk", human_size(max));
+            return Err(Kind::Usage.error(text));
+        }
+        cancelled.add_bytes(length as u64);
     }
     target.file().set_len(end).map_err(|error| stream_error(error, dir))?;
     Ok(target)
@@ -267,6 +274,8 @@ pub fn allocated_bytes(source: &File) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::tasks;
+    use std::io::Write;
     use std::os::unix::fs::MetadataExt;
 
     fn random(bytes: &mut [u8]) {
@@ -326,6 +335,31 @@ mod tests {
         }
         let names: Vec<_> = dir.path().read_dir().unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(names.len(), 2, "a copy has no name: {names:?}");
+    }
+
+    #[tokio::test]
+    async fn a_stream_is_counted_and_must_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let of = async |max: u64, bytes: usize| {
+            let dir = dir.path().to_owned();
+            let (mut writer, reader) = std::os::unix::net::UnixStream::pair().unwrap();
+            let (hear, heard) = std::sync::mpsc::channel();
+            let writing = std::thread::spawn(move || {
+                // The reader may end first.
+                _ = writer.write_all(&vec![0; bytes]);
+                // The stream ends when the listener has heard of two chunks.
+                heard.iter().any(|counted| counted == (2 * CHUNK as u64, 0))
+            });
+            let copied = tasks::run(move |cancelled| copy_stream(reader.as_fd(), max, &dir, cancelled));
+            let copied = tasks::listen(move |done, all| _ = hear.send((done, all)), copied).await;
+            (copied.map(|copy| length(copy.file()).unwrap()), writing.join().unwrap())
+        };
+        let (length, is_counted) = of(9 << 20, 9 << 20).await;
+        assert!(length.unwrap() == 9 << 20 && is_counted);
+        let (error, _) = of(7 << 20, 9 << 20).await;
+        let error = error.unwrap_err();
+        assert_eq!(Kind::of(&error), Kind::Usage);
+        assert!(error.to_string().contains("more than 7.0 MiB"), "{error}");
     }
 
     #[test]

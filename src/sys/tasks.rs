@@ -47,7 +47,7 @@ tokio::task_local! {
     static LISTENER: Rc<Listener>;
 }
 
-/// Hears how many bytes are done, and of how many.
+/// Hears how many bytes are done, and of how many, or 0 if that is not known.
 struct Listener {
     on_bytes: Box<dyn Fn(u64, u64)>,
     /// The work that counts its bytes. Some of it may be done concurrently.
@@ -59,19 +59,25 @@ impl Listener {
         let counted = self.counted.borrow();
         let sum = |of: &dyn Fn(&Shared) -> u64| counted.iter().map(|flag| of(&flag.0)).sum::<u64>();
         let all = sum(&|shared| shared.all.load(Ordering::Relaxed));
+        let done = sum(&|shared| shared.done.load(Ordering::Relaxed));
         if all > 0 {
-            (self.on_bytes)(sum(&|shared| shared.done.load(Ordering::Relaxed)).min(all), all);
+            (self.on_bytes)(done.min(all), all);
+        } else if done > 0 {
+            (self.on_bytes)(done, 0);
         }
     }
 
     /// Forgets work that counted nothing, such as the many writes of single blocks.
     fn end(&self) {
-        self.counted.borrow_mut().retain(|flag| flag.0.all.load(Ordering::Relaxed) > 0);
+        let counts = |flag: &CancelFlag| {
+            [&flag.0.all, &flag.0.done].iter().any(|number| number.load(Ordering::Relaxed) > 0)
+        };
+        self.counted.borrow_mut().retain(counts);
     }
 }
 
 /// Runs `future`. While it waits for work of [`run`] that counts its bytes, `on_bytes` regularly gets the number of
-/// bytes that are done, and of all bytes.
+/// bytes that are done, and of all bytes. The latter is 0 if it is not known.
 pub async fn listen<T>(on_bytes: impl Fn(u64, u64) + 'static, future: impl Future<Output = T>) -> T {
     let listener = Listener { on_bytes: Box::new(on_bytes), counted: RefCell::default() };
     LISTENER.scope(Rc::new(listener), future).await
@@ -104,7 +110,7 @@ impl CancelFlag {
         }
     }
 
-    /// Begins to count the bytes of the work.
+    /// Begins to count the bytes of the work, whose number is known.
     pub fn expect_bytes(&self, all: u64) {
         self.0.done.store(0, Ordering::Relaxed);
         self.0.all.store(all, Ordering::Relaxed);

@@ -298,6 +298,24 @@ fn a_disk_that_standard_output_does_not_take_is_a_failure() {
     assert_eq!(fs::metadata(place.path("head")).unwrap().len(), 4096);
 }
 
+/// A file of the full length would look complete.
+#[test]
+fn an_export_that_is_stopped_leaves_no_disk() {
+    let place = Place::new();
+    place.raw("disk.raw", 4 << 30, (1..8192).step_by(14));
+    let (ami, _) = place.expect(0, &["import", "disk.raw", "--name", "base"]);
+    let script = "$OVEN export AMI - > cut & until [ -s cut ]; do :; done; kill -TERM $!; wait $!";
+    // An export may end before the signal arrives.
+    let mut stopped = (0..20).map(|_| sh(&place, &script.replace("AMI", ami.trim())));
+    let output = stopped.find(|output| !output.status.success()).expect("no export was stopped");
+    assert!(err_of(&output).contains("received SIGTERM"), "{}", err_of(&output));
+    let (_, err) = place.expect(2, &["import", "cut", "--name", "x"]);
+    assert!(
+        err.contains("is empty") || err.contains("is not a disk") || err.contains("is truncated"),
+        "{err}"
+    );
+}
+
 #[test]
 fn a_disk_is_imported_from_standard_input() {
     let place = Place::new();
@@ -318,7 +336,9 @@ fn a_disk_is_imported_from_standard_input() {
     }
     let output = sh(&place, "cat disk.raw | $OVEN import - --name other --verify");
     assert!(output.status.success(), "{}", err_of(&output));
-    assert!(err_of(&output).contains("importing standard input"), "{}", err_of(&output));
+    for step in ["copying standard input", "importing standard input"] {
+        assert!(err_of(&output).contains(step), "{}", err_of(&output));
+    }
     let other = String::from_utf8_lossy(&output.stdout).into_owned();
     place.expect(0, &["export", other.trim(), "out.raw"]);
     assert_same(&place.path("disk.raw"), &place.path("out.raw"));

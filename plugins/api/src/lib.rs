@@ -220,7 +220,8 @@ pub struct Plan {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<Trouble>,
     /// Lines that say how far a step is. The first line that matches counts. If there are any, descriptor 3 of each step
-    /// is a pipe, to which its command may write such lines. oven does not log the lines of this pipe.
+    /// of the plan is a pipe, whatever the phase is, to which its command may write such lines. oven does not log the lines
+    /// of this pipe. Other commands of the plan, such as [`Step::before_retry`] and those of facts, have no such pipe.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub progress: Vec<ProgressLine>,
     /// Directories into which the package manager downloads. They must be listed even if this plan downloads nothing.

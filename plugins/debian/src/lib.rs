@@ -238,6 +238,10 @@ fn steps(job: &Job, groups: &[PackageGroup], downloads: bool) -> Vec<Step> {
         let why = "storing answers to debconf questions";
         steps.push(step(Phase::Prepare, why, &["debconf-set-selections", DEBCONF_ANSWERS], &[]));
     }
+    if let Some(removal) = priority::removal(job) {
+        let why = priority::REMOVE_WHY;
+        steps.push(step(Phase::Prepare, why, &[], &removal));
+    }
     // Packages that this job installs can only be held after their installation.
     let (hold_first, hold_after) = hold::split_by_time(job);
     if !hold_first.is_empty() {

@@ -12,6 +12,8 @@ pub const IMAGE_SOURCES: [&str; 3] = [
     "/etc/apt/sources.list.d/ubuntu.sources",
 ];
 
+const APT: &str = "/etc/apt";
+
 /// The hosts of the distributions' own archives end with one of these.
 const OWN_HOSTS: [&str; 2] = ["debian.org", "ubuntu.com"];
 
@@ -41,11 +43,38 @@ pub fn pins(job: &Job, repository: &Repository) -> Result<Option<Shim>, Refused>
             }
         }
     };
-    let pins = selectors.iter().map(|selector| {
-        format!("Explanation: the priority of the repository {name}\nPackage: *\nPin: {selector}\nPin-Priority: {priority}\n")
-    });
+    let explanation = explanation(name);
+    let pins = selectors
+        .iter()
+        .map(|selector| format!("{explanation}\nPackage: *\nPin: {selector}\nPin-Priority: {priority}\n"));
     let content = pins.collect::<Vec<_>>().join("\n");
-    Ok(Some(Shim { path: format!("/etc/apt/preferences.d/{name}.pref"), content, mode: 0o644 }))
+    Ok(Some(Shim { path: path(name), content, mode: 0o644 }))
+}
+
+fn path(name: &str) -> String {
+    format!("{APT}/preferences.d/{name}.pref")
+}
+
+/// The first line of a file with pins.
+fn explanation(name: &str) -> String {
+    format!("Explanation: the priority of the repository {name}")
+}
+
+pub const REMOVE_WHY: &str = "removing earlier priorities of repositories";
+/// Removes the pins of repositories that stay in the image and have no priority any more. The base image may have such
+/// pins, if its definition had the same repository with a priority. Files that oven did not write are not removed.
+/// `None` if there are no such repositories.
+pub fn removal(job: &Job) -> Option<Vec<String>> {
+    let mut found = Vec::new();
+    for Repository { name, .. } in job.repositories.iter().filter(|one| one.keep && one.priority.is_none()) {
+        let (path, explanation) = (path(name), explanation(name));
+        let or = if found.is_empty() { &[][..] } else { &["-o"] };
+        let test = ["-path", &path, "-exec", "grep", "-qxF", &explanation, "{}", ";"];
+        found.extend(or.iter().chain(&test).map(|word| (*word).to_owned()));
+    }
+    let wrap = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+    let all = [wrap(&["find", APT, "-type", "f", "("]), found, wrap(&[")", "-delete"])];
+    (!all[1].is_empty()).then(|| all.concat())
 }
 
 /// The host of an address, without a port.
@@ -59,7 +88,8 @@ fn host(url: &str) -> &str {
     }
 }
 
-/// Whether other repositories may have the same host.
+/// Whether other repositories may have the same host. Of the image's files, only `IMAGE_SOURCES` are known, because a
+/// plugin can only read files whose paths it knows before.
 fn is_shared(job: &Job, repository: &Repository, host: &str) -> bool {
     let is_own = OWN_HOSTS
         .iter()
@@ -132,6 +162,19 @@ mod tests {
             let refused = selectors(&two(suite)).unwrap_err();
             assert!(refused.starts_with("[[repository]] `x`: `priority` cannot be set"), "{refused}");
         }
+    }
+
+    #[test]
+    fn earlier_pins_are_removed_from_repositories_that_stay_without_a_priority() {
+        let without = |name: &str| Repository { priority: None, ..repository(name, "http://x/", None, 1) };
+        let temporary = Repository { keep: false, ..without("d") };
+        let with = repository("c", "http://x/", None, 600);
+        assert_eq!(removal(&job(vec![with.clone(), temporary.clone()])), None);
+        let argv = removal(&job(vec![without("a"), with, temporary, without("b")])).unwrap();
+        let expected = "find /etc/apt -type f ( -path /etc/apt/preferences.d/a.pref -exec grep -qxF \
+                        Explanation: the priority of the repository a {} ; -o -path /etc/apt/preferences.d/b.pref \
+                        -exec grep -qxF Explanation: the priority of the repository b {} ; ) -delete";
+        assert_eq!(argv.join(" "), expected);
     }
 
     #[test]

@@ -140,7 +140,11 @@ fn a_repository_alone_is_refreshed() {
         of(Phase::Fetch).collect::<Vec<_>>(),
         ["apt-get update -o APT::Status-Fd=3", "/run/oven/prune-cache"]
     );
-    assert_eq!(plan.steps.len(), 3, "the third step removes the index again");
+    assert!(
+        of(Phase::Prepare).all(|line| line.starts_with("find /etc/apt ")),
+        "an earlier priority is removed"
+    );
+    assert_eq!(plan.steps.len(), 4, "the last step removes the index again");
     assert_eq!(plan.files.len(), 2);
 }
 

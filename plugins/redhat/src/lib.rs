@@ -75,6 +75,9 @@ impl Distro for RedHat {
             plan.shims.extend(has(DRACUT).then(oven_rpm::generic_initramfs));
             plan.steps = steps(job, manager, &requests, &options)?;
             plan.caches = caches(Some(manager), manager.cache());
+            if oven_rpm::names_version(job) {
+                plan.versions = manager.versions_command(&options);
+            }
         }
         plan.progress = progress::lines();
         plan.steps.extend(holds(job, manager, &requests)?);

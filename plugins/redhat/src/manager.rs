@@ -160,6 +160,23 @@ impl Manager {
         }
     }
 
+    /// The command that prints the versions of the package `{name}`, from the indexes of the last refresh. Empty for
+    /// microdnf, which cannot list them in this form.
+    pub fn versions_command(self, options: &[String]) -> Vec<String> {
+        let (query, filter): (&[_], _) = match self {
+            Self::Dnf5 => (&["repoquery", "--queryformat", "%{evr}\\n"], "cat"),
+            Self::Dnf => (&["repoquery", "--showduplicates", "--queryformat", "%{evr}"], "cat"),
+            // The columns of a row are the package, its version and its repository. Other lines have no third column.
+            Self::Yum => (
+                &["list", "available", "--showduplicates"],
+                r"sed -n 's/^[^ ]\{1,\}  *\([^ ]\{1,\}\)  *[^ ]\{1,\} *$/\1/p'",
+            ),
+            Self::Microdnf => return Vec::new(),
+        };
+        let query = words(["-q", "-C"].iter().chain(query).chain(&["{name}"]).copied());
+        oven_rpm::list_versions(self.argv(&[options, &query]), filter)
+    }
+
     /// The command that upgrades packages, if the job asks for an upgrade.
     pub fn upgrade_command(self, job: &Job) -> Result<Option<Vec<String>>, Refused> {
         let mut verb = match (job.upgrade, self) {
@@ -250,6 +267,25 @@ mod tests {
         assert_eq!(spell_package("jq", Some("i686"), Some("1.6")), "jq-0:1.6-*.i686");
         assert_eq!(spell_package("jq", Some("i686"), Some("1.6-2.el9")), "jq-0:1.6-2.el9.i686");
         assert_eq!(spell_package("jq", None, Some("*-2.el9")), "jq-*-2.el9");
+    }
+
+    #[test]
+    fn versions_are_listed_newest_first() {
+        let of_yum = "Available Packages\ncurl.x86_64     7.29.0-9.el7     base\ncurl.i686       7.29.0-9.el7     base\n\
+                      curl.x86_64     7.29.0-59.el7_9.1     updates\nError: x\n";
+        for (manager, output, versions) in [
+            (Manager::Yum, of_yum, "7.29.0-59.el7_9.1\n7.29.0-9.el7\n"),
+            (Manager::Dnf, "1.9-1\n1.10-1\n1.9-1\n", "1.10-1\n1.9-1\n"),
+            (Manager::Dnf5, "", ""),
+        ] {
+            let command = manager.versions_command(&words(["-y"]));
+            assert_eq!(command[3..7], words(["sh", manager.name(), "-y", "-q"]));
+            assert_eq!(command.last().unwrap(), "{name}");
+            let mut sh = std::process::Command::new("sh");
+            let listed = sh.args(&command[1..4]).args(["printf", "%s", output]).output().unwrap();
+            assert_eq!(String::from_utf8(listed.stdout).unwrap(), versions, "{manager:?}");
+        }
+        assert!(Manager::Microdnf.versions_command(&[]).is_empty());
     }
 
     #[test]

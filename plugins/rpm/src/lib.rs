@@ -9,7 +9,7 @@ pub use packages::{PackageRequests, Spelling};
 pub use repository::{check as check_repository, priority_line};
 pub use troubles::{failures, notes, trouble, troubles};
 
-use oven_distro::{Cache, Expect, Holds, Phase, Repository, Shim, Step, Wanted};
+use oven_distro::{Cache, Expect, Holds, Job, Package, Phase, Repository, Shim, Step, Wanted};
 use std::collections::BTreeMap;
 
 pub const RPM: &str = "/usr/bin/rpm";
@@ -52,7 +52,7 @@ pub fn generic_initramfs() -> Shim {
 }
 
 /// rpm's name of the job's architecture.
-pub fn architecture(job: &oven_distro::Job) -> &str {
+pub fn architecture(job: &Job) -> &str {
     match job.architecture.as_str() {
         "arm64" => "aarch64",
         other => other,
@@ -86,6 +86,18 @@ pub fn fetch(why: &str, argv: Vec<String>, clean: &[String]) -> Step {
         timeout: FETCH_TIMEOUT,
         ..step(Phase::Fetch, why, argv)
     }
+}
+
+/// Whether the job asks for a version of a package.
+pub fn names_version(job: &Job) -> bool {
+    job.packages.iter().any(|package| matches!(package, Package::Named { version: Some(_), .. }))
+}
+
+/// A command that prints the versions of a package, newest first. `query` prints them in any order. `filter` is a command
+/// that reads its output, and prints a version on each line.
+pub fn list_versions(query: Vec<String>, filter: &str) -> Vec<String> {
+    let script = format!("\"$@\" 2> /dev/null | {filter} | sort -r -V | uniq");
+    ["sh", "-c", &script, "sh"].map(str::to_owned).into_iter().chain(query).collect()
 }
 
 /// The cache of a package manager that stores metadata and packages in one directory. Without sources, oven does not

@@ -77,6 +77,9 @@ impl Distro for Suse {
                 plan.shims.extend(has(DRACUT).then(oven_rpm::generic_initramfs));
                 plan.steps.extend(steps(job, &requests));
                 plan.caches = vec![oven_rpm::cache(CACHE, &SOURCES)];
+                if oven_rpm::names_version(job) {
+                    plan.versions = versions_command();
+                }
             }
             plan.steps.extend(holds(job, &requests)?);
             plan.steps.sort_by_key(|step| step.phase);
@@ -133,6 +136,13 @@ const SPELLING: Spelling = Spelling {
 
 fn zypper(arguments: &[&str]) -> Vec<String> {
     words(["zypper", "--non-interactive"].into_iter().chain(arguments.iter().copied()))
+}
+
+/// The command that prints the versions of the package `{name}`, from the indexes of the last refresh.
+fn versions_command() -> Vec<String> {
+    let query =
+        ["--no-refresh", "--xmlout", "search", "--details", "--match-exact", "--type", "package", "{name}"];
+    oven_rpm::list_versions(zypper(&query), "sed -n 's/.* edition=\"\\([^\"]*\\)\".*/\\1/p'")
 }
 
 fn steps(job: &Job, requests: &PackageRequests) -> Vec<Step> {
@@ -221,4 +231,26 @@ fn clean() -> [Step; 2] {
         step("removing package indexes and caches", zypper(&["clean", "--all"])),
         step("removing zypper's downloaded keys", words(["rm", "-r", "-f", &keys])),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_listed_newest_first() {
+        let solvable = |version: &str| {
+            format!(
+                "<solvable status=\"not-installed\" name=\"x\" kind=\"package\" edition=\"{version}\" arch=\"noarch\" \
+                 repository=\"main\"/>\n"
+            )
+        };
+        let output = ["1.9-1", "1:1.0-2", "1.10-1", "1.9-1"].map(solvable).concat();
+        let output =
+            format!("<?xml version='1.0'?>\n<stream>\n<search-result version=\"0.0\">\n{output}</stream>\n");
+        let command = versions_command();
+        let mut sh = std::process::Command::new("sh");
+        let listed = sh.args(&command[1..4]).args(["printf", "%s", &output]).output().unwrap();
+        assert_eq!(String::from_utf8(listed.stdout).unwrap(), "1:1.0-2\n1.10-1\n1.9-1\n");
+    }
 }

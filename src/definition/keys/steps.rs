@@ -37,7 +37,7 @@ pub(super) const TEST_KEY: TomlKey = TomlKey {
     value: ValueType::Tables(&TEST),
     doc: "A test of the finished image. It runs like a `[[run]]`, but after all `[[run]]` and `[[ansible]]`. If it \
           fails, no image is made. Its changes to the image are discarded. It has as much space for them as the image \
-          has free space.",
+          has free space. A file of the image that it changes counts whole, because it changes a copy of the file.",
     example: "[[test]]\nscript = \"tests/web.sh\"",
     ..KEY
 };

@@ -19,11 +19,11 @@ use crate::sandbox;
 use crate::sandbox::cgroup::CgroupSupport;
 use crate::sandbox::output::OutputSink;
 use crate::sandbox::spec::{BindMount, ExitStatus, StepExit, StepSpec};
-use crate::text::ShortList;
+use crate::text::{ShortList, without_control_characters};
 use anyhow::{Context, Result};
 use oven_distro::{ProgressLine, Shim, Trouble};
 use std::cell::{Cell, OnceCell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -40,8 +40,8 @@ const VERSION_LENGTH_MAX: usize = 100;
 /// The maximum size of the output that [`CommandRunner::ask`] returns, in bytes. A list of all packages has less than 1
 /// MiB. The labels of 400,000 new files have about 48 MiB.
 const ANSWER_MAX: usize = 48 << 20;
-/// The number of lines that are searched for an explanation if a command fails whose output [`CommandRunner::ask`] would
-/// return.
+/// The number of last lines that are searched for an explanation if a command fails whose output [`CommandRunner::ask`]
+/// would return.
 const EXPLAINED_MAX: usize = 1000;
 
 /// A command, and its permissions.
@@ -79,8 +79,9 @@ pub struct ImageCommand<'a> {
     pub failures: &'a [Trouble],
     /// Output lines that are explained to the user but do not count as a failure.
     pub notes: &'a [Trouble],
-    /// The lines that say how far the command is. If there are any, the command has a status descriptor
-    /// ([`StepSpec::status`]).
+    /// Whether the command has a status descriptor ([`StepSpec::status`]).
+    pub status: bool,
+    /// The lines that say how far the command is.
     pub progress: Vec<&'a ProgressLine>,
     /// Exit codes that, like 0, do not count as a failure.
     pub also_good: Vec<u8>,
@@ -111,6 +112,8 @@ pub struct CommandRunner<'a> {
     /// The environment of commands that download packages.
     network_env: BTreeMap<String, String>,
     certificates: Option<Shim>,
+    /// The space of the image's file systems before the first command. `None` if it could not be measured.
+    space: Option<ImageSpace>,
     /// The packages of the base image, if they were listed.
     pub base_packages: OnceCell<Vec<InstalledPackage>>,
     pub downloads: DownloadCaches<'a>,
@@ -153,6 +156,7 @@ impl<'a> ImageCommand<'a> {
             troubles: &runner.work.plan.troubles,
             failures: &[],
             notes: &[],
+            status: false,
             progress: Vec::new(),
             also_good: Vec::new(),
             key: None,
@@ -211,6 +215,7 @@ impl<'a> CommandRunner<'a> {
             fenced,
             entered,
             failed: RefCell::default(),
+            space: ImageSpace::of(place.root).ok(),
             network_env,
             certificates,
             base_packages,
@@ -377,7 +382,7 @@ impl<'a> CommandRunner<'a> {
     /// even if the command succeeds. Fails if the output is too long.
     pub async fn ask(&self, call: &ImageCommand<'_>) -> Result<String> {
         let (mut answer, mut is_too_long) = (Vec::new(), false);
-        let (mut errors, report) = (Vec::new(), self.work.report);
+        let (mut errors, report) = (VecDeque::new(), self.work.report);
         let mut output = |bytes: &[u8]| {
             is_too_long |= answer.len() + bytes.len() > ANSWER_MAX;
             if !is_too_long {
@@ -386,17 +391,20 @@ impl<'a> CommandRunner<'a> {
         };
         let mut on_line = |line: &str| {
             report.detail(line);
-            if errors.len() < EXPLAINED_MAX {
-                errors.push(line.to_owned());
+            if errors.len() == EXPLAINED_MAX {
+                errors.pop_front();
             }
+            errors.push_back(line.to_owned());
         };
         let mut sink = OutputSink::Answer { output: &mut output, on_line: &mut on_line };
         let exit = self.once(call, &mut sink).await.with_context(|| call.why.clone())?;
         let answer = String::from_utf8_lossy(&answer);
-        let answer = self.work.secrets.mask(&answer);
         if !call.is_good(exit.status) {
             let mut diagnoser = Diagnoser::new(call.troubles);
-            answer.lines().take(EXPLAINED_MAX).for_each(|line| diagnoser.line(line));
+            let shown = without_control_characters(&answer);
+            let shown = self.work.secrets.mask(&shown);
+            let last: Vec<_> = shown.lines().rev().take(EXPLAINED_MAX).collect();
+            last.iter().rev().for_each(|line| diagnoser.line(line));
             errors.iter().for_each(|line| diagnoser.line(line));
             let meaning = diagnoser.meaning();
             return Err(self.failure(call, &exit, &diagnoser, meaning).into());
@@ -406,7 +414,7 @@ impl<'a> CommandRunner<'a> {
                 format!("{}: the output of {} has more than {} MiB", call.why, call.name, ANSWER_MAX >> 20);
             return Err(Kind::Step.error(what));
         }
-        Ok(answer.into_owned())
+        Ok(self.work.secrets.mask(&answer).into_owned())
     }
 
     /// The specification of a command without its secrets, the settings of `[network]` and its caches.
@@ -426,7 +434,7 @@ impl<'a> CommandRunner<'a> {
             disk_writable: self.work.image.disk_writable,
             limits: self.work.limits,
             audit_socket: call.audit_socket,
-            status: !call.progress.is_empty(),
+            status: call.status,
             throwaway: call.throwaway,
             interactive: false,
         }
@@ -511,19 +519,25 @@ impl<'a> CommandRunner<'a> {
         // The command may have failed for another reason, so its own error comes first.
         let how = limit.map_or(how.clone(), |limit| format!("{how}; {}", limit.message));
         let space = ImageSpace::of(self.place.root).ok();
-        let full = space.as_ref().and_then(ImageSpace::full);
+        // A file system that was full before the first command need not be the cause.
+        let before = self.space.as_ref();
+        let full =
+            space.as_ref().and_then(|space| before.map_or(space.full(), |before| space.full_since(before)));
         if let Some(dir) = self.downloads.dir().filter(|_| call.fetches && diagnoser.no_space)
             && full.is_none()
         {
             return no_space_failure(&dir);
         }
         if full.is_none()
-            && let Some(memory) = diagnoser.full_memory(exit, call.throwaway)
+            && let Some(memory) = diagnoser.full_memory(exit)
         {
             let what = format!("{} failed: {} ({how}){tail}", call.why, memory.message);
+            let is_of_test = exit.discarded.iter().any(|discarded| discarded.if_full == memory);
             let of_image =
                 memory.of_image.zip(space.as_ref()).map(|(path, space)| space.containing(&path).hint());
-            return Kind::Step.failure(what).hint(of_image.as_deref().unwrap_or(space::LARGER_MEMORY_HINT));
+            let remedy = of_image.unwrap_or_else(|| space::LARGER_MEMORY_HINT.to_owned());
+            let copies = if is_of_test { space::COPIED_FILES_HINT } else { "" };
+            return Kind::Step.failure(what).hint(format!("{remedy}{copies}"));
         }
         let was_full = || space.as_ref().map(|space| diagnoser.full_file_system(space));
         if let Some(full) = full.or_else(|| was_full().filter(|_| diagnoser.no_space)) {
@@ -581,7 +595,8 @@ impl<'a> CommandRunner<'a> {
                 "Packages are installed without the network. If a package's script has to download something, set \
                  `network = true` at the top of image.toml.",
             ),
-            Some(DefinitionTable { table, .. }) if is_quiet && !call.network => failure.hint(format!(
+            // A test is often quiet, such as `grep -q`.
+            Some(DefinitionTable { table: table @ ("run" | "ansible"), .. }) if is_quiet && !call.network => failure.hint(format!(
                 "It printed nothing. It runs without the network: if it needs the network, set `network = true` in its \
                  [[{table}]]."
             )),

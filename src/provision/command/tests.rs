@@ -12,6 +12,11 @@ use oven_distro::Plan;
 
 /// Returns the message and the hint of the failure of a command that printed a line.
 fn failed(exit: &StepExit, line: &str) -> (String, String) {
+    failed_of(None, exit, &[line])
+}
+
+/// Returns the message and the hint of the failure of a command of this table of the definition, or of the plan.
+fn failed_of(table: Option<&'static str>, exit: &StepExit, lines: &[&str]) -> (String, String) {
     let dir = tempfile::tempdir().unwrap();
     let inside = ImageTree::new(open_directory(dir.path()).unwrap());
     let (image, plan, network) =
@@ -31,9 +36,10 @@ fn failed(exit: &StepExit, line: &str) -> (String, String) {
     };
     let runner = CommandRunner::new(&place, &work).unwrap();
     let (why, name) = ("building".to_owned(), "make".to_owned());
-    let call = ImageCommand { why, name, ..ImageCommand::plan_defaults(&runner) };
+    let key = table.map(|table| DefinitionTable { table, name: "check.sh".into(), line: 3 });
+    let call = ImageCommand { why, name, key, ..ImageCommand::plan_defaults(&runner) };
     let mut diagnoser = Diagnoser::new(&[]);
-    diagnoser.line(line);
+    lines.iter().for_each(|line| diagnoser.line(line));
     let error = anyhow::Error::from(runner.failure(&call, exit, &diagnoser, None));
     assert_eq!(Kind::of(&error), Kind::Step);
     (error.to_string(), hint_of(&error).unwrap_or_default())
@@ -61,6 +67,24 @@ fn an_exceeded_limit_does_not_hide_the_error_of_the_command() {
     );
     assert!(message.contains("compiling x.c"), "{message}");
     assert_eq!(hint, "Increase it.");
+}
+
+#[test]
+fn only_a_script_that_prints_nothing_may_miss_the_network() {
+    let exit = StepExit::of(ExitStatus::Exited(1));
+    for (table, lines, expected) in [
+        (Some("run"), &[][..], "It printed nothing. It runs without the network"),
+        (Some("ansible"), &[], "It printed nothing. It runs without the network"),
+        (Some("run"), &["why not"], ""),
+        // `grep -q` and `test -e` print nothing.
+        (Some("test"), &[], "oven makes no image if a test fails."),
+        (Some("test"), &["why not"], "oven makes no image if a test fails."),
+        (Some("test"), &["curl: (6) Could not resolve host: x"], "It runs without the network."),
+        (None, &[], ""),
+    ] {
+        let (message, hint) = failed_of(table, &exit, lines);
+        assert!(hint.starts_with(expected) && hint.is_empty() == expected.is_empty(), "{message}\n{hint}");
+    }
 }
 
 #[test]

@@ -2,11 +2,7 @@ use super::manifest::{CacheEntry, CacheTree};
 use super::session::CacheSession;
 use super::store::CacheStore;
 use super::*;
-use crate::config::project::NetworkSettings;
 use crate::image::test::Tree;
-use crate::provision::context::{EgressGuard, ProvisionContext};
-use crate::provision::test::definition;
-use crate::secrets::Secrets;
 use oven_distro::{Holds, Step};
 use std::fs;
 use std::fs::File;
@@ -560,30 +556,6 @@ fn a_directory_without_sources_is_not_cached() {
     let mounts = runtime.block_on(async { DownloadCaches::new(request).mounts(wanted).await });
     assert!(mounts.unwrap().is_empty());
     assert!(!dir.path().join("store").exists());
-}
-
-#[test]
-fn a_step_does_not_depend_on_directories_that_are_not_cached() {
-    let (image, report) = (definition(Path::new("web"), |_| ()), Report::silent());
-    let key = |plan: &Plan| {
-        let work = ProvisionContext {
-            image: &image,
-            plan,
-            network: &NetworkSettings::default(),
-            secrets: &Secrets::default(),
-            guard: EgressGuard::Wanted,
-            limits: crate::config::project::StepLimits::default(),
-            helper: Path::new("/nowhere"),
-            package_cache: None,
-            report: &report,
-        };
-        key::step_key(&work, &plan.steps[0]).unwrap()
-    };
-    let cached = plan("/var/cache/pkg", &["/etc/pkg"]);
-    let mut more = cached.clone();
-    more.caches.extend(plan("/var/cache/other", &[]).caches);
-    assert_eq!(key(&more), key(&cached));
-    assert_ne!(key(&plan("/var/cache/pkg", &["/etc/other"])), key(&cached));
 }
 
 #[test]

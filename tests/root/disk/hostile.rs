@@ -375,6 +375,8 @@ fn a_damaged_file_system_is_named_with_the_findings_of_its_checker() {
         let error = error_of_damage(disk, when);
         let text = format!("{error:#}");
         assert!(text.contains("damaged") && text.contains(check), "{text}");
+        let is_step = matches!(when, Damage::InBake);
+        assert!(!is_step || text.starts_with("cat: /etc/x: Bad message\n"), "{text}");
         let findings = text.lines().filter(|line| line.starts_with("    | ")).count();
         assert!((1..=7).contains(&findings), "{text}");
         assert_eq!(Kind::of(&error), Kind::Definition, "{text}");
@@ -384,4 +386,25 @@ fn a_damaged_file_system_is_named_with_the_findings_of_its_checker() {
     let sound = ext4();
     let error = error_of_damage(&sound, Damage::InBake);
     assert_eq!((Kind::of(&error), format!("{error:#}")), (Kind::Step, "cat: /etc/x: Bad message".into()));
+}
+
+/// The metadata of a mounted file system are incomplete on the disk, so a check of it would find damage.
+#[test]
+fn a_file_system_that_stays_mounted_is_not_checked() {
+    let mut disk = LoopDisk::new(40, 512);
+    disk.table("label: gpt\nstart=2048, type=L\n");
+    disk.ext4("1", &FAKE_ROOT(""), &[]);
+    damage(&disk, "1", "/var/tmp");
+    let step_failed = || Kind::Step.error("cat: /etc/x: Bad message");
+    alone(async |scratch| {
+        let device = disk.device();
+        let root = Root::mount(&device, scratch, &PLAIN, &Report::silent()).await.unwrap();
+        let file = File::open(root.path().join("etc")).unwrap();
+        let error = root.into_explained(step_failed()).await;
+        assert_eq!((Kind::of(&error), format!("{error:#}")), (Kind::Step, "cat: /etc/x: Bad message".into()));
+        drop(file);
+    });
+    disk.detach();
+    let error = error_of_damage(&disk, Damage::InBake);
+    assert!(format!("{error:#}").contains("`e2fsck -fn` of loop"), "{error:#}");
 }

@@ -238,7 +238,17 @@ pub fn changed(raw: &Path, name: &str, requests: &[&str]) -> PathBuf {
 
 /// The small Debian with an additional partition of 8 MiB, which its fstab mounts on /boot.
 pub fn boot_disk() -> PathBuf {
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("with-boot.raw");
+    boot_disk_with("with-boot.raw", &[], 0)
+}
+
+/// Like [`boot_disk`], but /boot has no inodes left.
+pub fn full_boot_disk() -> PathBuf {
+    // ext4 itself uses 11 of the inodes.
+    boot_disk_with("with-full-boot.raw", &["-N", "16"], 5)
+}
+
+fn boot_disk_with(name: &str, options: &[&str], files: u32) -> PathBuf {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     if path.exists() {
         return path;
     }
@@ -262,7 +272,9 @@ pub fn boot_disk() -> PathBuf {
     let table = fs::File::open(at("table")).unwrap();
     run(Command::new("sfdisk").args(["--quiet", "--no-reread", "--no-tell-kernel"]).arg(&disk).stdin(table));
     fs::File::create(&boot).unwrap().set_len(8 * MIB).unwrap();
-    run(Command::new("mkfs.ext4").args(["-q", "-L", "boot"]).arg(&boot));
+    fs::create_dir(at("files")).unwrap();
+    (0..files).for_each(|file| fs::write(at("files").join(file.to_string()), "").unwrap());
+    run(Command::new("mkfs.ext4").args(["-q", "-L", "boot", "-d"]).arg(at("files")).args(options).arg(&boot));
     let copy = |from: &Path, skip: u64, to: u64, length: u64| {
         let mut dd = Command::new("dd");
         dd.arg(format!("if={}", from.display())).arg(format!("of={}", disk.display()));

@@ -1,6 +1,6 @@
 //! Packages that fill the disk.
 
-use super::lab::{Deb, HostileLab, boot_disk};
+use super::lab::{Deb, HostileLab, boot_disk, full_boot_disk};
 
 /// Takes all of the disk, but for what is freed again.
 const FILL: &str = "n=0\nfor size in 256M 16M 1M 64K 4K; do\n\
@@ -73,6 +73,18 @@ fn a_test_sees_the_free_space_of_the_image() {
     // A test that fails because the image is full says so.
     lab.world.write("image/check.sh", "#!/bin/sh\nexec dd if=/dev/zero of=/opt/x bs=1M\n");
     lab.fails(5, &["as large as the image's free space on /", "size_gib", "No space left on device"]);
+    // A file that a test changes counts whole.
+    let grow = "#!/bin/sh\nset -e\nnow=$(df --output=avail -k / | tail -n 1)\n\
+        dd if=/dev/zero of=/opt/large bs=1M count=$((now * 2 / 3 / 1024))\n";
+    lab.world.write("image/grow.sh", grow);
+    lab.world.write("image/check.sh", "#!/bin/sh\necho x >> /opt/large\n");
+    lab.define(&[], "[[run]]\nscript = \"grow.sh\"\n[[test]]\nscript = \"check.sh\"");
+    lab.fails(5, &["as large as the image's free space on /", "size_gib", "counts whole"]);
+    lab.define(&[], "[[test]]\nscript = \"check.sh\"");
+    // So does a test that removes its files.
+    lab.world
+        .write("image/check.sh", "#!/bin/sh\ndd if=/dev/zero of=/opt/x bs=1M || { rm /opt/x; exit 1; }\n");
+    lab.fails(5, &["as large as the image's free space on /", "and may have", "size_gib"]);
 }
 
 /// Only the root grows with `size_gib`, so another advice is needed for the other file systems.
@@ -101,4 +113,20 @@ fn a_full_file_system_that_is_not_the_root_is_named() {
     lab.world.write("image/f", &"x".repeat(8 << 20));
     lab.define(&[], "[[file]]\nsource = \"f\"\ntarget = \"/boot/f\"");
     lab.fails(5, &["the file system /boot of the image is full", "writing"]);
+}
+
+/// A file system that was full before the bake does not hide the cause of a failure.
+#[test]
+fn a_file_system_that_was_full_before_is_not_blamed() {
+    let disk = full_boot_disk();
+    let lab = HostileLab::on(&disk);
+    lab.world.write("image/fails.sh", "#!/bin/sh\necho why not\nexit 3\n");
+    lab.world.write("image/image.toml", "from = { name = \"base\" }\npackages = [\"misspelt\"]\n");
+    let baked = lab.fails(3, &["misspelt"]);
+    assert!(!baked.err.contains("is full"), "{}", baked.err);
+    lab.define(&[], "[[run]]\nscript = \"fails.sh\"");
+    let baked = lab.fails(5, &["the [[run]] fails.sh failed", "why not"]);
+    assert!(!baked.err.contains("is full"), "{}", baked.err);
+    lab.world.write("image/fails.sh", "#!/bin/sh\ncp /etc/passwd /boot/y\n");
+    lab.fails(5, &["the file system /boot of the image is full"]);
 }

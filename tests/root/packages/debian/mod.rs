@@ -296,6 +296,16 @@ fn a_package_of_another_suite_brings_its_dependencies_and_a_priority_prefers_the
             lab.renew();
         }
     }
+
+    // An image on an image with a priority, which has the same repository without one.
+    lab.define(&format!("{main}{backports}priority = 600\n"));
+    lab.bake().facts();
+    fs::write(lab.image("etc/apt/preferences.d/main.pref"), "# of the user\n").unwrap();
+    lab.define(&format!("packages = [\"tool\"]\n{main}{backports}"));
+    let facts = lab.bake().facts();
+    assert!(facts["packages"].contains("tool\t1.0"), "{}", facts["packages"]);
+    assert!(!lab.image("etc/apt/preferences.d/backports.pref").exists());
+    assert!(lab.image("etc/apt/preferences.d/main.pref").exists());
 }
 
 #[test]

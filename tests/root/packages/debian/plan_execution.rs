@@ -2,7 +2,7 @@
 //! is retried. The steps are the tests' own, added to the Debian plugin's plan of nothing.
 
 use super::{MACHINE, STEP, lab};
-use oven_distro::{Phase, Shim, Step, Trouble};
+use oven_distro::{Phase, ProgressLine, Shim, Step, Trouble};
 use std::fs;
 
 fn step(argv: &[&str]) -> Step {
@@ -67,6 +67,54 @@ fn exit_codes_may_mean_success_and_lines_may_be_notes() {
     assert!(baked.log.contains("note    x stays (See x.new)"), "{}", baked.log);
     baked.facts();
     assert_eq!(planned("103").failure().0, STEP);
+}
+
+#[test]
+fn a_failed_query_is_explained_by_its_last_lines() {
+    let lab = lab();
+    lab.define("");
+    for output in ["", " >&2"] {
+        let script = format!("{{ seq 5000; echo 'Error: no `x`'; }}{output}; exit 1");
+        let baked = lab.bake_with(|plan| {
+            plan.facts.insert("odd".into(), ["sh", "-c", &script].map(str::to_owned).to_vec());
+            plan.troubles.insert(
+                0,
+                Trouble {
+                    output: "Error: no *".into(),
+                    means: "{1} is missing".into(),
+                    hint: None,
+                    package: None,
+                },
+            );
+        });
+        let (code, text) = baked.failure();
+        assert!(code == STEP && text.contains("`x` is missing"), "{text}");
+    }
+}
+
+#[test]
+fn each_step_has_a_status_descriptor_if_the_plan_has_progress() {
+    let lab = lab();
+    lab.define("");
+    let install = step(&["sh", "-c", "echo done:1 >&3"]);
+    let line = |phase| ProgressLine {
+        output: "done:*".into(),
+        phases: vec![phase],
+        done: Some("{1}".into()),
+        ..ProgressLine::default()
+    };
+    lab.bake_with(|plan| {
+        plan.progress = vec![line(Phase::Fetch)];
+        plan.steps.insert(0, install.clone());
+    })
+    .facts();
+    let (code, text) = lab
+        .bake_with(|plan| {
+            plan.progress.clear();
+            plan.steps.insert(0, install.clone());
+        })
+        .failure();
+    assert!(code == STEP && text.contains("Bad file descriptor"), "{text}");
 }
 
 #[test]

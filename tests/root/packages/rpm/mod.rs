@@ -101,9 +101,15 @@ fn what_no_repository_has_is_the_definitions_mistake() {
         let lab = RpmLab::new(system);
         for (asked, said) in [
             ("nosuch", "no repository of the image has the package `nosuch`"),
-            ("lib=9.0", "no repository of the image has version `9.0` of `lib`"),
+            (
+                "lib=9.0",
+                "no repository of the image has version `9.0` of `lib`; known versions: 1.1-1, 1.0-1",
+            ),
             // Without its epoch it is another version.
-            ("epochal=2.0", "no repository of the image has version `2.0` of `epochal`"),
+            (
+                "epochal=2.0",
+                "no repository of the image has version `2.0` of `epochal`; known versions: 3:2.0-1",
+            ),
             ("@nosuch", "no repository of the image has the group `nosuch`"),
             ("orphan", "nothing provides `nowhere >= 3`, which orphan-1.0-1.noarch needs"),
         ] {
