@@ -1,10 +1,13 @@
 //! The types of the command line.
 
+mod examples;
+mod global;
+
+pub use global::{ColorArg, GlobalArgs, ProgressArg};
+
 use crate::bake::options::{self, BakeOptions};
 use crate::bake::secrets::PermittedSecrets;
-use crate::config::overrides::Overrides;
 use crate::definition::{GivenVars, given};
-use crate::report::{ColorMode, Display, ProgressMode};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,216 +16,12 @@ use std::time::Duration;
 /// and runs scripts in a sandbox on the copy, takes a snapshot, and registers the snapshot as an AMI. It bakes the same
 /// definition on the same base only once. If the image exists, oven prints its id.
 #[derive(Debug, Parser)]
-#[command(name = "oven", version, max_term_width = 80, propagate_version = true, after_help = EXIT_CODES)]
+#[command(name = "oven", version, max_term_width = 80, propagate_version = true, after_help = examples::EXIT_CODES)]
 pub struct Cli {
     #[command(flatten)]
     pub global: GlobalArgs,
     #[command(subcommand)]
     pub verb: Verb,
-}
-
-const EXIT_CODES: &str = "Exit codes:
-    0  success: the image is baked, or was already baked
-    2  the command line is wrong
-    3  a definition or a setting is wrong
-    4  a base image, an image or a run was not found
-    5  a step in the image failed
-    6  the cloud refused a request or failed
-    7  the image is baked, but some leftovers could not be removed
-    8  this machine lacks something; `oven doctor` lists what is missing
-  130  interrupted";
-
-/// Flags of every verb. They may be before or after the verb.
-#[derive(Debug, Clone, Args)]
-pub struct GlobalArgs {
-    /// The cloud to bake in: `aws`, or `local` for a local region, which is a directory [default: local]
-    #[arg(
-        long,
-        global = true,
-        value_name = "CLOUD",
-        env = "OVEN_CLOUD",
-        hide_env_values = true,
-        help_heading = "Global options"
-    )]
-    pub cloud: Option<String>,
-    /// The name of the region [default in AWS: the builder's region]
-    #[arg(
-        long,
-        global = true,
-        value_name = "NAME",
-        env = "OVEN_REGION",
-        hide_env_values = true,
-        help_heading = "Global options"
-    )]
-    pub region: Option<String>,
-    /// The directory of the local region [default: /var/lib/oven/region]
-    #[arg(long, global = true, value_name = "DIR", env = "OVEN_REGION_DIR", hide_env_values = true, value_hint = ValueHint::DirPath, help_heading = "Global options")]
-    pub region_dir: Option<PathBuf>,
-    /// The builder's instance id. It is needed if the metadata service is not reachable
-    #[arg(long, global = true, value_name = "ID", env = "OVEN_INSTANCE_ID", help_heading = "Global options")]
-    pub instance_id: Option<String>,
-    /// The builder's availability zone. It is needed if the metadata service is not reachable
-    #[arg(long, global = true, value_name = "ZONE", env = "OVEN_ZONE", help_heading = "Global options")]
-    pub zone: Option<String>,
-    /// How a bake accesses its disk. `attached` creates a volume and attaches it. `direct` creates no volume; it reads
-    /// and writes only the needed blocks (in AWS, with the EBS direct APIs) [default: attached]
-    #[arg(
-        long,
-        global = true,
-        value_name = "HOW",
-        env = "OVEN_DISKS",
-        hide_env_values = true,
-        help_heading = "Global options"
-    )]
-    pub disks: Option<String>,
-    /// Also use this distro plugin. May be repeated
-    #[arg(long, global = true, value_name = "PATH", value_hint = ValueHint::FilePath, help_heading = "Global options")]
-    pub plugin: Vec<PathBuf>,
-    /// Write a Chrome trace of the run to this file. Open it with ui.perfetto.dev
-    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Global options")]
-    pub trace: Option<PathBuf>,
-    /// Print a stream of JSON events on standard output. The last event is the result
-    #[arg(long, global = true, help_heading = "Global options")]
-    pub json: bool,
-    /// How to show running steps: `tty` redraws lines in place, `plain` prints a line every 30 seconds, `auto` chooses
-    /// `tty` if standard error is a terminal
-    #[arg(
-        long,
-        global = true,
-        value_enum,
-        value_name = "HOW",
-        default_value_t,
-        hide_possible_values = true,
-        help_heading = "Global options"
-    )]
-    pub progress: ProgressArg,
-    /// Whether to use colours: `auto`, `always` or `never`. `auto` uses them if standard error is a terminal, unless
-    /// NO_COLOR is set; CLICOLOR_FORCE=1 uses them without a terminal, too
-    #[arg(
-        long,
-        global = true,
-        value_enum,
-        value_name = "WHEN",
-        default_value_t,
-        hide_possible_values = true,
-        help_heading = "Global options"
-    )]
-    pub color: ColorArg,
-    /// Show the output of each step, and the time of each line
-    #[arg(short, long, global = true, help_heading = "Global options")]
-    pub verbose: bool,
-    /// Show only warnings and errors
-    #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "Global options")]
-    pub quiet: bool,
-}
-
-/// The values of `--progress`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub enum ProgressArg {
-    #[default]
-    Auto,
-    Plain,
-    Tty,
-}
-
-/// The values of `--color`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub enum ColorArg {
-    #[default]
-    Auto,
-    Always,
-    Never,
-}
-
-impl GlobalArgs {
-    /// What the flags say about the lines for people.
-    pub fn display(&self) -> Display {
-        let progress = match self.progress {
-            ProgressArg::Auto => ProgressMode::Auto,
-            ProgressArg::Plain => ProgressMode::Plain,
-            ProgressArg::Tty => ProgressMode::Terminal,
-        };
-        let color = match self.color {
-            ColorArg::Auto => ColorMode::Auto,
-            ColorArg::Always => ColorMode::Always,
-            ColorArg::Never => ColorMode::Never,
-        };
-        Display { progress, color }
-    }
-
-    /// The values of these flags or of their environment variables. They override oven.toml.
-    pub fn overrides(&self) -> Overrides {
-        Overrides {
-            cloud: self.cloud.clone(),
-            region: self.region.clone(),
-            region_dir: self.region_dir.clone(),
-            instance_id: self.instance_id.clone(),
-            zone: self.zone.clone(),
-            disks: self.disks.clone(),
-            plugins: self.plugin.clone(),
-        }
-    }
-}
-
-/// The examples and remarks at the end of the help texts.
-mod examples {
-    pub const BAKE: &str = "Examples:
-  oven bake web                     print the AMI's id on standard output
-  oven bake base web db -j 3        bake parents first, others concurrently
-  oven bake --keep-on-failure web   then: oven shell RUN, oven sweep --kept";
-    pub const PLAN: &str = "Examples:
-  oven plan web                                    already baked? if not, why?
-  oven plan --steps web                            the steps that a bake runs
-  oven plan --os-release debian.txt web            the steps for that system
-  oven plan --os-release void.txt --plugin void.py web";
-    pub const VALIDATE: &str = "Examples:
-  oven validate web db              check two definitions and their parents
-  oven --json validate web          a JSON object for each mistake
-
-Not checked: whether the base image and the packages exist. `oven plan` looks
-for the base image, and a bake finds the rest.";
-    pub const CHECK: &str = "A golden plan is a pair of files in NAME.golden: CASE.request.json, which\n\
-        `oven plan --request` prints, and CASE.answer.json, which --bless writes.";
-    pub const NEW: &str = "Examples:
-  oven plugin new void              write void.py and void.golden/
-  oven plugin new void --lang sh    write void.sh, which needs jq";
-    pub const IMPORT: &str = "Examples:
-  oven import debian-12.raw --name debian-12-base
-  xz -dc debian-12.raw.xz | oven import - --name debian-12-base
-
-A pipe is first copied to a file without a name in $TMPDIR, or in /var/tmp.
-The script scripts/make-base in oven's sources makes a Debian image:
-scripts/make-base debian-12.raw. If your image has another format, convert it
-first: qemu-img convert -O raw debian-12.qcow2 debian-12.raw";
-    pub const EXPORT: &str = "Examples:
-  oven export ami-0123456789abcdef0 disk.raw
-  qemu-img convert -O qcow2 disk.raw disk.qcow2
-  oven export ami-0123456789abcdef0 - | zstd > disk.raw.zst
-
-oven verifies every block. The file is sparse. It appears only when complete. A
-pipe gets all zeros, and may get a part of the disk before an error is found.";
-    pub const SHELL: &str = "Examples:
-  oven shell ami-0123456789abcdef0
-  oven shell --network 1f2e3d4c -- apt-get update
-
-The exit code is that of the shell. Changes to an image are discarded. Changes
-to the disk of a run are preserved until `oven sweep --kept` removes the disk.";
-    pub const SWEEP: &str = "oven never removes resources of a run that is known to be active. Disks that\n\
-        --keep-on-failure preserved are removed only with --kept. Without --run, the downloads\n\
-        that killed bakes left in this machine's package cache are removed, too.";
-    pub const POLICY: &str = "Examples:
-  oven policy > oven.json
-  aws iam put-role-policy --role-name builder --policy-name oven \\
-      --policy-document file://oven.json
-
-The policy permits oven to create only resources with oven's tag, and to change
-or remove only those. Without --disks, the policy covers bakes with both kinds
-of disks. With --disks, it covers only bakes with that kind of disks. The
-command needs neither credentials nor a network.";
-    pub const COMPLETIONS: &str = "Examples:
-  oven completions bash > /etc/bash_completion.d/oven
-  oven completions zsh > /usr/local/share/zsh/site-functions/_oven
-  oven completions fish > ~/.config/fish/completions/oven.fish";
 }
 
 #[derive(Debug, Subcommand)]
