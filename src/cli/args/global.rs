@@ -1,6 +1,8 @@
 //! The flags of every verb.
 
+use super::values::Words;
 use crate::config::overrides::Overrides;
+use crate::config::project::{cloud_names, disk_names};
 use crate::report::{ColorMode, Display, ProgressMode};
 use clap::{Args, ValueEnum, ValueHint};
 use std::path::PathBuf;
@@ -8,14 +10,17 @@ use std::path::PathBuf;
 /// Flags of every verb. They may be before or after the verb.
 #[derive(Debug, Clone, Args)]
 pub struct GlobalArgs {
-    /// The cloud to bake in: `aws`, or `local` for a local region, which is a directory [default: local]
+    /// The cloud: `local` (default) or `aws`.
+    ///
+    /// `local` is a local region: a directory that contains images.
     #[arg(
         long,
         global = true,
         value_name = "CLOUD",
         env = "OVEN_CLOUD",
         hide_env_values = true,
-        help_heading = "Global options"
+        hide_possible_values = true,
+        value_parser = Words::new(cloud_names())
     )]
     pub cloud: Option<String>,
     /// The name of the region [default in AWS: the builder's region]
@@ -25,40 +30,71 @@ pub struct GlobalArgs {
         value_name = "NAME",
         env = "OVEN_REGION",
         hide_env_values = true,
-        help_heading = "Global options"
+        hide_short_help = true
     )]
     pub region: Option<String>,
     /// The directory of the local region [default: /var/lib/oven/region]
-    #[arg(long, global = true, value_name = "DIR", env = "OVEN_REGION_DIR", hide_env_values = true, value_hint = ValueHint::DirPath, help_heading = "Global options")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "OVEN_REGION_DIR",
+        hide_env_values = true,
+        hide_short_help = true,
+        value_hint = ValueHint::DirPath
+    )]
     pub region_dir: Option<PathBuf>,
-    /// The builder's instance id. It is needed if the metadata service is not reachable
-    #[arg(long, global = true, value_name = "ID", env = "OVEN_INSTANCE_ID", help_heading = "Global options")]
+    /// The builder's instance id.
+    ///
+    /// It is needed if the metadata service is not reachable.
+    #[arg(
+        long,
+        global = true,
+        value_name = "ID",
+        env = "OVEN_INSTANCE_ID",
+        hide_env_values = true,
+        hide_short_help = true
+    )]
     pub instance_id: Option<String>,
-    /// The builder's availability zone. It is needed if the metadata service is not reachable
-    #[arg(long, global = true, value_name = "ZONE", env = "OVEN_ZONE", help_heading = "Global options")]
+    /// The builder's availability zone.
+    ///
+    /// It is needed if the metadata service is not reachable.
+    #[arg(
+        long,
+        global = true,
+        value_name = "ZONE",
+        env = "OVEN_ZONE",
+        hide_env_values = true,
+        hide_short_help = true
+    )]
     pub zone: Option<String>,
+    /// Disks: `attached` (default) or `direct`.
+    ///
     /// How a bake accesses its disk. `attached` creates a volume and attaches it. `direct` creates no volume; it reads
-    /// and writes only the needed blocks (in AWS, with the EBS direct APIs) [default: attached]
+    /// and writes only the needed blocks (in AWS, with the EBS direct APIs).
     #[arg(
         long,
         global = true,
         value_name = "HOW",
         env = "OVEN_DISKS",
         hide_env_values = true,
-        help_heading = "Global options"
+        hide_possible_values = true,
+        value_parser = Words::new(disk_names())
     )]
     pub disks: Option<String>,
     /// Also use this distro plugin. May be repeated
-    #[arg(long, global = true, value_name = "PATH", value_hint = ValueHint::FilePath, help_heading = "Global options")]
+    #[arg(long, global = true, value_name = "PATH", hide_short_help = true, value_hint = ValueHint::FilePath)]
     pub plugin: Vec<PathBuf>,
     /// Write a Chrome trace of the run to this file. Open it with ui.perfetto.dev
-    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Global options")]
+    #[arg(long, global = true, value_name = "FILE", hide_short_help = true, value_hint = ValueHint::FilePath)]
     pub trace: Option<PathBuf>,
     /// Print a stream of JSON events on standard output. The last event is the result
-    #[arg(long, global = true, help_heading = "Global options")]
+    #[arg(long, global = true, hide_short_help = true)]
     pub json: bool,
-    /// How to show running steps: `tty` redraws lines in place, `plain` prints a line every 30 seconds, `auto` chooses
-    /// `tty` if standard error is a terminal
+    /// How to show running steps: `auto`, `plain` or `tty`.
+    ///
+    /// `tty` redraws lines in place, `plain` prints a line every 30 seconds, and `auto` chooses `tty` if standard error
+    /// is a terminal.
     #[arg(
         long,
         global = true,
@@ -66,11 +102,13 @@ pub struct GlobalArgs {
         value_name = "HOW",
         default_value_t,
         hide_possible_values = true,
-        help_heading = "Global options"
+        hide_short_help = true
     )]
     pub progress: ProgressArg,
-    /// Whether to use colours: `auto`, `always` or `never`. `auto` uses them if standard error is a terminal, unless
-    /// NO_COLOR is set; CLICOLOR_FORCE=1 uses them without a terminal, too
+    /// Whether to use colours: `auto`, `always` or `never`.
+    ///
+    /// `auto` uses them if standard error is a terminal, unless NO_COLOR is set. CLICOLOR_FORCE=1 uses them without a
+    /// terminal, too.
     #[arg(
         long,
         global = true,
@@ -78,14 +116,14 @@ pub struct GlobalArgs {
         value_name = "WHEN",
         default_value_t,
         hide_possible_values = true,
-        help_heading = "Global options"
+        hide_short_help = true
     )]
     pub color: ColorArg,
     /// Show the output of each step, and the time of each line
-    #[arg(short, long, global = true, help_heading = "Global options")]
+    #[arg(short, long, global = true)]
     pub verbose: bool,
     /// Show only warnings and errors
-    #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "Global options")]
+    #[arg(short, long, global = true, hide_short_help = true, conflicts_with = "verbose")]
     pub quiet: bool,
 }
 

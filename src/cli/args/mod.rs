@@ -1,22 +1,35 @@
 //! The types of the command line.
 
+pub mod environment;
 mod examples;
 mod global;
+mod values;
 
 pub use global::{ColorArg, GlobalArgs, ProgressArg};
 
 use crate::bake::options::{self, BakeOptions};
 use crate::bake::secrets::PermittedSecrets;
 use crate::definition::{GivenVars, given};
-use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use crate::error::Kind;
+use crate::ids::Architecture;
+use anyhow::Result;
+use clap::builder::{OsStringValueParser, TypedValueParser};
+use clap::parser::ValueSource;
+use clap::{
+    Arg, ArgAction, ArgMatches, Args, Command, CommandFactory, Parser, Subcommand, ValueEnum, ValueHint,
+};
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::time::Duration;
+use values::{Words, duration, key_arn, text_file};
 
-/// oven bakes Amazon Machine Images without booting an instance. It copies the disk of a base image, installs packages
+/// oven bakes Amazon Machine Images without booting an instance.
+///
+/// It copies the disk of a base image, installs packages
 /// and runs scripts in a sandbox on the copy, takes a snapshot, and registers the snapshot as an AMI. It bakes the same
 /// definition on the same base only once. If the image exists, oven prints its id.
 #[derive(Debug, Parser)]
-#[command(name = "oven", version, max_term_width = 80, propagate_version = true, after_help = examples::EXIT_CODES)]
+#[command(name = "oven", version, max_term_width = 80, propagate_version = true)]
 pub struct Cli {
     #[command(flatten)]
     pub global: GlobalArgs,
@@ -24,17 +37,92 @@ pub struct Cli {
     pub verb: Verb,
 }
 
+/// The help of a verb. It does not list the global options.
+const VERB_HELP: &str = "{before-help}{about-with-newline}\n{usage-heading} {usage}\n\n{all-args}\n\n\
+                         `oven --help` lists the global options.{after-help}";
+/// The help of oven. It has no blank line above the usage, so that `oven -h` fits a screen of 24 lines.
+const HELP: &str = "{before-help}{about-with-newline}{usage-heading} {usage}\n\n{all-args}{after-help}";
+
+/// Makes the parser of the command line. Each verb has the global options, but its help does not list them.
+pub fn command() -> Command {
+    let command = Cli::command().mut_args(accept_empty_path);
+    let globals = command.get_arguments().filter(|arg| arg.is_global_set());
+    let globals: Vec<_> = globals.map(|arg| arg.clone().hide(true)).collect();
+    let about = command.get_long_about().map(ToString::to_string).unwrap_or_default();
+    let mut command = command
+        .help_template(HELP)
+        .long_about(format!("{about}\n"))
+        .after_long_help(format!("{}\n\n{}", examples::EXIT_CODES, environment::list()))
+        .mut_subcommands(|verb| prepare_verb(verb, &globals));
+    command.build();
+    // The end of the short help names `--help` already.
+    command.mut_subcommand("help", |help| help.hide(true))
+}
+
+fn prepare_verb(verb: Command, globals: &[Arg]) -> Command {
+    let verb = verb.mut_args(accept_empty_path).args(globals).help_template(VERB_HELP);
+    let version = Arg::new("version").short('V').long("version").help("Print version");
+    let version = version.action(ArgAction::Version).hide(true);
+    let verb = verb.disable_version_flag(true).arg(version);
+    verb.mut_subcommands(|verb| prepare_verb(verb, globals))
+}
+
+/// Makes clap accept an empty path. [`refuse_empty_values`] refuses it, with a better message.
+fn accept_empty_path(arg: Arg) -> Arg {
+    if arg.get_value_parser().type_id() == clap::value_parser!(PathBuf).type_id() {
+        return arg.value_parser(OsStringValueParser::new().map(PathBuf::from));
+    }
+    arg
+}
+
+/// Refuses empty values of flags, of arguments and of environment variables that stand for flags. An empty value is a
+/// mistake in most cases, such as an unset variable in a script. The command of `oven shell` may contain empty words.
+///
+/// Errors: [`Kind::Usage`]
+pub fn refuse_empty_values(command: &Command, matches: &ArgMatches) -> Result<()> {
+    for arg in command.get_arguments().filter(|arg| !arg.is_last_set()) {
+        let id = arg.get_id().as_str();
+        let values = matches.try_get_raw(id).ok().flatten();
+        if !values.is_some_and(|mut values| values.any(OsStr::is_empty)) {
+            continue;
+        }
+        let by_variable = matches.value_source(id) == Some(ValueSource::EnvVariable);
+        let (what, hint) = match (arg.get_long(), arg.get_env().filter(|_| by_variable)) {
+            (Some(long), Some(variable)) => {
+                let variable = variable.to_string_lossy();
+                let hint =
+                    format!("Set {variable} to a value, as for --{long}, or unset it: unset {variable}");
+                (format!("the environment variable {variable} is empty"), hint)
+            }
+            (Some(long), None) => {
+                (format!("the value of --{long} is empty"), format!("Give --{long} a value, or omit it."))
+            }
+            (None, _) => {
+                (format!("the argument {arg} is empty"), "Is a variable of the script not set?".to_owned())
+            }
+        };
+        return Err(Kind::Usage.failure(what).hint(hint).into());
+    }
+    let Some((name, matches)) = matches.subcommand() else { return Ok(()) };
+    command.find_subcommand(name).map_or(Ok(()), |verb| refuse_empty_values(verb, matches))
+}
+
 #[derive(Debug, Subcommand)]
 pub enum Verb {
-    /// Bake definitions, parents first. If the image of a definition exists, it is not baked again
-    #[command(after_help = examples::BAKE)]
+    /// Bake definitions, parents first, unless their images exist.
+    ///
+    /// If the image of a definition exists, it is not baked again, and its id is printed.
+    #[command(after_long_help = examples::BAKE)]
     Bake(BakeArgs),
-    /// Show whether the image of a definition exists, or why a bake would make a new one. With --os-release, print the
-    /// plugin's plan instead
-    #[command(after_help = examples::PLAN)]
+    /// Show whether an image exists, or why a bake would make a new one.
+    ///
+    /// Nothing is changed. With --os-release, print the plugin's plan instead.
+    #[command(after_long_help = examples::PLAN)]
     Plan(PlanArgs),
-    /// Check definitions, their files and their settings. Needs neither root nor a cloud
-    #[command(after_help = examples::VALIDATE)]
+    /// Check definitions, their files and their settings.
+    ///
+    /// Needs neither root nor a cloud.
+    #[command(after_long_help = examples::VALIDATE)]
     Validate(ValidateArgs),
     /// List distro plugins, check one, or start a new one
     #[command(subcommand)]
@@ -45,24 +133,30 @@ pub enum Verb {
     #[command(subcommand)]
     Images(ImagesVerb),
     /// Make a base image from a raw disk image
-    #[command(after_help = examples::IMPORT)]
+    #[command(after_long_help = examples::IMPORT)]
     Import(ImportArgs),
-    /// Write the disk of an image or a snapshot to a file, as a raw disk image
-    #[command(after_help = examples::EXPORT)]
+    /// Write the disk of an image or a snapshot to a file.
+    ///
+    /// The file is a raw disk image.
+    #[command(after_long_help = examples::EXPORT)]
     Export(ExportArgs),
-    /// Open a sandboxed shell in a copy of an image, or on the disk of a failed run
-    #[command(after_help = examples::SHELL)]
+    /// Open a shell in a copy of an image, or on a failed run's disk.
+    ///
+    /// The shell runs in a sandbox, like a step of a bake.
+    #[command(after_long_help = examples::SHELL)]
     Shell(ShellArgs),
     /// Remove the leftovers of runs whose oven process no longer exists
-    #[command(after_help = examples::SWEEP)]
+    #[command(after_long_help = examples::SWEEP)]
     Sweep(SweepArgs),
-    /// Check whether this machine can bake, and list everything that it lacks
+    /// Check whether this machine can bake.
+    ///
+    /// Lists everything that the machine lacks.
     Doctor,
     /// Print the minimal IAM policy for the role of a builder in AWS
-    #[command(after_help = examples::POLICY)]
+    #[command(after_long_help = examples::POLICY)]
     Policy(PolicyArgs),
     /// Print completions for a shell
-    #[command(after_help = examples::COMPLETIONS)]
+    #[command(after_long_help = examples::COMPLETIONS)]
     Completions {
         /// The shell whose completions are printed
         shell: clap_complete::Shell,
@@ -88,7 +182,9 @@ pub struct BakeArgs {
 /// Values for the variables of definitions.
 #[derive(Debug, Clone, Default, Args)]
 pub struct VarArgs {
-    /// Set a variable in each definition that declares it in `[vars]`. May be repeated
+    /// Set a variable of `[vars]`.
+    ///
+    /// It is set in each definition that declares it. May be repeated.
     #[arg(long = "var", value_name = "NAME=VALUE", value_parser = given)]
     vars: Vec<(String, String)>,
 }
@@ -103,8 +199,10 @@ impl VarArgs {
 /// The secrets that definitions may use.
 #[derive(Debug, Clone, Default, Args)]
 pub struct SecretArgs {
-    /// Permit the definitions to use this secret, an environment variable. With this flag, and in CI (`CI` is set),
-    /// every other secret is refused. May be repeated
+    /// Permit this secret, an environment variable.
+    ///
+    /// The definitions may then use it. With this flag, and in CI (`CI` is set), every other secret is refused. May be
+    /// repeated.
     #[arg(long = "secret", value_name = "NAME")]
     secrets: Vec<String>,
 }
@@ -118,20 +216,30 @@ impl SecretArgs {
 /// How a bake handles existing images and failures.
 #[derive(Debug, Clone, Default, Args)]
 pub struct BakeFlags {
-    /// Bake even if the image exists. The name of the new image also contains the run's id
+    /// Bake even if the image exists.
+    ///
+    /// The name of the new image also contains the run's id.
     #[arg(long)]
     pub force: bool,
-    /// If a failed or incomplete image that oven created has the same name, deregister it
+    /// Deregister a failed image with the same name.
+    ///
+    /// Only a failed or incomplete image that oven created is deregistered.
     #[arg(long)]
     pub replace_failed: bool,
-    /// Also accept an existing image with the same ami_config_checksum tag, even if its base differs. TOOL names
-    /// another tool that sets this tag. The only value stands for GumGum's AMI Bakery
-    #[arg(long, value_enum, value_name = "TOOL", conflicts_with = "vars")]
+    /// Also accept images of another tool: `gumgum`.
+    ///
+    /// An existing image with the same ami_config_checksum tag is accepted, even if its base differs. TOOL names another
+    /// tool that sets this tag. The only value stands for GumGum's AMI Bakery.
+    #[arg(long, value_enum, value_name = "TOOL", hide_possible_values = true, conflicts_with = "vars")]
     pub compat: Option<CompatTool>,
-    /// If a step fails, do not delete the disk. Inspect it with `oven shell RUN`
+    /// If a step fails, do not delete the disk.
+    ///
+    /// Inspect it with `oven shell RUN`.
     #[arg(long)]
     pub keep_on_failure: bool,
-    /// Read the finished snapshot back and compare it with the blocks that oven sent. Needs --disks direct
+    /// Read the snapshot back and compare it. Needs --disks direct.
+    ///
+    /// The blocks of the finished snapshot are compared with those that oven sent.
     #[arg(long)]
     pub verify: bool,
 }
@@ -166,11 +274,15 @@ pub struct PlanArgs {
     pub vars: VarArgs,
     #[command(flatten)]
     pub secrets: SecretArgs,
-    /// Also accept an existing image with the same ami_config_checksum tag, even if its base differs. TOOL names
-    /// another tool that sets this tag. The only value stands for GumGum's AMI Bakery
-    #[arg(long, value_enum, value_name = "TOOL", conflicts_with = "vars")]
+    /// Also accept images of another tool: `gumgum`.
+    ///
+    /// An existing image with the same ami_config_checksum tag is accepted, even if its base differs. TOOL names another
+    /// tool that sets this tag. The only value stands for GumGum's AMI Bakery.
+    #[arg(long, value_enum, value_name = "TOOL", hide_possible_values = true, conflicts_with = "vars")]
     pub compat: Option<CompatTool>,
-    /// Also list the steps that a bake would run. Reads the disk of the base image, and so needs root
+    /// Also list the steps that a bake would run. Needs root.
+    ///
+    /// For this, oven reads the disk of the base image.
     #[arg(long, conflicts_with = "os_release")]
     pub steps: bool,
     #[command(flatten)]
@@ -190,22 +302,31 @@ pub struct ValidateArgs {
 
 #[derive(Debug, Default, Args)]
 pub struct OsReleasePlanArgs {
-    /// Print the plugin's plan for an image with this os-release file. Needs neither root nor a cloud
+    /// Print the plan for an image with this os-release file.
+    ///
+    /// The plan is made by the plugin. This needs neither root nor a cloud.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub os_release: Option<PathBuf>,
     /// With --os-release: assume that the image has this path. The plugin finds no other paths. May be repeated
     /// [without --has: it finds every path that it looks for]
-    #[arg(long, value_name = "PATH", requires = "os_release")]
+    #[arg(long, value_name = "PATH", requires = "os_release", hide_short_help = true)]
     pub has: Vec<String>,
     /// With --os-release: assume that the image has the text file PATH, with the content of the local FILE. May be
     /// repeated
-    #[arg(long, value_name = "PATH=FILE", requires = "os_release", value_parser = text_file)]
+    #[arg(long, value_name = "PATH=FILE", requires = "os_release", hide_short_help = true, value_parser = text_file)]
     pub text: Vec<(String, PathBuf)>,
     /// The architecture: x86_64 or arm64 [default: this machine's]
-    #[arg(long, value_name = "ARCH", requires = "os_release")]
+    #[arg(
+        long,
+        value_name = "ARCH",
+        requires = "os_release",
+        hide_short_help = true,
+        hide_possible_values = true,
+        value_parser = architectures()
+    )]
     pub arch: Option<String>,
     /// With --os-release: print the request to the plugin, not the plan
-    #[arg(long, requires = "os_release")]
+    #[arg(long, requires = "os_release", hide_short_help = true)]
     pub request: bool,
 }
 
@@ -214,10 +335,10 @@ pub enum PluginVerb {
     /// List plugins, each with its origin and the systems that it claims
     List,
     /// Check that a plugin conforms to the contract. Does not need root
-    #[command(after_help = examples::CHECK)]
+    #[command(after_long_help = examples::CHECK)]
     Check(PluginCheckArgs),
     /// Write a working skeleton of a plugin, and its tests
-    #[command(after_help = examples::NEW)]
+    #[command(after_long_help = examples::NEW)]
     New(PluginNewArgs),
 }
 
@@ -226,7 +347,9 @@ pub struct PluginCheckArgs {
     /// An executable, or the name of a plugin that `oven plugin list` lists
     #[arg(value_name = "PATH|NAME", value_hint = ValueHint::FilePath)]
     pub what: PathBuf,
-    /// The directory of the plugin's golden plans [default: NAME.golden in the directory of the plugin]
+    /// The directory of the plugin's golden plans.
+    ///
+    /// The default is NAME.golden in the directory of the plugin.
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub golden: Option<PathBuf>,
     /// Overwrite the golden answers with the plugin's current answers. Review the changes
@@ -256,30 +379,11 @@ pub struct PolicyArgs {
     pub kms_keys: Vec<String>,
 }
 
-/// Accepts only the ARN of a key, because an alias cannot be a resource in a policy.
-fn key_arn(text: &str) -> Result<String, String> {
-    let parts: Vec<&str> = text.splitn(6, ':').collect();
-    match parts[..] {
-        ["arn", partition, "kms", region, account, key]
-            if partition.starts_with("aws")
-                && !region.is_empty()
-                && account.len() == 12
-                && account.bytes().all(|b| b.is_ascii_digit())
-                && key.strip_prefix("key/").is_some_and(|id| !id.is_empty()) =>
-        {
-            Ok(text.to_owned())
-        }
-        _ => Err(
-            "give the ARN of a key, such as arn:aws:kms:eu-central-1:123456789012:key/1234abcd-…; `aws kms \
-             describe-key --key-id ALIAS` prints the ARN of the key of an alias"
-                .to_owned(),
-        ),
-    }
-}
-
 #[derive(Debug, Args)]
 pub struct ChecksumArgs {
-    /// One definition, whose `inputs` are included, or several directories, of which no `inputs` are included
+    /// One definition, or several directories.
+    ///
+    /// The checksum of one definition includes its `inputs`. The checksum of several directories does not.
     #[arg(required = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub directories: Vec<PathBuf>,
 }
@@ -288,7 +392,9 @@ pub struct ChecksumArgs {
 pub enum ImagesVerb {
     /// List images, oldest first
     List {
-        /// Only images of the definitions with this `name` in image.toml, or the image with this AMI name
+        /// Only images with this name.
+        ///
+        /// It is the `name` of definitions in image.toml, or the AMI name of one image.
         name: Option<String>,
     },
     /// Show an image, its tags and its packages
@@ -314,9 +420,11 @@ pub struct ImportArgs {
     #[arg(long)]
     pub name: String,
     /// The architecture: x86_64 or arm64 [default: this machine's]
-    #[arg(long, value_name = "ARCH")]
+    #[arg(long, value_name = "ARCH", hide_possible_values = true, value_parser = architectures())]
     pub arch: Option<String>,
-    /// The boot mode of its instances in AWS [default: legacy-bios for x86_64, uefi for arm64]
+    /// The boot mode of its instances in AWS.
+    ///
+    /// The default is legacy-bios for x86_64, and uefi for arm64.
     #[arg(long, value_name = "MODE", value_parser = ["legacy-bios", "uefi", "uefi-preferred"])]
     pub boot_mode: Option<String>,
     /// Read the snapshot back and compare it with the raw disk image
@@ -346,7 +454,7 @@ pub struct ShellArgs {
     #[arg(long)]
     pub network: bool,
     /// The command to run instead of a shell
-    #[arg(last = true, value_name = "COMMAND")]
+    #[arg(last = true, value_name = "COMMAND", value_hint = ValueHint::CommandName)]
     pub command: Vec<String>,
 }
 
@@ -355,11 +463,14 @@ pub struct SweepArgs {
     /// Only list the leftovers, and remove nothing
     #[arg(long)]
     pub dry_run: bool,
-    /// Remove only the leftovers of this run. This also works if oven cannot determine whether the process of the run
-    /// still exists, for example on another host
+    /// Remove only the leftovers of this run.
+    ///
+    /// This also works if oven cannot determine whether the process of the run still exists, for example on another host.
     #[arg(long, value_name = "RUN")]
     pub run: Option<String>,
-    /// Also remove leftovers of other hosts if they are older than this, such as `6h` or `2days`
+    /// Also remove leftovers of other hosts that are older, such as `6h`.
+    ///
+    /// Another example is `2days`.
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub older_than: Option<Duration>,
     /// Also remove disks that --keep-on-failure preserved
@@ -367,41 +478,10 @@ pub struct SweepArgs {
     pub kept: bool,
 }
 
-fn text_file(text: &str) -> Result<(String, PathBuf), String> {
-    let parts = text.split_once('=').filter(|(path, file)| path.starts_with('/') && !file.is_empty());
-    let parts = parts.ok_or("give a path in the image and a file, such as `/etc/x.conf=x.conf`")?;
-    Ok((parts.0.to_owned(), parts.1.into()))
-}
-
-fn duration(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text)
-        .map_err(|_| "give a number and a unit, such as `6h` or `2days`".to_owned())
+/// The words for an architecture.
+fn architectures() -> Words {
+    Words::new([Architecture::X86_64, Architecture::Arm64].map(Architecture::as_str))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use clap::CommandFactory;
-
-    #[test]
-    fn the_command_line_is_consistent_and_fits_80_columns() {
-        let mut command = Cli::command();
-        command.clone().debug_assert();
-        command.build();
-        let mut commands = vec![command];
-        while let Some(mut command) = commands.pop() {
-            let help = command.render_long_help().to_string();
-            let long = help.lines().find(|line| line.chars().count() > 80);
-            assert_eq!(long, None, "in the help of {}", command.get_name());
-            commands.extend(command.get_subcommands().cloned());
-        }
-    }
-
-    #[test]
-    fn global_flags_go_before_and_after_the_verb() {
-        for line in ["oven --region-dir R --json bake web", "oven bake web --region-dir R --json"] {
-            let cli = Cli::try_parse_from(line.split(' ')).unwrap();
-            assert_eq!((cli.global.region_dir, cli.global.json), (Some("R".into()), true));
-        }
-    }
-}
+mod tests;
