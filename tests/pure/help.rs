@@ -143,8 +143,12 @@ fn an_empty_value_is_named() {
         count += 1;
         for args in [["plan", "web"].as_slice(), &["images", "list"], &["policy"]] {
             refused(&[(variable, "")], args, &format!("the environment variable {variable} is empty"));
-            let given = [args, &[&format!("--{flag}="), "-v"]].concat();
-            refused(&[], &given, &format!("the value of --{flag} is empty"));
+            let empty = format!("--{flag}=");
+            refused(
+                &[],
+                &[args, &[empty.as_str(), "-v"]].concat(),
+                &format!("the value of --{flag} is empty"),
+            );
         }
         // The flag overrides the variable, and help needs no variable.
         let flag = format!("--{flag}=local");

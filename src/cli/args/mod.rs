@@ -55,8 +55,13 @@ pub fn command() -> Command {
         .after_long_help(format!("{}\n\n{}", examples::EXIT_CODES, environment::list()))
         .mut_subcommands(|verb| prepare_verb(verb, &globals));
     command.build();
-    // The end of the short help names `--help` already.
-    command.mut_subcommand("help", |help| help.hide(true))
+    hide_help_verbs(command)
+}
+
+/// Removes the verbs `help` from the lists of verbs, because each help names `--help` already. They still work.
+fn hide_help_verbs(command: Command) -> Command {
+    let is_help = |verb: &Command| verb.get_name() == "help";
+    command.mut_subcommands(|verb| if is_help(&verb) { verb.hide(true) } else { hide_help_verbs(verb) })
 }
 
 fn prepare_verb(verb: Command, globals: &[Arg]) -> Command {
@@ -199,9 +204,9 @@ impl VarArgs {
 /// The secrets that definitions may use.
 #[derive(Debug, Clone, Default, Args)]
 pub struct SecretArgs {
-    /// Permit this secret, an environment variable.
+    /// Permit the use of this secret, an environment variable.
     ///
-    /// The definitions may then use it. With this flag, and in CI (`CI` is set), every other secret is refused. May be
+    /// With this flag, and in CI (`CI` is set), every other secret is refused. May be
     /// repeated.
     #[arg(long = "secret", value_name = "NAME")]
     secrets: Vec<String>,
@@ -468,9 +473,9 @@ pub struct SweepArgs {
     /// This also works if oven cannot determine whether the process of the run still exists, for example on another host.
     #[arg(long, value_name = "RUN")]
     pub run: Option<String>,
-    /// Also remove leftovers of other hosts that are older, such as `6h`.
+    /// Also remove older leftovers of other hosts.
     ///
-    /// Another example is `2days`.
+    /// TIME is their minimal age, such as `6h` or `2days`.
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub older_than: Option<Duration>,
     /// Also remove disks that --keep-on-failure preserved

@@ -42,7 +42,7 @@ pub fn page() -> String {
 
 /// Those that do something, not those that only have others below them.
 fn verbs_of(command: &Command, into: &mut Vec<Command>) {
-    for below in command.get_subcommands().filter(|below| !below.is_hide_set()) {
+    for below in command.get_subcommands().filter(|below| below.get_name() != "help") {
         if below.has_subcommands() {
             verbs_of(below, into);
         } else {

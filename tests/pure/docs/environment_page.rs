@@ -7,7 +7,6 @@ use oven::cli::args::Cli;
 use oven::cli::args::environment::{ENVIRONMENT, EnvironmentVariables, list};
 use std::collections::BTreeSet;
 use std::fmt::Write;
-use std::path::Path;
 
 const PAGE: &str = "docs/reference/environment.md";
 const BEGIN: &str = "<!-- Generated: `OVEN_BLESS=1 cargo test --test pure docs` writes this table from src/cli/args/environment.rs. -->";
@@ -57,11 +56,16 @@ pub fn page() -> String {
 /// Returns the variables that a source reads, and the places that are not understood.
 fn variables_of(file: &str, text: &str) -> (BTreeSet<String>, Vec<String>) {
     let (mut found, mut unknown) = (BTreeSet::new(), Vec::new());
-    let text = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
+    // A test module at the end of a file does not count. One in another file is `mod tests;`.
+    let is_block = |at: &usize| text[*at..].lines().nth(1).is_some_and(|line| line.ends_with('{'));
+    let tests = text.match_indices("#[cfg(test)]\nmod ").map(|(at, _)| at).find(is_block);
+    let text = &text[..tests.unwrap_or(text.len())];
     let code: String =
         text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
     let is_name = |word: &str| {
-        word.len() > 1 && word.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_')
+        word.starts_with(|c: char| c.is_ascii_uppercase())
+            && word.len() > 1
+            && word.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_')
     };
     for call in
         ["env::var(", "env::var_os(", "env::vars(", "env::vars_os(", "env::temp_dir(", "env::home_dir("]
@@ -88,7 +92,8 @@ fn docs_every_environment_variable_has_a_row() {
     let mut read = BTreeSet::new();
     for file in rust_files(&root().join("src")) {
         let name = file.strip_prefix(root()).unwrap().to_str().unwrap().to_owned();
-        if Path::new(&name).file_stem().is_some_and(|stem| stem == "tests" || stem == "fake") {
+        let is_test = |part: &str| ["test", "tests", "fake"].contains(&part.trim_end_matches(".rs"));
+        if name.split('/').any(is_test) {
             continue;
         }
         let (found, unknown) = variables_of(&name, &std::fs::read_to_string(&file).unwrap());
