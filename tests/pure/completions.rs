@@ -105,7 +105,7 @@ fn zsh_and_fish_complete_the_values_of_every_option() {
         count += 1;
         let line = zsh
             .lines()
-            .find(|line| line.contains(&format!("'--{long}=[")) && line.contains(&values.join(" ")));
+            .find(|line| line.contains(&format!("--{long}=[")) && line.contains(&values.join(" ")));
         assert!(line.is_some(), "zsh: --{long} {values:?}");
         let line =
             fish.lines().find(|line| line.contains(&format!(" -l {long} ")) && line.contains(&values[0]));

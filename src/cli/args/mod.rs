@@ -51,6 +51,8 @@ pub fn command() -> Command {
     let about = command.get_long_about().map(ToString::to_string).unwrap_or_default();
     let mut command = command
         .help_template(HELP)
+        .disable_version_flag(true)
+        .arg(version().hide_short_help(true))
         .long_about(format!("{about}\n"))
         .after_long_help(format!("{}\n\n{}", examples::EXIT_CODES, environment::list()))
         .mut_subcommands(|verb| prepare_verb(verb, &globals));
@@ -66,10 +68,12 @@ fn hide_help_verbs(command: Command) -> Command {
 
 fn prepare_verb(verb: Command, globals: &[Arg]) -> Command {
     let verb = verb.mut_args(accept_empty_path).args(globals).help_template(VERB_HELP);
-    let version = Arg::new("version").short('V').long("version").help("Print version");
-    let version = version.action(ArgAction::Version).hide(true);
-    let verb = verb.disable_version_flag(true).arg(version);
+    let verb = verb.disable_version_flag(true).arg(version().hide(true));
     verb.mut_subcommands(|verb| prepare_verb(verb, globals))
+}
+
+fn version() -> Arg {
+    Arg::new("version").short('V').long("version").help("Print version").action(ArgAction::Version)
 }
 
 /// Makes clap accept an empty path. [`refuse_empty_values`] refuses it, with a better message.
