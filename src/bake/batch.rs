@@ -10,7 +10,7 @@ use crate::definition::{BaseSource, Definition};
 use crate::disk::step_record;
 use crate::error::Kind;
 use crate::ids::{ImageId, RunId};
-use crate::report::{Closing, Report};
+use crate::report::{BakeSummary, Report};
 use crate::site::Site;
 use crate::undo::Leftover;
 use anyhow::{Error, Result};
@@ -35,7 +35,7 @@ pub struct BatchItem {
     /// The log file, if the bake wrote one.
     pub log: Option<PathBuf>,
     /// What changed, and where the time went.
-    pub closing: Closing,
+    pub summary: BakeSummary,
 }
 
 #[derive(Debug)]
@@ -62,7 +62,7 @@ impl BatchItem {
             leftovers: Vec::new(),
             preserved: Vec::new(),
             log: None,
-            closing: Closing::default(),
+            summary: BakeSummary::default(),
         }
     }
 
@@ -127,7 +127,7 @@ pub async fn bake_all(batch: Batch, stop: watch::Receiver<bool>) -> Vec<BatchIte
                 Err(error) => item.status = Status::Skipped(error),
             }
             item.log = report.log_path();
-            item.closing = report.closing();
+            item.summary = report.summary();
             // A definition that was skipped or interrupted before its bake began keeps the file of its last image.
             if item.begun {
                 ami_id_file::update(&item.dir, item.image().map(|image| &image.id), &report);
@@ -239,8 +239,8 @@ fn report_result(item: &BatchItem, report: &Report, several: bool) {
             report.note(format!("baked: {} ({})", image.id, image.name));
             let size = image.size_gib;
             match several {
-                true => report.detail(item.closing.summary(size)),
-                false => item.closing.lines(size).iter().for_each(|line| report.close(line)),
+                true => report.detail(item.summary.line(size)),
+                false => item.summary.lines(size).iter().for_each(|line| report.close(line)),
             }
             report.times();
         }

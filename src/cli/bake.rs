@@ -94,11 +94,9 @@ fn summarise(all: &[BatchItem], report: &Report) {
     let width = all.iter().map(|baked| baked.name.chars().count()).max().unwrap_or_default();
     for baked in all {
         let (word, ink, rest) = match &baked.status {
-            Status::Baked(image) => (
-                "baked",
-                TextStyle::Green,
-                format!("{}  {}", image.id, baked.closing.summary(image.size_gib)),
-            ),
+            Status::Baked(image) => {
+                ("baked", TextStyle::Green, format!("{}  {}", image.id, baked.summary.line(image.size_gib)))
+            }
             Status::Found(image) => ("already baked", TextStyle::Green, image.id.0.clone()),
             Status::Skipped(error) => ("skipped", TextStyle::Yellow, first_line(error)),
             Status::Failed(error) if Kind::of(error) == Kind::Interrupted => {
@@ -163,7 +161,7 @@ fn object(baked: &BatchItem) -> Value {
 mod tests {
     use super::*;
     use crate::ids::RunId;
-    use crate::report::Closing;
+    use crate::report::BakeSummary;
     use crate::undo::Leftover;
 
     fn baked(failed: Option<Kind>, left: bool) -> BatchItem {
@@ -189,7 +187,7 @@ mod tests {
             leftovers: Vec::from_iter(left.then_some(behind)),
             preserved: Vec::new(),
             log: None,
-            closing: Closing::default(),
+            summary: BakeSummary::default(),
         }
     }
 

@@ -3,6 +3,7 @@
 pub mod args;
 mod bake;
 mod checksum;
+mod completions;
 mod doctor;
 mod export;
 mod images;
@@ -28,7 +29,7 @@ use crate::trace::Trace;
 use crate::undo::Leftover;
 use anyhow::{Error, Result};
 use args::{Cli, GlobalArgs, Verb};
-use clap::{CommandFactory, Parser};
+use clap::FromArgMatches;
 use serde_json::{Value, json};
 use std::ffi::OsString;
 use std::fmt::Display;
@@ -82,10 +83,20 @@ impl End {
 
 /// Runs a verb. Returns the exit code. A failure of a verb is reported here and nowhere else.
 pub fn run(args: Vec<OsString>) -> u8 {
-    let cli = match Cli::try_parse_from(&args) {
-        Ok(cli) => cli,
+    let mut command = args::command();
+    let parsed = command.try_get_matches_from_mut(&args).and_then(|matches| {
+        let cli = Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
+        Ok((cli, matches))
+    });
+    let (cli, matches) = match parsed {
+        Ok(parsed) => parsed,
         Err(error) => return usage(&args, &error),
     };
+    if let Err(error) = args::refuse_empty_values(&command, &matches) {
+        let report = Report::new(if cli.global.json { Style::Json } else { Style::Human }, Level::Normal);
+        report.failure(&error);
+        return End::failure(&error).report(&report);
+    }
     let (report, trace) = report(&cli.global);
     let result = trace.and_then(|()| prepare(&cli)).and_then(|()| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -170,7 +181,7 @@ async fn dispatch(cli: &Cli, report: &Report) -> Result<End> {
         Verb::Sweep(args) => sweep::run(global, args, report).await,
         Verb::Doctor => doctor::run(global, report).await,
         Verb::Policy(args) => policy::run(global, args),
-        Verb::Completions { shell } => Ok(completions(global, *shell)),
+        Verb::Completions { shell } => Ok(completions::run(global, *shell)),
     }
 }
 
@@ -202,16 +213,6 @@ fn warn_of_leftovers(site: &Site, leftovers: &[Leftover]) -> bool {
         site.report.warn(Leftover { command, ..leftover.clone() }.to_string());
     }
     !leftovers.is_empty()
-}
-
-fn completions(global: &GlobalArgs, shell: clap_complete::Shell) -> End {
-    let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "oven", &mut script);
-    let script = String::from_utf8_lossy(&script).into_owned();
-    if !global.json {
-        print_raw(script.trim_end());
-    }
-    End::success(json!({"script": script}))
 }
 
 /// Makes the report that the flags describe. The second value is an error if the file of `--trace` cannot be created.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-/// These settings override those of a project. A setting that is `None` or empty overrides nothing.
+/// These settings override those of a project. A setting that is `None` overrides nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Overrides {
     pub cloud: Option<String>,

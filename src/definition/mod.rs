@@ -222,6 +222,7 @@ impl Definition {
         let (files, tests, tags) =
             (read_files(top, sources, &vars, templates), scripts(ScriptKind::Test), validate::tags(top));
         let (size_gib, volume, disk_writable) = attributes::disk(top);
+        let (keep, remove) = read_clean(top);
         let packages = packages::read(top, sources);
         let (name, from) = (validate::name(top, real), from::read(top, sources));
         let definition = Self {
@@ -250,8 +251,8 @@ impl Definition {
             selinux: read_selinux(top).unwrap_or_default(),
             network: top.flag("network"),
             imds: top.flag("imds"),
-            keep: read_clean(top, "keep"),
-            remove: read_clean(top, "remove"),
+            keep,
+            remove,
             name: name?,
             from: from?,
         };
@@ -424,12 +425,12 @@ fn read_selinux(top: &Table) -> Option<Selinux> {
     Some(if later { Selinux::Autorelabel } else { Selinux::Label })
 }
 
-/// Reads a list of paths in `[clean]`.
-fn read_clean(top: &Table, key: &str) -> Vec<String> {
-    let Some(clean) = top.table("clean") else { return Vec::new() };
-    clean
-        .strings(key)
-        .into_iter()
-        .filter_map(|at| clean.check(key, at.line, validate::image_path(at.value)))
-        .collect()
+/// Reads `keep` and `remove` of `[clean]`.
+fn read_clean(top: &Table) -> (Vec<String>, Vec<String>) {
+    let Some(clean) = top.table("clean") else { return Default::default() };
+    let paths = |key| {
+        let strings = clean.strings(key).into_iter();
+        strings.filter_map(|at| clean.check(key, at.line, validate::image_path(at.value))).collect()
+    };
+    (paths("keep"), paths("remove"))
 }

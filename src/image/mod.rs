@@ -8,7 +8,6 @@ pub mod label;
 pub mod limits;
 pub mod os_release;
 pub mod patterns;
-pub mod protection;
 pub mod remove;
 #[cfg(test)]
 pub(crate) mod test;

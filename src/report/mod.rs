@@ -1,21 +1,21 @@
 //! The output of oven: lines for people or a stream of JSON events. Each run (the bake of one image) also has a log
 //! file with everything.
 
-mod closing;
 pub mod events;
 mod lines;
 mod log;
 mod progress;
 mod screen;
 pub mod stdout;
+mod summary;
 mod terminal;
 #[cfg(test)]
 mod tests;
 
 use crate::text::{escape_json, escape_name, indent_continuations, without_control_characters};
-pub use closing::{Closing, PackageChanges};
 pub use progress::{Amount, Progress};
 pub use screen::{ColorMode, Display, ProgressMode, Screen, TextStyle};
+pub use summary::{BakeSummary, PackageChanges};
 
 use crate::error;
 use crate::error::Kind;
@@ -365,7 +365,7 @@ impl Report {
         json!({"phases_ms": phases, "total_ms": milliseconds(self.0.started.get().elapsed())})
     }
 
-    /// Reports the packages that differ from the base image. The closing screen shows them.
+    /// Reports the packages that differ from the base image. The summary shows them.
     pub fn packages(&self, changes: PackageChanges) {
         if let Some(line) = changes.counts() {
             self.detail(format!("packages: {line}"));
@@ -373,16 +373,16 @@ impl Report {
         *self.0.packages.borrow_mut() = Some(changes);
     }
 
-    /// Returns what the closing screen of this report's work shows.
-    pub fn closing(&self) -> Closing {
-        Closing {
+    /// Returns the summary of the work so far.
+    pub fn summary(&self) -> BakeSummary {
+        BakeSummary {
             packages: self.0.packages.borrow().clone(),
             phases: self.phases(),
             total: self.0.started.get().elapsed(),
         }
     }
 
-    /// Prints a line of the closing screen.
+    /// Prints a line of the summary.
     pub fn close(&self, line: &str) {
         let line = self.sanitize(line);
         self.log("note", &line);

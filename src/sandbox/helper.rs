@@ -6,7 +6,7 @@
 //! ended.
 
 use super::cgroup::egress;
-use super::protocol::HelperMessage;
+use super::protocol::{CONTROL, HelperMessage, SPEC, STATUS};
 use super::spec::StepSpec;
 use super::tmpfs::TmpfsLimits;
 use super::{init, mount_tree};
@@ -24,12 +24,6 @@ use rustix::thread::UnshareFlags;
 use std::fs::File;
 use std::io::Read;
 use std::process::ExitCode;
-
-/// The helper's descriptors after the three standard ones. `STATUS` is a pipe to oven, which the step's program gets if
-/// its specification says so. `SPEC` is a file with the step's specification, and `CONTROL` is a socket to oven.
-pub const STATUS: i32 = 3;
-pub const SPEC: i32 = 4;
-pub const CONTROL: i32 = 5;
 
 /// The host name in a step. Every `/etc/hosts` has this name. Some packages write the host name into a configuration
 /// file. They write this name instead of the builder's.

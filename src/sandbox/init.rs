@@ -1,8 +1,7 @@
 //! Process 1 of a step. It starts the step's program and reaps all processes of the step. It returns the names of the
 //! processes that are still running when the program has ended.
 
-use super::helper::STATUS;
-use super::protocol::TERMINATE;
+use super::protocol::{STATUS, TERMINATE};
 use super::spec::{ExitStatus, StepExit, StepSpec};
 use super::tmpfs::{self, DiscardedWrites};
 use crate::sys::fds::close_from;

@@ -9,6 +9,12 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 use serde::{Deserialize, Serialize};
 
+/// The helper's descriptors after the three standard ones. `STATUS` is a pipe to oven, which the step's program gets if
+/// its specification says so. `SPEC` is a file with the step's specification, and `CONTROL` is a socket to oven.
+pub const STATUS: i32 = 3;
+pub const SPEC: i32 = 4;
+pub const CONTROL: i32 = 5;
+
 /// The maximum size of a datagram in bytes. A datagram contains the text of an error, or the names of the processes
 /// that were still running when the step's program ended.
 const MAX: usize = 64 << 10;

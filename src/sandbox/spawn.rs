@@ -1,8 +1,7 @@
 //! Starts and ends a step's helper, which is process 1 of the step. This code runs in oven, not in the helper.
 
 use super::cgroup::StepCgroup;
-use super::helper::{CONTROL, SPEC, STATUS};
-use super::protocol::TERMINATE;
+use super::protocol::{CONTROL, SPEC, STATUS, TERMINATE};
 use super::spec::StepSpec;
 use crate::error::Kind;
 use crate::sys::mount::api::{READ_ONLY, clone_mount, restrict};

@@ -2,6 +2,7 @@
 
 mod apt_scripts;
 mod cli;
+mod completions;
 mod docs;
 #[cfg(feature = "aws")]
 mod ebs;
@@ -10,6 +11,7 @@ mod ec2;
 mod export;
 mod faults_catalogue;
 mod fuzz;
+mod help;
 mod hostile_definitions;
 mod layers;
 mod names;

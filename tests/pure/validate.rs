@@ -81,7 +81,7 @@ fn secrets_are_checked_without_their_values() {
     expect(dir.path(), 0, &["validate", "web"]);
     let (_, err) = expect(dir.path(), 3, &["validate", "web", "--secret", "OTHER"]);
     assert!(
-        err.contains("web/image.toml:2: `secrets` of [[run]] names TOKEN, which is not permitted"),
+        err.contains("web/image.toml:4: `secrets` of [[run]] names TOKEN, which is not permitted"),
         "{err}"
     );
 }

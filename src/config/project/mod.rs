@@ -209,24 +209,26 @@ impl Settings {
     /// These settings, overridden by the command line and the environment.
     pub fn merge(mut self, overrides: &Overrides) -> Result<Self> {
         let usage = |flag: &str, what: String| Kind::Usage.error(format!("`{flag}` {what}"));
-        let non_empty = |value: &Option<String>| value.clone().filter(|text| !text.is_empty());
-        if let Some(cloud) = non_empty(&overrides.cloud) {
-            self.cloud = known_cloud(&cloud).map_err(|what| usage("--cloud", what))?;
+        if let Some(cloud) = &overrides.cloud {
+            self.cloud = known_cloud(cloud).map_err(|what| usage("--cloud", what))?;
         }
-        if let Some(region) = non_empty(&overrides.region) {
-            self.region = Some(region_name(&region).map_err(|what| usage("--region", what))?);
+        if let Some(region) = &overrides.region {
+            self.region = Some(region_name(region).map_err(|what| usage("--region", what))?);
         }
-        if let Some(id) = non_empty(&overrides.instance_id) {
-            self.instance_id = Some(instance(&id).map_err(|what| usage("--instance-id", what))?);
+        if let Some(id) = &overrides.instance_id {
+            self.instance_id = Some(instance(id).map_err(|what| usage("--instance-id", what))?);
         }
-        if let Some(zone) = non_empty(&overrides.zone) {
-            self.zone = Some(zone_name(&zone).map_err(|what| usage("--zone", what))?);
+        if let Some(zone) = &overrides.zone {
+            self.zone = Some(zone_name(zone).map_err(|what| usage("--zone", what))?);
         }
-        if let Some(disks) = non_empty(&overrides.disks) {
-            self.disks = Some(strategy(&disks).map_err(|what| usage("--disks", what))?);
+        if let Some(disks) = &overrides.disks {
+            self.disks = Some(strategy(disks).map_err(|what| usage("--disks", what))?);
         }
-        if let Some(dir) = overrides.region_dir.clone().filter(|dir| !dir.as_os_str().is_empty()) {
-            self.region_dir = Some(dir);
+        if let Some(dir) = &overrides.region_dir {
+            if dir.as_os_str().is_empty() {
+                return Err(usage("--region-dir", "is empty: it should be a directory".to_owned()));
+            }
+            self.region_dir = Some(dir.clone());
         }
         Ok(self)
     }
@@ -332,6 +334,16 @@ fn strategy(name: &str) -> Result<Strategy, String> {
     known.map(|(_, strategy)| *strategy).ok_or_else(|| {
         format!("is {name:?}: it must be {}", alternatives(DISKS.iter().map(|(name, _)| name)))
     })
+}
+
+/// The clouds that this oven was built with.
+pub fn cloud_names() -> impl Iterator<Item = &'static str> {
+    CLOUDS.iter().copied()
+}
+
+/// The kinds of disks.
+pub fn disk_names() -> impl Iterator<Item = &'static str> {
+    DISKS.iter().map(|(name, _)| *name)
 }
 
 /// Joins words: `a` or `b`.

@@ -182,20 +182,23 @@ fn ec2_is_known_where_it_was_built_in() {
 }
 
 #[test]
-fn overrides_win_and_empty_ones_say_nothing() {
+fn overrides_win_and_empty_ones_are_mistakes() {
     let file =
         Settings { region: Some("file".into()), region_dir: Some("/file".into()), ..Settings::default() };
     assert_eq!(file.clone().merge(&Overrides::default()).unwrap(), file);
-    let empty = Overrides {
-        cloud: Some(String::new()),
-        region: Some(String::new()),
-        region_dir: Some(PathBuf::new()),
-        instance_id: Some(String::new()),
-        zone: Some(String::new()),
-        disks: Some(String::new()),
-        ..Overrides::default()
-    };
-    assert_eq!(file.clone().merge(&empty).unwrap(), file);
+    let (none, empty) = (Overrides::default(), Some(String::new()));
+    let all = [
+        ("--cloud", Overrides { cloud: empty.clone(), ..none.clone() }),
+        ("--region", Overrides { region: empty.clone(), ..none.clone() }),
+        ("--region-dir", Overrides { region_dir: Some(PathBuf::new()), ..none.clone() }),
+        ("--instance-id", Overrides { instance_id: empty.clone(), ..none.clone() }),
+        ("--zone", Overrides { zone: empty.clone(), ..none.clone() }),
+        ("--disks", Overrides { disks: empty, ..none }),
+    ];
+    for (flag, empty) in all {
+        let error = file.clone().merge(&empty).unwrap_err();
+        assert!(Kind::of(&error) == Kind::Usage && error.to_string().contains(flag), "{error}");
+    }
     let flags = Overrides {
         region: Some("flag".into()),
         region_dir: Some("flag".into()),

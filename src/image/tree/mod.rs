@@ -4,14 +4,15 @@
 //! tree's own root, `..` does not leave the tree, and magic links are refused. A path of the tree is never joined to a
 //! path of the host.
 
+mod protection;
 #[cfg(test)]
 mod tests;
 
 use super::limits::ReadMeter;
-use super::protection::ProtectedPaths;
 use crate::sys::lock::lock_mutex;
 use crate::text::escape_name;
 use anyhow::{Context, Result, bail};
+use protection::ProtectedPaths;
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 use std::ffi::{CStr, CString, OsString};

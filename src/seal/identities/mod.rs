@@ -3,7 +3,7 @@
 
 mod table;
 
-pub use table::{IDENTITIES, Identity, IdentityFile, Maker};
+pub use table::{IDENTITIES, IdentityFile, Maker, PackageIdentity};
 
 use super::first_boot::{UNITS, add_unit, has_systemd, is_masked};
 use super::rules::is_excluded;
@@ -62,7 +62,7 @@ pub fn replace(inside: &ImageTree, exempt: &[String]) -> Result<ReplacedIdentiti
 }
 
 /// Returns the files of the image that have an identity, except for the paths in `exempt`.
-fn find(inside: &ImageTree, identity: &'static Identity, exempt: &[String]) -> Result<Vec<FoundFile>> {
+fn find(inside: &ImageTree, identity: &'static PackageIdentity, exempt: &[String]) -> Result<Vec<FoundFile>> {
     let mut found = Vec::new();
     for file in identity.files {
         if is_excluded(exempt, file.path) || inside.kind_of(file.path)? != Some(FileType::RegularFile) {
@@ -84,7 +84,7 @@ fn find(inside: &ImageTree, identity: &'static Identity, exempt: &[String]) -> R
     Ok(found)
 }
 
-fn is_made_again(inside: &ImageTree, identity: &Identity) -> Result<bool> {
+fn is_made_again(inside: &ImageTree, identity: &PackageIdentity) -> Result<bool> {
     match identity.maker {
         Maker::User => Ok(true),
         Maker::Unit(unit) => {
@@ -120,7 +120,7 @@ fn clear_variable(inside: &ImageTree, path: &str, variable: &str, stat: &Stat) -
 
 /// The unit runs before basic.target, because other services start after it. Some services of this list start even
 /// earlier, so the unit has no default dependencies. Each file gets the owner and the mode that it had.
-fn unit_text(identity: &Identity, before: &str, found: &[FoundFile]) -> String {
+fn unit_text(identity: &PackageIdentity, before: &str, found: &[FoundFile]) -> String {
     let (mut conditions, mut commands) = (String::new(), String::new());
     for FoundFile { file, stat } in found {
         let (path, mode) = (file.path, stat.st_mode & 0o7777);

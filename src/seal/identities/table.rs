@@ -1,7 +1,7 @@
 //! The identities and secrets that scripts of packages make for one machine.
 
 /// An identity or a secret of one machine. Each instance needs its own.
-pub struct Identity {
+pub struct PackageIdentity {
     pub what: &'static str,
     /// The name of the unit that makes it, without its suffix, if oven adds the unit.
     pub unit: &'static str,
@@ -35,8 +35,8 @@ const fn file(path: &'static str, command: &'static str) -> IdentityFile {
     IdentityFile { path, line: "", variable: None, command }
 }
 
-pub const IDENTITIES: &[Identity] = &[
-    Identity {
+pub const IDENTITIES: &[PackageIdentity] = &[
+    PackageIdentity {
         what: "an NVMe host id",
         unit: "oven-nvme-host-id",
         // The id is the end of the qualified name.
@@ -54,7 +54,7 @@ pub const IDENTITIES: &[Identity] = &[
             before: "nvmefc-boot-connections.service nvmf-autoconnect.service",
         },
     },
-    Identity {
+    PackageIdentity {
         what: "an iSCSI initiator name",
         unit: "oven-iscsi-initiator",
         files: &[IdentityFile {
@@ -67,7 +67,7 @@ pub const IDENTITIES: &[Identity] = &[
             before: "iscsid.socket iscsid.service iscsi-init.service iscsi.service open-iscsi.service",
         },
     },
-    Identity {
+    PackageIdentity {
         what: "BIND's control key",
         unit: "oven-rndc-key",
         files: &[
@@ -80,7 +80,7 @@ pub const IDENTITIES: &[Identity] = &[
             before: "named-setup-rndc.service named.service bind9.service",
         },
     },
-    Identity {
+    PackageIdentity {
         what: "the id of popularity-contest",
         unit: "oven-popularity-contest-id",
         files: &[IdentityFile {
@@ -94,21 +94,21 @@ pub const IDENTITIES: &[Identity] = &[
         public: &[],
         maker: Maker::Added { programs: &["/usr/bin/sed", "/bin/sed"], before: "cron.service" },
     },
-    Identity {
+    PackageIdentity {
         what: "Docker's identity",
         unit: "",
         files: &[file("/etc/docker/key.json", ""), file("/var/lib/docker/engine-id", "")],
         public: &[],
         maker: Maker::User,
     },
-    Identity {
+    PackageIdentity {
         what: "the id of an Open vSwitch system",
         unit: "",
         files: &[file("/etc/openvswitch/system-id.conf", "")],
         public: &[],
         maker: Maker::User,
     },
-    Identity {
+    PackageIdentity {
         what: "the cookie with which RabbitMQ's nodes trust each other",
         unit: "oven-rabbitmq-cookie",
         files: &[file("/var/lib/rabbitmq/.erlang.cookie", "head -c 42 /dev/urandom | base64 -w 0 > {file}")],
@@ -118,7 +118,7 @@ pub const IDENTITIES: &[Identity] = &[
             before: "epmd.service rabbitmq-server.service",
         },
     },
-    Identity {
+    PackageIdentity {
         what: "the keys of unbound-control",
         unit: "oven-unbound-control-keys",
         files: &[
@@ -131,7 +131,7 @@ pub const IDENTITIES: &[Identity] = &[
             before: "unbound-keygen.service unbound.service",
         },
     },
-    Identity {
+    PackageIdentity {
         what: "the host keys of Dropbear",
         unit: "oven-dropbear-keys",
         files: &[
@@ -146,7 +146,7 @@ pub const IDENTITIES: &[Identity] = &[
             before: "dropbear.socket dropbear.service",
         },
     },
-    Identity {
+    PackageIdentity {
         what: "xrdp's key",
         unit: "oven-xrdp-key",
         files: &[file("/etc/xrdp/rsakeys.ini", "xrdp-keygen xrdp {file}")],
@@ -156,14 +156,14 @@ pub const IDENTITIES: &[Identity] = &[
             before: "xrdp.service",
         },
     },
-    Identity {
+    PackageIdentity {
         what: "the key of Apache's default certificate",
         unit: "",
         files: &[file("/etc/pki/tls/private/localhost.key", "")],
         public: &["/etc/pki/tls/certs/localhost.crt"],
         maker: Maker::Unit("httpd-init.service"),
     },
-    Identity {
+    PackageIdentity {
         what: "the key of Dovecot's default certificate",
         unit: "",
         files: &[file("/etc/pki/dovecot/private/dovecot.pem", "")],

@@ -1,13 +1,12 @@
 //! The reference page of the command line.
 
 use super::key_pages::GENERATED;
-use clap::{Arg, Command, CommandFactory};
-use oven::cli::args::Cli;
+use clap::{Arg, Command};
+use oven::cli::args;
 use std::fmt::Write;
 
 pub fn page() -> String {
-    let mut command = Cli::command().disable_help_subcommand(true);
-    command.build();
+    let mut command = args::command();
     let mut text = format!(
         "{GENERATED}\n# The command line\n\n{}.\n\nStandard output has the answer and nothing else: the AMI's id, or a \
          line `ami-…<TAB>name` for each of several definitions. Everything else goes to standard error. With `--json`, \
@@ -43,7 +42,7 @@ pub fn page() -> String {
 
 /// Those that do something, not those that only have others below them.
 fn verbs_of(command: &Command, into: &mut Vec<Command>) {
-    for below in command.get_subcommands() {
+    for below in command.get_subcommands().filter(|below| below.get_name() != "help") {
         if below.has_subcommands() {
             verbs_of(below, into);
         } else {
@@ -58,12 +57,17 @@ fn name(command: &Command) -> String {
 
 fn about(command: &Command) -> String {
     let about = command.get_long_about().or(command.get_about()).map(ToString::to_string).unwrap_or_default();
-    about.trim_end_matches('.').to_owned()
+    as_line(&about)
 }
 
 fn usage(command: &mut Command) -> String {
     let usage = command.render_usage().to_string();
     usage.trim_start_matches("Usage:").trim().replace("\n       ", "\n")
+}
+
+/// The paragraphs of a help text as one line, without the period at its end.
+fn as_line(text: &str) -> String {
+    text.trim().replace("\n\n", " ").trim_end_matches('.').to_owned()
 }
 
 /// As a cell of a table.
@@ -97,11 +101,12 @@ fn rows(text: &mut String, what: &str, args: Vec<(String, &Arg)>) {
 }
 
 fn meaning(arg: &Arg) -> String {
-    let mut help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+    let help = arg.get_long_help().or(arg.get_help()).map(ToString::to_string).unwrap_or_default();
+    let mut help = as_line(&help);
     if arg.get_action().takes_values() {
         let words: Vec<_> =
             arg.get_possible_values().iter().map(|value| format!("`{}`", value.get_name())).collect();
-        if !words.is_empty() {
+        if !words.is_empty() && !arg.is_hide_possible_values_set() {
             _ = write!(help, " ({})", words.join(", "));
         }
         let defaults: Vec<_> = arg.get_default_values().iter().map(|value| value.to_string_lossy()).collect();
@@ -117,13 +122,16 @@ fn meaning(arg: &Arg) -> String {
 
 /// Examples as a block of commands, the rest as it is.
 fn after(text: &mut String, command: &Command) {
-    let Some(after) = command.get_after_help().map(ToString::to_string) else { return };
+    let Some(after) = command.get_after_long_help().map(ToString::to_string) else { return };
     let Some(examples) = after.strip_prefix("Examples:\n") else {
-        let (title, list) = after.split_once(":\n").unwrap_or(("", &after));
+        // The page of environment variables has their list.
+        let after = after.split("\n\nEnvironment variables:").next().unwrap_or_default();
+        let (title, list) = after.split_once(":\n").unwrap_or(("", after));
         if title.is_empty() {
             _ = write!(text, "\n{after}\n");
         } else {
             _ = write!(text, "\n{title}:\n\n```text\n{list}\n```\n");
+            text.push_str("\n[Environment variables](environment.md) can be used instead of some options.\n");
         }
         return;
     };

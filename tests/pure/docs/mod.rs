@@ -6,6 +6,7 @@
 //! `OVEN_MAN_DIR=target/man cargo test --test pure docs`
 
 mod cli_page;
+mod environment_page;
 mod event_pages;
 mod inline_texts;
 mod key_pages;
@@ -13,8 +14,7 @@ mod schemas;
 mod validator;
 
 use self::validator::Validator;
-use clap::CommandFactory;
-use oven::cli::args::Cli;
+use oven::cli::args;
 use oven::config::key_table::{Section, ValueType};
 use oven::config::project::keys::OVEN_TOML;
 use oven::definition::keys::IMAGE_TOML;
@@ -35,6 +35,7 @@ fn generated() -> Vec<(&'static str, String)> {
         ("docs/reference/image.toml.md", key_pages::image_toml()),
         ("docs/reference/oven.toml.md", key_pages::oven_toml()),
         ("docs/reference/cli.md", cli_page::page()),
+        ("docs/reference/environment.md", environment_page::page()),
         ("docs/reference/json-events.md", event_pages::page()),
         ("schema/image.schema.json", schema(schemas::image_toml())),
         ("schema/oven.schema.json", schema(schemas::oven_toml())),
@@ -70,12 +71,14 @@ fn docs_have_man_pages() {
         None => temp.path().join("man"),
     };
     std::fs::create_dir_all(&dir).unwrap();
-    let mut command = Cli::command().disable_help_subcommand(true);
-    command.build();
-    clap_mangen::generate_to(command, &dir).unwrap();
+    clap_mangen::generate_to(args::command(), &dir).unwrap();
     for page in ["oven.1", "oven-bake.1", "oven-images-list.1"] {
-        assert!(dir.join(page).is_file(), "{page}");
+        // The page of oven documents the global options, and no other page does.
+        let text = std::fs::read_to_string(dir.join(page)).unwrap_or_else(|error| panic!("{page}: {error}"));
+        assert_eq!(text.contains("region\\-dir"), page == "oven.1", "{page}: {text}");
+        assert!(page != "oven-bake.1" || text.contains("keep\\-on\\-failure"), "{text}");
     }
+    assert!(!dir.join("oven-help.1").exists());
 }
 
 /// Every key of a section and of those below it.

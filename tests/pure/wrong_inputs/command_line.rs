@@ -14,6 +14,8 @@ pub const CASES: &[CommandCase] = &[
     ("--plugin", &["--plugin", "gone", "plugin", "list"], 2, "gone"),
     ("--trace", &["plan", "web", "--trace"], 2, "a value is required"),
     ("--json", &["--json=1", "plan", "web"], 2, "--json"),
+    ("--progress", &["--progress", "fast", "plan", "web"], 2, "tty"),
+    ("--color", &["plan", "web", "--color", "red"], 2, "never"),
     ("--verbose", &["--verbose=1", "plan", "web"], 2, "--verbose"),
     ("--quiet", &["--quiet", "-v", "plan", "web"], 2, "cannot be used with"),
     ("bake", &["bake", "--gone", "web"], 2, "--gone"),

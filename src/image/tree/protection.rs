@@ -1,7 +1,7 @@
 //! Changes files that are append-only or immutable. The kernel lets nobody change such a file until `chattr` clears the
 //! attribute. So oven clears it, makes its change, and sets it again.
 
-use super::tree::ImageTree;
+use super::ImageTree;
 use crate::error::Kind;
 use anyhow::{Context, Result};
 use rustix::fs::{AtFlags, FileType, IFlags, Mode, OFlags, ioctl_getflags, ioctl_setflags};
@@ -27,7 +27,7 @@ struct Unprotected {
 }
 
 /// The result of a change.
-pub(crate) struct Changed<T> {
+pub(crate) struct ChangeOutcome<T> {
     pub result: rustix::io::Result<T>,
     /// The attributes that the object had before the change: append-only, immutable or none.
     pub protection: IFlags,
@@ -45,11 +45,11 @@ impl ImageTree {
         name: impl Arg + Copy,
         shown: &dyn Display,
         change: &mut dyn FnMut() -> rustix::io::Result<T>,
-    ) -> Result<Changed<T>> {
+    ) -> Result<ChangeOutcome<T>> {
         let (dir, none) = (dir.as_fd(), IFlags::empty());
         match change() {
             Err(Errno::PERM) => {}
-            result => return Ok(Changed { result, protection: none }),
+            result => return Ok(ChangeOutcome { result, protection: none }),
         }
         let shown = shown.to_string();
         let parent =
@@ -67,14 +67,14 @@ impl ImageTree {
             }
         };
         if directory.is_none() && object.is_none() {
-            return Ok(Changed { result: Err(Errno::PERM), protection: none });
+            return Ok(ChangeOutcome { result: Err(Errno::PERM), protection: none });
         }
         let protection = object.as_ref().map_or(none, |object| object.flags & PROTECTION);
         let result = change();
         for cleared in [object, directory].into_iter().flatten() {
             cleared.protect(self)?;
         }
-        Ok(Changed { result, protection })
+        Ok(ChangeOutcome { result, protection })
     }
 
     /// Protects a file that replaced a protected one.

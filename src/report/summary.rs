@@ -1,4 +1,4 @@
-//! The end of a bake for people: what came out, what changed, and where the time went. It fits on one screen.
+//! The summary of a bake for people: what came out, what changed, and where the time went. It fits on one screen.
 
 use crate::text::list_first;
 use std::time::Duration;
@@ -30,9 +30,9 @@ impl PackageChanges {
     }
 }
 
-/// The end of the work of a report.
+/// What a bake changed, and how long it took.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Closing {
+pub struct BakeSummary {
     /// `None` if the packages are not known.
     pub packages: Option<PackageChanges>,
     /// The phases and their times, in the order of their first step.
@@ -40,7 +40,7 @@ pub struct Closing {
     pub total: Duration,
 }
 
-impl Closing {
+impl BakeSummary {
     /// Returns the lines after the name of the image.
     pub fn lines(&self, size_gib: u64) -> Vec<String> {
         let mut lines = vec![format!("size: {size_gib} GiB")];
@@ -70,7 +70,7 @@ impl Closing {
     }
 
     /// Returns a short text for the line of one of several images.
-    pub fn summary(&self, size_gib: u64) -> String {
+    pub fn line(&self, size_gib: u64) -> String {
         let packages = self.packages.as_ref().and_then(PackageChanges::counts);
         let packages = packages.map(|counts| format!(", packages: {counts}")).unwrap_or_default();
         format!("{size_gib} GiB, {:.1} s{packages}", self.total.as_secs_f64())
@@ -81,11 +81,11 @@ impl Closing {
 mod tests {
     use super::*;
 
-    fn closing(installed: usize) -> Closing {
+    fn summary(installed: usize) -> BakeSummary {
         let ms = Duration::from_millis;
         let installed = (0..installed).map(|n| format!("package-{n} 1.{n}")).collect();
         let changed = vec!["tzdata 2024a -> 2024b".to_owned()];
-        Closing {
+        BakeSummary {
             packages: Some(PackageChanges { installed, changed, removed: Vec::new() }),
             phases: [("checkout", 1200), ("fetch", 20_300), ("files", 3)]
                 .map(|(p, t)| (p.to_owned(), ms(t)))
@@ -97,7 +97,7 @@ mod tests {
     #[test]
     fn the_end_names_what_changed_and_where_the_time_went() {
         assert_eq!(
-            closing(2).lines(8),
+            summary(2).lines(8),
             [
                 "size: 8 GiB",
                 "packages: 2 installed, 1 changed",
@@ -106,16 +106,20 @@ mod tests {
                 "time: 42.1 s (fetch 20.3, checkout 1.2)",
             ]
         );
-        let many = closing(500).lines(8);
+        let many = summary(500).lines(8);
         assert!(many[2].ends_with(", and 488 more") && many.concat().len() < 24 * 40, "{many:?}");
-        let none = Closing { packages: Some(PackageChanges::default()), ..Closing::default() };
+        let none = BakeSummary { packages: Some(PackageChanges::default()), ..BakeSummary::default() };
         assert_eq!(none.lines(1), ["size: 1 GiB", "packages: the same as in the base image", "time: 0.0 s"]);
-        assert_eq!(Closing::default().lines(1), ["size: 1 GiB", "time: 0.0 s"], "the packages are not known");
+        assert_eq!(
+            BakeSummary::default().lines(1),
+            ["size: 1 GiB", "time: 0.0 s"],
+            "the packages are not known"
+        );
     }
 
     #[test]
     fn one_of_several_images_has_one_line() {
-        assert_eq!(closing(2).summary(8), "8 GiB, 42.1 s, packages: 2 installed, 1 changed");
-        assert_eq!(Closing::default().summary(8), "8 GiB, 0.0 s");
+        assert_eq!(summary(2).line(8), "8 GiB, 42.1 s, packages: 2 installed, 1 changed");
+        assert_eq!(BakeSummary::default().line(8), "8 GiB, 0.0 s");
     }
 }
