@@ -22,6 +22,7 @@ use anyhow::{Context, Result};
 use lint::bake_period::BakeMoment;
 use package_made::PackageMadeFiles;
 use repositories::{RemovedFiles, UncleanRepository};
+use std::collections::BTreeSet;
 use std::time::SystemTime;
 
 /// The state of the image before the bake. The lint, the search for secrets and the boot check compare the finished
@@ -71,11 +72,13 @@ impl Baseline {
 /// The phase and the title of the step that removes machine-specific data.
 pub const CLEAN: (&str, &str) = ("clean", "cleaning (machine-id, host keys, logs)");
 
-/// Removes machine-specific data. Returns the repositories that hold some of it in their history.
+/// Removes machine-specific data. `missing` has the patterns of `[clean] remove` that matched nothing before. Returns the
+/// repositories that hold some of the data in their history.
 fn clean_image(
     inside: &ImageTree,
     work: &ProvisionContext<'_>,
     package_made: PackageMadeFiles,
+    missing: &BTreeSet<String>,
 ) -> Result<Vec<UncleanRepository>> {
     let (keep, remove, report) = (&work.image.keep, &work.image.remove, work.report);
     // The definition's own files are not clones of what a package made.
@@ -85,8 +88,9 @@ fn clean_image(
     let mut notes = clean::clean(inside, keep)?;
     let identities = identities::replace(inside, &exempt)?;
     notes.extend(identities.notes);
-    for pattern in clean::remove(inside, remove, keep).context("removing the paths of `[clean] remove`")? {
-        report.warn(format!("`{}` of `[clean] remove` matches nothing in the image", escape_name(&pattern)));
+    let unmatched = clean::remove(inside, remove, keep).context("removing the paths of `[clean] remove`")?;
+    for pattern in unmatched.iter().filter(|pattern| missing.contains(*pattern)) {
+        report.warn(format!("`{}` of `[clean] remove` matches nothing in the image", escape_name(pattern)));
     }
     let mut unclean = removed.find_repositories(inside, keep)?;
     notes.extend(repositories::replace_etckeepers(inside, &mut unclean)?);
@@ -104,6 +108,9 @@ fn clean_image(
 /// Errors: `Step` if a check fails.
 pub async fn image(runner: &CommandRunner<'_>, baseline: Baseline) -> Result<()> {
     let (place, work) = (&runner.place, &runner.work);
+    // The plan's steps and the clean-up may remove what the patterns match.
+    let unmatched = clean::unmatched(place.inside, &work.image.remove)
+        .context("searching for the paths of `[clean] remove`")?;
     for step in plan_steps::cleaning(work.plan) {
         plan_steps::run_step(runner, step).await?;
     }
@@ -115,7 +122,7 @@ pub async fn image(runner: &CommandRunner<'_>, baseline: Baseline) -> Result<()>
     let package_made = baseline.package_made.without_owned(runner).await?;
     let step = work.report.step(CLEAN.0, CLEAN.1);
     let timer = place.inside.meter().start();
-    let unclean = clean_image(place.inside, work, package_made).context("cleaning the image")?;
+    let unclean = clean_image(place.inside, work, package_made, &unmatched).context("cleaning the image")?;
     lint::lint(place.inside, work, &baseline.lint, &unclean)?;
     secret_scan::ensure_no_secrets(place.inside, work.secrets, baseline.bake_start)?;
     drop(timer);
