@@ -84,7 +84,7 @@ fn clean_image(
     // The definition's own files are not clones of what a package made.
     let placed = work.image.files.iter().map(|file| file.target.clone());
     let exempt: Vec<_> = keep.iter().cloned().chain(placed).collect();
-    let removed = RemovedFiles::read(inside, remove)?;
+    let mut removed = RemovedFiles::read(inside, remove)?;
     let mut notes = clean::clean(inside, keep)?;
     let identities = identities::replace(inside, &exempt)?;
     notes.extend(identities.notes);
@@ -93,6 +93,9 @@ fn clean_image(
         report.warn(format!("`{}` of `[clean] remove` matches nothing in the image", escape_name(pattern)));
     }
     let mut unclean = removed.find_repositories(inside, keep)?;
+    if let Some(warning) = removed.limit_warning() {
+        report.warn(warning);
+    }
     notes.extend(repositories::replace_etckeepers(inside, &mut unclean)?);
     notes.extend(clean::protected_note(inside));
     notes.iter().for_each(|note| report.note(note));

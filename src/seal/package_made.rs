@@ -251,7 +251,7 @@ fn owned_path(line: &str) -> Option<&str> {
 }
 
 /// Returns a description if a file looks like a key, an id or a secret.
-fn suspicion(path: &str, content: &[u8]) -> Option<&'static str> {
+pub(super) fn suspicion(path: &str, content: &[u8]) -> Option<&'static str> {
     let text = String::from_utf8_lossy(content);
     if path == DEBCONF_PASSWORDS {
         let has_value = text
