@@ -10,6 +10,7 @@ use crate::image::walk::Walk;
 use crate::text::list_first;
 use anyhow::{Context, Result};
 use rustix::fs::FileType;
+use std::collections::BTreeSet;
 
 /// Cleans the image, except for the paths in `keep`. Returns notes for the user.
 pub fn clean(inside: &ImageTree, keep: &[String]) -> Result<Vec<String>> {
@@ -36,8 +37,19 @@ pub fn clean(inside: &ImageTree, keep: &[String]) -> Result<Vec<String>> {
     Ok(notes)
 }
 
+/// Returns the patterns that match nothing.
+pub fn unmatched(inside: &ImageTree, patterns: &[String]) -> Result<BTreeSet<String>> {
+    let mut missing = BTreeSet::new();
+    for pattern in patterns {
+        if inside.expand(pattern)?.is_empty() {
+            missing.insert(pattern.clone());
+        }
+    }
+    Ok(missing)
+}
+
 /// Removes the objects that match the patterns, with their content, except for the paths in `keep`. Returns the patterns
-/// that match nothing.
+/// that match nothing. The clean-up may have removed what they matched before.
 pub fn remove(inside: &ImageTree, patterns: &[String], keep: &[String]) -> Result<Vec<String>> {
     let is_kept = |path: &str| is_excluded(keep, path);
     let mut missing = Vec::new();
@@ -292,6 +304,8 @@ mod tests {
         for gone in ["srv/app/a", "srv/app/d.key", "srv/app/link"] {
             assert!(!tree.has(gone), "{gone}");
         }
+        let unmatched = unmatched(&tree.tree(), &owned(&["/srv/*", "/srv/none", "/precious", "/srv/no*"]));
+        assert_eq!(unmatched.unwrap().into_iter().collect::<Vec<_>>(), ["/srv/no*", "/srv/none"]);
         remove(&tree.tree(), &owned(&["/srv/*"]), &[]).unwrap();
         assert!(!tree.has("srv/app") && tree.has("srv"));
     }

@@ -19,9 +19,11 @@ use crate::provision::plan_steps;
 use crate::provision::space::ImageSpace;
 use crate::text::escape_name;
 use anyhow::{Context, Result};
+use identities::{BaseSecrets, Exemptions};
 use lint::bake_period::BakeMoment;
 use package_made::PackageMadeFiles;
 use repositories::{RemovedFiles, UncleanRepository};
+use std::collections::BTreeSet;
 use std::time::SystemTime;
 
 /// The state of the image before the bake. The lint, the search for secrets and the boot check compare the finished
@@ -33,6 +35,7 @@ pub struct Baseline {
     lint: lint::LintBaseline,
     boot: bootable::BootBaseline,
     moment: BakeMoment,
+    base_secrets: BaseSecrets,
     package_made: PackageMadeFiles,
 }
 
@@ -49,6 +52,7 @@ impl Baseline {
             lint: lint::LintBaseline::of(place.inside, work)?,
             boot: bootable::BootBaseline::of(place.inside)?,
             moment: BakeMoment::now()?,
+            base_secrets: BaseSecrets::of(place.inside)?,
             package_made: PackageMadeFiles::default(),
         })
     }
@@ -63,6 +67,9 @@ impl Baseline {
             let placed: Vec<_> = runner.work.plan.files.iter().map(|file| file.path.as_str()).collect();
             self.package_made = PackageMadeFiles::find(inside, &self.moment, &placed)
                 .context("searching for keys, ids and secrets that scripts of packages made")?;
+            if let Some(warning) = self.package_made.limit_warning() {
+                runner.work.report.warn(warning);
+            }
         }
         Ok(())
     }
@@ -71,28 +78,44 @@ impl Baseline {
 /// The phase and the title of the step that removes machine-specific data.
 pub const CLEAN: (&str, &str) = ("clean", "cleaning (machine-id, host keys, logs)");
 
+/// What the clean-up needs to know about the image before it.
+struct CleanUp {
+    base_secrets: BaseSecrets,
+    package_made: PackageMadeFiles,
+    /// The patterns of `[clean] remove` that matched nothing.
+    unmatched: BTreeSet<String>,
+}
+
 /// Removes machine-specific data. Returns the repositories that hold some of it in their history.
 fn clean_image(
     inside: &ImageTree,
     work: &ProvisionContext<'_>,
-    package_made: PackageMadeFiles,
+    before: CleanUp,
 ) -> Result<Vec<UncleanRepository>> {
     let (keep, remove, report) = (&work.image.keep, &work.image.remove, work.report);
     // The definition's own files are not clones of what a package made.
     let placed = work.image.files.iter().map(|file| file.target.clone());
     let exempt: Vec<_> = keep.iter().cloned().chain(placed).collect();
-    let removed = RemovedFiles::read(inside, remove)?;
+    let mut removed = RemovedFiles::read(inside, remove)?;
     let mut notes = clean::clean(inside, keep)?;
-    let identities = identities::replace(inside, &exempt)?;
+    let is_removed = |path: &str| -> Result<bool> {
+        Ok(rules::is_excluded(remove, path) || before.package_made.has_unchanged(inside, path)?)
+    };
+    let exemptions = Exemptions { paths: &exempt, is_removed: &is_removed, base: &before.base_secrets };
+    let identities = identities::replace(inside, &exemptions)?;
     notes.extend(identities.notes);
-    for pattern in clean::remove(inside, remove, keep).context("removing the paths of `[clean] remove`")? {
-        report.warn(format!("`{}` of `[clean] remove` matches nothing in the image", escape_name(&pattern)));
+    let unmatched = clean::remove(inside, remove, keep).context("removing the paths of `[clean] remove`")?;
+    for pattern in unmatched.iter().filter(|pattern| before.unmatched.contains(*pattern)) {
+        report.warn(format!("`{}` of `[clean] remove` matches nothing in the image", escape_name(pattern)));
     }
     let mut unclean = removed.find_repositories(inside, keep)?;
+    if let Some(warning) = removed.limit_warning() {
+        report.warn(warning);
+    }
     notes.extend(repositories::replace_etckeepers(inside, &mut unclean)?);
     notes.extend(clean::protected_note(inside));
     notes.iter().for_each(|note| report.note(note));
-    if let Some(warning) = package_made.warning(inside, &exempt, &identities.remaining)? {
+    if let Some(warning) = before.package_made.warning(inside, &exempt, &identities.remaining)? {
         report.warn(work.secrets.mask(&warning));
     }
     Ok(unclean)
@@ -104,6 +127,9 @@ fn clean_image(
 /// Errors: `Step` if a check fails.
 pub async fn image(runner: &CommandRunner<'_>, baseline: Baseline) -> Result<()> {
     let (place, work) = (&runner.place, &runner.work);
+    // The plan's steps and the clean-up may remove what the patterns match.
+    let unmatched = clean::unmatched(place.inside, &work.image.remove)
+        .context("searching for the paths of `[clean] remove`")?;
     for step in plan_steps::cleaning(work.plan) {
         plan_steps::run_step(runner, step).await?;
     }
@@ -115,7 +141,8 @@ pub async fn image(runner: &CommandRunner<'_>, baseline: Baseline) -> Result<()>
     let package_made = baseline.package_made.without_owned(runner).await?;
     let step = work.report.step(CLEAN.0, CLEAN.1);
     let timer = place.inside.meter().start();
-    let unclean = clean_image(place.inside, work, package_made).context("cleaning the image")?;
+    let before = CleanUp { base_secrets: baseline.base_secrets, package_made, unmatched };
+    let unclean = clean_image(place.inside, work, before).context("cleaning the image")?;
     lint::lint(place.inside, work, &baseline.lint, &unclean)?;
     secret_scan::ensure_no_secrets(place.inside, work.secrets, baseline.bake_start)?;
     drop(timer);

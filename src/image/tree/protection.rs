@@ -71,10 +71,14 @@ impl ImageTree {
         }
         let protection = object.as_ref().map_or(none, |object| object.flags & PROTECTION);
         let result = change();
-        for cleared in [object, directory].into_iter().flatten() {
-            cleared.protect(self)?;
-        }
+        self.protect_all([object, directory])?;
         Ok(ChangeOutcome { result, protection })
+    }
+
+    /// Protects objects again, each even if another one fails. Returns the first error.
+    fn protect_all(&self, objects: [Option<Unprotected>; 2]) -> Result<()> {
+        let results = objects.map(|object| object.map_or(Ok(()), |object| object.protect(self)));
+        results.into_iter().collect()
     }
 
     /// Protects a file that replaced a protected one.
@@ -154,5 +158,30 @@ fn name_of(flags: IFlags) -> &'static str {
         (true, true) => "append-only and immutable",
         (true, false) => "append-only",
         _ => "immutable",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::test::Tree;
+
+    #[test]
+    fn an_object_that_cannot_be_protected_leaves_no_other_unprotected() {
+        let tree = Tree::new();
+        tree.file("etc/x", "x");
+        let inside = tree.tree();
+        // A pipe has no attributes.
+        let (pipe, _) = rustix::pipe::pipe().unwrap();
+        let directory = inside.open("/etc", OFlags::RDONLY | OFlags::DIRECTORY).unwrap();
+        let before = ioctl_getflags(&directory).unwrap();
+        // Everybody may set this attribute of an own directory.
+        let flags = before | IFlags::NODUMP;
+        let unprotected = |object, shown: &str| Some(Unprotected { object, flags, shown: shown.to_owned() });
+        let objects = [unprotected(pipe, "/etc/x"), unprotected(directory, "/etc")];
+        let error = inside.protect_all(objects).unwrap_err();
+        assert!(format!("{error:#}").contains("/etc/x"), "{error:#}");
+        let directory = inside.open("/etc", OFlags::RDONLY | OFlags::DIRECTORY).unwrap();
+        assert!(ioctl_getflags(&directory).unwrap().contains(IFlags::NODUMP));
     }
 }

@@ -6,7 +6,10 @@ pub struct PackageIdentity {
     /// The name of the unit that makes it, without its suffix, if oven adds the unit.
     pub unit: &'static str,
     pub files: &'static [IdentityFile],
-    /// Public parts that belong to the files, such as certificates. They are removed with the files.
+    /// Machines of one cluster or service may share the files on purpose. So they are removed only if a package's script
+    /// made them in this bake.
+    pub may_be_shared: bool,
+    /// Public parts that belong to the files, such as certificates. They are removed if all files are removed.
     pub public: &'static [&'static str],
     pub maker: Maker,
 }
@@ -35,6 +38,9 @@ const fn file(path: &'static str, command: &'static str) -> IdentityFile {
     IdentityFile { path, line: "", variable: None, command }
 }
 
+/// This makes the keys and the certificates that are missing.
+const UNBOUND_SETUP: &str = "unbound-control-setup -d /etc/unbound";
+
 pub const IDENTITIES: &[PackageIdentity] = &[
     PackageIdentity {
         what: "an NVMe host id",
@@ -48,6 +54,7 @@ pub const IDENTITIES: &[PackageIdentity] = &[
                  sed \"s/.*uuid://\" > {file}",
             ),
         ],
+        may_be_shared: false,
         public: &[],
         maker: Maker::Added {
             programs: &["/usr/sbin/nvme", "/sbin/nvme"],
@@ -59,8 +66,13 @@ pub const IDENTITIES: &[PackageIdentity] = &[
         unit: "oven-iscsi-initiator",
         files: &[IdentityFile {
             line: "InitiatorName=",
-            ..file("/etc/iscsi/initiatorname.iscsi", "echo \"InitiatorName=$(iscsi-iname)\" > {file}")
+            // If the program fails, there must be no file with an empty name, because the unit would not run again.
+            ..file(
+                "/etc/iscsi/initiatorname.iscsi",
+                "name=$(iscsi-iname) && echo \"InitiatorName=$name\" > {file}",
+            )
         }],
+        may_be_shared: false,
         public: &[],
         maker: Maker::Added {
             programs: &["/usr/sbin/iscsi-iname", "/sbin/iscsi-iname"],
@@ -74,6 +86,7 @@ pub const IDENTITIES: &[PackageIdentity] = &[
             file("/etc/bind/rndc.key", "rndc-confgen -a -c {file}"),
             file("/etc/rndc.key", "rndc-confgen -a -c {file}"),
         ],
+        may_be_shared: true,
         public: &[],
         maker: Maker::Added {
             programs: &["/usr/sbin/rndc-confgen", "/usr/bin/rndc-confgen"],
@@ -91,6 +104,7 @@ pub const IDENTITIES: &[PackageIdentity] = &[
                 "sed -i \"s/^MY_HOSTID=\\\"\\\"\\$/MY_HOSTID=\\\"$(tr -d - < /proc/sys/kernel/random/uuid)\\\"/\" {file}",
             )
         }],
+        may_be_shared: false,
         public: &[],
         maker: Maker::Added { programs: &["/usr/bin/sed", "/bin/sed"], before: "cron.service" },
     },
@@ -98,6 +112,7 @@ pub const IDENTITIES: &[PackageIdentity] = &[
         what: "Docker's identity",
         unit: "",
         files: &[file("/etc/docker/key.json", ""), file("/var/lib/docker/engine-id", "")],
+        may_be_shared: false,
         public: &[],
         maker: Maker::User,
     },
@@ -105,6 +120,7 @@ pub const IDENTITIES: &[PackageIdentity] = &[
         what: "the id of an Open vSwitch system",
         unit: "",
         files: &[file("/etc/openvswitch/system-id.conf", "")],
+        may_be_shared: false,
         public: &[],
         maker: Maker::User,
     },
@@ -112,6 +128,7 @@ pub const IDENTITIES: &[PackageIdentity] = &[
         what: "the cookie with which RabbitMQ's nodes trust each other",
         unit: "oven-rabbitmq-cookie",
         files: &[file("/var/lib/rabbitmq/.erlang.cookie", "head -c 42 /dev/urandom | base64 -w 0 > {file}")],
+        may_be_shared: true,
         public: &[],
         maker: Maker::Added {
             programs: &["/usr/bin/base64", "/bin/base64"],
@@ -122,10 +139,13 @@ pub const IDENTITIES: &[PackageIdentity] = &[
         what: "the keys of unbound-control",
         unit: "oven-unbound-control-keys",
         files: &[
-            file("/etc/unbound/unbound_server.key", "unbound-control-setup -d /etc/unbound"),
-            file("/etc/unbound/unbound_control.key", "unbound-control-setup -d /etc/unbound"),
+            file("/etc/unbound/unbound_server.key", UNBOUND_SETUP),
+            file("/etc/unbound/unbound_control.key", UNBOUND_SETUP),
+            file("/etc/unbound/unbound_server.pem", UNBOUND_SETUP),
+            file("/etc/unbound/unbound_control.pem", UNBOUND_SETUP),
         ],
-        public: &["/etc/unbound/unbound_server.pem", "/etc/unbound/unbound_control.pem"],
+        may_be_shared: true,
+        public: &[],
         maker: Maker::Added {
             programs: &["/usr/sbin/unbound-control-setup", "/usr/bin/unbound-control-setup"],
             before: "unbound-keygen.service unbound.service",
@@ -140,6 +160,7 @@ pub const IDENTITIES: &[PackageIdentity] = &[
             file("/etc/dropbear/dropbear_ecdsa_host_key", "dropbearkey -t ecdsa -f {file}"),
             file("/etc/dropbear/dropbear_ed25519_host_key", "dropbearkey -t ed25519 -f {file}"),
         ],
+        may_be_shared: false,
         public: &[],
         maker: Maker::Added {
             programs: &["/usr/bin/dropbearkey", "/bin/dropbearkey"],
@@ -150,6 +171,7 @@ pub const IDENTITIES: &[PackageIdentity] = &[
         what: "xrdp's key",
         unit: "oven-xrdp-key",
         files: &[file("/etc/xrdp/rsakeys.ini", "xrdp-keygen xrdp {file}")],
+        may_be_shared: false,
         public: &[],
         maker: Maker::Added {
             programs: &["/usr/bin/xrdp-keygen", "/bin/xrdp-keygen"],
@@ -160,6 +182,7 @@ pub const IDENTITIES: &[PackageIdentity] = &[
         what: "the key of Apache's default certificate",
         unit: "",
         files: &[file("/etc/pki/tls/private/localhost.key", "")],
+        may_be_shared: true,
         public: &["/etc/pki/tls/certs/localhost.crt"],
         maker: Maker::Unit("httpd-init.service"),
     },
@@ -167,6 +190,7 @@ pub const IDENTITIES: &[PackageIdentity] = &[
         what: "the key of Dovecot's default certificate",
         unit: "",
         files: &[file("/etc/pki/dovecot/private/dovecot.pem", "")],
+        may_be_shared: true,
         public: &["/etc/pki/dovecot/certs/dovecot.pem"],
         maker: Maker::Unit("dovecot-init.service"),
     },

@@ -436,6 +436,73 @@ fn identities_that_real_packages_make_are_not_cloned() {
     assert!(!log.contains("look like keys"), "{log}");
 }
 
+/// Several machines may share such a secret on purpose.
+#[test]
+fn identities_that_may_be_shared_are_removed_only_if_a_package_made_them() {
+    const COOKIE: &str = "var/lib/rabbitmq/.erlang.cookie";
+    const MAKE: &str =
+        "mkdir -p /var/lib/rabbitmq\necho ABCDEFGHIJKLMNOPQRST > /var/lib/rabbitmq/.erlang.cookie";
+    const UNIT: &str = "etc/systemd/system/oven-rabbitmq-cookie.service";
+    let bake = |made_by: &str, toml: &str| {
+        let lab = PackageLab::new();
+        with_systemd(&lab);
+        let [(path, script)] = postinst(if made_by == "package" { MAKE } else { "true" });
+        let content = if made_by == "content" { COOKIE } else { "usr/share/app/x" };
+        lab.package("app", "1.0", "", &[(path, &script), (content, "the shared one\n")]);
+        if made_by == "base" {
+            fs::create_dir_all(lab.image("var/lib/rabbitmq")).unwrap();
+            fs::write(lab.image(COOKIE), "the shared one\n").unwrap();
+        }
+        lab.script(
+            "own.sh",
+            "mkdir -p /var/lib/rabbitmq\necho the shared one > /var/lib/rabbitmq/.erlang.cookie",
+        );
+        let run = if made_by == "run" { "[[run]]\nscript = \"own.sh\"\n" } else { "" };
+        lab.define(&format!("packages = [\"./app.deb\"]\n{run}{toml}"));
+        let baked = lab.bake();
+        let log = baked.log.clone();
+        baked.facts();
+        (lab, log)
+    };
+    let remove = "[clean]\nremove = [\"/var/lib/rabbitmq/.erlang.cookie\"]\n";
+    let keep = "[clean]\nkeep = [\"/var/lib/rabbitmq\"]\n";
+    for (made_by, toml, remains, warns) in [
+        ("package", "", false, false),
+        ("package", keep, true, false),
+        ("content", "", true, false),
+        ("run", "", true, false),
+        ("base", "", true, true),
+        ("base", keep, true, false),
+        ("base", remove, false, false),
+    ] {
+        let (lab, log) = bake(made_by, toml);
+        assert_eq!(lab.image(COOKIE).exists(), remains, "{made_by} {toml}: {log}");
+        assert_eq!(lab.image(UNIT).exists(), !remains, "{made_by} {toml}: {log}");
+        assert_eq!(log.contains("trust each other, from the base image)"), warns, "{made_by} {toml}: {log}");
+        assert!(
+            !log.contains("matches nothing") && (warns || !log.contains("look like keys")),
+            "{made_by}: {log}"
+        );
+    }
+}
+
+/// The list of the packages' files is only for a warning, so its failure must not fail the bake.
+#[test]
+fn other_secrets_are_reported_if_the_package_manager_crashes() {
+    const POSTINST: &str = "mkdir -p /etc/app\nhead -c 32 /dev/urandom > /etc/app/site.key\n\
+        echo secret > /etc/app/own.key\nmv /usr/bin/dpkg-query /usr/bin/dpkg-query.real\n\
+        printf '#!/bin/sh\\ncase \"$1\" in -S) kill -9 $$;; esac\\nexec /usr/bin/dpkg-query.real \"$@\"\\n' \
+        > /usr/bin/dpkg-query\nchmod 755 /usr/bin/dpkg-query";
+    let lab = PackageLab::new();
+    let [(path, script)] = postinst(POSTINST);
+    lab.package("app", "1.0", "", &[(path, &script), ("etc/app/own.key", "x\n")]);
+    lab.define("packages = [\"./app.deb\"]\n");
+    let baked = lab.bake();
+    let log = baked.log.clone();
+    baked.facts();
+    assert!(log.contains("/etc/app/site.key (") && log.contains("/etc/app/own.key ("), "{log}");
+}
+
 #[test]
 fn other_secrets_of_packages_scripts_are_reported_kept_or_removed() {
     const POSTINST: &str = "mkdir -p /etc/app /var/lib/app /opt/app\n\
@@ -501,6 +568,13 @@ fn a_repository_with_keys_is_removed_or_refused() {
     let (lab, baked) = with("[clean]\nkeep = [\"/etc/.git\"]\n");
     baked.facts();
     assert!(lab.image("etc/.git/HEAD").exists());
+    // Nothing is removed, so the history holds nothing of it.
+    let (lab, baked) = with(
+        "[clean]\nkeep = [\"/etc\", \"/var/lib\"]\n[[run]]\ncommand = [\"git\", \"clone\", \
+         \"-q\", \"--bare\", \"/etc\", \"/srv/etc.git\"]\n",
+    );
+    baked.facts();
+    assert!(lab.image("srv/etc.git/HEAD").exists());
     // The backup has the same history, and nothing begins it again.
     let (_lab, baked) =
         with("[[run]]\ncommand = [\"git\", \"clone\", \"-q\", \"--bare\", \"/etc\", \"/srv/etc.git\"]\n");

@@ -2,10 +2,15 @@
 //! the image share them. The closed list of [`super::identities`] has the files that oven can handle by itself. For all
 //! others, this module only warns, because oven cannot know whether a program makes a new one.
 
+#[cfg(test)]
+mod tests;
+
+use super::identities::IDENTITIES;
 use super::lint::bake_period::{BakeMoment, BakePeriod};
 use super::lint::credentials::{PUBLIC_CODE, SIZE_MAX, credential_in, start_of};
 use super::rules::is_excluded;
 use super::secret_scan::shorten;
+use crate::error::Kind;
 use crate::image::file_version::FileVersion;
 use crate::image::limits::StoredPaths;
 use crate::image::tree::ImageTree;
@@ -54,6 +59,7 @@ const NAMED_MAX: usize = 20;
 /// The maximum number of paths in one query of the package manager.
 const QUERY_MAX: usize = 200;
 const QUERY_TIMEOUT: Duration = Duration::from_secs(120);
+const QUERY: &str = "listing the files of packages";
 const DPKG_QUERY: &str = "/usr/bin/dpkg-query";
 const RPM: &str = "/usr/bin/rpm";
 
@@ -101,15 +107,21 @@ struct SuspiciousFile {
     version: FileVersion,
 }
 
-/// The files that scripts of packages made, and that look like keys, ids or secrets.
+/// The files that scripts of packages made, and that look like keys, ids or secrets. This includes all known secrets
+/// that machines may share.
 #[derive(Debug, Default)]
-pub struct PackageMadeFiles(BTreeMap<String, SuspiciousFile>);
+pub struct PackageMadeFiles {
+    files: BTreeMap<String, SuspiciousFile>,
+    /// Whether the search ended early, because there are too many files.
+    is_incomplete: bool,
+}
 
 impl PackageMadeFiles {
     /// Finds the files. Call this after the packages are installed and before the definition's scripts run. `begun` is
     /// the moment before the first step, and `placed` has the paths of files that the plan places.
     pub fn find(inside: &ImageTree, begun: &BakeMoment, placed: &[&str]) -> Result<Self> {
-        let (mut found, mut searched, period) = (BTreeMap::new(), 0, begun.until_now());
+        let (mut searched, mut is_incomplete, period) = (0, false, begun.until_now());
+        let mut found = known_secrets(inside, &period, placed)?;
         for top in SEARCHED {
             if !inside.is_directory(top)? {
                 continue;
@@ -117,13 +129,13 @@ impl PackageMadeFiles {
             let mut stored = StoredPaths::new(inside.meter(), top);
             inside.walk_entries(top, &mut |entry| {
                 inside.meter().check()?;
+                if is_incomplete {
+                    return Ok(Walk::Past);
+                }
                 if entry.kind() == FileType::Directory {
                     let skips = SKIPPED.contains(&entry.path) && entry.path != "/var/cache";
                     let skips = skips || PUBLIC_CODE.contains(&entry.name());
                     return Ok(if skips || is_other_cache(entry.path) { Walk::Past } else { Walk::On });
-                }
-                if searched >= FILES_MAX || found.len() >= FOUND_MAX {
-                    return Ok(Walk::Past);
                 }
                 let is_skipped = SKIPPED.contains(&entry.path) || placed.contains(&entry.path);
                 let is_in_cache = entry.path.starts_with("/var/cache/") && entry.path != DEBCONF_PASSWORDS;
@@ -133,6 +145,10 @@ impl PackageMadeFiles {
                 let Some(version) = entry.version()?.filter(|version| is_made(version, &period)) else {
                     return Ok(Walk::On);
                 };
+                if searched >= FILES_MAX || found.len() >= FOUND_MAX {
+                    is_incomplete = true;
+                    return Ok(Walk::Past);
+                }
                 searched += 1;
                 let Some(file) = entry.open_file()? else { return Ok(Walk::On) };
                 let content = start_of(file).with_context(|| format!("reading {}", entry.shown_path()))?;
@@ -143,11 +159,27 @@ impl PackageMadeFiles {
                 Ok(Walk::On)
             })?;
         }
-        Ok(Self(found))
+        Ok(Self { files: found, is_incomplete })
+    }
+
+    /// Returns a warning if the search ended early.
+    pub fn limit_warning(&self) -> Option<&'static str> {
+        self.is_incomplete.then_some(
+            "scripts of packages made so many files that not all were searched for keys, ids and secrets",
+        )
+    }
+
+    /// Returns whether a package's script made a file in this bake, and nothing changed it since.
+    pub fn has_unchanged(&self, inside: &ImageTree, path: &str) -> Result<bool> {
+        let Some(file) = self.files.get(path) else { return Ok(false) };
+        Ok(inside.version(path)?.is_some_and(|now| now == file.version))
     }
 
     /// Leaves out the files that a package owns, such as a configuration file that its script filled in. The image's
-    /// package manager lists them.
+    /// package manager lists them. If it fails, such files stay in the list, because the list is only for a warning and
+    /// for the known secrets.
+    ///
+    /// Errors: `Interrupted`.
     pub async fn without_owned(mut self, runner: &CommandRunner<'_>) -> Result<Self> {
         let inside = runner.place.inside;
         let query: fn(&[String]) -> Vec<String> = if inside.exists(DPKG_QUERY)? {
@@ -157,14 +189,14 @@ impl PackageMadeFiles {
         } else {
             return Ok(self);
         };
-        let paths: Vec<_> = self.0.keys().cloned().collect();
+        let paths: Vec<_> = self.files.keys().cloned().collect();
         for paths in paths.chunks(QUERY_MAX) {
             let argv = query(paths);
             if argv.last().is_none_or(|last| last == "--") {
                 continue;
             }
             let call = ImageCommand {
-                why: "listing the files of packages".to_owned(),
+                why: QUERY.to_owned(),
                 name: argv.first().cloned().unwrap_or_default(),
                 argv,
                 env: BTreeMap::from([("LC_ALL".to_owned(), "C.UTF-8".to_owned())]),
@@ -176,28 +208,32 @@ impl PackageMadeFiles {
                 also_good: (1..=u8::MAX).collect(),
                 ..ImageCommand::plan_defaults(runner)
             };
-            let answer = runner.ask(&call).await?;
+            let mut detail = |text: String| runner.work.report.detail(text);
+            let Some(answer) = unless_failed(runner.ask(&call).await, &mut detail)? else { break };
             for owned in answer.lines().filter_map(owned_path) {
-                self.0.remove(owned);
+                self.files.remove(owned);
             }
         }
         Ok(self)
     }
 
     /// Returns a warning about the files that are still in the image as the packages' scripts made them. `remaining`
-    /// has known identities that nothing makes again.
+    /// has known identities that the clean-up did not remove.
     pub fn warning(
         self,
         inside: &ImageTree,
         exempt: &[String],
-        remaining: &[(String, &'static str)],
+        remaining: &[(String, String)],
     ) -> Result<Option<String>> {
         let mut lines = Vec::new();
         for (path, what) in remaining {
-            lines.push(format!("{path} ({what})"));
+            // `[clean] remove` may have removed it.
+            if inside.exists(path)? {
+                lines.push(format!("{path} ({what})"));
+            }
         }
         let known: BTreeSet<_> = remaining.iter().map(|(path, _)| path.as_str()).collect();
-        for (path, SuspiciousFile { what, version }) in &self.0 {
+        for (path, SuspiciousFile { what, version }) in &self.files {
             let is_known = known.contains(path.as_str()) || is_excluded(exempt, path);
             if !is_known && inside.version(path)?.is_some_and(|now| now == *version) {
                 lines.push(format!("{} ({what})", shorten(&escape_name(path))));
@@ -211,6 +247,41 @@ impl PackageMadeFiles {
             "all instances share these files, which look like keys, ids or secrets of one machine: {list}. Remove them \
              with `[clean] remove` in image.toml, or accept them with `[clean] keep`"
         )))
+    }
+}
+
+/// Finds the secrets that machines may share, and that a package's script made. Their names and their content may look
+/// harmless.
+fn known_secrets(
+    inside: &ImageTree,
+    period: &BakePeriod,
+    placed: &[&str],
+) -> Result<BTreeMap<String, SuspiciousFile>> {
+    let mut found = BTreeMap::new();
+    for identity in IDENTITIES.iter().filter(|identity| identity.may_be_shared) {
+        for path in identity.files.iter().map(|file| file.path).filter(|path| !placed.contains(path)) {
+            if inside.kind_of(path)? != Some(FileType::RegularFile) {
+                continue;
+            }
+            if let Some(version) = inside.version(path)?.filter(|version| is_made(version, period)) {
+                found.insert(path.to_owned(), SuspiciousFile { what: identity.what, version });
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Returns the answer of a query, or `None` if the query failed. Then `detail` is called with the reason.
+///
+/// Errors: `Interrupted`.
+fn unless_failed(answer: Result<String>, detail: &mut dyn FnMut(String)) -> Result<Option<String>> {
+    match answer {
+        Ok(answer) => Ok(Some(answer)),
+        Err(error) if Kind::of(&error) == Kind::Interrupted => Err(error),
+        Err(error) => {
+            detail(format!("{QUERY} failed, so files of packages may be reported as well: {error:#}"));
+            Ok(None)
+        }
     }
 }
 
@@ -235,10 +306,12 @@ fn dpkg_query(paths: &[String]) -> Vec<String> {
     ["dpkg-query", "-S", "--"].map(str::to_owned).into_iter().chain(plain.cloned()).collect()
 }
 
-/// For each path, rpm prints the paths of all files of the package that owns it.
+/// Prints each path that a package owns. A query of rpm for many paths would print all files of the packages, or lines
+/// from which the path is missing.
 fn rpm_query(paths: &[String]) -> Vec<String> {
-    let command = ["rpm", "-qf", "--queryformat", "[%{FILENAMES}\\n]", "--"];
-    command.map(str::to_owned).into_iter().chain(paths.iter().cloned()).collect()
+    let each = "for path; do rpm -qf -- \"$path\" > /dev/null 2>&1 && printf '%s\\n' \"$path\"; done";
+    let command = ["sh", "-c", each, "rpm"].map(str::to_owned);
+    command.into_iter().chain(paths.iter().cloned()).collect()
 }
 
 /// Returns the path in a line of the package manager's answer. Lines of another form, such as `file /x is not owned by
@@ -251,7 +324,7 @@ fn owned_path(line: &str) -> Option<&str> {
 }
 
 /// Returns a description if a file looks like a key, an id or a secret.
-fn suspicion(path: &str, content: &[u8]) -> Option<&'static str> {
+pub(super) fn suspicion(path: &str, content: &[u8]) -> Option<&'static str> {
     let text = String::from_utf8_lossy(content);
     if path == DEBCONF_PASSWORDS {
         let has_value = text
@@ -340,123 +413,4 @@ fn is_random(text: &str) -> bool {
     let is_mixed = digits && (lower || upper) || lower && upper;
     let is_version = text.bytes().all(|b| b.is_ascii_digit() || b == b'.' || b == b'-' || b == b':');
     is_word && !is_reference && is_mixed && !is_version
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::image::test::Tree;
-
-    #[test]
-    fn keys_ids_and_secrets_are_suspicious() {
-        for (path, content) in [
-            ("/etc/tripwire/site.key", "\u{1}\u{2}binary"),
-            ("/etc/munge/munge.key", "\u{1}"),
-            ("/etc/hostid", "\u{1}\u{2}\u{3}\u{4}"),
-            ("/var/lib/app/.erlang.cookie", "ABCDEFGHIJ"),
-            ("/var/lib/phpmyadmin/blowfish_secret.inc.php", "<?php\n"),
-            ("/etc/app/id", "0b7dd1a4-6d5c-4d5a-9a0e-3f0a3a1d2c11\n"),
-            ("/var/lib/app/node", "d41d8cd98f00b204e9800998ecf8427e\n"),
-            ("/etc/dbconfig-common/app.conf", "# x\ndbc_dbuser='app'\ndbc_dbpass='wU3kx0AbqPzS'\n"),
-            ("/etc/roundcube/config.inc.php", "<?php\n$config['des_key'] = 'kP0xH2vbGqLs8TzWdYcNfRaM';\n"),
-            ("/etc/mysql/debian.cnf", "[client]\nuser     = debian-sys-maint\npassword = nLGr7PVxKcSTq2aF\n"),
-            ("/etc/app.yml", "a: 1\n  api_key: \"AbCdEfGh12\"\n"),
-            ("/etc/app.json", "{\n  \"auth-key\": \"a1b2c3d4e5\",\n}"),
-            (DEBCONF_PASSWORDS, "Name: app/password\nTemplate: app/password\nValue: hunter2\nOwners: app\n"),
-        ] {
-            assert!(suspicion(path, content.as_bytes()).is_some(), "{path}");
-        }
-    }
-
-    #[test]
-    fn usual_files_are_not() {
-        for (path, content) in [
-            ("/etc/default/keyboard", "XKBMODEL=\"pc105\"\n"),
-            ("/etc/ssh/sshd_config", "PasswordAuthentication no\nAuthorizedKeysFile .ssh/authorized_keys\n"),
-            (
-                "/etc/passwd",
-                "root:x:0:0:root:/root:/bin/bash\napp:x:998:997::/var/lib/app:/usr/sbin/nologin\n",
-            ),
-            ("/etc/shadow", "root:*:19000:0:99999:7:::\napp:!:19000::::::\n"),
-            (
-                "/etc/app.conf",
-                "# password = AbCdEfGh12\npassword =\nsecret = ${SECRET}\ntoken_file = /etc/x9Y8z7W6\n",
-            ),
-            ("/etc/app.pub", "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI x\n"),
-            ("/etc/keys.gpg", "\u{99}\u{1}"),
-            ("/etc/x.key", "-----BEGIN CERTIFICATE-----\nMIIB\n"),
-            ("/etc/hostname", "localhost\n"),
-            ("/etc/timezone", "America/Argentina/Buenos_Aires\n"),
-            ("/etc/mailname", "ip-172-31-22-111.eu-central-1.compute.internal\n"),
-            ("/etc/version", "2024-01-01 12:13:14\n"),
-            ("/etc/debian_version", "12.5\n"),
-            ("/etc/cron.d/x", "5 3 * * * root /usr/bin/x\n"),
-            ("/etc/adduser.conf", "PASSWORD_MIN=required\n"),
-            ("/var/lib/initramfs-tools/6.1", "0123456789abcdef0123456789abcdef  /boot/initrd.img-6.1\n"),
-            (DEBCONF_PASSWORDS, "Name: app/password\nTemplate: app/password\nOwners: app\n"),
-        ] {
-            assert_eq!(suspicion(path, content.as_bytes()), None, "{path}");
-        }
-    }
-
-    #[test]
-    fn only_files_that_scripts_made_and_left_are_reported() {
-        let tree = Tree::new();
-        tree.file("etc/old.key", "x");
-        // The clock for files advances only every few milliseconds.
-        let made_before = tree.tree().version("/etc/old.key").unwrap().unwrap().modified;
-        let begun = loop {
-            let begun = BakeMoment::now().unwrap();
-            if !begun.until_now().includes(made_before) {
-                break begun;
-            }
-        };
-        for path in ["gone.key", "kept.key", "changed.key", "placed.key", "made.key", "dir/made.key"] {
-            tree.file(&format!("etc/{path}"), "x");
-        }
-        tree.file("var/log/app.key", "x");
-        tree.file("var/cache/app/app.key", "x");
-        tree.file("etc/apt/repo.key", "x");
-        // A package's own file has the time of the package.
-        tree.file("etc/packaged.key", "x");
-        tree.open("etc/packaged.key").set_modified(std::time::UNIX_EPOCH).unwrap();
-        let found = PackageMadeFiles::find(&tree.tree(), &begun, &["/etc/placed.key"]).unwrap();
-        let paths: Vec<_> = found.0.keys().map(String::as_str).collect();
-        let expected =
-            ["/etc/changed.key", "/etc/dir/made.key", "/etc/gone.key", "/etc/kept.key", "/etc/made.key"];
-        assert_eq!(paths, expected);
-        tree.remove("etc/gone.key");
-        tree.file("etc/changed.key", "the definition's own");
-        let remaining = [("/etc/nvme/hostid".to_owned(), "an NVMe host id")];
-        let exempt = ["/etc/kept.key".to_owned()];
-        let warning = found.warning(&tree.tree(), &exempt, &remaining).unwrap().unwrap();
-        for part in
-            ["/etc/nvme/hostid (an NVMe host id), /etc/dir/made.key (", "/etc/made.key (", "[clean] remove"]
-        {
-            assert!(warning.contains(part), "{warning}");
-        }
-        for part in ["gone", "kept.key", "changed", "old.key"] {
-            assert!(!warning.contains(part), "{warning}");
-        }
-        let none = PackageMadeFiles::default().warning(&tree.tree(), &[], &[]).unwrap();
-        assert_eq!(none, None);
-    }
-
-    #[test]
-    fn answers_of_package_managers() {
-        for (line, path) in [
-            ("bind9: /etc/bind/rndc.key", Some("/etc/bind/rndc.key")),
-            ("a, b:amd64: /etc/x y", Some("/etc/x y")),
-            ("diversion by a from: /etc/x", Some("/etc/x")),
-            ("/etc/x", Some("/etc/x")),
-            ("file /etc/x is not owned by any package", None),
-            ("error: file /etc/x: No such file or directory", None),
-            ("", None),
-        ] {
-            assert_eq!(owned_path(line), path, "{line}");
-        }
-        let paths = ["/a".to_owned(), "/b*".to_owned()];
-        assert_eq!(dpkg_query(&paths), ["dpkg-query", "-S", "--", "/a"]);
-        assert_eq!(rpm_query(&paths)[4..], ["--", "/a", "/b*"]);
-    }
 }
