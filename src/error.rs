@@ -40,6 +40,8 @@ pub struct Failure {
     program_ran: bool,
     /// The mistakes of which the failure consists, if their places are known.
     mistakes: Vec<Mistake>,
+    /// The number of further mistakes, which are only counted.
+    unlisted: usize,
 }
 
 /// A place in a file of the user, such as a key of image.toml. Its text is how messages name the place.
@@ -114,7 +116,17 @@ impl Kind {
             hint: None,
             program_ran: false,
             mistakes: Vec::new(),
+            unlisted: 0,
         }
+    }
+
+    /// A failure that consists of these mistakes and of further ones, which are only counted. Each mistake is a line of
+    /// the message.
+    pub fn failure_of(self, mistakes: Vec<Mistake>, unlisted: usize) -> Failure {
+        let more = (unlisted > 0).then(|| format!("and {unlisted} more"));
+        let lines = mistakes.iter().map(|mistake| mistake.message.as_str()).chain(more.as_deref());
+        let message = lines.collect::<Vec<_>>().join("\n");
+        Failure { mistakes, unlisted, ..self.failure(message) }
     }
 
     /// Like [`Self::failure`], but returns an [`anyhow::Error`], for `return Err(…)` and `ok_or_else`.
@@ -210,6 +222,11 @@ pub fn with_more_hint(error: anyhow::Error, sentence: &str) -> anyhow::Error {
     Kind::of(&error).failure(text).with_mistakes(mistakes).hint(hint).into()
 }
 
+/// The number of mistakes that an error has in addition to [`mistakes_of`], and only counts.
+pub fn unlisted_mistakes_of(error: &anyhow::Error) -> usize {
+    failure_in(error).map_or(0, |failure| failure.unlisted)
+}
+
 /// The mistakes that an error consists of, each with its message and hint. There is at least one: an error whose
 /// mistakes are not listed counts as one mistake. Its place is a [`Place`] in the error's chain, if there is one.
 pub fn mistakes_of(error: &anyhow::Error) -> Vec<Mistake> {
@@ -299,6 +316,19 @@ mod tests {
         let error = with_more_hint(error, "Ask.");
         assert_eq!((hint_of(&error).as_deref(), Kind::of(&error)), (Some("Look. Ask."), Kind::Step));
         assert_eq!((mistakes_of(&error), format!("{error:#}")), (one("Look. Ask."), "testing: no".into()));
+    }
+
+    #[test]
+    fn mistakes_that_are_only_counted_have_no_object() {
+        let mistake = |n| Mistake { place: None, message: format!("no {n}"), hint: None };
+        let error =
+            Error::from(Kind::Definition.failure_of(vec![mistake(1), mistake(2)], 3)).context("baking");
+        assert_eq!(format!("{error:#}"), "baking: no 1\nno 2\nand 3 more");
+        let messages: Vec<_> = mistakes_of(&error).into_iter().map(|mistake| mistake.message).collect();
+        assert_eq!(messages, ["baking: no 1", "baking: no 2"]);
+        assert_eq!(unlisted_mistakes_of(&error), 3);
+        let error = Error::from(Kind::Definition.failure_of(vec![mistake(1)], 0));
+        assert_eq!((error.to_string().as_str(), unlisted_mistakes_of(&error)), ("no 1", 0));
     }
 
     #[test]

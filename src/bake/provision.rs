@@ -26,7 +26,7 @@ pub struct Provisioning {
 pub fn plan(bake: &Bake<'_>, target: &Target, image: Definition, root: &Root<'_>) -> Result<Provisioning> {
     let (distro, claims) = target::distro(bake.site, bake.image, &root.os_release()?)?;
     let job = target::job(&image, &target.base, &claims, root, &bake.site.settings)?;
-    let plan = distro.plan(&job)?;
+    let plan = distro.plan_for(&job, Some(&image))?;
     let dir = bake.site.state.join(package_cache::DIR);
     let dir = std::path::absolute(&dir).with_context(|| format!("looking for {}", dir.display()))?;
     let cache = PackageCache {

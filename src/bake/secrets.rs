@@ -104,13 +104,8 @@ impl WrongSecrets {
         self.first.push(Mistake { message: format!("{place} {what}"), place: Some(place), hint: None });
     }
 
-    fn failure(mut self) -> Failure {
-        if self.more > 0 {
-            let message = format!("and {} more", self.more);
-            self.first.push(Mistake { place: None, message, hint: None });
-        }
-        let messages: Vec<_> = self.first.iter().map(|mistake| mistake.message.as_str()).collect();
-        Kind::Definition.failure(messages.join("\n")).with_mistakes(self.first)
+    fn failure(self) -> Failure {
+        Kind::Definition.failure_of(self.first, self.more)
     }
 }
 

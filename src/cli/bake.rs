@@ -8,7 +8,7 @@ use crate::cli::args::GlobalArgs;
 use crate::config::project::Strategy;
 use crate::definition;
 use crate::definition::graph::BakeOrder;
-use crate::error::{Kind, SUCCESS, hint_of};
+use crate::error::{Kind, SUCCESS, hint_of, unlisted_mistakes_of};
 use crate::report::events::errors;
 use crate::report::{Report, TextStyle};
 use crate::site::{Site, Use, refuse_inside};
@@ -151,6 +151,10 @@ fn object(baked: &BatchItem) -> Value {
         object["error"] = json!(format!("{error:#}"));
         object["hint"] = json!(hint_of(error));
         object["errors"] = json!(errors(error));
+        let unlisted = unlisted_mistakes_of(error);
+        if unlisted > 0 {
+            object["more_errors"] = json!(unlisted);
+        }
     }
     object["left_behind"] =
         baked.leftovers.iter().map(|l| json!({"what": l.what, "why": l.why, "command": l.command})).collect();

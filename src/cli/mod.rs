@@ -18,7 +18,7 @@ mod validate;
 
 use crate::config::project::Settings;
 use crate::doctor::checks::{self, Needs};
-use crate::error::{Kind, SUCCESS};
+use crate::error::{Kind, SUCCESS, unlisted_mistakes_of};
 use crate::report::events::{self, FORMAT};
 use crate::report::{Level, Report, Style, stdout};
 use crate::site::Site;
@@ -56,7 +56,12 @@ impl End {
     fn failures(errors: &[Error]) -> Self {
         let code = errors.first().map_or(SUCCESS, |error| Kind::of(error) as u8);
         let objects: Vec<_> = errors.iter().flat_map(events::errors).collect();
-        Self { code, result: json!({"error": objects.first(), "errors": objects}) }
+        let mut result = json!({"error": objects.first(), "errors": objects});
+        let unlisted: usize = errors.iter().map(unlisted_mistakes_of).sum();
+        if unlisted > 0 {
+            result["more_errors"] = json!(unlisted);
+        }
+        Self { code, result }
     }
 
     fn report(mut self, report: &Report) -> u8 {

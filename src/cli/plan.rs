@@ -82,7 +82,7 @@ pub async fn run(
         let mut verdict = match (&image.from, &from) {
             (_, Some(from)) => judge(&site, image, from, options.compat).await?,
             (BaseSource::Parent(dir), None) => {
-                target::check_links(&site, image, &fingerprint::read_links(image)?)?;
+                target::check_links(&site.report, image, &fingerprint::read_links(image)?)?;
                 let why = vec![format!("its parent {} will be baked first", escape_name(dir))];
                 Verdict { why, last: last_bake(&newest(&site, image).await?), ..Verdict::default() }
             }

@@ -13,7 +13,16 @@ pub static COMMON: &[EventField] = &[
         "Why the verb failed: the first of `errors`. If this field is present, the fields of the verb are missing. If \
          only single images of a bake failed, their errors are in `images`.",
     ),
-    sometimes("errors", List(&Object(ERROR)), "All mistakes because of which the verb failed."),
+    sometimes(
+        "errors",
+        List(&Object(ERROR)),
+        "The mistakes because of which the verb failed: of each file, at most the first 20.",
+    ),
+    sometimes(
+        "more_errors",
+        Integer,
+        "The number of further mistakes. It is missing if `errors` has all of them.",
+    ),
 ];
 
 const TEXTS: JsonType = List(&Text);
@@ -86,7 +95,12 @@ pub static RESULTS: &[EventSpec] = &[
                 sometimes("kind", KINDS, "The kind of failure, if it failed."),
                 sometimes("error", Text, "What failed, and why."),
                 sometimes("hint", TEXT_OR_NULL, "What the user can do about it."),
-                sometimes("errors", List(&Object(ERROR)), "All mistakes because of which it failed."),
+                sometimes("errors", List(&Object(ERROR)), "The mistakes because of which it failed."),
+                sometimes(
+                    "more_errors",
+                    Integer,
+                    "The number of further mistakes, if `errors` does not have all of them.",
+                ),
             ])),
             "The images.",
         )],

@@ -178,7 +178,14 @@ impl Section {
 impl TomlKey {
     /// What the value should be, for messages.
     pub fn expected(&self) -> Cow<'static, str> {
-        if self.expected.is_empty() { self.value.expected() } else { self.expected.into() }
+        match &self.value {
+            _ if !self.expected.is_empty() => self.expected.into(),
+            ValueType::Integer { unit, .. } => {
+                let example = self.example.rsplit(' ').next().unwrap_or_default();
+                format!("an integer ({unit}), such as {example}").into()
+            }
+            value => value.expected(),
+        }
     }
 }
 
@@ -199,13 +206,14 @@ impl ValueType {
                 let quoted: Vec<_> = words.iter().map(|word| format!("{word:?}")).collect();
                 quoted.join(" or ").into()
             }
-            Self::Integer { least, unit, .. } => format!("an integer ({unit}), such as {}", least + 7).into(),
             Self::Table(section) => format!("a table: {}", section.header).into(),
             Self::Map(table) => format!("a table: {}", table.header).into(),
             Self::Tables(section) => {
                 format!("one or more tables, each under a header {}", section.header).into()
             }
-            Self::Text(_) | Self::Array(_) | Self::Either(_) | Self::Anything => "of another type".into(),
+            Self::Integer { .. } | Self::Text(_) | Self::Array(_) | Self::Either(_) | Self::Anything => {
+                "of another type".into()
+            }
         }
     }
 

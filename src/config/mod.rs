@@ -5,4 +5,5 @@ pub mod overrides;
 pub mod project;
 pub mod template;
 pub mod toml_reader;
+mod toml_syntax;
 pub(crate) mod within;

@@ -4,6 +4,7 @@
 //! Reading continues after a mistake, so that one run reports all mistakes.
 
 use crate::config::key_table::{DefaultValue, Literal, Section, TomlKey, UserTable, ValueType};
+use crate::config::toml_syntax;
 use crate::config::within::resolve_within;
 use crate::error::{Failure, Kind, Mistake, Place};
 pub(crate) use crate::sys::fds::kind_of;
@@ -12,6 +13,7 @@ use crate::sys::signals::is_stop_requested;
 use crate::text::escape_name;
 use anyhow::Result;
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -39,25 +41,35 @@ pub(crate) struct Document {
 /// ones are in memory.
 #[derive(Default)]
 struct Mistakes {
-    /// Sorted by line. Each has its key with the key's table, and the text after the file and the line.
-    first: Vec<(usize, Option<String>, String)>,
+    /// Sorted by line.
+    first: Vec<FoundMistake>,
     more: usize,
+}
+
+struct FoundMistake {
+    line: usize,
+    /// The key with its table.
+    key: Option<String>,
+    /// The text after the file and the line.
+    what: String,
+    /// Advice that ends the text. A file's error contains the same advice only once, because it may be long.
+    advice: String,
 }
 
 impl Mistakes {
     /// Returns whether a mistake on this line would be listed.
     fn lists(&self, line: usize) -> bool {
-        self.first.len() < MAX_MISTAKES || self.first.last().is_some_and(|(last, ..)| line < *last)
+        self.first.len() < MAX_MISTAKES || self.first.last().is_some_and(|last| line < last.line)
     }
 
-    fn add(&mut self, line: usize, key: Option<String>, what: &str) {
+    fn add(&mut self, line: usize, key: Option<String>, what: &str, advice: String) {
         if !self.lists(line) {
             self.more += 1;
             return;
         }
-        let short = shorten(escape_name(what));
-        let at = self.first.partition_point(|(other, ..)| *other <= line);
-        self.first.insert(at, (line, key, short));
+        let what = shorten(escape_name(what));
+        let at = self.first.partition_point(|other| other.line <= line);
+        self.first.insert(at, FoundMistake { line, key, what, advice });
         if self.first.len() > MAX_MISTAKES {
             self.first.pop();
             self.more += 1;
@@ -155,8 +167,8 @@ pub(crate) fn read<'t, T>(
     let parsed = DeTable::parse(text).map_err(|e| {
         let start = e.span().map_or(0, |span| span.start);
         let line = document.line(start);
-        let what = syntax(text, start, e.message());
-        let place = Place::new(escape_name(file), Some(line), None, "");
+        let what = toml_syntax::describe(text, start, e.message());
+        let place = Place::new(escape_name(file), Some(line), toml_syntax::key_at(text, start), "");
         Kind::Definition.failure(format!("{place}: {what}")).at(&place)
     })?;
     let top = document.table(top, parsed.get_ref(), 1);
@@ -172,64 +184,17 @@ pub(crate) fn read<'t, T>(
 }
 
 /// The failure that lists the mistakes of a file.
-fn failure(file: &Path, mistakes: Mistakes) -> Failure {
+fn failure(file: &Path, found: Mistakes) -> Failure {
     let file = escape_name(file);
-    let mistake = |(line, key, what): (Option<usize>, Option<String>, String)| {
-        let place = Place::new(file.clone(), line, key, "");
-        let message = if line.is_some() { format!("{place}: {what}") } else { what };
-        Mistake { place: Some(place), message, hint: None }
-    };
-    let listed = mistakes.first.into_iter().map(|(line, key, what)| (Some(line), key, what));
-    let more = (mistakes.more > 0).then(|| (None, None, format!("and {} more", mistakes.more)));
-    let mistakes: Vec<_> = listed.chain(more).map(mistake).collect();
-    let messages: Vec<_> = mistakes.iter().map(|mistake| mistake.message.as_str()).collect();
-    Kind::Definition.failure(messages.join("\n")).with_mistakes(mistakes)
-}
-
-/// Describes a syntax error at the offset `start`: adds the column, advice, and a snippet of the line to the parser's
-/// message. Values are not shown, because the file may be another one than the user thinks, and may contain secrets.
-fn syntax(text: &str, start: usize, message: &str) -> String {
-    let before = text.get(..start).unwrap_or(text);
-    let begin = before.rfind('\n').map_or(0, |end| end + 1);
-    let column = before[begin..].chars().count() + 1;
-    let line = text[begin..].lines().next().unwrap_or_default();
-    let value = line.split_once('=').map(|(_, value)| value.trim()).unwrap_or_default();
-    let number = |c: char| c.is_ascii_digit() || "+-".contains(c);
-    let advice = match value.chars().next() {
-        Some('0') if message.contains("leading zero") => "; write a mode in quotes, such as \"0644\"",
-        Some(c) if !number(c) && !"\"'[{#".contains(c) && !["true", "false"].contains(&value) => {
-            "; write a string in quotes"
+    let mut advice_given = HashSet::new();
+    let mistakes = found.first.into_iter().map(|FoundMistake { line, key, mut what, advice }| {
+        if !advice.is_empty() && advice_given.insert(advice.clone()) {
+            what += &format!(": {advice}");
         }
-        _ => "",
-    };
-    format!(
-        "not valid TOML in column {column}: {message}{advice}{}",
-        snippet(line, column).unwrap_or_default()
-    )
-}
-
-/// The maximal length of a name in a snippet. Longer words are not names of keys.
-const MAX_SHOWN_NAME: usize = 24;
-
-/// Returns the start of a line up to its first `=`, or up to the end of a header, and a caret below the column. Returns
-/// `None` if the line does not begin with a name that looks like a key, because then it may be a secret.
-fn snippet(line: &str, column: usize) -> Option<String> {
-    let is_name = |name: &str| {
-        let is_of_key = |c: char| c.is_ascii_lowercase() || matches!(c, '_' | '.');
-        (1..=MAX_SHOWN_NAME).contains(&name.len()) && name.chars().all(is_of_key)
-    };
-    let text = line.trim_start();
-    let shown = match text.split_once('=') {
-        Some((key, _)) if is_name(key.trim_end()) => format!("{key}= …"),
-        _ => {
-            let end = text.trim_end();
-            let name = end.trim_start_matches('[').trim_end_matches(']');
-            Some(end).filter(|end| end.starts_with('[') && is_name(name))?.to_owned()
-        }
-    };
-    let indent = line.chars().count() - text.chars().count();
-    let caret = (column - 1).saturating_sub(indent).min(shown.chars().count() - 1);
-    Some(format!("\n    | {shown}\n    | {}^", " ".repeat(caret)))
+        let place = Place::new(file.clone(), Some(line), key, "");
+        Mistake { message: format!("{place}: {what}"), place: Some(place), hint: None }
+    });
+    Kind::Definition.failure_of(mistakes.collect(), found.more)
 }
 
 /// The line of a key. `path` leads to it from the top level: `name`, `disk.iops`, or `file[1].owner` for a key of the
@@ -292,11 +257,8 @@ impl Document {
             } else {
                 did_you_mean(name, &section.names(), "keys")
             };
-            table.mistake_in(
-                Some(name),
-                line,
-                format!("unknown key `{}`{}: {advice}", name.escape_debug(), table.header_suffix()),
-            );
+            let what = format!("unknown key `{}`{}", name.escape_debug(), table.header_suffix());
+            self.mistakes.borrow_mut().add(line, table.path(Some(name)), &what, advice);
         }
         for key in section.keys.iter().filter(|key| !entries.contains_key(key.name)) {
             if let Some(what) = key.required {
@@ -335,6 +297,15 @@ pub(crate) fn listed(names: &[&str]) -> String {
     }
 }
 
+/// A type of TOML with its article.
+fn type_name(value: &DeValue) -> String {
+    match value {
+        DeValue::Array(_) => "an array".into(),
+        DeValue::Integer(_) => "an integer".into(),
+        other => format!("a {}", other.type_str()),
+    }
+}
+
 impl<'d, 't> Table<'d, 't> {
     /// Records a mistake. `what` names the key, what is wrong, and what to do.
     pub fn mistake(&self, line: usize, what: impl AsRef<str>) {
@@ -343,7 +314,7 @@ impl<'d, 't> Table<'d, 't> {
 
     /// Like [`Self::mistake`], for a key of this table.
     fn mistake_in(&self, key: Option<&str>, line: usize, what: impl AsRef<str>) {
-        self.document.mistakes.borrow_mut().add(line, self.path(key), what.as_ref());
+        self.document.mistakes.borrow_mut().add(line, self.path(key), what.as_ref(), String::new());
     }
 
     /// A key of this table as programs read it, such as `disk.iops` or `from.tag`. Without a key, the table.
@@ -431,6 +402,12 @@ impl<'d, 't> Table<'d, 't> {
         self.wrong_type(key, at, &self.key(key).expected())
     }
 
+    /// Records that an element of a key's array is of the wrong type.
+    fn mistyped_element<T>(&self, key: &str, at: &At<&DeValue>) -> Option<T> {
+        let (is, expected) = (type_name(at.value), self.key(key).expected());
+        self.wrong(key, at.line, format_args!("has {is}: it should be {expected}"))
+    }
+
     /// Records that the value of a key is of the right type, but not allowed.
     pub fn unexpected<T>(&self, key: &str, at: &At<&str>) -> Option<T> {
         self.wrong(key, at.line, format_args!("is {:?}: it should be {}", at.value, self.key(key).expected()))
@@ -438,12 +415,7 @@ impl<'d, 't> Table<'d, 't> {
 
     /// Records a value of the wrong type. `expected` says what the value should be, with an example.
     pub fn wrong_type<T>(&self, key: &str, at: &At<&DeValue>, expected: &str) -> Option<T> {
-        let is = match at.value {
-            DeValue::Array(_) => "an array".into(),
-            DeValue::Integer(_) => "an integer".into(),
-            other => format!("a {}", other.type_str()),
-        };
-        self.wrong(key, at.line, format_args!("is {is}: it should be {expected}"))
+        self.wrong(key, at.line, format_args!("is {}: it should be {expected}", type_name(at.value)))
     }
 
     pub fn string(&self, key: &str) -> Option<At<&'d str>> {
@@ -504,7 +476,7 @@ impl<'d, 't> Table<'d, 't> {
     pub fn strings(&self, key: &str) -> Vec<At<&'d str>> {
         let strings = self.array(key).into_iter().filter_map(|at| match at.value {
             DeValue::String(text) => Some(At { value: &**text, line: at.line }),
-            _ => self.mistyped(key, &at),
+            _ => self.mistyped_element(key, &at),
         });
         strings.collect()
     }
@@ -513,7 +485,8 @@ impl<'d, 't> Table<'d, 't> {
     pub fn elements(&self, key: &str) -> Vec<Element<'d, 't>> {
         let elements = self.array(key).into_iter().filter_map(|at| match at.value {
             DeValue::String(text) => Some(Element::Text(At { value: &**text, line: at.line })),
-            _ => self.section_of(key, &at).map(Element::Table),
+            DeValue::Table(_) => self.section_of(key, &at).map(Element::Table),
+            _ => self.mistyped_element(key, &at),
         });
         elements.collect()
     }

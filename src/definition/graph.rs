@@ -40,15 +40,20 @@ impl BakeOrder {
         Self::load_or_list_wrong(directories, given).map_err(|failure| failure.error)
     }
 
-    /// Like [`Self::load_with`], but a failure also lists the definitions that are themselves wrong.
+    /// Like [`Self::load_with`], but a failure also lists all errors, and the definitions that are themselves wrong.
     pub fn load_or_list_wrong(
         directories: &[impl AsRef<Path>],
         given: &GivenVars,
     ) -> Result<Self, LoadFailure> {
         let mut loader = Loader { given: given.clone(), ..Loader::default() };
-        let loaded = loader.load_named(directories).and_then(|()| loader.load_parents());
-        let wrong = std::mem::take(&mut loader.wrong);
-        loaded.and_then(|()| loader.into_order()).map_err(|error| LoadFailure { error, wrong })
+        let ended = loader.load_all(directories);
+        let (mut errors, wrong) = (std::mem::take(&mut loader.errors), std::mem::take(&mut loader.wrong));
+        errors.extend(ended.err());
+        if errors.is_empty() {
+            let images = loader.images.clone();
+            return loader.into_order().map_err(|error| LoadFailure::new(vec![error], wrong, images));
+        }
+        Err(LoadFailure::new(errors, wrong, loader.images))
     }
 }
 
@@ -57,9 +62,20 @@ impl BakeOrder {
 pub struct LoadFailure {
     /// The first failure.
     pub error: anyhow::Error,
+    /// The other failures.
+    pub others: Vec<anyhow::Error>,
     /// The directories of the definitions that have mistakes themselves. Other definitions of the same command line may
     /// be right.
     pub wrong: Vec<PathBuf>,
+    /// The definitions that have no mistakes themselves.
+    pub images: Vec<Definition>,
+}
+
+impl LoadFailure {
+    /// `errors` has at least one element.
+    fn new(mut errors: Vec<anyhow::Error>, wrong: Vec<PathBuf>, images: Vec<Definition>) -> Self {
+        Self { error: errors.remove(0), others: errors, wrong, images }
+    }
 }
 
 #[derive(Default)]
@@ -76,54 +92,65 @@ struct Loader {
     named: Vec<bool>,
     /// The directories of definitions that have mistakes.
     wrong: Vec<PathBuf>,
+    /// The canonical paths of `wrong`.
+    failed: BTreeSet<PathBuf>,
+    /// The mistakes of definitions, in the order in which they were found.
+    errors: Vec<anyhow::Error>,
 }
 
 impl Loader {
-    /// Loads the definitions that the user named. If several have mistakes, returns the error of the first.
-    fn load_named(&mut self, directories: &[impl AsRef<Path>]) -> Result<()> {
-        let mut first = None;
+    /// Loads the definitions that the user named, and their parents. Mistakes are recorded. Any other error ends it.
+    fn load_all(&mut self, directories: &[impl AsRef<Path>]) -> Result<()> {
         for directory in directories {
-            match self.load(directory.as_ref(), None) {
-                Ok(_) => {}
-                Err(error) if Kind::of(&error) == Kind::Definition => _ = first.get_or_insert(error),
-                Err(error) => return Err(error),
-            }
+            let loaded = self.load(directory.as_ref(), None);
+            self.record(loaded)?;
         }
-        first.map_or(Ok(()), Err)
-    }
-
-    /// Loads the parents of all definitions.
-    fn load_parents(&mut self) -> Result<()> {
         // `images` grows during the loop, because parents are added to it.
         let mut next = 0;
-        while let Some(image) = self.images.get(next) {
-            let parent = match &image.from {
-                BaseSource::Image(_) => None,
-                BaseSource::Parent(directory) => {
-                    let (image, place) = (next, image.place("from", None));
-                    self.ensure_parent_in_project(directory, &self.images[image], &place)?;
-                    let directory = normalize(directory);
-                    self.ensure_few_parents(&directory, &place)?;
-                    Some(
-                        self.load(&directory, Some(image))
-                            .with_context(|| format!("loading the parent definition ({place})"))?,
-                    )
-                }
-            };
+        while next < self.images.len() {
+            let loaded = self.load_parent(next);
+            let parent = self.record(loaded)?;
             self.parent.push(parent);
             next += 1;
         }
-        self.refuse_duplicate_names()?;
-        self.refuse_unknown_variables()
+        let unique = self.refuse_duplicate_names();
+        self.record(unique.map(|()| None))?;
+        // A definition that could not be read may declare the variable.
+        if self.errors.is_empty() { self.refuse_unknown_variables() } else { Ok(()) }
+    }
+
+    /// Records a mistake of a definition. Fails with any other error.
+    fn record(&mut self, loaded: Result<Option<usize>>) -> Result<Option<usize>> {
+        match loaded {
+            Err(error) if Kind::of(&error) == Kind::Definition => {
+                self.errors.push(error);
+                Ok(None)
+            }
+            other => other,
+        }
+    }
+
+    /// Loads the parent of a definition, if it has one.
+    fn load_parent(&mut self, index: usize) -> Result<Option<usize>> {
+        let image = &self.images[index];
+        let BaseSource::Parent(directory) = &image.from else { return Ok(None) };
+        let place = image.place("from", None);
+        self.ensure_parent_in_project(directory, image, &place)?;
+        let directory = normalize(directory);
+        self.ensure_few_parents(&directory, &place)?;
+        self.load(&directory, Some(index)).with_context(|| format!("loading the parent definition ({place})"))
     }
 
     /// Loads a definition, unless it is already loaded. `child` is the index of the definition whose parent it is.
-    /// `None` means that the user named it.
-    fn load(&mut self, directory: &Path, child: Option<usize>) -> Result<usize> {
+    /// `None` means that the user named it. Returns `None` if its mistakes were already found.
+    fn load(&mut self, directory: &Path, child: Option<usize>) -> Result<Option<usize>> {
         // An error is ignored here, because `load_with` reports it with a better message.
         let real = std::fs::canonicalize(directory).unwrap_or_else(|_| directory.to_owned());
+        if self.failed.contains(&real) {
+            return Ok(None);
+        }
         if let Some(index) = self.known.get(&real) {
-            return Ok(*index);
+            return Ok(Some(*index));
         }
         let image = match child {
             None => Definition::load_with(directory, &self.given),
@@ -135,12 +162,13 @@ impl Loader {
         let image = image.inspect_err(|error| {
             if Kind::of(error) == Kind::Definition {
                 self.wrong.push(directory.to_owned());
+                self.failed.insert(real.clone());
             }
         })?;
         self.images.push(image);
         self.named.push(child.is_none());
         self.known.insert(real, self.images.len() - 1);
-        Ok(self.images.len() - 1)
+        Ok(Some(self.images.len() - 1))
     }
 
     /// Checks that a parent is in the project of its child, or that the user named it. Otherwise the definition of a
@@ -194,10 +222,14 @@ impl Loader {
         let mut names: BTreeMap<&str, &Definition> = BTreeMap::new();
         for image in &self.images {
             let Some(other) = names.insert(&image.name, image) else { continue };
-            let (first, second) = (other.place("name", None), image.place("name", None));
+            let shown = |image: &Definition| match image.name_is_default {
+                true => format!("{} (the directory's name)", escape_name(&image.dir)),
+                false => image.place("name", None).to_string(),
+            };
+            let (first, second) = (shown(other), shown(image));
             return Err(Kind::Definition
                 .failure(format!("two definitions have the name {:?}: {first} and {second}", image.name))
-                .at(&second)
+                .at(&image.place("name", None))
                 .hint("Each definition needs a unique name, because its images are found by that name. Set `name` in \
                        one of them.")
                 .into());
@@ -398,7 +430,7 @@ mod tests {
         let (error, hint) = order(top.path(), &["a/web", "b"]).unwrap_err();
         assert_eq!(
             error,
-            "two definitions have the name \"web\": DIR/a/web/image.toml: `name` and DIR/b/image.toml:2: `name`"
+            "two definitions have the name \"web\": DIR/a/web (the directory's name) and DIR/b/image.toml:2: `name`"
         );
         assert!(hint.contains("Set `name`"), "{hint}");
     }
@@ -428,6 +460,8 @@ mod tests {
         let cases = [
             (vec!["good", "gone"], vec!["gone"], "DIR/gone: directory not found"),
             (vec!["good", "wrong", "gone"], vec!["wrong", "gone"], "DIR/wrong/image.toml:1: "),
+            // A definition is wrong only once, even if it is also a parent.
+            (vec!["wrong", "./wrong/", "child"], vec!["wrong"], "DIR/wrong/image.toml:1: "),
             // The parent is wrong. Its child is not.
             (vec!["good", "child"], vec!["wrong"], "loading the parent definition (DIR/child/image.toml:1: "),
             (vec!["good", "same"], vec![], "two definitions have the name \"good\""),
@@ -442,6 +476,12 @@ mod tests {
             assert!(error.starts_with(message), "{named:?}: {error}");
             let wrong = failure.wrong.iter().map(|dir| dir.file_name().unwrap().to_str().unwrap());
             assert_eq!(wrong.collect::<Vec<_>>(), expected, "{named:?}");
+            assert_eq!(
+                failure.others.len(),
+                expected.len().saturating_sub(1),
+                "{named:?}: {:?}",
+                failure.others
+            );
         }
     }
 

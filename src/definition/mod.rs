@@ -3,11 +3,13 @@
 
 mod attributes;
 mod budget;
+mod clean;
 mod from;
 pub mod graph;
 pub mod keys;
 mod packages;
 mod paths;
+mod refusal;
 mod repositories;
 mod scripts;
 #[cfg(test)]
@@ -222,8 +224,7 @@ impl Definition {
         let (files, tests, tags) =
             (read_files(top, sources, &vars, templates), scripts(ScriptKind::Test), validate::tags(top));
         let (size_gib, volume, disk_writable) = attributes::disk(top);
-        let (keep, remove) = read_clean(top);
-        let packages = packages::read(top, sources);
+        let (packages, clean) = (packages::read(top, sources), clean::read(top, &files));
         let (name, from) = (validate::name(top, real), from::read(top, sources));
         let definition = Self {
             dir: dir.to_owned(),
@@ -251,8 +252,8 @@ impl Definition {
             selinux: read_selinux(top).unwrap_or_default(),
             network: top.flag("network"),
             imds: top.flag("imds"),
-            keep,
-            remove,
+            keep: clean.keep,
+            remove: clean.remove,
             name: name?,
             from: from?,
         };
@@ -423,14 +424,4 @@ fn read_conffiles(top: &Table) -> Option<Conffiles> {
 fn read_selinux(top: &Table) -> Option<Selinux> {
     let later = top.word("selinux")?.value == "autorelabel";
     Some(if later { Selinux::Autorelabel } else { Selinux::Label })
-}
-
-/// Reads `keep` and `remove` of `[clean]`.
-fn read_clean(top: &Table) -> (Vec<String>, Vec<String>) {
-    let Some(clean) = top.table("clean") else { return Default::default() };
-    let paths = |key| {
-        let strings = clean.strings(key).into_iter();
-        strings.filter_map(|at| clean.check(key, at.line, validate::image_path(at.value))).collect()
-    };
-    (paths("keep"), paths("remove"))
 }

@@ -73,7 +73,8 @@ fn ask(spelt: &str, sources: &Sources) -> Result<PackageRequest, String> {
             "has {spelt:?}: write a package from a URL as {{ url = \"…\", sha256 = \"…\" }}"
         ));
     }
-    let file = spelt.starts_with("./")
+    let file = spelt.starts_with('/')
+        || spelt.starts_with("./")
         || spelt.starts_with("../")
         || spelt.contains('/') && (spelt.ends_with(".deb") || spelt.ends_with(".rpm"));
     if file {

@@ -6,6 +6,7 @@ mod search_path;
 #[cfg(test)]
 mod tests;
 
+use crate::definition::Definition;
 use crate::error::{Kind, Place};
 use crate::text::escape_name;
 use anyhow::{Context, Result};
@@ -60,11 +61,19 @@ impl KnownPlugin {
 
     /// Errors: `Definition` if the plugin refuses the job, `Machine` if it does not answer as the contract requires.
     pub fn plan(&self, job: &Job) -> Result<Plan> {
+        self.plan_for(job, None)
+    }
+
+    /// Like [`Self::plan`], for the job of a definition. If the plugin refuses it, the error has the place in image.toml.
+    pub fn plan_for(&self, job: &Job, image: Option<&Definition>) -> Result<Plan> {
         let plan = match &self.plugin {
             Plugin::BuiltIn(distro) => distro.plan(job),
             Plugin::Program(program) => program.plan(job)?,
         };
-        plan.map_err(refused)
+        plan.map_err(|refusal| match image.and_then(|image| image.place_of_refusal(&refusal.0)) {
+            Some(place) => Kind::Definition.failure(format!("{place}: {refusal}")).at(&place).into(),
+            None => refused(refusal),
+        })
     }
 
     /// The interface through which the conformance suite calls the plugin.

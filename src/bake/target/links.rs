@@ -3,7 +3,7 @@
 
 use crate::config::within::resolve_within;
 use crate::definition::{Definition, FILE, PackageRequest, Program};
-use crate::error::Kind;
+use crate::error::{Kind, Mistake, Place};
 use crate::identity::fingerprint::DefinitionLink;
 use crate::provision::script_mounts::{path_in_image, visible_directories};
 use crate::sys::fds::{PathRefusal, changed};
@@ -12,7 +12,7 @@ use anyhow::Result;
 use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
 
-/// The maximal number of links that a message lists.
+/// The maximal number of links, and of directories for `inputs`, that a message lists.
 const MAX_LISTED: usize = 10;
 /// The maximal number of links that do not work, and for which `inputs` are searched. A definition of a stranger may have
 /// very many.
@@ -53,8 +53,10 @@ pub fn check(image: &Definition, links: &[DefinitionLink]) -> Result<Option<Stri
         let below = |input: &String| {
             missing.iter().any(|other| other != input && Path::new(input).starts_with(other))
         };
-        let all: Vec<_> = image.inputs.iter().chain(missing.iter().filter(|input| !below(input))).collect();
-        texts.push(format!("{place}, {cannot}: {}. Set inputs = {all:?}", served.join(", ")));
+        let all = image.inputs.iter().chain(missing.iter().filter(|input| !below(input)));
+        let mut inputs = ShortList::new(MAX_LISTED);
+        all.for_each(|input| inputs.add(|| format!("{input:?}")));
+        texts.push(format!("{place}, {cannot}: {}. Set inputs = [{}]", served.join(", "), inputs.join(", ")));
     }
     if !hopeless.is_empty() {
         texts.push(format!(
@@ -68,21 +70,24 @@ pub fn check(image: &Definition, links: &[DefinitionLink]) -> Result<Option<Stri
 }
 
 fn refuse_absolute(links: &[DefinitionLink]) -> Result<()> {
-    let mut absolute = ShortList::new(MAX_LISTED);
+    let (mut texts, mut mistakes) = (ShortList::new(MAX_LISTED), Vec::new());
     for link in links.iter().filter(|link| link.target.is_absolute()) {
-        absolute.add(|| {
-            format!(
-                "{}: is a link to the absolute path {}, at which scripts find a file of the image",
-                escape_name(&link.path),
-                escape_name(&link.target)
-            )
-        });
+        let place = Place::new(escape_name(&link.path), None, None, "");
+        let target = escape_name(&link.target);
+        let message = format!(
+            "{place}: is a link to the absolute path {target}, at which scripts find a file of the image"
+        );
+        texts.add(|| message.clone());
+        if mistakes.len() < MAX_LISTED {
+            mistakes.push(Mistake { place: Some(place), message, hint: None });
+        }
     }
-    if absolute.is_empty() {
+    if texts.is_empty() {
         return Ok(());
     }
     Err(Kind::Definition
-        .failure(absolute.join("\n"))
+        .failure(texts.join("\n"))
+        .with_mistakes(mistakes)
         .hint("Replace the link by a copy, or by a relative link to a file in the definition or in its `inputs`.")
         .into())
 }
@@ -257,6 +262,23 @@ mod tests {
                 assert_eq!(checked(&project(inputs, links)), Ok(None), "{links:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_message_lists_few_links_and_few_inputs() {
+        let top = project("", &[]);
+        for i in 10..70 {
+            let dir = format!("p/dir{i}");
+            std::fs::create_dir(top.path().join(&dir)).unwrap();
+            std::fs::write(top.path().join(&dir).join("conf"), "").unwrap();
+            symlink(format!("../dir{i}/conf"), top.path().join(format!("p/web/conf{i}"))).unwrap();
+        }
+        let warning = checked(&top).unwrap().unwrap();
+        assert!(
+            warning.contains("DIR/conf19 -> ../dir19/conf, and 50 more. Set inputs = [\"../dir10\""),
+            "{warning}"
+        );
+        assert!(warning.ends_with("\"../dir19\", and 50 more]"), "{warning}");
     }
 
     #[test]

@@ -15,6 +15,7 @@ use crate::error::{Kind, Place};
 use crate::identity::fingerprint::{DefinitionLink, Inputs};
 use crate::ids::{Architecture, RunId};
 use crate::mount::Root;
+use crate::report::Report;
 use crate::site::Site;
 use anyhow::{Context, Result};
 pub use attributes::attributes;
@@ -96,7 +97,7 @@ pub fn inputs(site: &Site, image: &Definition, base: &Base) -> Result<Inputs> {
         inputs = inputs.with_plugin(id, &digest);
     }
     inputs.warnings().iter().for_each(|warning| site.report.warn(warning));
-    check_links(site, image, inputs.links())?;
+    check_links(&site.report, image, inputs.links())?;
     for (index, repository) in image.repositories.iter().enumerate() {
         if repository.key.is_some() {
             continue;
@@ -110,9 +111,9 @@ pub fn inputs(site: &Site, image: &Definition, base: &Base) -> Result<Inputs> {
 }
 
 /// Warns of links of a definition that scripts cannot follow. Errors: [`Kind::Definition`] if a link is absolute.
-pub fn check_links(site: &Site, image: &Definition, links: &[DefinitionLink]) -> Result<()> {
+pub fn check_links(report: &Report, image: &Definition, links: &[DefinitionLink]) -> Result<()> {
     if let Some(warning) = links::check(image, links)? {
-        site.report.warn(warning);
+        report.warn(warning);
     }
     Ok(())
 }

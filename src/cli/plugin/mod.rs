@@ -201,7 +201,7 @@ pub fn plan(global: &GlobalArgs, args: &args::PlanArgs, report: &Report) -> Resu
     let (key, value): (_, Value) = if flags.request {
         ("request", serde_json::to_value(PlanRequest::new(&job))?)
     } else {
-        ("plan", serde_json::to_value(known.plan(&job)?)?)
+        ("plan", serde_json::to_value(known.plan_for(&job, image.as_ref())?)?)
     };
     report.note(match &known.origin {
         Origin::BuiltIn => format!("planned by the built-in plugin {}", known.id),

@@ -391,7 +391,9 @@ static CLEAN: Section = Section {
             expected: "an array of paths in the image, such as [\"/etc/app/secret.key\"]",
             doc: "Paths in the image that the clean-up removes, with everything below them. `*` matches any characters \
                   within one name. Use it for keys, ids and passwords that a package's script made, if the program \
-                  makes new ones when it starts.",
+                  makes new ones when it starts. Rejected are the directories without which an image does not boot, \
+                  such as `/usr` and `/etc/*`, patterns with `*` in the first name, and files that a `[[file]]` \
+                  places.",
             example: "remove = [\"/etc/app/secret.key\"]",
             ..KEY
         },

@@ -191,7 +191,7 @@ static REPOSITORIES: Section = Section {
             value: ValueType::Integer {
                 least: 1,
                 most: oven_distro::MAX_PRIORITY as u64,
-                unit: "in apt's terms",
+                unit: "as apt counts",
             },
             default: DefaultValue::Said("the package manager's own, which is usually 500"),
             doc: "How much its packages are preferred to those of other repositories, as apt counts: most repositories \

@@ -1,4 +1,5 @@
 mod attributes;
+mod clean;
 mod follow_ups;
 mod from;
 mod limits;
@@ -168,9 +169,9 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
             "4: unknown key `upgrade` of [[run]]: it belongs above",
         ),
         ("packages = [", "2: "),
-        ("name = \"a\"\nname = \"b\"", "3: not valid TOML in column 1: duplicate key"),
+        ("name = \"a\"\nname = \"b\"", "3: not valid TOML: duplicate key"),
         ("packages = \"nginx\"", "2: `packages` is a string: it should be an array of packages"),
-        ("packages = [1]", "2: `packages` is an integer: it should be an array"),
+        ("packages = [1]", "2: `packages` has an integer: it should be an array"),
         ("packages = [\n \"a\",\n \"\"]", "4: `packages` has an empty string"),
         ("packages = [\"a b\"]", "2: `packages` has \"a b\": write each package as a separate string"),
         (
@@ -198,7 +199,8 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
         ("packages = [\"a/=1\"]", "2: `packages` has \"a/=1\": write a suite after `/`"),
         ("packages = [\"a/-x\"]", "2: `packages` has \"a/-x\": write a suite after `/`"),
         ("packages = [\"a/b=\"]", "2: `packages` has \"a/b=\": write a version after `=`"),
-        ("packages = [\"/b\"]", "2: `packages` has \"/b\": write a package name before"),
+        ("packages = [\"/b\"]", "2: `packages` has \"/b\": paths must be relative"),
+        ("packages = [\"=1\"]", "2: `packages` has \"=1\": write a package name before"),
         ("packages = [\"a\", \"a/b\"]", "2: `packages` has a twice (first on line 2)"),
         ("hold = [\"a/b\"]", "2: `hold` has \"a/b\": a package name cannot contain `/`"),
         ("packages = [\"a:\"]", "2: `packages` has \"a:\": write an architecture after `:`"),
@@ -235,6 +237,13 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
         ("distro = \"\"", "2: `distro` is \"\""),
         ("selinux = \"off\"", "2: `selinux` is \"off\": it should be \"label\""),
         ("conffiles = \"mine\"", "2: `conffiles` is \"mine\": it should be \"keep\""),
+        ("packages = [\"a\", [\"b\"]]", "2: `packages` has an array: it should be"),
+        ("hold = [3]", "2: `hold` has an integer: it should be"),
+        ("inputs = [true]", "2: `inputs` has a boolean: it should be"),
+        (
+            "[[repository]]\nname = \"a\"\nurl = \"https://x.example/\"\nsigned = false\npriority = \"high\"",
+            "6: `priority` of [[repository]] is a string: it should be an integer (as apt counts), such as 600",
+        ),
         ("[disk]\nsize_gib = 0", "3: `size_gib` of [disk] is 0: it should be 1 to 65536 GiB"),
         ("[disk]\nsize_gib = -1", "3: `size_gib` of [disk] is -1:"),
         (
@@ -399,7 +408,7 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
 fn mistakes_of_syntax_name_line_and_column_and_quote_nothing() {
     let top = tree();
     let cases: &[(&str, &str)] = &[
-        ("name = web", "2: not valid TOML in column 8: "),
+        ("name = web", "2: not valid TOML: "),
         ("name = web", "; write a string in quotes\n    | name = …\n    |        ^"),
         ("  size_gib   = web", "\n    | size_gib   = …\n    |              ^"),
         ("packages = [", "\n    | packages = …\n    |            ^"),
@@ -408,15 +417,15 @@ fn mistakes_of_syntax_name_line_and_column_and_quote_nothing() {
             "mode = 0644",
             "unexpected leading zero, expected nothing; write a mode in quotes, such as \"0644\"",
         ),
-        ("from = \"../x\"", "2: not valid TOML in column 1: duplicate key"),
-        ("packages = [", "column 13: unclosed array"),
+        ("from = \"../x\"", "2: not valid TOML: duplicate key"),
+        ("packages = [", "not valid TOML: unclosed array"),
         ("[disk", "unclosed table, expected `]`"),
         ("c2VjcmV0 c2VjcmV0==", "2: not valid TOML in column "),
         ("PASSWORD: c2VjcmV0", "2: not valid TOML in column "),
         ("[c2VjcmV0", "2: not valid TOML in column "),
         ("c2VjcmV0 = c2VjcmV0", "2: not valid TOML in column "),
         ("'c2VjcmV0", "2: not valid TOML in column "),
-        ("x = \"c2VjcmV0\\q\"", "2: not valid TOML in column "),
+        ("x = \"c2VjcmV0\\q\"", "2: not valid TOML: "),
         ("x.c2VjcmV0 = 1\nx.c2VjcmV0 = 2", "duplicate key"),
     ];
     for (toml, expected) in cases {

@@ -92,7 +92,7 @@ fn each_mistake_has_its_place() {
         ),
         ("[[run]]\ncommand = []", "3: `command` of [[run]] names no program"),
         ("[[run]]\ncommand = [\"\"]", "3: `command` of [[run]] names no program"),
-        ("[[run]]\ncommand = [\"ls\", 1]", "3: `command` of [[run]] is an integer"),
+        ("[[run]]\ncommand = [\"ls\", 1]", "3: `command` of [[run]] has an integer"),
         (
             "[[run]]\ncommand = [\"ls\"]\nargs = [\"-l\"]",
             "4: `args` of [[run]] cannot be used with `command`: put the arguments into `command`",

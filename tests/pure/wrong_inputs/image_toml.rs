@@ -172,8 +172,9 @@ pub const CASES: &[TomlCase] = &[
     ("packges", "packges = []", 2, "did you mean `packages`?"),
     ("disk.size", "[disk]\nsize = 1", 3, "size_gib"),
     ("disk.packages", "[disk]\npackages = []", 3, "above the first header"),
-    ("", "name = \"a", 2, "not valid TOML"),
-    ("", "mode = 0644", 2, "not valid TOML"),
+    ("name", "name = \"a", 2, "not valid TOML"),
+    ("mode", "mode = 0644", 2, "not valid TOML"),
+    ("", "name \"a\"", 2, "not valid TOML in column 6"),
 ];
 
 /// These texts are the whole file.

