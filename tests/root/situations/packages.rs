@@ -134,10 +134,11 @@ fn dracut_makes_an_initramfs_for_the_kernel_of_the_image() {
     assert!(disk.size(&format!("/boot/{}", images[0])) > 5 << 20);
     assert_eq!(disk.kind("/usr/sbin/update-initramfs"), None);
     // The boot loader names the root by its UUID.
+    assert_eq!(disk.link("/initrd.img"), Some(format!("boot/{}", images[0])));
     let grub = disk.read("/boot/grub/grub.cfg").unwrap();
-    let linux = format!("/boot/vmlinuz-{kernel} root=UUID={} ", base.uuid());
-    let initrd = format!("/boot/{}", images[0]);
-    assert!(grub.contains(&linux) && grub.contains(&initrd) && !grub.contains("/dev/loop"), "{grub}");
+    let root = format!(" root=UUID={} ", base.uuid());
+    let kernels: Vec<_> = grub.lines().filter(|line| line.trim_start().starts_with("linux")).collect();
+    assert!(!kernels.is_empty() && kernels.iter().all(|line| line.contains(&root)), "{grub}");
     assert_eq!(disk.uuid(), base.uuid());
     assert_eq!(disk.read("/etc/fstab"), base.read("/etc/fstab"));
     assert_eq!(disk.audit(), "");
@@ -177,9 +178,8 @@ fn selinux_labels_every_file_by_the_policy_that_the_bake_installed() {
         ("/home/somebody", "user_home_dir_t"),
         (&kernel, "boot_t"),
     ] {
-        let (listed, _) = disk.debugfs(&format!("ea_list {path}"));
-        let label = listed.lines().find(|line| line.contains("security.selinux")).unwrap_or_default();
-        assert!(label.contains(&format!(":{kind}:")), "{path}: {listed}\n{}", baked.err);
+        let (label, _) = disk.debugfs(&format!("ea_get {path} security.selinux"));
+        assert!(label.contains(&format!(":{kind}:")), "{path}: {label}\n{}", baked.err);
     }
     assert_eq!(disk.kind("/.autorelabel"), None);
     assert_eq!(disk.audit(), "");
@@ -200,12 +200,11 @@ fn a_package_of_another_architecture_is_installed() {
     );
     let toml = std::fs::read_to_string(lab.world.path("image/image.toml")).unwrap();
     lab.world.write("image/image.toml", &toml.replace("{ name = \"base\" }", "\"../parent\""));
-    lab.world.write(
-        "parent/image.toml",
-        &format!(
-            "from = {{ name = \"base\" }}\n[[run]]\ncommand = [\"dpkg\", \"--add-architecture\", \"{foreign}\"]\n"
-        ),
-    );
+    // One archive is enough.
+    let script =
+        format!("sed -i '/security/d; /-updates/d' /etc/apt/sources.list\ndpkg --add-architecture {foreign}");
+    lab.world.write("parent/set-up.sh", &format!("#!/bin/sh\nset -eu\n{script}\n"));
+    lab.world.write("parent/image.toml", "from = { name = \"base\" }\n[[run]]\nscript = \"set-up.sh\"\n");
     let (disk, baked) = lab.image();
     let ami = baked.out.trim();
     let (shown, _) = lab.world.expect(0, &["images", "show", ami]);
