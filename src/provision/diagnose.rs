@@ -191,11 +191,15 @@ impl<'a> Diagnoser<'a> {
         let trouble = &self.troubles[index];
         let mut captures = self.matched.iter().filter(|(i, _)| *i == index).map(|(_, found)| found);
         let first = captures.next()?;
-        let mut means = fill(&trouble.means, first);
+        let mut explanations = vec![fill(&trouble.means, first)];
         for found in captures.take(MATCHES_MAX - 1) {
-            means += "; ";
-            means += &fill(&trouble.means, found);
+            let explanation = fill(&trouble.means, found);
+            // Explanations without a part of the line are equal.
+            if !explanations.contains(&explanation) {
+                explanations.push(explanation);
+            }
         }
+        let means = explanations.join("; ");
         let hint = trouble.hint.as_ref().map(|hint| fill(hint, first));
         let package = trouble.package.as_ref().map(|package| fill(package, first));
         Some(Diagnosis { means, hint, package })
@@ -306,6 +310,13 @@ mod tests {
         assert_eq!(meaning.means, "no package `a`; no package `b`");
         assert_eq!((meaning.hint.as_deref(), meaning.package.as_deref()), (Some("See a."), Some("a")));
         assert_eq!(Diagnoser::new(&troubles).meaning(), None);
+
+        let troubles = [trouble("* unexpected size *", "the mirror is being updated")];
+        let mut diagnoser = Diagnoser::new(&troubles);
+        ["a has unexpected size (1)", "b has unexpected size (2)"]
+            .iter()
+            .for_each(|line| diagnoser.line(line));
+        assert_eq!(diagnoser.meaning().unwrap().means, "the mirror is being updated");
     }
 
     #[test]

@@ -9,4 +9,5 @@ mod docs;
 mod hostile;
 mod packages;
 mod plugin;
+mod situations;
 mod steps;

@@ -17,7 +17,7 @@ const RECORDED_MAX: usize = 100;
 
 /// Protected files and directories that oven changed. They are protected again.
 #[derive(Debug, Default)]
-pub(crate) struct ProtectedPaths(BTreeMap<String, &'static str>);
+pub(crate) struct ProtectedPaths(BTreeMap<String, IFlags>);
 
 /// An open file or directory whose attributes are cleared.
 struct Unprotected {
@@ -93,17 +93,19 @@ impl ImageTree {
     fn record_protected(&self, shown: &str, protection: IFlags) {
         let mut recorded = self.protected();
         if recorded.0.len() < RECORDED_MAX {
-            recorded.0.insert(shown.to_owned(), name_of(protection));
+            recorded.0.insert(shown.to_owned(), protection);
         }
     }
 
     /// Returns the append-only and immutable objects that oven changed and protected again, each with its attributes.
-    /// Objects that were removed later are omitted.
+    /// Does not return objects that it removed later, such as a directory after its content.
     pub fn changed_protected_paths(&self) -> Vec<String> {
-        let recorded = self.protected().0.clone();
-        // If a path cannot be looked up, it is listed, because its attributes did change.
-        let existing = recorded.into_iter().filter(|(path, _)| self.exists(path).unwrap_or(true));
-        existing.map(|(path, attributes)| format!("{path} ({attributes})")).collect()
+        let recorded: Vec<_> =
+            self.protected().0.iter().map(|(path, protection)| (path.clone(), *protection)).collect();
+        // An escaped name cannot be looked up.
+        let remains = |path: &str| path.contains('\\') || self.kind_of(path).is_ok_and(|kind| kind.is_some());
+        let remaining = recorded.iter().filter(|(path, _)| remains(path));
+        remaining.map(|(path, protection)| format!("{path} ({})", name_of(*protection))).collect()
     }
 }
 

@@ -2,7 +2,7 @@
 //! of the host has changed. Needs root, `OVEN_TEST_TINY` and `OVEN_TEST_BASE`; what a test downloads it says.
 
 mod host;
-mod lab;
+pub mod lab;
 
 mod daemons;
 mod escapes;

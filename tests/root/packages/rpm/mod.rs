@@ -71,6 +71,22 @@ fn names_versions_groups_and_files_with_dependencies() {
     }
 }
 
+/// rpm and the dynamic loader write to standard error in each command, and also in those whose output oven reads.
+#[test]
+fn warnings_of_rpm_are_not_packages() {
+    for system in [Dnf, Zypper] {
+        let lab = RpmLab::new(system);
+        lab.write("etc/rpm/macros", "%_dbpath /var/lib/rpm\n%1bad x\n");
+        lab.write("etc/ld.so.preload", "/usr/lib/gone.so\n");
+        lab.define("packages = [\"lib\"]\n");
+        let baked = lab.bake();
+        for warning in ["Macro %1bad has illegal name", "cannot be preloaded"] {
+            assert!(baked.log.contains(warning), "{warning}: {}", baked.log);
+        }
+        assert_eq!(baked.facts()["packages"], "lib\t1.1-1\tnoarch\nplatform\t9-1\tnoarch\n");
+    }
+}
+
 #[test]
 fn what_is_recommended_comes_if_the_definition_says_so() {
     for system in [Dnf, Zypper] {

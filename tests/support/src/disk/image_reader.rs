@@ -67,11 +67,28 @@ impl ImageReader {
         self.stat(path, "Mode:")
     }
 
+    /// Returns the numbers of the owner and the group, or `None` if nothing is at the path.
+    pub fn owner(&self, path: &str) -> Option<(u32, u32)> {
+        let number = |label| self.stat(path, label)?.parse().ok();
+        Some((number("User:")?, number("Group:")?))
+    }
+
+    /// Returns the content of a file that is not text. It is empty if the file does not exist.
+    pub fn bytes(&self, path: &str) -> Vec<u8> {
+        let copy = tempfile::NamedTempFile::new().unwrap();
+        self.debugfs(&format!("dump {path} {}", copy.path().display()));
+        std::fs::read(copy.path()).unwrap()
+    }
+
+    /// Returns the path of the raw disk.
+    pub fn raw(&self) -> &Path {
+        Path::new(self.0.split('?').next().unwrap_or_default())
+    }
+
     /// Returns the number of lines of the raw disk that contain this text. It also finds text in removed files whose
     /// blocks were not discarded.
     pub fn grep(&self, text: &str) -> usize {
-        let raw = self.0.split('?').next().unwrap_or_default();
-        let output = Command::new("grep").args(["-aoc", text, raw]).output().unwrap();
+        let output = Command::new("grep").args(["-aoc", text]).arg(self.raw()).output().unwrap();
         String::from_utf8_lossy(&output.stdout).trim().parse().unwrap()
     }
 
