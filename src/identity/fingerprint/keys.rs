@@ -131,17 +131,15 @@ fn digests(table: &DeTable) -> BTreeMap<String, String> {
     table.iter().map(|(key, value)| (key.get_ref().to_string(), digest(value.get_ref()))).collect()
 }
 
-/// The name of an element of an array of tables.
+/// The name of an element of an array of tables. It is stored and printed, so it has only the program of a command: an
+/// argument may be a secret.
 fn name(element: &DeTable) -> String {
     let text = |value: &DeValue| match value {
-        DeValue::String(text) => text.to_string(),
-        DeValue::Array(words) => {
-            let words: Vec<_> = words.iter().filter_map(|word| word.get_ref().as_str()).collect();
-            words.join(" ")
-        }
-        _ => String::new(),
+        DeValue::String(text) => Some(text.to_string()),
+        DeValue::Array(words) => words.iter().next().and_then(|word| word.get_ref().as_str()).map(str::to_owned),
+        _ => None,
     };
-    let found = NAMES.iter().find_map(|key| element.get(*key)).map(|value| text(value.get_ref()));
+    let found = NAMES.iter().find_map(|key| element.get(*key)).and_then(|value| text(value.get_ref()));
     let short: String = found.unwrap_or_default().chars().take(MAX_NAME).collect();
     format!("{short:?}")
 }
@@ -218,7 +216,7 @@ mod tests {
             (
                 "[[run]]\ncommand = ['a', 'b']\n[[run]]\nscript = 'c'",
                 "[[run]]\nscript = 'c'\n[[run]]\ncommand = ['a', 'b']\nnetwork = true",
-                &["the order of [[run]] changed", "`network` of [[run]] \"a b\" is new"],
+                &["the order of [[run]] changed", "`network` of [[run]] \"a\" is new"],
             ),
             (
                 "[[test]]\nscript = 'a'",
@@ -230,6 +228,26 @@ mod tests {
             assert_eq!(explained(old, new), expected, "{old}\nand {new}");
         }
         assert_eq!(KeyDigests::of("a = "), None);
+    }
+
+    /// The digests are stored in the region, and their names are printed.
+    #[test]
+    fn names_have_no_values_that_may_be_secret() {
+        let old = "[tags]\nteam = 'hunter2'\n[vars]\nport = 'hunter2'\n\
+                   [[run]]\ncommand = ['sh', '-c', 'echo Bearer hunter2']\n\
+                   [[run]]\ncommand = ['sh', 'hunter2']\nenv = { TOKEN = 'hunter2' }\n\
+                   [[run]]\nscript = 'a.sh'\nargs = ['hunter2']\n\
+                   [[ansible]]\nplaybook = 'site.yml'\nvars = { password = 'hunter2' }\ntags = ['hunter2']\n\
+                   [[test]]\ncommand = ['curl', 'https://user:hunter2@example.org']\n\
+                   [[repository]]\nname = 'own'\nurl = 'https://user:hunter2@example.org'\n\
+                   [[file]]\nsource = 'a'\ntarget = '/a'\nowner = 'hunter2'\n";
+        let digests = KeyDigests::of(old).unwrap();
+        assert!(!serde_json::to_string(&digests).unwrap().contains("hunter2"), "{digests:?}");
+        let new = old.replace("['sh', 'hunter2']", "['sh', 'hunter3']");
+        assert_eq!(explained(old, &new), ["`command` of [[run]] \"sh\" (2) changed"]);
+        let removed = explained(old, "");
+        assert!(removed.contains(&"[[run]] \"sh\" was removed".to_owned()), "{removed:?}");
+        assert!(!removed.concat().contains("hunter2"), "{removed:?}");
     }
 
     #[test]
