@@ -4,6 +4,7 @@
 use crate::config::key_table::ValueType;
 use crate::definition::keys::IMAGE_TOML;
 use crate::identity::checksum::hex;
+use crate::text::shorten_name;
 use serde::{Deserialize, Serialize};
 use sha1::{Digest, Sha1};
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,6 +14,8 @@ use toml::de::{DeTable, DeValue};
 const MAX_KEYS: usize = 2000;
 /// The maximal number of characters of an array element's name.
 const MAX_NAME: usize = 100;
+/// The maximal number of characters of a stored name that are shown. Names that oven stored are shorter.
+const MAX_SHOWN: usize = 130;
 /// The number of hexadecimal digits of a digest.
 const DIGITS: usize = 16;
 /// The keys by which people know an element of an array of tables.
@@ -79,6 +82,7 @@ impl KeyDigests {
         let names: BTreeSet<&String> = self.0.keys().chain(new.0.keys()).collect();
         for table in names.into_iter().filter(|table| !skip.contains(&table.as_str())) {
             let (was, is) = (self.0.get(table), new.0.get(table));
+            let table = &*shorten_name(table, MAX_SHOWN);
             let is_element = table.starts_with("[[");
             match (was, is) {
                 (None, Some(_)) if is_element && table.contains(' ') => lines.push(format!("{table} is new")),
@@ -119,10 +123,10 @@ fn compare(
             (_, None) => "was removed",
             _ => "changed",
         };
-        lines.push(match (key.as_str(), table) {
+        lines.push(match (&*shorten_name(key, MAX_SHOWN), table) {
             (ORDER, _) => format!("{ORDER} of {table} changed"),
-            (key, "") => format!("`{}` {what}", key.escape_debug()),
-            (key, table) => format!("`{}` of {table} {what}", key.escape_debug()),
+            (key, "") => format!("`{key}` {what}"),
+            (key, table) => format!("`{key}` of {table} {what}"),
         });
     }
 }
@@ -136,7 +140,9 @@ fn digests(table: &DeTable) -> BTreeMap<String, String> {
 fn name(element: &DeTable) -> String {
     let text = |value: &DeValue| match value {
         DeValue::String(text) => Some(text.to_string()),
-        DeValue::Array(words) => words.iter().next().and_then(|word| word.get_ref().as_str()).map(str::to_owned),
+        DeValue::Array(words) => {
+            words.iter().next().and_then(|word| word.get_ref().as_str()).map(str::to_owned)
+        }
         _ => None,
     };
     let found = NAMES.iter().find_map(|key| element.get(*key)).and_then(|value| text(value.get_ref()));
