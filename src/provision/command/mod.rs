@@ -401,7 +401,7 @@ impl<'a> CommandRunner<'a> {
             throwaway: call.throwaway,
             interactive: false,
         };
-        CgroupSupport::get().report_gaps(self.work.report);
+        CgroupSupport::get().report_gaps(self.work.limits, self.work.report);
         self.place.inside.meter().note_step();
         let mut span = self.work.report.command(&call.argv);
         let run = sandbox::run_with(self.work.helper, &spec, self.work.secrets, call.timeout, sink);
