@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 
 pub fn count(number: usize, what: &str) -> String {
     if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
@@ -121,6 +122,19 @@ pub fn escape_name<N: AsRef<OsStr> + ?Sized>(name: &N) -> String {
         chunk.invalid().iter().for_each(|byte| escaped += &format!("\\x{byte:02x}"));
     }
     escaped
+}
+
+/// Like [`escape_name`], but cuts off a name that has more than `max` characters.
+pub fn shorten_name<N: AsRef<OsStr> + ?Sized>(name: &N, max: usize) -> String {
+    let name = name.as_ref();
+    // A character has at most 4 bytes, and its escaped form is not shorter. So the rest is not escaped in vain.
+    let bytes = name.as_encoded_bytes();
+    let start = &bytes[..bytes.len().min(4 * (max + 1))];
+    let escaped = escape_name(OsStr::from_bytes(start));
+    match escaped.char_indices().nth(max) {
+        Some((end, _)) => format!("{}…", &escaped[..end]),
+        None => escaped,
+    }
 }
 
 /// Escapes the invisible characters of a JSON text that its serialization does not escape. Its value does not change.

@@ -80,7 +80,7 @@ fn steps(bake: &Bake<'_>, target: &Target, work: &Provisioning) -> Vec<PlannedSt
     steps.extend(plan_steps::provisioning(plan).map(of_plan));
     let placed = |after_run: bool| {
         let files = image.files.iter().filter(|file| file.after_run == after_run).count();
-        (files > 0).then(|| step(definition_files::FILES_PHASE, definition_files::title(files)))
+        (files > 0).then(|| step(definition_files::FILES_PHASE, definition_files::title(files, after_run)))
     };
     steps.extend(placed(false));
     let for_bake_only = |step: &Step| PlannedStep { skipped_if: Some(HAS_ANSIBLE), ..of_plan(step) };

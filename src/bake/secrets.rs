@@ -51,6 +51,11 @@ impl PermittedSecrets {
         }
     }
 
+    /// The definitions that name a secret that is not permitted.
+    pub fn refused<'a>(&'a self, images: &'a [Definition]) -> impl Iterator<Item = &'a Definition> {
+        images.iter().filter(|image| named_secrets(image).any(|(.., name)| !self.permits(name)))
+    }
+
     /// Fails with [`Kind::Definition`] if a definition names a secret that is not permitted. The error lists the first
     /// of them, with their places in image.toml.
     pub fn ensure_permitted(&self, images: &[Definition]) -> Result<()> {

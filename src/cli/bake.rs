@@ -38,7 +38,11 @@ pub async fn run(
             wrong.for_each(|dir| ami_id_file::update(dir, None, report));
             failure.error
         })?;
-        permitted.ensure_permitted(&order.images)?;
+        permitted.ensure_permitted(&order.images).inspect_err(|_| {
+            // The result is the same as with a secret that is not set.
+            let refused = permitted.refused(&order.images);
+            refused.for_each(|image| ami_id_file::update(&image.dir, None, report));
+        })?;
         if let Some(trace) = &global.trace {
             let refused = refuse_inside(
                 "trace",

@@ -4,7 +4,7 @@ use super::End;
 use crate::cli::args;
 use crate::cli::args::GlobalArgs;
 use crate::cloud::ec2_rules::is_id;
-use crate::error::Kind;
+use crate::error::{Kind, errno_of};
 use crate::ids::{ImageId, SnapshotId};
 use crate::report::Report;
 use crate::site::{Site, Use};
@@ -13,6 +13,7 @@ use crate::sys::temp_file::TempFile;
 use crate::transfer::download::{download_in_order, download_with_progress};
 use anyhow::{Context, Result};
 use rustix::fs::OFlags;
+use rustix::io::Errno;
 use serde_json::json;
 use std::fs::{self, File, Permissions};
 use std::io::{ErrorKind, IsTerminal, Seek, SeekFrom};
@@ -73,14 +74,14 @@ async fn export_to_stdout(site: &Site, snapshot: &SnapshotId, mut stdout: File) 
     let contents = if is_new {
         let incomplete = IncompleteFile(&stdout);
         let written = download_with_progress(&*site.blocks, snapshot, &stdout, &on_progress).await;
-        let contents = written.with_context(context)?;
+        let contents = written.map_err(|error| explain_full(error, FULL_STDOUT)).with_context(context)?;
         incomplete.complete();
         // Programs that write to the same file later begin after the disk.
         stdout.seek(SeekFrom::End(0)).with_context(context)?;
         contents
     } else {
         let written = download_in_order(&*site.blocks, snapshot, &stdout, &on_progress).await;
-        written.with_context(context)?
+        written.map_err(|error| explain_full(error, FULL_STDOUT)).with_context(context)?
     };
     step.done();
     Ok(End::success(json!({
@@ -102,6 +103,20 @@ impl IncompleteFile<'_> {
 impl Drop for IncompleteFile<'_> {
     fn drop(&mut self) {
         _ = self.0.set_len(0);
+    }
+}
+
+/// The hint if standard output cannot take more data.
+const FULL_STDOUT: &str = "Free some space on the disk to which standard output is redirected, or redirect it to \
+                           another disk: oven export AMI - > FILE";
+
+/// Adds a hint to the error of a write if there is no space for the data.
+fn explain_full(error: anyhow::Error, hint: &str) -> anyhow::Error {
+    match errno_of(&error) {
+        Some(Errno::NOSPC | Errno::DQUOT | Errno::FBIG) => {
+            Kind::Machine.failure(format!("{error:#}")).hint(hint).into()
+        }
+        _ => error,
     }
 }
 
@@ -151,6 +166,7 @@ async fn export(site: &Site, snapshot: &SnapshotId, dir: &Path, args: &args::Exp
     let on_progress = |done, all| step.progress(done, Some(all));
     let contents = download_with_progress(&*site.blocks, snapshot, temp.file(), &on_progress)
         .await
+        .map_err(|error| explain_full(error, "Free some space on that disk, or choose another directory."))
         .with_context(context)?;
     // The data may not be on the disk yet, because oven does not sync the file. cp, curl and qemu-img do not sync
     // either. Only this user can read the file, whatever the umask is, because a disk contains keys and password

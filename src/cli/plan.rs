@@ -48,8 +48,28 @@ struct LastBake {
     phases_ms: BTreeMap<String, u64>,
 }
 
+impl LastBake {
+    /// The times, with the longest phases. Names that oven does not use for phases are left out, because somebody else
+    /// may have written the document.
+    fn describe(&self) -> String {
+        let seconds = |ms: u64| Duration::from_millis(ms).as_secs_f64();
+        let is_name = |name: &str| {
+            (1..=MAX_PHASE).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_lowercase())
+        };
+        let phases = self.phases_ms.iter().filter(|(phase, _)| is_name(phase));
+        let mut phases: Vec<_> = phases.map(|(phase, ms)| (*ms, phase)).collect();
+        phases.sort_unstable_by(|one, other| other.cmp(one));
+        let longest = phases.iter().take(MAX_PHASES);
+        let longest: Vec<_> = longest.map(|(ms, phase)| format!("{phase} {:.1} s", seconds(*ms))).collect();
+        let longest = if longest.is_empty() { String::new() } else { format!(" ({})", longest.join(", ")) };
+        format!("the last bake took {:.1} s{longest}", seconds(self.total_ms))
+    }
+}
+
 /// The number of phases that are shown, the longest first.
 const MAX_PHASES: usize = 3;
+/// The maximal length of a phase's name.
+const MAX_PHASE: usize = 16;
 
 /// The settings of the command line. The steps are found with direct disks, so that a plan creates no volume.
 pub fn overrides(global: &GlobalArgs, args: &args::PlanArgs) -> Overrides {
@@ -152,13 +172,8 @@ fn print(image: &Definition, verdict: &Verdict, permitted: &PermittedSecrets) {
     for why in &verdict.why {
         answer(format!("  {why}"));
     }
-    if let Some(LastBake { total_ms, phases_ms }) = &verdict.last {
-        let seconds = |ms: u64| Duration::from_millis(ms).as_secs_f64();
-        let mut phases: Vec<_> = phases_ms.iter().map(|(phase, ms)| (*ms, phase)).collect();
-        phases.sort_unstable_by(|one, other| other.cmp(one));
-        let longest = phases.iter().take(MAX_PHASES);
-        let longest: Vec<_> = longest.map(|(ms, phase)| format!("{phase} {:.1} s", seconds(*ms))).collect();
-        answer(format!("  the last bake took {:.1} s ({})", seconds(*total_ms), longest.join(", ")));
+    if let Some(last) = &verdict.last {
+        answer(format!("  {}", last.describe()));
     }
     for (name, value) in image.vars.values() {
         let source = if image.vars.given.contains_key(&name) { "--var" } else { "[vars]" };
@@ -240,4 +255,29 @@ async fn reasons(site: &Site, image: &Definition, inputs: &Inputs, newest: Newes
                   have another name in another checkout".into());
     }
     Ok(why)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_times_of_the_last_bake_show_only_names_of_phases() {
+        let long = "x".repeat(1 << 20);
+        let forged =
+            json!({"a\nerror: forged": 9, "install": 1200, &long: 9, "": 9, "\u{1b}[2J": 9, "ünicode": 9});
+        for (phases, expected) in [
+            (json!({}), "the last bake took 61.5 s"),
+            (json!({"a b": 1, "UPPER": 2}), "the last bake took 61.5 s"),
+            (forged, "the last bake took 61.5 s (install 1.2 s)"),
+            (
+                json!({"fetch": 10_000, "install": 30_000, "clean": 100, "checkout": 2_040}),
+                "the last bake took 61.5 s (install 30.0 s, fetch 10.0 s, checkout 2.0 s)",
+            ),
+        ] {
+            let last: LastBake =
+                serde_json::from_value(json!({"total_ms": 61_500, "phases_ms": phases})).unwrap();
+            assert_eq!(last.describe(), expected);
+        }
+    }
 }

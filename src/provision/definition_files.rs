@@ -2,24 +2,28 @@
 
 use crate::config::template;
 use crate::definition::{Definition, File};
-use crate::error::Kind;
+use crate::error::{Kind, hint_of, mistakes_of};
 use crate::image::accounts::Accounts;
 use crate::image::tree::ImageTree;
 use crate::sys::fds::{PathRefusal, changed, open_file_within};
 use crate::text::count;
 use anyhow::{Context, Result};
 use rustix::fs::FileType;
+use std::collections::BTreeSet;
 
 /// The phase of the steps that place files.
 pub const FILES_PHASE: &str = "files";
 
-/// The title of the step that places this number of files.
-pub fn title(files: usize) -> String {
-    format!("placing {}", count(files, "file"))
+/// The title of the step that places this number of files, before the scripts or after them.
+pub fn title(files: usize, after_run: bool) -> String {
+    format!("placing {}{}", count(files, "file"), if after_run { " after the scripts" } else { "" })
 }
 
+/// The maximal number of mistakes that an error lists.
+const MAX_MISTAKES: usize = 20;
+
 /// Places every `[[file]]` that is placed after the scripts, or before. `unmounted` lists the mount points whose file
-/// systems this kernel cannot mount.
+/// systems this kernel cannot mount. The error lists the mistakes of all these files.
 pub fn place_files(
     inside: &ImageTree,
     image: &Definition,
@@ -27,11 +31,34 @@ pub fn place_files(
     after_run: bool,
 ) -> Result<()> {
     let accounts = Accounts::read(inside)?;
+    let mut wrong = Vec::new();
     for file in image.files.iter().filter(|file| file.after_run == after_run) {
-        place_one(inside, image, file, unmounted, &accounts)
-            .with_context(|| format!("placing {} as {}", file.source.display(), file.target))?;
+        let placed = place_one(inside, image, file, unmounted, &accounts)
+            .with_context(|| format!("placing {} as {}", file.source.display(), file.target));
+        match placed {
+            Err(error) if Kind::of(&error) == Kind::Definition => wrong.push(error),
+            placed => placed?,
+        }
+        if wrong.len() == MAX_MISTAKES {
+            break;
+        }
     }
-    Ok(())
+    match wrong.len() {
+        0 => Ok(()),
+        1 => Err(wrong.remove(0)),
+        _ => Err(joined(&wrong)),
+    }
+}
+
+/// Makes one error of several. Its hint is that of the first, and each mistake has its own.
+fn joined(errors: &[anyhow::Error]) -> anyhow::Error {
+    let mistakes: Vec<_> = errors.iter().flat_map(mistakes_of).collect();
+    let messages: Vec<_> = mistakes.iter().map(|mistake| mistake.message.as_str()).collect();
+    let failure = Kind::Definition.failure(messages.join("\n"));
+    let hints: BTreeSet<_> = errors.iter().filter_map(hint_of).collect();
+    let hints: Vec<_> = hints.iter().map(String::as_str).collect();
+    let failure = if hints.is_empty() { failure } else { failure.hint(hints.join("\n")) };
+    failure.with_mistakes(mistakes).into()
 }
 
 fn place_one(
@@ -62,15 +89,18 @@ fn place_one(
     let unknown = |key: &str, name: &str| {
         let account = if key == "owner" { "user" } else { "group" };
         let why = format!("the image has no {account} `{name}`");
-        // Without scripts, or after all of them, `after` does not help.
-        let after = if file.after_run || image.runs.is_empty() {
-            ""
-        } else {
-            " If a [[run]] or an [[ansible]] creates it, set `after = \"run\"` in this [[file]]."
-        };
-        invalid(key, why).hint(format!(
-            "Add the package that creates this account to `packages`, or use a numeric id.{after}"
-        ))
+        invalid(key, why).hint(match (file.after_run, image.runs.is_empty()) {
+            (true, _) => {
+                "Add the package that creates this account to `packages`, add a [[run]] that creates it, or use a \
+                 numeric id."
+            }
+            // Without scripts, `after` does not help.
+            (false, true) => "Add the package that creates this account to `packages`, or use a numeric id.",
+            (false, false) => {
+                "Add the package that creates this account to `packages`, or use a numeric id. If a [[run]] or an \
+                 [[ansible]] creates it, set `after = \"run\"` in this [[file]]."
+            }
+        })
     };
     let uid = accounts.user(&file.owner).ok_or_else(|| unknown("owner", &file.owner))?;
     let gid = accounts.group(&file.group).ok_or_else(|| unknown("group", &file.group))?;
@@ -213,7 +243,53 @@ mod tests {
                 "{text}"
             );
             assert_eq!(hint.contains("set `after = \"run\"`"), names_after, "{hint}");
+            assert_eq!(hint.contains("add a [[run]] that creates it"), image.files[0].after_run, "{hint}");
         }
+    }
+
+    #[test]
+    fn all_mistakes_of_the_files_are_reported_together() {
+        let (temp, inside, root) = tree();
+        let me = me();
+        let file = |target: &str, owner: &str| {
+            format!(
+                "[[file]]\nsource = \"motd\"\ntarget = \"{target}\"\nowner = \"{owner}\"\ngroup = \"{me}\"\n"
+            )
+        };
+        std::fs::write(temp.path().join("motd"), "hello\n").unwrap();
+        let files = [
+            file("/etc/a", "app"),
+            file("/etc/b", &me),
+            file("/etc/motd.d", &me),
+            file("/etc/c", "other"),
+            format!("{}after = \"run\"\n", file("/etc/d", "late")),
+        ];
+        let toml = format!("from = \"ami-0123456789abcdef0\"\n{}", files.concat());
+        std::fs::write(temp.path().join("image.toml"), &toml).unwrap();
+        let image = Definition::load(temp.path()).unwrap();
+        let unmounted: [&Path; 0] = [];
+        let error = place_files(&inside, &image, &unmounted, false).unwrap_err();
+        assert_eq!(Kind::of(&error), Kind::Definition);
+        let text = format!("{error:#}");
+        assert_eq!(text.lines().count(), 3, "{text}");
+        let found: Vec<_> = mistakes_of(&error)
+            .into_iter()
+            .map(|mistake| {
+                let place = mistake.place.unwrap();
+                assert!(text.contains(&mistake.message), "{text}");
+                (place.line.unwrap(), place.key.unwrap(), mistake.hint.unwrap().contains("`packages`"))
+            })
+            .collect();
+        let keys: Vec<_> =
+            found.iter().map(|(line, key, _)| (*line, key.rsplit('.').next().unwrap())).collect();
+        assert_eq!(keys, [(5, "owner"), (14, "target"), (20, "owner")], "{found:?}");
+        assert_eq!(found.iter().map(|(.., packages)| *packages).collect::<Vec<_>>(), [true, false, true]);
+        let hint = hint_of(&error).unwrap();
+        assert_eq!(hint.matches("`packages`").count(), 1, "{hint}");
+        // What is placed is of no use, because the bake fails. But a later mistake can depend on it.
+        assert!(root.join("etc/b").exists() && !root.join("etc/a").exists());
+        let error = place_files(&inside, &image, &unmounted, true).unwrap_err();
+        assert!(format!("{error:#}").contains("no user `late`"), "{error:#}");
     }
 
     #[test]

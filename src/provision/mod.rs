@@ -78,7 +78,7 @@ fn place_files(runner: &CommandRunner<'_>, after_run: bool) -> Result<()> {
     if files == 0 {
         return Ok(());
     }
-    let step = work.report.step(definition_files::FILES_PHASE, definition_files::title(files));
+    let step = work.report.step(definition_files::FILES_PHASE, definition_files::title(files, after_run));
     definition_files::place_files(place.inside, work.image, place.unmounted, after_run)?;
     step.done();
     Ok(())

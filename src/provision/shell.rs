@@ -144,7 +144,7 @@ pub struct ShellRequest<'a> {
 /// shell or command.
 pub async fn shell(root: &Root<'_>, request: ShellRequest<'_>, report: &Report) -> Result<u8> {
     let ShellRequest { helper, shims, network, limits, failed, command } = request;
-    CgroupSupport::get().report_gaps(report);
+    CgroupSupport::get().report_gaps(limits, report);
     let bash = root.tree().exists("/bin/bash")?;
     let argv = match command {
         [] if bash => vec!["/bin/bash".to_owned(), "--login".to_owned()],

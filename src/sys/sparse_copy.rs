@@ -49,7 +49,11 @@ const STREAM_WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 /// Copies a stream, such as a pipe, into a nameless file in `dir`. Blocks of zeros become holes. Fails if the stream has
 /// more than `max` bytes, because some streams have no end.
 pub fn copy_stream(stream: BorrowedFd<'_>, max: u64, dir: &Path, cancelled: &CancelFlag) -> Result<TempFile> {
-    let target = TempFile::new(dir)?;
+    let target = TempFile::new(dir).map_err(|error| {
+        let hint = "oven first copies the stream to the directory that TMPDIR names. Set TMPDIR to a directory in which \
+                    files can be created.";
+        Kind::Machine.failure(format!("{error:#}")).hint(hint)
+    })?;
     let (mut buffer, mut end) = (vec![0; CHUNK], 0u64);
     loop {
         let length = fill(stream, &mut buffer, cancelled)?;

@@ -152,7 +152,7 @@ pub async fn download_with_progress(
     let reading = for_each(all, move |index| {
         let (data, _) = read(&*reader, &snapshot, *index)?;
         let start = u64::from(*index) * BLOCK as u64;
-        nonzero_runs(&data, &mut |at, data| file.write_all_at(data, start + at as u64).map_err(write_error))
+        nonzero_runs(&data, &mut |at, data| Ok(file.write_all_at(data, start + at as u64)?))
             .with_context(|| format!("writing block {index} of {snapshot} to the file"))?;
         count.fetch_add(1, Ordering::Relaxed);
         Ok(())
@@ -271,18 +271,8 @@ fn write_to_stream(stream: &File, mut data: &[u8], dropped: &AtomicBool) -> Resu
                 let what = "the program that reads standard output ended before it had read the whole disk";
                 return Err(Kind::Machine.error(what));
             }
-            Err(error) => return Err(write_error(error.into())).context("writing to standard output"),
+            Err(error) => return Err(error).context("writing to standard output"),
         }
     }
     Ok(())
-}
-
-fn write_error(error: std::io::Error) -> anyhow::Error {
-    match error.raw_os_error() {
-        Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => Kind::Machine
-            .failure(error)
-            .hint("Free some space on that disk, or choose another directory.")
-            .into(),
-        _ => error.into(),
-    }
 }

@@ -282,10 +282,24 @@ fn a_disk_that_standard_output_does_not_take_is_a_failure() {
     let place = Place::new();
     place.raw("disk.raw", 1 << 30, [3, 900]);
     let (ami, _) = place.expect(0, &["import", "disk.raw", "--name", "base"]);
-    let export = |end: &str| sh(&place, &format!("$OVEN export {} - {end}", ami.trim()));
-    for (end, code, words) in
-        [("> /dev/full", 8, "No space left on device"), ("--json", 2, "--json needs standard output")]
-    {
+    let export = |end: &str| sh(&place, &format!("AMI={}; $OVEN export $AMI - {end}", ami.trim()));
+    for (end, code, words) in [
+        ("> /dev/full", 8, "No space left on device"),
+        ("> /dev/full", 8, "to which standard output is redirected, or redirect it to another disk"),
+        ("--json", 2, "--json needs standard output"),
+        // A file that must not become larger. It is made sparse, or it is appended to.
+        (
+            "> out; (ulimit -f 8; trap '' XFSZ; $OVEN export $AMI - > out)",
+            8,
+            "or redirect it to another disk",
+        ),
+        (
+            "> out; (ulimit -f 8; trap '' XFSZ; $OVEN export $AMI - >> out)",
+            8,
+            "or redirect it to another disk",
+        ),
+        ("> out; (ulimit -f 8; trap '' XFSZ; $OVEN export $AMI new)", 8, "or choose another directory"),
+    ] {
         let output = export(end);
         // With --json, the error is in the stream.
         let text = err_of(&output) + &String::from_utf8_lossy(&output.stdout);
@@ -355,6 +369,8 @@ fn a_disk_is_imported_from_standard_input() {
         ("head -c 9999 /dev/zero | $OVEN import - --name x", 2, "standard input is not a disk"),
         ("head -c 1M disk.raw | $OVEN import - --name x", 2, "standard input is truncated: 1072689152 bytes"),
         ("cat disk.raw | TMPDIR=gone $OVEN import - --name x", 8, "gone"),
+        ("cat disk.raw | TMPDIR=/nonexist $OVEN import - --name x", 8, "Set TMPDIR to a directory in which"),
+        ("cat disk.raw | TMPDIR=/proc $OVEN import - --name x", 8, "Set TMPDIR to a directory in which"),
     ] {
         let output = sh(&place, script);
         assert_eq!(output.status.code(), Some(code), "{script}: {}", err_of(&output));

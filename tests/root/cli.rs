@@ -396,9 +396,12 @@ fn only_a_bake_that_began_or_a_wrong_definition_loses_its_id() {
     world.write("wrong/image.toml", "frm = 1\n");
     world.write("of-wrong/image.toml", "from = \"../wrong\"\n");
     world.write("again/image.toml", "name = \"image\"\nfrom = { name = \"small\" }\n");
-    let names = ["image", "broken", "child", "wrong", "of-wrong", "again"];
+    let secret = "name = \"needs\"\nfrom = { name = \"small\" }\n[[run]]\ncommand = [\"true\"]\nsecrets = [\"UNSET_TOKEN\"]\n";
+    world.write("needs/image.toml", secret);
+    world.write("of-needs/image.toml", "from = \"../needs\"\n");
+    let names = ["image", "broken", "child", "wrong", "of-wrong", "again", "needs", "of-needs"];
     let old = "{\"ami_id\": \"ami-old\"}\n";
-    let cases: [(i32, &[&str], &[&str]); 7] = [
+    let cases: [(i32, &[&str], &[&str]); 11] = [
         // A name that is not a definition.
         (3, &["image", "imagee"], &[]),
         // A definition with a mistake, and a parent with a mistake.
@@ -411,6 +414,11 @@ fn only_a_bake_that_began_or_a_wrong_definition_loses_its_id() {
         (2, &["image", "--verify"], &[]),
         // A bake that failed, and a child that was skipped.
         (5, &["child", "broken"], &["broken"]),
+        // A secret that is not permitted, and the same secret that is not set.
+        (3, &["image", "needs", "--secret", "OTHER"], &["needs"]),
+        (3, &["image", "of-needs", "--secret", "OTHER"], &["needs"]),
+        (3, &["needs"], &["needs"]),
+        (3, &["of-needs", "needs", "--secret", "UNSET_TOKEN"], &["needs"]),
     ];
     for (code, args, lost) in cases {
         names.iter().for_each(|name| world.write(&format!("{name}/.ami_id.json"), old));

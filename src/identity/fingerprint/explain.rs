@@ -2,84 +2,113 @@
 
 use super::digest;
 use super::digest::Depth;
+use super::keys::KeyDigests;
 use super::{InputFile, Inputs};
 use crate::definition;
+use crate::text::shorten_name;
+use serde::de::DeserializeOwned;
 use std::collections::BTreeSet;
 
 /// The maximal number of keys of image.toml that are listed.
 const MAX_KEYS: usize = 20;
 /// The maximal number of characters of a variable's value that are shown.
 const VALUE_MAX: usize = 60;
+/// The maximal number of characters of a line. A path may have 4096 bytes.
+const LINE_MAX: usize = 5000;
 
 /// The inputs of an older image, as far as they are known.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PreviousInputs {
-    /// All inputs, from the JSON that is stored with the image.
-    Full(Box<Inputs>),
-    /// Only the digest in the image's tag, because another machine baked the image.
-    Digest(String),
+pub struct PreviousInputs {
+    inputs: Stored<Box<Inputs>>,
+    keys: Stored<KeyDigests>,
+    /// The digest in the image's tag.
+    digest: Option<String>,
+}
+
+/// What is known of a document that may be stored with an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Stored<T> {
+    /// It is not stored. For example, another machine baked the image.
+    Nothing,
+    /// It is stored, but it cannot be parsed.
+    Unreadable,
+    Read(T),
+}
+
+impl<T: DeserializeOwned> Stored<T> {
+    fn of(json: Option<&str>) -> Self {
+        match json.map(serde_json::from_str) {
+            None => Self::Nothing,
+            Some(Err(_)) => Self::Unreadable,
+            Some(Ok(value)) => Self::Read(value),
+        }
+    }
 }
 
 impl PreviousInputs {
-    /// Uses the more detailed source: the stored JSON if it can be parsed, otherwise the tag.
+    /// `json` is the JSON that is stored with the image, and `tag` is the digest in its tag. Returns `None` if nothing is
+    /// known.
     pub fn of(json: Option<&str>, tag: Option<&str>) -> Option<Self> {
-        let full =
-            json.and_then(|json| serde_json::from_str(json).ok()).map(|inputs| Self::Full(Box::new(inputs)));
-        full.or_else(|| tag.map(|tag| Self::Digest(tag.into())))
+        let inputs = Stored::of(json);
+        let is_known = matches!(inputs, Stored::Read(_)) || tag.is_some();
+        is_known.then(|| Self { inputs, keys: Stored::Nothing, digest: tag.map(str::to_owned) })
     }
 
     /// Adds the digests of the keys of image.toml: the JSON that is stored with the image.
-    pub fn with_keys(mut self, json: Option<&str>) -> Self {
-        if let Self::Full(inputs) = &mut self {
-            inputs.keys = json.and_then(|json| serde_json::from_str(json).ok());
-        }
-        self
+    pub fn with_keys(self, json: Option<&str>) -> Self {
+        Self { keys: Stored::of(json), ..self }
     }
 }
 
-/// Lists the differences, such as `files/nginx.conf changed`. The list is empty if no difference is found.
+/// Lists the differences, such as `files/nginx.conf changed`. The list is empty if no difference is found. The more
+/// detailed source is used: the stored inputs if they can be parsed, otherwise the tag.
 pub fn explain(old: &PreviousInputs, new: &Inputs) -> Vec<String> {
-    match old {
-        PreviousInputs::Full(old) => {
-            let lines = compare(old, new).into_iter();
-            lines
-                .flat_map(|line| if line == file_changed() { explain_keys(old, new) } else { vec![line] })
-                .collect()
+    let lines = match &old.inputs {
+        Stored::Read(inputs) => {
+            let lines = compare(inputs, new).into_iter();
+            let keys = |line| match line == file_changed() {
+                true => explain_keys(&old.keys, new, inputs.vars == new.vars),
+                false => vec![line],
+            };
+            lines.flat_map(keys).collect()
         }
-        PreviousInputs::Digest(old) => match digest::parse(old) {
-            Some(old) => {
-                let whole = (old.depth == Depth::Whole).then(|| "the definition changed".to_owned());
-                let add = |line| match line == file_changed() || Some(&line) == whole.as_ref() {
-                    true => format!("{line} ({ONLY_TAGS})"),
-                    false => line,
-                };
-                compare_with_digest(&old, new).into_iter().map(add).collect()
-            }
-            None => {
-                vec!["the inputs of the older image are unknown, because its tag cannot be parsed".into()]
-            }
-        },
-    }
+        Stored::Nothing => explain_by_tag(old, new, "this machine has only the tags of that image"),
+        Stored::Unreadable => explain_by_tag(old, new, "its stored inputs cannot be read"),
+    };
+    // The names come from files that others may have written.
+    lines.iter().map(|line| shorten_name(line, LINE_MAX)).collect()
 }
 
-/// Why the keys that changed are unknown.
-const ONLY_TAGS: &str = "which key is unknown, because this machine has only the tags of that image";
+/// Compares with the digest in the tag. `reason` says why nothing more is known.
+fn explain_by_tag(old: &PreviousInputs, new: &Inputs, reason: &str) -> Vec<String> {
+    let Some(old) = old.digest.as_deref().and_then(digest::parse) else {
+        return vec!["the inputs of the older image are unknown, because its tag cannot be parsed".into()];
+    };
+    let whole = (old.depth == Depth::Whole).then(|| "the definition changed".to_owned());
+    let add = |line| match line == file_changed() || Some(&line) == whole.as_ref() {
+        true => format!("{line} (which key is unknown, because {reason})"),
+        false => line,
+    };
+    compare_with_digest(&old, new).into_iter().map(add).collect()
+}
 
 /// The line for a change of image.toml, if its keys are not compared.
 fn file_changed() -> String {
     format!("{} changed", definition::FILE)
 }
 
-/// Lists the keys of image.toml that changed.
-fn explain_keys(old: &Inputs, new: &Inputs) -> Vec<String> {
+/// Lists the keys of image.toml that changed. `same_vars` says whether the variables have the same values.
+fn explain_keys(old: &Stored<KeyDigests>, new: &Inputs, same_vars: bool) -> Vec<String> {
     let (file, changed) = (definition::FILE, file_changed());
-    let (Some(was), Some(is)) = (&old.keys, &new.keys) else {
-        return vec![format!(
-            "{changed} (which key is unknown, because that image was baked by an older oven)"
-        )];
+    let unknown = |why: &str| vec![format!("{changed} (which key is unknown, because {why})")];
+    let (was, is) = match (old, &new.keys) {
+        (Stored::Read(was), Some(is)) => (was, is),
+        (Stored::Unreadable, _) => return unknown("its stored keys cannot be read"),
+        (Stored::Nothing, _) => return unknown("that image was baked by an older oven"),
+        (Stored::Read(_), None) => return unknown("the file cannot be parsed again"),
     };
     // A variable whose value changed has its own line.
-    let skip: &[&str] = if old.vars == new.vars { &[] } else { &["[vars]"] };
+    let skip: &[&str] = if same_vars { &[] } else { &["[vars]"] };
     let keys = was.explain(is, skip);
     let mut lines: Vec<_> = keys.iter().take(MAX_KEYS).map(|key| format!("{file}: {key}")).collect();
     if keys.len() > MAX_KEYS {

@@ -4,6 +4,7 @@
 use crate::config::key_table::ValueType;
 use crate::definition::keys::IMAGE_TOML;
 use crate::identity::checksum::hex;
+use crate::text::shorten_name;
 use serde::{Deserialize, Serialize};
 use sha1::{Digest, Sha1};
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,6 +14,8 @@ use toml::de::{DeTable, DeValue};
 const MAX_KEYS: usize = 2000;
 /// The maximal number of characters of an array element's name.
 const MAX_NAME: usize = 100;
+/// The maximal number of characters of a stored name that are shown. Names that oven stored are shorter.
+const MAX_SHOWN: usize = 130;
 /// The number of hexadecimal digits of a digest.
 const DIGITS: usize = 16;
 /// The keys by which people know an element of an array of tables.
@@ -79,6 +82,7 @@ impl KeyDigests {
         let names: BTreeSet<&String> = self.0.keys().chain(new.0.keys()).collect();
         for table in names.into_iter().filter(|table| !skip.contains(&table.as_str())) {
             let (was, is) = (self.0.get(table), new.0.get(table));
+            let table = &*shorten_name(table, MAX_SHOWN);
             let is_element = table.starts_with("[[");
             match (was, is) {
                 (None, Some(_)) if is_element && table.contains(' ') => lines.push(format!("{table} is new")),
@@ -119,10 +123,10 @@ fn compare(
             (_, None) => "was removed",
             _ => "changed",
         };
-        lines.push(match (key.as_str(), table) {
+        lines.push(match (&*shorten_name(key, MAX_SHOWN), table) {
             (ORDER, _) => format!("{ORDER} of {table} changed"),
-            (key, "") => format!("`{}` {what}", key.escape_debug()),
-            (key, table) => format!("`{}` of {table} {what}", key.escape_debug()),
+            (key, "") => format!("`{key}` {what}"),
+            (key, table) => format!("`{key}` of {table} {what}"),
         });
     }
 }
@@ -131,17 +135,17 @@ fn digests(table: &DeTable) -> BTreeMap<String, String> {
     table.iter().map(|(key, value)| (key.get_ref().to_string(), digest(value.get_ref()))).collect()
 }
 
-/// The name of an element of an array of tables.
+/// The name of an element of an array of tables. It is stored and printed, so it has only the program of a command: an
+/// argument may be a secret.
 fn name(element: &DeTable) -> String {
     let text = |value: &DeValue| match value {
-        DeValue::String(text) => text.to_string(),
+        DeValue::String(text) => Some(text.to_string()),
         DeValue::Array(words) => {
-            let words: Vec<_> = words.iter().filter_map(|word| word.get_ref().as_str()).collect();
-            words.join(" ")
+            words.iter().next().and_then(|word| word.get_ref().as_str()).map(str::to_owned)
         }
-        _ => String::new(),
+        _ => None,
     };
-    let found = NAMES.iter().find_map(|key| element.get(*key)).map(|value| text(value.get_ref()));
+    let found = NAMES.iter().find_map(|key| element.get(*key)).and_then(|value| text(value.get_ref()));
     let short: String = found.unwrap_or_default().chars().take(MAX_NAME).collect();
     format!("{short:?}")
 }
@@ -218,7 +222,7 @@ mod tests {
             (
                 "[[run]]\ncommand = ['a', 'b']\n[[run]]\nscript = 'c'",
                 "[[run]]\nscript = 'c'\n[[run]]\ncommand = ['a', 'b']\nnetwork = true",
-                &["the order of [[run]] changed", "`network` of [[run]] \"a b\" is new"],
+                &["the order of [[run]] changed", "`network` of [[run]] \"a\" is new"],
             ),
             (
                 "[[test]]\nscript = 'a'",
@@ -230,6 +234,26 @@ mod tests {
             assert_eq!(explained(old, new), expected, "{old}\nand {new}");
         }
         assert_eq!(KeyDigests::of("a = "), None);
+    }
+
+    /// The digests are stored in the region, and their names are printed.
+    #[test]
+    fn names_have_no_values_that_may_be_secret() {
+        let old = "[tags]\nteam = 'hunter2'\n[vars]\nport = 'hunter2'\n\
+                   [[run]]\ncommand = ['sh', '-c', 'echo Bearer hunter2']\n\
+                   [[run]]\ncommand = ['sh', 'hunter2']\nenv = { TOKEN = 'hunter2' }\n\
+                   [[run]]\nscript = 'a.sh'\nargs = ['hunter2']\n\
+                   [[ansible]]\nplaybook = 'site.yml'\nvars = { password = 'hunter2' }\ntags = ['hunter2']\n\
+                   [[test]]\ncommand = ['curl', 'https://user:hunter2@example.org']\n\
+                   [[repository]]\nname = 'own'\nurl = 'https://user:hunter2@example.org'\n\
+                   [[file]]\nsource = 'a'\ntarget = '/a'\nowner = 'hunter2'\n";
+        let digests = KeyDigests::of(old).unwrap();
+        assert!(!serde_json::to_string(&digests).unwrap().contains("hunter2"), "{digests:?}");
+        let new = old.replace("['sh', 'hunter2']", "['sh', 'hunter3']");
+        assert_eq!(explained(old, &new), ["`command` of [[run]] \"sh\" (2) changed"]);
+        let removed = explained(old, "");
+        assert!(removed.contains(&"[[run]] \"sh\" was removed".to_owned()), "{removed:?}");
+        assert!(!removed.concat().contains("hunter2"), "{removed:?}");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 use super::*;
 use crate::cloud::BaseRef;
 use crate::definition::BaseSource;
+use serde_json::json;
 use std::fs::Permissions;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
@@ -40,7 +41,6 @@ fn inputs(image: &Definition) -> Inputs {
 fn explained(old: &Inputs, new: &Inputs) -> (Vec<String>, Vec<String>) {
     let json = PreviousInputs::of(Some(&old.to_json()), Some("garbage")).unwrap();
     let tag = PreviousInputs::of(None, Some(&old.digest())).unwrap();
-    assert!(matches!((&json, &tag), (PreviousInputs::Full(_), PreviousInputs::Digest(_))));
     (explain(&json, new), explain(&tag, new))
 }
 
@@ -365,11 +365,21 @@ fn a_change_of_image_toml_names_the_keys_if_they_are_known() {
     assert!(!old.to_json().contains("upgrade") && !old.to_json().contains("keys"));
     let keys = old.keys_to_json().unwrap();
     assert_eq!(explain(&full().with_keys(Some(&keys)), &new), ["image.toml: `upgrade` is new"]);
-    for keys in [None, Some("not json"), Some("[1]")] {
+    let unreadable = "its stored keys cannot be read";
+    for (keys, why) in [
+        (None, "that image was baked by an older oven"),
+        (Some("not json"), unreadable),
+        (Some("[1]"), unreadable),
+        (Some(&keys[..keys.len() - 1]), unreadable),
+    ] {
         let lines = explain(&full().with_keys(keys), &new);
+        assert_eq!(lines, [format!("image.toml changed (which key is unknown, because {why})")]);
+    }
+    for json in ["not json", "{}", &old.to_json()[1..]] {
+        let damaged = PreviousInputs::of(Some(json), Some(&old.digest())).unwrap().with_keys(Some(&keys));
         assert_eq!(
-            lines,
-            ["image.toml changed (which key is unknown, because that image was baked by an older oven)"]
+            explain(&damaged, &new),
+            ["image.toml changed (which key is unknown, because its stored inputs cannot be read)"]
         );
     }
     let tag = PreviousInputs::of(None, Some(&old.digest())).unwrap().with_keys(Some(&keys));
@@ -388,6 +398,36 @@ fn a_change_of_image_toml_names_the_keys_if_they_are_known() {
     let lines =
         explain(&full().with_keys(Some(&keys)), &inputs(&Definition::load(&top.path().join("web")).unwrap()));
     assert_eq!(lines, ["the variable port is new: \"80\""]);
+}
+
+/// Somebody else may have written the documents.
+#[test]
+fn stored_names_cannot_forge_or_flood_the_explanation() {
+    let (top, image) = web(&[]);
+    let old = inputs(&image);
+    write(top.path(), "web/image.toml", "from = \"ami-0123456789abcdef0\"\nupgrade = true\n");
+    let new = inputs(&Definition::load(&top.path().join("web")).unwrap());
+    let full = || PreviousInputs::of(Some(&old.to_json()), None).unwrap();
+    let long = "x".repeat(5 << 20);
+    for name in ["[[run]] \"a\n  error: forged", "[[run]] \u{1b}[2J\u{202e}", "a\nerror: forged", &long] {
+        let (table, key) = (json!({name: {"a": "1"}}), json!({"[disk]": {name: "1"}, "": {name: "1"}}));
+        for keys in [table, key] {
+            let lines = explain(&full().with_keys(Some(&keys.to_string())), &new);
+            assert!(lines.len() >= 2, "{lines:?}");
+            for line in lines {
+                assert!(!line.contains(crate::text::is_unprintable), "{line:?}");
+                assert!(line.chars().count() < 200, "{} characters", line.len());
+            }
+        }
+        let mut forged = old.clone();
+        forged.files.insert(name.into(), InputFile { executable: false, link: None, sha1: None });
+        forged.vars.insert(name.into(), String::new());
+        let lines = explain(&PreviousInputs::of(Some(&forged.to_json()), None).unwrap(), &new);
+        assert_eq!(lines.len(), 3, "{lines:?}");
+        for line in lines {
+            assert!(!line.contains(crate::text::is_unprintable) && line.len() < 6000, "{line:?}");
+        }
+    }
 }
 
 #[test]

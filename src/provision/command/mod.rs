@@ -450,7 +450,7 @@ impl<'a> CommandRunner<'a> {
         spec.fenced = call.network && self.fenced();
         let wanted = CacheUse { trusted: call.trusted, fetches: call.fetches, access: call.caches };
         spec.caches = self.downloads.mounts(wanted).await?;
-        CgroupSupport::get().report_gaps(self.work.report);
+        CgroupSupport::get().report_gaps(self.work.limits, self.work.report);
         self.place.inside.meter().note_step();
         let mut span = self.work.report.command(&call.argv);
         let run = sandbox::run_with(self.work.helper, &spec, self.work.secrets, call.timeout, sink);

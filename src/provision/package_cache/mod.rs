@@ -289,7 +289,7 @@ impl OpenCaches {
     /// Returns `None` in the same cases as [`Opening::begin`].
     async fn open(opening: Result<Option<Opening>>, report: &Report) -> Result<Option<Self>> {
         let Some(Opening { dir, caches, working }) = opening? else { return Ok(None) };
-        let step = report.step("cache", "verifying cached packages");
+        let step = report.step("cache", "checking the package cache");
         let mut working = working.await.context("waiting for a thread")??;
         step.done();
         report_failures(&mut working, report);

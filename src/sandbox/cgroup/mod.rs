@@ -107,21 +107,29 @@ impl CgroupSupport {
         self.programs.as_ref().err().map(String::as_str)
     }
 
-    /// Reports what steps lack. Only the first call in this process has an effect.
-    pub fn report_gaps(&self, report: &Report) {
+    /// Reports what steps lack. Only the first call in this process has an effect. The report is a detail, because
+    /// nobody can change the machine during a bake, and `oven doctor` reports the same. But it is a warning if oven.toml
+    /// sets limits that cannot be enforced.
+    pub fn report_gaps(&self, limits: StepLimits, report: &Report) {
         static REPORTED: Once = Once::new();
-        REPORTED.call_once(|| {
-            if let Some(why) = self.limits_gap() {
-                report.note(format!(
-                    "oven cannot limit the memory of steps (and, before Linux 6.14, the number of their processes): {why}"
-                ));
+        REPORTED.call_once(|| self.report_gaps_again(limits, report));
+    }
+
+    fn report_gaps_again(&self, limits: StepLimits, report: &Report) {
+        if let Some(why) = self.limits_gap() {
+            let text = format!(
+                "oven cannot limit the memory of steps (and, before Linux 6.14, the number of their processes): {why}"
+            );
+            match limits == StepLimits::default() {
+                true => report.detail(text),
+                false => report.warn(format!("[limits] of oven.toml is not fully enforced, because {text}")),
             }
-            if let Some(why) = self.devices_gap() {
-                report.note(format!(
-                    "steps have no device nodes of the image's disk, because oven cannot make them read-only: {why}"
-                ));
-            }
-        });
+        }
+        if let Some(why) = self.devices_gap() {
+            report.detail(format!(
+                "steps have no device nodes of the image's disk, because oven cannot make them read-only: {why}"
+            ));
+        }
     }
 }
 
@@ -418,6 +426,35 @@ fn exists(parent: &OwnedFd, name: &str, dir: &OwnedFd) -> bool {
 mod tests {
     use super::*;
     use std::fs;
+
+    #[test]
+    fn a_gap_is_a_detail_unless_limits_are_set() {
+        let (dir, none) = (tempfile::tempdir().unwrap(), StepLimits::default());
+        let log = |support: &CgroupSupport, limits| {
+            let (path, report) = (dir.path().join("log"), Report::silent());
+            report.log_to(&path, "");
+            // The file is created when the first step begins.
+            report.step("run", "running true").done();
+            support.report_gaps_again(limits, &report);
+            let text = fs::read_to_string(&path).unwrap_or_default();
+            _ = fs::remove_file(&path);
+            text
+        };
+        let gap = || CgroupSupport { place: Err("no controllers".into()), programs: Err("no BPF".into()) };
+        let text = log(&gap(), none);
+        for part in [" oven cannot limit the memory of steps", ": no controllers", "read-only: no BPF"] {
+            assert!(text.contains(part), "{text}");
+        }
+        assert!(!text.contains("warning") && !text.contains(" note"), "{text}");
+        for limits in [StepLimits { memory_gib: Some(1), ..none }, StepLimits { pids: 100, ..none }] {
+            let text = log(&gap(), limits);
+            assert_eq!(text.matches("warning").count(), 1, "{text}");
+            assert!(
+                text.contains("[limits] of oven.toml is not fully enforced, because oven cannot"),
+                "{text}"
+            );
+        }
+    }
 
     #[test]
     fn controllers_stay_enabled_while_another_oven_has_a_step() {
