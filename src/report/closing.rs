@@ -6,7 +6,7 @@ use std::time::Duration;
 /// The maximal number of packages that are named.
 const NAMED_MAX: usize = 12;
 /// The maximal number of characters of a list of packages. Three such lists fit on a screen of 40 columns and 24 rows.
-const LIST_MAX: usize = 200;
+const LIST_MAX: usize = 180;
 /// Phases that are shorter than this are not named.
 const SHORT_PHASE: Duration = Duration::from_millis(50);
 /// The maximal number of phases that are named.
@@ -116,7 +116,7 @@ mod tests {
             ]
         );
         let many = closing(500).lines(8);
-        assert!(many[2].ends_with(", and 488 more") && many.concat().len() < 24 * 40, "{many:?}");
+        assert!(many[2].ends_with(", and 489 more") && many.concat().len() < 24 * 40, "{many:?}");
         let none = Closing { packages: Some(PackageChanges::default()), ..Closing::default() };
         assert_eq!(none.lines(1), ["size: 1 GiB", "packages: the same as in the base image", "time: 0.0 s"]);
         assert_eq!(Closing::default().lines(1), ["size: 1 GiB", "time: 0.0 s"], "the packages are not known");

@@ -434,7 +434,8 @@ impl Report {
     fn print(&self, lines: &str) {
         let time = if self.shows(Level::Verbose) { clock_time() } else { String::new() };
         let begin = format!("{time}{}", self.0.prefix);
-        let lines: Vec<_> = lines.lines().map(|line| format!("{begin}{line}")).collect();
+        let gap = |line: &str| if self.0.prefix.is_empty() || line.starts_with(' ') { "" } else { " " };
+        let lines: Vec<_> = lines.lines().map(|line| format!("{begin}{}{line}", gap(line))).collect();
         self.0.screen.print(&lines.join("\n"));
     }
 
