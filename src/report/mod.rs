@@ -488,7 +488,7 @@ impl Step {
         let (progress, report) = (self.progress.clone(), self.report.clone());
         let on_progress = move |reported| {
             let reported = match reported {
-                TaskProgress::Bytes { done, all } => Progress::of_bytes(done, Some(all)),
+                TaskProgress::Bytes { done, all } => Progress::of_bytes(done, all),
                 TaskProgress::Percent(percent) => Progress { percent: Some(percent), ..Progress::default() },
             };
             progress.advance(&report, reported);

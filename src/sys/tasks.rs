@@ -51,7 +51,11 @@ tokio::task_local! {
 /// How far the work of a task is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TaskProgress {
-    Bytes { done: u64, all: u64 },
+    /// `all` is the total number of bytes, if it is known.
+    Bytes {
+        done: u64,
+        all: Option<u64>,
+    },
     Percent(u64),
 }
 
@@ -67,20 +71,25 @@ impl Listener {
         let counted = self.counted.borrow();
         let sum = |of: &dyn Fn(&Shared) -> u64| counted.iter().map(|flag| of(&flag.0)).sum::<u64>();
         let all = sum(&|shared| shared.all.load(Ordering::Relaxed));
+        let done = sum(&|shared| shared.done.load(Ordering::Relaxed));
         if all > 0 {
-            let done = sum(&|shared| shared.done.load(Ordering::Relaxed)).min(all);
-            (self.on_progress)(TaskProgress::Bytes { done, all });
+            (self.on_progress)(TaskProgress::Bytes { done: done.min(all), all: Some(all) });
+        } else if done > 0 {
+            (self.on_progress)(TaskProgress::Bytes { done, all: None });
         }
     }
 
     /// Forgets work that counted nothing, such as the many writes of single blocks.
     fn end(&self) {
-        self.counted.borrow_mut().retain(|flag| flag.0.all.load(Ordering::Relaxed) > 0);
+        let counts = |flag: &CancelFlag| {
+            [&flag.0.all, &flag.0.done].iter().any(|number| number.load(Ordering::Relaxed) > 0)
+        };
+        self.counted.borrow_mut().retain(counts);
     }
 }
 
 /// Runs `future`. While it waits for work that counts its bytes ([`run`], [`follow`]), `on_progress` regularly gets the
-/// number of bytes that are done, and of all bytes. It also gets the percentages of [`report_percent`].
+/// number of bytes that are done, and of all bytes if it is known. It also gets the percentages of [`report_percent`].
 pub async fn listen<T>(on_progress: impl Fn(TaskProgress) + 'static, future: impl Future<Output = T>) -> T {
     let listener = Listener { on_progress: Box::new(on_progress), counted: RefCell::default() };
     LISTENER.scope(Rc::new(listener), future).await
@@ -155,7 +164,7 @@ impl CancelFlag {
         }
     }
 
-    /// Begins to count the bytes of the work.
+    /// Begins to count the bytes of the work, whose number is known.
     pub fn expect_bytes(&self, all: u64) {
         self.0.done.store(0, Ordering::Relaxed);
         self.0.all.store(all, Ordering::Relaxed);
@@ -226,9 +235,13 @@ mod tests {
             wait.recv_timeout(Duration::from_secs(10)).map_err(Into::into)
         });
         listen(listener, work).await.expect("the listener got nothing");
-        let seven = TaskProgress::Bytes { done: 7, all: 10 };
+        let seven = TaskProgress::Bytes { done: 7, all: Some(10) };
         assert!(heard.borrow().iter().all(|progress| *progress == seven), "{heard:?}");
-        run(|counter| Ok(counter.add_bytes(1))).await.unwrap(); // without a listener
+        let without_listener = run(|counter| {
+            counter.add_bytes(1);
+            Ok(())
+        });
+        without_listener.await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]
@@ -253,7 +266,7 @@ mod tests {
         listen(move |progress| told.borrow_mut().push(progress), work).await;
         let heard = heard.borrow();
         assert_eq!(heard[0], TaskProgress::Percent(40));
-        assert_eq!(heard[1], TaskProgress::Bytes { done: 3, all: 10 });
+        assert_eq!(heard[1], TaskProgress::Bytes { done: 3, all: Some(10) });
     }
 
     #[tokio::test]
