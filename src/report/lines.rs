@@ -121,11 +121,12 @@ fn terminal_line(step: &RunningStep, now: Instant, width: usize, dim: &dyn Fn(&s
     let line_at = |title: &str, min: usize, level: usize| {
         fit(title, min, &parts.at(level), width).map(|line| (line, level))
     };
-    let line = (0..LEVELS).find_map(|level| line_at(&title, prefix.width() + MIN_TITLE, level));
-    let line = line.or_else(|| {
-        let titles = [short_title, ""];
-        titles.iter().find_map(|title| (1..LEVELS).find_map(|level| line_at(title, title.width(), level)))
+    let line = (0..LEVELS).find_map(|level| {
+        let line = line_at(&title, prefix.width() + MIN_TITLE, level);
+        let short = || line_at(short_title, short_title.width(), level);
+        line.or_else(|| if level == 0 { None } else { short() })
     });
+    let line = line.or_else(|| (1..LEVELS).find_map(|level| line_at("", 0, level)));
     let (mut line, level) = line.unwrap_or_else(|| (cut(&format!("{MARK}{title}"), width), LEVELS));
     if level >= WITHOUT_BYTES
         && let (Some(turns), Some(rest)) = (step.meter.turns(), line.strip_prefix(MARK))
@@ -244,7 +245,7 @@ mod tests {
         let numbers = "  41/64 packages  90/143 MB  1.1 MB/s  ~48 s  libgcc-s1";
         assert_eq!(line(200), format!("  … downloading 12 packages and dependencies{numbers}"));
         assert_eq!(line(80), format!("  … downloading 12 packa…{numbers}"));
-        assert!(line(40).contains("…  41/64  libgcc-s1"), "{}", line(40));
+        assert!(line(40).ends_with(" fetch  41/64  ~48 s  libgcc-s1"), "{}", line(40));
         for name in
             ["a", "libgcc-s1", "linux-image-6.1.0-28-cloud-amd64", "libgoogle-api-services-storage-java-doc"]
         {
