@@ -291,7 +291,7 @@ fn modes(world: &LocalWorld) {
     let verbose = bake(&["-v"], &[]);
     let has_time = |line: &str| line.len() > 9 && line.as_bytes()[8] == b'Z' && line.as_bytes()[2] == b':';
     assert!(verbose.lines().all(has_time), "{verbose}");
-    assert!(verbose.contains("download ") && verbose.contains("total "), "{verbose}");
+    assert!(verbose.contains(" install ") && verbose.contains(" total "), "{verbose}");
     let bad = |variables: &[(&str, &str)]| {
         stderr(&world.command(&["bake", "bad"]).envs(variables.iter().copied()).output().unwrap())
     };
