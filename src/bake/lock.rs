@@ -27,15 +27,17 @@ pub struct BakeLock {
 /// Waits until no other bake of this fingerprint is running on this host. The lock is advisory (flock(2)).
 pub async fn acquire(bake: &Bake<'_>, target: &Target) -> Result<BakeLock> {
     let path = bake.site.state.join(site::LOCKS).join(target.inputs.fingerprint());
-    let mut reported = false;
+    let mut waiting = None;
     loop {
         let lock = try_acquire(&path).map_err(|error| Kind::Machine.unless_known(error));
         if let Some(lock) = lock.with_context(|| format!("locking {}", path.display()))? {
             return Ok(lock);
         }
-        if !std::mem::replace(&mut reported, true) {
-            bake.site.report.note("waiting for another bake of the same definition on this machine");
-        }
+        waiting.get_or_insert_with(|| {
+            let what = "waiting for another bake of the same definition on this machine";
+            bake.site.report.note(what);
+            bake.site.report.activity("wait", what)
+        });
         tokio::time::sleep(POLL).await;
     }
 }

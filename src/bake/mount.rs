@@ -9,6 +9,7 @@ use anyhow::Result;
 /// Mounts the root file system of the disk. The result borrows the disk. If the definition sets a size, the file system
 /// is grown to this size.
 pub async fn root<'d>(bake: &Bake<'_>, device: &'d Device) -> Result<Root<'d>> {
+    let _activity = bake.site.report.activity("mount", "mounting the disk");
     let options =
         MountOptions { grow: bake.image.size_gib.is_some(), disk_writable: bake.image.disk_writable };
     Root::mount(device, &bake.site.scratch(bake.run)?, &options, &bake.site.report).await

@@ -6,6 +6,7 @@ use anyhow::Result;
 
 /// Records the state of the image before anything is changed in it.
 pub fn baseline(runner: &CommandRunner<'_>) -> Result<Baseline> {
+    let _activity = runner.work.report.activity("baseline", "reading the base image");
     Baseline::take(runner).map_err(|error| runner.work.explain_base(&runner.place, error))
 }
 

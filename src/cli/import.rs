@@ -20,7 +20,6 @@ use std::io::{IsTerminal, Seek};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 use tokio::sync::watch;
 
 pub async fn run(
@@ -94,17 +93,13 @@ async fn source(raw: &Path, report: &Report, stop: &watch::Receiver<bool>) -> Re
     let dir = std::env::var_os("TMPDIR").filter(|dir| !dir.is_empty());
     let dir = dir.map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
     const COPYING: &str = "copying standard input";
-    let step = Rc::new(report.step("import", COPYING));
-    let shown = step.clone();
-    let on_bytes = move |done, _| shown.progress(done, None);
+    let step = report.step("import", COPYING);
     let copied = tasks::run(move |cancelled| {
         sparse_copy::copy_stream(stdin.as_fd(), MAX_VOLUME_GIB << 30, &dir, cancelled)
     });
-    let copied = tasks::listen(on_bytes, copied);
-    let copy = signals::run_until_stopped(stop, async { copied.await.context(COPYING) }).await?;
-    if let Some(step) = Rc::into_inner(step) {
-        step.done();
-    }
+    let copied = async { step.follow(copied).await.context(COPYING) };
+    let copy = signals::run_until_stopped(stop, copied).await?;
+    step.done();
     let path = format!("/proc/self/fd/{}", copy.file().as_raw_fd()).into();
     Ok(ImportSource { path, _copy: Some(copy) })
 }

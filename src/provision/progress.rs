@@ -68,7 +68,10 @@ impl<'a> ProgressReader<'a> {
     /// A percentage is a number of bytes if the total is known.
     fn set_percent(&mut self, percent: f64) {
         match self.bytes.of {
-            Some(of) => self.bytes.done = Some((of as f64 * percent / 100.0) as u64),
+            Some(of) => {
+                self.bytes.done = Some((of as f64 * percent / 100.0) as u64);
+                self.progress.percent = None; // of an earlier line, before the total was known
+            }
             None => self.progress.percent = Some(percent as u64),
         }
     }
@@ -139,6 +142,8 @@ mod tests {
         assert_eq!((progress.name.as_str(), progress.unit.as_str()), ("libc6", "packages"));
         assert_eq!(progress.percent, None);
         assert_eq!(last(&rules[1..], &lines).percent, Some(50), "the total is not known");
+        let late = ["dl:1:0:1 of 1 (1s left)", lines[0], lines[1]];
+        assert_eq!(last(&rules, &late).percent, None, "the total was not known at first");
         assert_eq!(last(&rules, &["Need to get 0 B of archives."]).bytes, None);
     }
 

@@ -202,7 +202,7 @@ pub async fn rerun(
     let RerunRequest { helper, failed, guard } = request;
     let StepContext { step, network, .. } = failed;
     let recorded = &step.recorded;
-    CgroupSupport::get().report_gaps(report);
+    CgroupSupport::get().report_gaps(recorded.spec.limits, report);
     let caches = StepCaches::new(step, &failed, root)?;
     let opened = caches.as_ref().map(|caches| caches.open(root, report));
     let mut spec = StepSpec {

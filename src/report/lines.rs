@@ -8,6 +8,8 @@ use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 const SHORT: Duration = Duration::from_millis(300);
 /// The begin of each line of a running step.
 const MARK: &str = "  … ";
+/// The begin of a line that has no room for the number of bytes. Each progress of the step turns it.
+const TURNING_MARKS: [&str; 4] = ["  | ", "  / ", "  - ", "  \\ "];
 /// The text between two parts of a line.
 const GAP: &str = "  ";
 /// A title that has to be cut has at least this many columns, in addition to the image's name. Otherwise other parts of
@@ -48,6 +50,8 @@ struct Parts {
 
 /// How much of a line is left out, from nothing to everything but the name.
 const LEVELS: usize = 6;
+/// The level from which on the number of bytes is left out.
+const WITHOUT_BYTES: usize = 3;
 
 impl Parts {
     fn of(step: &RunningStep, now: Instant) -> Self {
@@ -74,7 +78,8 @@ impl Parts {
         let number = items.split(' ').next().unwrap_or_default();
         let shown = |until: usize, part| if level < until { part } else { "" };
         let items = if level < 1 { items } else { shown(5, number) };
-        let parts = [items, shown(5, percent), shown(3, bytes), shown(2, rate), shown(4, time), name];
+        let parts =
+            [items, shown(5, percent), shown(WITHOUT_BYTES, bytes), shown(2, rate), shown(4, time), name];
         parts.into_iter().filter(|part| !part.is_empty()).collect()
     }
 }
@@ -113,14 +118,21 @@ fn terminal_line(step: &RunningStep, now: Instant, width: usize, dim: &dyn Fn(&s
     let title = format!("{prefix}{what}");
     let short_title =
         if prefix.is_empty() { phase.as_str() } else { prefix.trim_end().trim_end_matches(':') };
-    let line = (0..LEVELS).find_map(|level| fit(&title, prefix.width() + MIN_TITLE, &parts.at(level), width));
-    let line = line.or_else(|| {
-        let titles = [short_title, ""];
-        titles.iter().find_map(|title| {
-            (1..LEVELS).find_map(|level| fit(title, title.width(), &parts.at(level), width))
-        })
+    let line_at = |title: &str, min: usize, level: usize| {
+        fit(title, min, &parts.at(level), width).map(|line| (line, level))
+    };
+    let line = (0..LEVELS).find_map(|level| {
+        let line = line_at(&title, prefix.width() + MIN_TITLE, level);
+        let short = || line_at(short_title, short_title.width(), level);
+        line.or_else(|| if level == 0 { None } else { short() })
     });
-    let line = line.unwrap_or_else(|| cut(&format!("{MARK}{title}"), width));
+    let line = line.or_else(|| (1..LEVELS).find_map(|level| line_at("", 0, level)));
+    let (mut line, level) = line.unwrap_or_else(|| (cut(&format!("{MARK}{title}"), width), LEVELS));
+    if level >= WITHOUT_BYTES
+        && let (Some(turns), Some(rest)) = (step.meter.turns(), line.strip_prefix(MARK))
+    {
+        line = format!("{}{rest}", TURNING_MARKS[turns % TURNING_MARKS.len()]);
+    }
     let room = width.saturating_sub(line.width() + GAP.width());
     if parts.name.is_empty() && !output.is_empty() && room >= MIN_OUTPUT {
         return format!("{line}{GAP}{}", dim(&cut(output, room)));
@@ -131,14 +143,13 @@ fn terminal_line(step: &RunningStep, now: Instant, width: usize, dim: &dyn Fn(&s
 /// Returns the line with this title and these parts. If the title is too wide, it is cut to at least `min` columns.
 /// Returns `None` if this is not possible.
 fn fit(title: &str, min: usize, parts: &[&str], width: usize) -> Option<String> {
-    let wide: usize = parts.iter().map(|part| GAP.width() + part.width()).sum();
-    let room = width.checked_sub(MARK.width() + wide)?;
-    if title.width() > room && room < min {
+    let parts = parts.join(GAP);
+    let gap = if title.is_empty() || parts.is_empty() { "" } else { GAP };
+    let room = width.checked_sub(MARK.width() + gap.width() + parts.width())?;
+    if title.width() > room && room < min.max(1) {
         return None;
     }
-    let mut words: Vec<_> = Some(cut(title, room)).filter(|title| !title.is_empty()).into_iter().collect();
-    words.extend(parts.iter().map(|part| (*part).to_owned()));
-    Some(format!("{MARK}{}", words.join(GAP)))
+    Some(format!("{MARK}{}{gap}{parts}", cut(title, room)))
 }
 
 /// Cuts a text to a number of columns. A text that was cut ends with `…`.
@@ -176,9 +187,13 @@ pub fn reminder(step: &RunningStep, now: Instant) -> String {
 mod tests {
     use super::*;
     use crate::report::progress::Progress;
+    use std::sync::LazyLock;
+
+    /// The time of all tests. They do not depend on the clock.
+    static NOW: LazyLock<Instant> = LazyLock::new(|| Instant::now() + Duration::from_secs(1000));
 
     fn step(what: &str, output: &str, seconds: u64) -> RunningStep {
-        let started = Instant::now() - Duration::from_secs(seconds);
+        let started = *NOW - Duration::from_secs(seconds);
         let (prefix, phase, meter) = (String::new(), "fetch".to_owned(), Meter::default());
         RunningStep {
             id: 0,
@@ -208,7 +223,7 @@ mod tests {
     }
 
     fn shown(steps: &[RunningStep], width: usize) -> Vec<String> {
-        terminal_lines(steps, Instant::now(), (width, 24), &|text| format!("<{text}>"))
+        terminal_lines(steps, *NOW, (width, 24), &|text| format!("<{text}>"))
     }
 
     #[test]
@@ -230,7 +245,7 @@ mod tests {
         let numbers = "  41/64 packages  90/143 MB  1.1 MB/s  ~48 s  libgcc-s1";
         assert_eq!(line(200), format!("  … downloading 12 packages and dependencies{numbers}"));
         assert_eq!(line(80), format!("  … downloading 12 packa…{numbers}"));
-        assert!(line(40).contains("…  41/64  libgcc-s1"), "{}", line(40));
+        assert!(line(40).ends_with(" fetch  41/64  ~48 s  libgcc-s1"), "{}", line(40));
         for name in
             ["a", "libgcc-s1", "linux-image-6.1.0-28-cloud-amd64", "libgoogle-api-services-storage-java-doc"]
         {
@@ -249,6 +264,28 @@ mod tests {
     }
 
     #[test]
+    fn a_line_without_numbers_turns_with_each_progress() {
+        let name = "a-package-whose-name-fills-the-line1";
+        let mut step = download("", name);
+        let mut marks: Vec<_> = (0..4)
+            .map(|more| {
+                let bytes = Some(Amount { done: 90_000_000 + more, of: Some(143_000_000) });
+                let progress = Progress { bytes, name: name.into(), ..Progress::default() };
+                step.meter.set(progress.clone(), *NOW);
+                step.meter.set(progress, *NOW); // the same again
+                let line = shown(std::slice::from_ref(&step), 40).concat();
+                assert!(line.ends_with(name) && line.width() == 40, "{line:?}");
+                assert!(shown(std::slice::from_ref(&step), 80).concat().starts_with(MARK));
+                line
+            })
+            .collect();
+        marks.sort();
+        marks.dedup();
+        assert_eq!(marks.len(), 4, "{marks:?}");
+        assert!(shown(&[self::step("testing", "", 3)], 9).concat().starts_with(MARK), "no progress");
+    }
+
+    #[test]
     fn wide_characters_need_two_columns() {
         assert_eq!(cut("日本語", 6), "日本語");
         assert_eq!(cut("日本語", 5), "日本…");
@@ -259,7 +296,7 @@ mod tests {
         };
         for width in 1..60 {
             let steps = std::slice::from_ref(&step);
-            let line = terminal_lines(steps, Instant::now(), (width, 24), &|text| text.to_owned()).concat();
+            let line = terminal_lines(steps, *NOW, (width, 24), &|text| text.to_owned()).concat();
             assert!(line.width() <= width, "{width}: {line:?}");
         }
     }
@@ -267,7 +304,7 @@ mod tests {
     #[test]
     fn steps_for_which_there_is_no_row_are_counted() {
         let steps: Vec<_> = (0..20).map(|n| step(&format!("step {n}"), "", 3)).collect();
-        let lines = |height| terminal_lines(&steps, Instant::now(), (40, height), &|text| text.to_owned());
+        let lines = |height| terminal_lines(&steps, *NOW, (40, height), &|text| text.to_owned());
         assert_eq!(lines(12).len(), 11);
         assert_eq!(lines(12).last().unwrap(), "  … and 10 more");
         assert_eq!(lines(21).len(), 20);

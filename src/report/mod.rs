@@ -20,7 +20,7 @@ pub use summary::{BakeSummary, PackageChanges};
 use crate::error;
 use crate::error::Kind;
 use crate::secrets::Secrets;
-use crate::sys::tasks;
+use crate::sys::tasks::{self, TaskProgress};
 use crate::trace::{Lane, Span, SpanId, Trace, Track};
 use log::LogFile;
 use serde_json::{Value, json};
@@ -99,6 +99,18 @@ pub struct Step {
     id: u64,
     span: Span,
     progress: Rc<StepProgress>,
+}
+
+/// Running work that is no step. It is shown until this value is dropped.
+pub struct Activity {
+    screen: Screen,
+    id: u64,
+}
+
+impl Drop for Activity {
+    fn drop(&mut self) {
+        self.screen.end(self.id);
+    }
 }
 
 /// Where the progress of a step is shown.
@@ -254,9 +266,7 @@ impl Report {
         }
         self.log("step", &what);
         self.event(json!({"event": "step", "phase": phase, "what": what}));
-        let prefix = self.0.prefix.trim_end();
-        let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix} ") };
-        let id = self.0.screen.begin(&prefix, phase, &what);
+        let id = self.begin_line(phase, &what);
         // Its parent is the whole work. Another step may be running, but that step may end first.
         let whole = self.0.spans.borrow().first().copied();
         let mut span = self.0.track.within(whole, Lane::Steps, &what);
@@ -271,6 +281,20 @@ impl Report {
             span,
             progress: Rc::new(StepProgress { id, phase: phase.to_owned(), last_event: Cell::default() }),
         }
+    }
+
+    /// Shows work that is usually short, while it runs. It has a line only if it takes long, and is neither logged nor
+    /// an event.
+    pub fn activity(&self, phase: &str, what: &str) -> Activity {
+        let id = self.begin_line(phase, &escape_name(&self.sanitize(what)));
+        Activity { screen: self.0.screen.clone(), id }
+    }
+
+    /// Begins a line of the screen. Returns its id.
+    fn begin_line(&self, phase: &str, what: &str) -> u64 {
+        let prefix = self.0.prefix.trim_end();
+        let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix} ") };
+        self.0.screen.begin(&prefix, phase, what)
     }
 
     /// Reports something that the user should know, but that needs no action.
@@ -410,7 +434,8 @@ impl Report {
     fn print(&self, lines: &str) {
         let time = if self.shows(Level::Verbose) { clock_time() } else { String::new() };
         let begin = format!("{time}{}", self.0.prefix);
-        let lines: Vec<_> = lines.lines().map(|line| format!("{begin}{line}")).collect();
+        let gap = |line: &str| if self.0.prefix.is_empty() || line.starts_with(' ') { "" } else { " " };
+        let lines: Vec<_> = lines.lines().map(|line| format!("{begin}{}{line}", gap(line))).collect();
         self.0.screen.print(&lines.join("\n"));
     }
 
@@ -457,11 +482,18 @@ impl Step {
         self.advance(Progress::of_bytes(done, all));
     }
 
-    /// Runs a part of the step. The bytes that its blocking work counts are the progress of the step.
+    /// Runs a part of the step. The bytes that its blocking work counts, and the percentages that it reports, are the
+    /// progress of the step.
     pub async fn follow<T>(&self, part: impl Future<Output = T>) -> T {
         let (progress, report) = (self.progress.clone(), self.report.clone());
-        let on_bytes = move |done, all| progress.advance(&report, Progress::of_bytes(done, Some(all)));
-        tasks::listen(on_bytes, part).await
+        let on_progress = move |reported| {
+            let reported = match reported {
+                TaskProgress::Bytes { done, all } => Progress::of_bytes(done, all),
+                TaskProgress::Percent(percent) => Progress { percent: Some(percent), ..Progress::default() },
+            };
+            progress.advance(&report, reported);
+        };
+        tasks::listen(on_progress, part).await
     }
 
     /// Reports how far the step is. The progress is shown with the running step, and sent as an event. There are at most

@@ -59,11 +59,16 @@ pub struct Meter {
     pub progress: Progress,
     /// The measured amount at earlier times. The first sample is about [`WINDOW`] old, or the first of the step.
     samples: VecDeque<(Instant, u64)>,
+    /// How often the measured amount changed.
+    changes: usize,
 }
 
 impl Meter {
     pub fn set(&mut self, progress: Progress, now: Instant) {
         let amount = progress.measured().map(|amount| amount.done);
+        if amount.is_some() && amount != self.progress.measured().map(|amount| amount.done) {
+            self.changes = self.changes.wrapping_add(1);
+        }
         self.progress = progress;
         let Some(done) = amount else { return };
         if self.samples.back().is_some_and(|(_, before)| *before > done) {
@@ -76,6 +81,11 @@ impl Meter {
         while self.samples.get(1).is_some_and(|(at, _)| now.duration_since(*at) >= WINDOW) {
             self.samples.pop_front();
         }
+    }
+
+    /// How often the measured amount changed. `None` if the step measures nothing.
+    pub fn turns(&self) -> Option<usize> {
+        self.progress.measured().map(|_| self.changes)
     }
 
     /// The growth of the measured amount in a second.

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 /// The maximal number of packages that are named.
 const NAMED_MAX: usize = 12;
+/// The maximal number of characters of a list of packages. Three such lists fit on a screen of 40 columns and 24 rows.
+const LIST_MAX: usize = 180;
 /// Phases that are shorter than this are not named.
 const SHORT_PHASE: Duration = Duration::from_millis(50);
 /// The maximal number of phases that are named.
@@ -50,7 +52,7 @@ impl BakeSummary {
             let PackageChanges { installed, changed, removed } = packages;
             for (what, packages) in [("installed", installed), ("changed", changed), ("removed", removed)] {
                 if !packages.is_empty() {
-                    lines.push(format!("  {what}: {}", list_first(packages, NAMED_MAX, ", ")));
+                    lines.push(format!("  {what}: {}", package_list(packages)));
                 }
             }
         }
@@ -75,6 +77,13 @@ impl BakeSummary {
         let packages = packages.map(|counts| format!(", packages: {counts}")).unwrap_or_default();
         format!("{size_gib} GiB, {:.1} s{packages}", self.total.as_secs_f64())
     }
+}
+
+/// Lists the first packages, as many as fit, and the number of the others.
+fn package_list(packages: &[String]) -> String {
+    let lists = (1..=NAMED_MAX).rev().map(|count| list_first(packages, count, ", "));
+    let fitting = lists.into_iter().find(|list| list.chars().count() <= LIST_MAX);
+    fitting.unwrap_or_else(|| format!("{} packages", packages.len()))
 }
 
 #[cfg(test)]
@@ -107,7 +116,7 @@ mod tests {
             ]
         );
         let many = summary(500).lines(8);
-        assert!(many[2].ends_with(", and 488 more") && many.concat().len() < 24 * 40, "{many:?}");
+        assert!(many[2].ends_with(", and 489 more") && many.concat().len() < 24 * 40, "{many:?}");
         let none = BakeSummary { packages: Some(PackageChanges::default()), ..BakeSummary::default() };
         assert_eq!(none.lines(1), ["size: 1 GiB", "packages: the same as in the base image", "time: 0.0 s"]);
         assert_eq!(
@@ -115,6 +124,17 @@ mod tests {
             ["size: 1 GiB", "time: 0.0 s"],
             "the packages are not known"
         );
+    }
+
+    #[test]
+    fn the_end_fits_a_small_screen() {
+        for name in ["a", "linux-image-6.1.0-28-cloud-amd64 6.1.119-1", &"long-".repeat(100)] {
+            let names = || (0..90).map(|n| format!("{name}{n}")).collect::<Vec<_>>();
+            let packages = PackageChanges { installed: names(), changed: names(), removed: names() };
+            let lines = BakeSummary { packages: Some(packages), ..summary(0) }.lines(8);
+            let rows: usize = lines.iter().map(|line| (line.len() + 2).div_ceil(40)).sum();
+            assert!(rows <= 21, "{rows} rows: {lines:#?}");
+        }
     }
 
     #[test]

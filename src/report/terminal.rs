@@ -127,12 +127,18 @@ impl TerminalLines {
             }
         }
         self.drawn = lines;
-        self.canvas.take()
+        self.take()
     }
 
     /// Prints a text above the lines.
     pub fn print(&mut self, text: &str) -> String {
         self.multi.suspend(|| self.canvas.add(&format!("{text}\n"))).unwrap_or_default();
-        self.canvas.take()
+        self.take()
+    }
+    /// Returns what has to be written. It ends at the begin of the last line. After a line that is as wide as the
+    /// terminal, the `^C` of a user would begin a new line, and the earlier one would not be removed.
+    fn take(&self) -> String {
+        let text = self.canvas.take();
+        if text.is_empty() || self.drawn.is_empty() { text } else { text + "\r" }
     }
 }

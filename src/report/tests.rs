@@ -99,6 +99,18 @@ fn a_command_belongs_to_a_running_step() {
 }
 
 #[test]
+fn an_activity_is_only_on_the_screen() {
+    let dir = tempfile::tempdir().unwrap();
+    let report = plain();
+    report.log_to(&dir.path().join("logs/1.log"), "a test");
+    let activity = report.activity("mount", "mounting\na disk");
+    assert_eq!(running(&report), [pair(r"mounting\na disk", "")]);
+    drop(activity);
+    assert_eq!(running(&report), []);
+    assert_eq!((report.log_path(), report.phases()), (None, Vec::new()));
+}
+
+#[test]
 fn a_name_in_the_progress_cannot_control_the_terminal() {
     let report = plain();
     report.mask_secrets(&Secrets::of_test(&[("KEY", "hunter2-hunter2")]));

@@ -26,6 +26,7 @@ use crate::text::shell_quote;
 use crate::undo::UndoPolicy;
 use anyhow::{Context, Result};
 use oven_distro::Distro;
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -199,6 +200,7 @@ impl Site {
     }
 
     pub fn undo_policy(&self, keep_on_failure: bool) -> UndoPolicy {
+        let payment = RefCell::new(None);
         let (failed, paying, state) = (self.report.clone(), self.report.clone(), self.state.clone());
         UndoPolicy {
             keep_on_failure,
@@ -211,7 +213,10 @@ impl Site {
                         .warn(format!("only {} MiB are free in {dir}, which may be the reason", free >> 20));
                 }
             }),
-            on_payment: Box::new(move |what| paying.detail(format!("(removing {what})"))),
+            on_payment: Box::new(move |what| {
+                paying.detail(format!("(removing {what})"));
+                payment.replace(Some(paying.activity("clean-up", &format!("removing {what}"))));
+            }),
         }
     }
 

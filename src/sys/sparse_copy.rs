@@ -352,10 +352,11 @@ mod tests {
                 // The reader may end first.
                 _ = writer.write_all(&vec![0; bytes]);
                 // The stream ends when the listener has heard of two chunks.
-                heard.iter().any(|counted| counted == (2 * CHUNK as u64, 0))
+                let expected = tasks::TaskProgress::Bytes { done: 2 * CHUNK as u64, all: None };
+                heard.iter().any(|counted| counted == expected)
             });
             let copied = tasks::run(move |cancelled| copy_stream(reader.as_fd(), max, &dir, cancelled));
-            let copied = tasks::listen(move |done, all| _ = hear.send((done, all)), copied).await;
+            let copied = tasks::listen(move |progress| _ = hear.send(progress), copied).await;
             (copied.map(|copy| length(copy.file()).unwrap()), writing.join().unwrap())
         };
         let (length, is_counted) = of(9 << 20, 9 << 20).await;

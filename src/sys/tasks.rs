@@ -3,6 +3,7 @@
 use crate::error::Kind;
 use anyhow::Result;
 use std::cell::RefCell;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -47,9 +48,20 @@ tokio::task_local! {
     static LISTENER: Rc<Listener>;
 }
 
-/// Hears how many bytes are done, and of how many, or 0 if that is not known.
+/// How far the work of a task is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TaskProgress {
+    /// `all` is the total number of bytes, if it is known.
+    Bytes {
+        done: u64,
+        all: Option<u64>,
+    },
+    Percent(u64),
+}
+
+/// Gets the progress of the work.
 struct Listener {
-    on_bytes: Box<dyn Fn(u64, u64)>,
+    on_progress: Box<dyn Fn(TaskProgress)>,
     /// The work that counts its bytes. Some of it may be done concurrently.
     counted: RefCell<Vec<CancelFlag>>,
 }
@@ -61,9 +73,9 @@ impl Listener {
         let all = sum(&|shared| shared.all.load(Ordering::Relaxed));
         let done = sum(&|shared| shared.done.load(Ordering::Relaxed));
         if all > 0 {
-            (self.on_bytes)(done.min(all), all);
+            (self.on_progress)(TaskProgress::Bytes { done: done.min(all), all: Some(all) });
         } else if done > 0 {
-            (self.on_bytes)(done, 0);
+            (self.on_progress)(TaskProgress::Bytes { done, all: None });
         }
     }
 
@@ -76,11 +88,53 @@ impl Listener {
     }
 }
 
-/// Runs `future`. While it waits for work of [`run`] that counts its bytes, `on_bytes` regularly gets the number of
-/// bytes that are done, and of all bytes. The latter is 0 if it is not known.
-pub async fn listen<T>(on_bytes: impl Fn(u64, u64) + 'static, future: impl Future<Output = T>) -> T {
-    let listener = Listener { on_bytes: Box::new(on_bytes), counted: RefCell::default() };
+/// Runs `future`. While it waits for work that counts its bytes ([`run`], [`follow`]), `on_progress` regularly gets the
+/// number of bytes that are done, and of all bytes if it is known. It also gets the percentages of [`report_percent`].
+pub async fn listen<T>(on_progress: impl Fn(TaskProgress) + 'static, future: impl Future<Output = T>) -> T {
+    let listener = Listener { on_progress: Box::new(on_progress), counted: RefCell::default() };
     LISTENER.scope(Rc::new(listener), future).await
+}
+
+/// Reports how far the work of the current task is, if somebody listens ([`listen`]).
+pub fn report_percent(percent: u64) {
+    _ = LISTENER.try_with(|listener| (listener.on_progress)(TaskProgress::Percent(percent.min(100))));
+}
+
+thread_local! {
+    static COUNTER: RefCell<CancelFlag> = RefCell::default();
+}
+
+/// Runs `work`. On this thread, [`counter`] returns `counter` until the work ends.
+pub fn with_counter<T>(counter: CancelFlag, work: impl FnOnce() -> T) -> T {
+    struct Restore(CancelFlag);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            COUNTER.set(std::mem::take(&mut self.0));
+        }
+    }
+    let _restore = Restore(COUNTER.replace(counter));
+    work()
+}
+
+/// Returns what counts the bytes of this thread's work. Nobody sees the count outside of [`with_counter`].
+pub fn counter() -> CancelFlag {
+    COUNTER.with_borrow(CancelFlag::clone)
+}
+
+/// Waits for `work`. The bytes that `counter` counts meanwhile are the progress of the current task.
+pub async fn follow<T>(counter: CancelFlag, work: impl Future<Output = T>) -> T {
+    let Ok(listener) = LISTENER.try_with(Rc::clone) else { return work.await };
+    listener.counted.borrow_mut().push(counter);
+    let (mut work, mut ticks) = (pin!(work), tokio::time::interval(PROGRESS_INTERVAL));
+    let ended = loop {
+        tokio::select! {
+            biased;
+            ended = &mut work => break ended,
+            _ = ticks.tick() => listener.report(),
+        }
+    };
+    listener.end();
+    ended
 }
 
 /// A flag that is set when nobody waits for the result of the work any more. The work must check the flag often, and
@@ -116,6 +170,11 @@ impl CancelFlag {
         self.0.all.store(all, Ordering::Relaxed);
     }
 
+    /// Like [`Self::expect_bytes`], but in addition to earlier bytes.
+    pub fn expect_more_bytes(&self, more: u64) {
+        self.0.all.fetch_add(more, Ordering::Relaxed);
+    }
+
     /// Counts bytes that are done.
     pub fn add_bytes(&self, done: u64) {
         self.0.done.fetch_add(done, Ordering::Relaxed);
@@ -135,24 +194,7 @@ pub async fn run<T: Send + 'static>(
     let cancelled = CancelFlag::default();
     let _guard = OnDrop(cancelled.clone());
     let counted = cancelled.clone();
-    let mut task = tokio::task::spawn_blocking(move || work(&cancelled));
-    let ended = match LISTENER.try_with(Rc::clone) {
-        Err(_) => task.await,
-        Ok(listener) => {
-            listener.counted.borrow_mut().push(counted);
-            let mut ticks = tokio::time::interval(PROGRESS_INTERVAL);
-            let ended = loop {
-                tokio::select! {
-                    biased;
-                    ended = &mut task => break ended,
-                    _ = ticks.tick() => listener.report(),
-                }
-            };
-            listener.end();
-            ended
-        }
-    };
-    match ended {
+    match follow(counted, tokio::task::spawn_blocking(move || work(&cancelled))).await {
         Ok(result) => result,
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
         Err(error) => Err(error.into()),
@@ -183,8 +225,8 @@ mod tests {
     async fn a_listener_gets_the_bytes_of_the_work() {
         let heard = Rc::new(std::cell::RefCell::new(Vec::new()));
         let (told, (go, wait)) = (heard.clone(), mpsc::channel::<()>());
-        let listener = move |done, all| {
-            told.borrow_mut().push((done, all));
+        let listener = move |progress| {
+            told.borrow_mut().push(progress);
             _ = go.send(());
         };
         let work = run(move |counter| {
@@ -193,12 +235,38 @@ mod tests {
             wait.recv_timeout(Duration::from_secs(10)).map_err(Into::into)
         });
         listen(listener, work).await.expect("the listener got nothing");
-        assert!(heard.borrow().iter().all(|bytes| *bytes == (7, 10)), "{heard:?}");
+        let seven = TaskProgress::Bytes { done: 7, all: Some(10) };
+        assert!(heard.borrow().iter().all(|progress| *progress == seven), "{heard:?}");
         let without_listener = run(|counter| {
             counter.add_bytes(1);
             Ok(())
         });
         without_listener.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_listener_gets_percentages_and_the_count_of_another_thread() {
+        let heard = Rc::new(RefCell::new(Vec::new()));
+        let (told, counted) = (heard.clone(), CancelFlag::default());
+        let counter_of_thread = counted.clone();
+        let thread = std::thread::spawn(move || {
+            with_counter(counter_of_thread, || {
+                counter().expect_more_bytes(4);
+                counter().expect_more_bytes(6);
+                counter().add_bytes(3);
+            });
+            counter().add_bytes(1); // nobody sees this
+        });
+        thread.join().unwrap();
+        report_percent(1); // nobody listens
+        let work = async {
+            report_percent(40);
+            follow(counted, tokio::time::sleep(Duration::from_secs(1))).await;
+        };
+        listen(move |progress| told.borrow_mut().push(progress), work).await;
+        let heard = heard.borrow();
+        assert_eq!(heard[0], TaskProgress::Percent(40));
+        assert_eq!(heard[1], TaskProgress::Bytes { done: 3, all: Some(10) });
     }
 
     #[tokio::test]

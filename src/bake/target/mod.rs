@@ -33,6 +33,8 @@ pub struct Target {
 impl Target {
     /// Fails if the definition has changed since the bake read it.
     pub fn ensure_unchanged(&self, bake: &Bake<'_>) -> Result<()> {
+        let _activity =
+            bake.site.report.activity("plan", &format!("reading all files of {} again", bake.image.name));
         self.inputs.ensure_unchanged(bake.image).context("reading the definition again")
     }
 }
@@ -90,6 +92,7 @@ pub fn name(image: &Definition, inputs: &Inputs, run: Option<&RunId>) -> String 
 
 /// Collects all inputs of the image, and warns of inputs that are probably mistakes.
 pub fn inputs(site: &Site, image: &Definition, base: &Base) -> Result<Inputs> {
+    let _activity = site.report.activity("plan", &format!("reading all files of {}", image.name));
     let mut inputs = Inputs::of(image, base, &site.settings)?;
     if let Some((id, place)) = named(image).as_ref()
         && let Some(digest) = site.distros.named(id, place)?.digest()

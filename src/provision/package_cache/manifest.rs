@@ -2,6 +2,7 @@
 
 use crate::sys::lock::lock_mutex;
 use crate::sys::signals::ensure_not_stopped;
+use crate::sys::tasks::{self, CancelFlag};
 use crate::text::escape_name;
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{CWD, Mode, OFlags};
@@ -330,13 +331,15 @@ pub fn differences(dir: &Path, tree: &CacheTree) -> Result<(Vec<String>, bool)> 
 fn read_on_threads(dir: &Path, mut files: Vec<FileToRead>) -> Result<Vec<(FileToRead, String)>> {
     files.sort_by(|a, b| (a.size, &a.path).cmp(&(b.size, &b.path)));
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
+    let counter = tasks::counter();
+    counter.expect_more_bytes(files.iter().map(|file| file.size).sum());
     let (threads, queue) = (threads.min(files.len()).max(1), std::sync::Mutex::new(files));
     let work = || -> Result<Vec<(FileToRead, String)>> {
         let (mut done, mut buffer) = (Vec::new(), vec![0; BUFFER_BYTES]);
         loop {
             let next = lock_mutex(&queue).pop();
             let Some(file) = next else { return Ok(done) };
-            let digest = read_file(&dir.join(&file.path), file.copy.as_ref(), &mut buffer)?;
+            let digest = read_file(&dir.join(&file.path), file.copy.as_ref(), (&mut buffer, &counter))?;
             done.push((file, digest));
         }
     };
@@ -351,7 +354,11 @@ fn read_on_threads(dir: &Path, mut files: Vec<FileToRead>) -> Result<Vec<(FileTo
 }
 
 /// Returns the digest of a file, and creates a copy if `copy` is given. In the copy, blocks of zeros are holes.
-fn read_file(path: &Path, copy: Option<&NewFile>, buffer: &mut [u8]) -> Result<String> {
+fn read_file(
+    path: &Path,
+    copy: Option<&NewFile>,
+    (buffer, counter): (&mut [u8], &CancelFlag),
+) -> Result<String> {
     let reading = || format!("reading {}", escape_name(path));
     let copying = || format!("copying {}", escape_name(path));
     let mut file = open(path).with_context(reading)?;
@@ -371,6 +378,7 @@ fn read_file(path: &Path, copy: Option<&NewFile>, buffer: &mut [u8]) -> Result<S
             target.write_all_at(read, size).with_context(copying)?;
         }
         size += count as u64;
+        counter.add_bytes(count as u64);
     }
     if let Some((target, new)) = target.zip(copy) {
         finish_file(&target, size, new).with_context(copying)?;

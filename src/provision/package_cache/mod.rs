@@ -25,6 +25,7 @@ use crate::report::Report;
 use crate::sandbox::spec::CacheMount;
 use crate::sys::fds::open_directory;
 use crate::sys::mount::api::overlay;
+use crate::sys::tasks::{self, CancelFlag};
 use anyhow::{Context, Result};
 use manifest::{CacheEntry, CacheTree};
 use oven_distro::{Cache, Phase, Plan, Shim};
@@ -244,6 +245,8 @@ struct Opening {
     dir: PathBuf,
     caches: Vec<Cache>,
     working: JoinHandle<Result<CacheSession>>,
+    /// Counts the bytes that the thread verifies.
+    counter: CancelFlag,
 }
 
 impl Opening {
@@ -277,20 +280,25 @@ impl Opening {
         }
         let key = key::cache_key(&cache.base, &caches, plan, request.certificates.as_ref(), inside)?;
         let (store, opened) = (cache.store.clone(), caches.clone());
+        let counter = CancelFlag::default();
+        let of_thread = counter.clone();
         let working = tokio::task::spawn_blocking(move || {
             let overlays = supports_overlays(&store);
-            CacheSession::open_limited(&store, &key, &opened, seeds, overlays)
+            tasks::with_counter(of_thread, || {
+                CacheSession::open_limited(&store, &key, &opened, seeds, overlays)
+            })
         });
-        Ok(Some(Self { dir, caches, working }))
+        Ok(Some(Self { dir, caches, working, counter }))
     }
 }
 
 impl OpenCaches {
     /// Returns `None` in the same cases as [`Opening::begin`].
     async fn open(opening: Result<Option<Opening>>, report: &Report) -> Result<Option<Self>> {
-        let Some(Opening { dir, caches, working }) = opening? else { return Ok(None) };
+        let Some(Opening { dir, caches, working, counter }) = opening? else { return Ok(None) };
         let step = report.step("cache", "checking the package cache");
-        let mut working = working.await.context("waiting for a thread")??;
+        let verified = step.follow(tasks::follow(counter, working)).await;
+        let mut working = verified.context("waiting for a thread")??;
         step.done();
         report_failures(&mut working, report);
         let (bytes, damaged) = (working.cached_bytes, working.damaged);
@@ -326,7 +334,12 @@ impl OpenCaches {
     async fn publish(mut self) -> Option<Self> {
         let step = self.report.step("cache", "caching packages");
         let mut working = self.working.take()?;
-        let published = tokio::task::spawn_blocking(move || (working.publish(), working)).await;
+        let counter = CancelFlag::default();
+        let of_thread = counter.clone();
+        let publishing = tokio::task::spawn_blocking(move || {
+            (tasks::with_counter(of_thread, || working.publish()), working)
+        });
+        let published = step.follow(tasks::follow(counter, publishing)).await;
         let published = match published {
             Ok((published, mut working)) => {
                 report_failures(&mut working, &self.report);

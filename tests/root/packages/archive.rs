@@ -32,6 +32,7 @@ pub struct Archive {
     faults: Faults,
     answers: Answers,
     throttle: Throttle,
+    sent: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
 }
 
@@ -100,9 +101,10 @@ impl Archive {
             faults: Arc::clone(&faults),
             answers: Arc::clone(&answers),
             throttle,
+            sent: Arc::default(),
             stop: Arc::clone(&stop),
         };
-        let root = archive.dir.path().to_owned();
+        let (root, sent) = (archive.dir.path().to_owned(), Arc::clone(&archive.sent));
         std::thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 if stop.load(Ordering::Relaxed) {
@@ -110,11 +112,11 @@ impl Archive {
                 }
                 let (root, faults) = (root.clone(), Arc::clone(&faults));
                 let (answers, versions) = (Arc::clone(&answers), Arc::clone(&versions));
-                let line = Arc::clone(&line);
+                let (line, sent) = (Arc::clone(&line), Arc::clone(&sent));
                 std::thread::spawn(move || {
                     let (path, since) = request(&stream)?;
                     let answer = answer(&root, (&path, since.as_deref()), &faults, &answers, &versions);
-                    send(&stream, &answer, &line);
+                    send(&stream, &answer, &line, &sent);
                     Some(())
                 });
             }
@@ -125,6 +127,11 @@ impl Archive {
     /// From now on, all connections together send this many bytes in a second.
     pub fn throttle(&self, bytes_per_second: u64) {
         self.throttle.store(bytes_per_second, Ordering::Relaxed);
+    }
+
+    /// How many bytes were sent.
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
     }
 
     pub fn url(&self, path: &str) -> String {
@@ -286,7 +293,7 @@ fn answer(
 
 /// Sends the one answer of a connection.
 #[allow(clippy::disallowed_methods, reason = "a thread of the test waits")]
-fn send(mut stream: &TcpStream, answer: &Answer, line: &Mutex<Throttle>) {
+fn send(mut stream: &TcpStream, answer: &Answer, line: &Mutex<Throttle>, sent: &AtomicU64) {
     let Answer { status, date, body } = answer;
     if *status == SILENCE {
         std::thread::sleep(Duration::from_secs(20)); // longer than any test
@@ -308,6 +315,7 @@ fn send(mut stream: &TcpStream, answer: &Answer, line: &Mutex<Throttle>) {
         if stream.write_all(chunk).is_err() {
             return;
         }
+        sent.fetch_add(chunk.len() as u64, Ordering::Relaxed);
     }
 }
 

@@ -31,7 +31,7 @@ pub use local_world::{LocalWorld, stderr};
 pub use packages::package_lab::PackageLab;
 pub use packages::rpm_lab::RpmLab;
 pub use seeds::{Dice, each, full, pause, seeds};
-pub use terminal::Terminal;
+pub use terminal::{EndedTerminal, Terminal};
 
 use std::time::{Duration, Instant};
 

@@ -1,6 +1,6 @@
 //! A terminal on which a program runs, and the screen that a person would see.
 
-use crate::until;
+use crate::pause;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
@@ -10,6 +10,7 @@ use std::num::NonZeroU16;
 use std::process::{Child, Command};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 /// How many lines above the screen are stored.
 const SCROLLBACK: usize = 10_000;
@@ -17,12 +18,23 @@ const SCROLLBACK: usize = 10_000;
 /// A program whose standard streams are a terminal.
 pub struct Terminal {
     child: Child,
+    /// The side of the terminal emulator.
+    control: File,
     screen: Arc<Mutex<vt100::Parser>>,
     reader: JoinHandle<()>,
 }
 
+/// What remains when the program has ended.
+pub struct EndedTerminal {
+    pub code: Option<i32>,
+    /// All that is on the screen and above it.
+    pub rows: Vec<String>,
+    pub is_cursor_visible: bool,
+}
+
 impl Terminal {
-    /// Starts a command on a new terminal, which shows `before` in its first line.
+    /// Starts a command on a new terminal, which shows `before` in its first line. If the command does not set TERM, it
+    /// is `xterm`.
     pub fn open(mut command: Command, columns: u16, rows: u16, before: &str) -> Self {
         let control = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
         grantpt(&control).unwrap();
@@ -33,7 +45,10 @@ impl Terminal {
         let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
         let terminal = open(name.as_c_str(), flags, Mode::empty()).unwrap();
         let copy = || File::from(terminal.try_clone().unwrap());
-        command.stdin(copy()).stdout(copy()).stderr(copy()).env("TERM", "xterm");
+        command.stdin(copy()).stdout(copy()).stderr(copy());
+        if !command.get_envs().any(|(name, _)| name == "TERM") {
+            command.env("TERM", "xterm");
+        }
         for name in ["NO_COLOR", "CLICOLOR_FORCE"] {
             command.env_remove(name);
         }
@@ -44,13 +59,15 @@ impl Terminal {
         let shown = screen.clone();
         let child = command.spawn().unwrap();
         drop((command, terminal)); // when the program has closed the terminal, too, the thread ends
+        let control = File::from(control);
+        let mut input = control.try_clone().unwrap();
         let reader = std::thread::spawn(move || {
-            let (mut control, mut buffer) = (File::from(control), [0; 4096]);
-            while let Ok(len @ 1..) = control.read(&mut buffer) {
+            let mut buffer = [0; 4096];
+            while let Ok(len @ 1..) = input.read(&mut buffer) {
                 shown.lock().unwrap_or_else(PoisonError::into_inner).process(&buffer[..len]);
             }
         });
-        Self { child, screen, reader }
+        Self { child, control, screen, reader }
     }
 
     /// The rows of the screen, without blanks at their ends.
@@ -63,7 +80,33 @@ impl Terminal {
     /// Waits until a text is on the screen.
     #[track_caller]
     pub fn wait_for(&self, text: &str) {
-        until(text, || self.rows().iter().any(|row| row.contains(text)).then_some(()));
+        self.wait_until(text, |rows| rows.iter().any(|row| row.contains(text)));
+    }
+
+    /// Waits until the screen is as wanted.
+    #[track_caller]
+    pub fn wait_until(&self, what: &str, is_wanted: impl Fn(&[String]) -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !is_wanted(&self.rows()) {
+            assert!(Instant::now() < deadline, "waiting for {what}: {:#?}", self.rows());
+            pause(Duration::from_millis(2));
+        }
+    }
+
+    /// Changes the size of the terminal. It does not wrap the lines again.
+    pub fn resize(&self, columns: u16, rows: u16) {
+        let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        tcsetwinsize(&self.control, size).unwrap();
+        let [rows, columns] = [rows, columns].map(|number| NonZeroU16::new(number).unwrap());
+        let mut parser = self.screen.lock().unwrap_or_else(PoisonError::into_inner);
+        parser.screen_mut().set_size(rows, columns);
+    }
+
+    /// Interrupts the program, like Ctrl-C, which the terminal shows.
+    pub fn interrupt(&self) {
+        self.screen.lock().unwrap_or_else(PoisonError::into_inner).process(b"^C");
+        let pid = nix::unistd::Pid::from_raw(self.child.id().try_into().unwrap());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
     }
 
     /// Whether the program has ended.
@@ -72,7 +115,13 @@ impl Terminal {
     }
 
     /// Waits for the end. Returns the exit code, and all that is on the screen and above it.
-    pub fn end(mut self) -> (Option<i32>, Vec<String>) {
+    pub fn end(self) -> (Option<i32>, Vec<String>) {
+        let ended = self.ended();
+        (ended.code, ended.rows)
+    }
+
+    /// Waits for the end.
+    pub fn ended(mut self) -> EndedTerminal {
         let code = self.child.wait().unwrap().code();
         self.reader.join().unwrap();
         let mut parser = self.screen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -85,6 +134,6 @@ impl Terminal {
             rows.truncate(if back == 0 { rows.len() } else { 1 });
             all.append(&mut rows);
         }
-        (code, all)
+        EndedTerminal { code, rows: all, is_cursor_visible: !parser.screen().hide_cursor() }
     }
 }

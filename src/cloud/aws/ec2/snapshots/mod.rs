@@ -16,6 +16,7 @@ use crate::cloud::{Tags, tag};
 use crate::error::Kind;
 use crate::ids::{RunId, SnapshotId, VolumeId};
 use crate::sys::poll::{PollAnswer, poll_until, wait_with_background};
+use crate::sys::tasks;
 use anyhow::Result;
 use aws_sdk_ec2::types::{self, ResourceType, SnapshotState};
 use tokio::time::{Instant, sleep};
@@ -214,6 +215,9 @@ impl Ec2 {
                 if let Some(size) = snapshot.volume_size.and_then(|size| u64::try_from(size).ok()) {
                     deadline = self.timeouts().snapshot_of(size);
                 }
+                if let Some(percent) = snapshot.progress.as_deref().and_then(percentage) {
+                    tasks::report_percent(percent);
+                }
                 let state = snapshot.state.as_ref().map_or("in no state", SnapshotState::as_str);
                 match snapshot.state {
                     Some(SnapshotState::Completed) => Ok(PollAnswer::Ready(Ok(()))),
@@ -238,4 +242,9 @@ impl Ec2 {
         )
         .await
     }
+}
+
+/// Parses EC2's text for the progress of a snapshot, such as `45%`.
+fn percentage(text: &str) -> Option<u64> {
+    text.trim().trim_end_matches('%').parse().ok()
 }

@@ -1,6 +1,7 @@
 //! Tests that a snapshot is created only once, even if an answer is lost.
 
 use super::*;
+use crate::sys::tasks::{self, TaskProgress};
 
 /// A fake EC2 with snapshots. For each CreateSnapshot, `script` returns whether a snapshot is created, and the answer.
 /// `states` contains the state of the first snapshot, and the state of all later snapshots.
@@ -57,6 +58,30 @@ async fn a_lost_snapshot_is_looked_up_and_never_created_twice() {
             assert!(count(&calls, "DescribeSnapshots") >= 3);
         }
     }
+}
+
+#[tokio::test]
+async fn the_percentage_of_a_snapshot_is_reported() {
+    let dir = dir();
+    let (ec2, _) = ec2(dir.path(), |request, nth| match request.action.as_str() {
+        "CreateSnapshot" => ok("<snapshotId>snap-00000000000000000</snapshotId>"),
+        "DescribeSnapshots" => {
+            let (state, progress) = [("pending", ""), ("pending", "45%"), ("completed", "100%")][nth.min(2)];
+            let ids = snapshots(&[("snap-00000000000000000", state)]);
+            ok(ids.replace("<volumeSize>", &format!("<progress>{progress}</progress><volumeSize>")))
+        }
+        "DetachVolume" => ok("<volumeId>vol-1</volumeId>"),
+        action => panic!("{action}"),
+    })
+    .await;
+    let heard = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
+    let on_progress = {
+        let heard = heard.clone();
+        move |progress| heard.borrow_mut().push(progress)
+    };
+    tasks::listen(on_progress, ec2.snapshot(&volume_id(), &run(), &Tags::new())).await.unwrap();
+    let heard = heard.borrow();
+    assert!(heard.starts_with(&[TaskProgress::Percent(45), TaskProgress::Percent(100)]), "{heard:?}");
 }
 
 #[tokio::test]
