@@ -60,6 +60,9 @@ impl<'a> ProgressReader<'a> {
         if let Some(percent) = text(&rule.percent).and_then(|text| text.trim().parse::<f64>().ok()) {
             self.set_percent(percent.clamp(0.0, 100.0));
         }
+        if self.bytes.of.is_some() {
+            self.progress.percent = None; // of an earlier line, before the total was known
+        }
         self.progress.items = self.items.amount();
         self.progress.bytes = self.bytes.amount();
         Some(self.progress.clone())
@@ -68,10 +71,7 @@ impl<'a> ProgressReader<'a> {
     /// A percentage is a number of bytes if the total is known.
     fn set_percent(&mut self, percent: f64) {
         match self.bytes.of {
-            Some(of) => {
-                self.bytes.done = Some((of as f64 * percent / 100.0) as u64);
-                self.progress.percent = None; // of an earlier line, before the total was known
-            }
+            Some(of) => self.bytes.done = Some((of as f64 * percent / 100.0) as u64),
             None => self.progress.percent = Some(percent as u64),
         }
     }

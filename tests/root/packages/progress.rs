@@ -302,5 +302,5 @@ fn modes(world: &LocalWorld) {
     command.env("TERM", "dumb");
     let (code, rows) = Terminal::open(command, 80, 24, MARK).end();
     assert_eq!((code, running(&rows)), (Some(0), 0), "{rows:#?}");
-    assert!(rows.iter().any(|row| row.contains("downloading 65 packages and dependencies (")), "{rows:#?}");
+    assert!(rows.iter().any(|row| row.contains("  installing 65 packages (")), "{rows:#?}");
 }
