@@ -166,8 +166,8 @@ pub(crate) fn read<'t, T>(
     let document = Document { ends, top, mistakes: RefCell::default() };
     let parsed = DeTable::parse(text).map_err(|e| {
         let start = e.span().map_or(0, |span| span.start);
+        let (start, what) = toml_syntax::describe(text, start, e.message());
         let line = document.line(start);
-        let what = toml_syntax::describe(text, start, e.message());
         let place = Place::new(escape_name(file), Some(line), toml_syntax::key_at(text, start), "");
         Kind::Definition.failure(format!("{place}: {what}")).at(&place)
     })?;

@@ -1,9 +1,33 @@
 //! Describes syntax errors of TOML files. Values are not shown, because they may be secrets.
 
-/// Describes a syntax error at the offset `start`: adds advice and a snippet of the line to the parser's message, or the
-/// column if there is no snippet. Values are not shown, because the file may be another one than the user thinks, and may
-/// contain secrets.
-pub fn describe(text: &str, start: usize, message: &str) -> String {
+/// Describes a syntax error: returns its offset and a text. The parser reports it at `start` with a message. The text adds
+/// advice and a snippet of the line, or the column if there is no snippet. Values are not shown, because the file may be
+/// another one than the user thinks, and may contain secrets.
+pub fn describe(text: &str, start: usize, message: &str) -> (usize, String) {
+    match unclosed(text, start, message) {
+        Some((end, missing)) => {
+            let message = format!("{missing} is missing at the end of the line");
+            (end, describe_at(text, end, &message))
+        }
+        None => (start, describe_at(text, start, message)),
+    }
+}
+
+/// If the parser finds the next line in an inline table or in an array, the mistake is on the line before. Returns the
+/// offset of its last character, and what is missing.
+fn unclosed(text: &str, start: usize, message: &str) -> Option<(usize, &'static str)> {
+    let missing = match message {
+        _ if message.contains("key-value pairs") || message.contains("inline table element") => "`,` or `}`",
+        _ if message.contains("array elements") => "`,` or `]`",
+        _ => return None,
+    };
+    let before = text.get(..start)?;
+    let is_first = before.rsplit('\n').next().is_some_and(|line| line.trim().is_empty());
+    let (end, _) = before.trim_end().char_indices().next_back().filter(|_| is_first)?;
+    Some((end, missing))
+}
+
+fn describe_at(text: &str, start: usize, message: &str) -> String {
     let (line, column) = line_at(text, start);
     let value = line.split_once('=').map(|(_, value)| value.trim()).unwrap_or_default();
     let number = |c: char| c.is_ascii_digit() || "+-".contains(c);

@@ -420,6 +420,16 @@ fn mistakes_of_syntax_name_line_and_column_and_quote_nothing() {
         ("from = \"../x\"", "2: not valid TOML: duplicate key"),
         ("packages = [", "not valid TOML: unclosed array"),
         ("[disk", "unclosed table, expected `]`"),
+        // The parser notices these mistakes only on the next line.
+        (
+            "[run.env]\nx = { a = 1\n\nname = 1",
+            ":3: not valid TOML: `,` or `}` is missing at the end of the line\n    | x = …\n    |     ^",
+        ),
+        ("x = { a = 1\n[disk]", ":2: not valid TOML: `,` or `}` is missing at the end of the line"),
+        (
+            "hold = [\n\"a\"\n\"b\"]",
+            ":3: not valid TOML in column 3: `,` or `]` is missing at the end of the line",
+        ),
         ("c2VjcmV0 c2VjcmV0==", "2: not valid TOML in column "),
         ("PASSWORD: c2VjcmV0", "2: not valid TOML in column "),
         ("[c2VjcmV0", "2: not valid TOML in column "),
