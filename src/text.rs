@@ -292,6 +292,19 @@ mod tests {
     }
 
     #[test]
+    fn long_names_are_cut_off_after_whole_characters() {
+        for (name, max, expected) in [
+            ("abc", 3, "abc"),
+            ("abcd", 3, "abc…"),
+            ("a🦀🦀🦀", 3, "a🦀🦀…"),
+            ("🦀🦀🦀", 3, "🦀🦀🦀"),
+            ("\n\n", 3, r"\n\…"),
+        ] {
+            assert_eq!(shorten_name(name, max), expected, "{name:?}");
+        }
+    }
+
+    #[test]
     fn invisible_characters_are_unprintable() {
         // `Default_Ignorable_Code_Point` of Unicode 16.
         for (first, last) in [

@@ -216,6 +216,8 @@ mod tests {
         assert_eq!(placed(), [true, false]);
         place_files(&inside, &image, &unmounted, true).unwrap();
         assert_eq!(placed(), [true, true]);
+        let titles = [false, true].map(|after_run| title(1, after_run));
+        assert_eq!(titles, ["placing 1 file", "placing 1 file after the scripts"]);
     }
 
     #[test]

@@ -112,8 +112,8 @@ pub static OVEN_TOML: Section = Section {
             value: ValueType::Table(&LIMITS),
             doc: "The limits of each step. A step is one command that runs in the image, such as an installation, a \
                   script or a test. A step that exceeds a limit fails, and the bake ends with exit code 5. The limits \
-                  need cgroup v2 with the controllers `memory` and `pids`. If oven cannot use them, each bake says so, \
-                  and `oven doctor` shows the reason.",
+                  need cgroup v2 with the controllers `memory` and `pids`. If oven cannot use them, the log of a bake \
+                  says so, a bake warns if oven.toml sets a limit, and `oven doctor` shows the reason.",
             example: "[limits]\nmemory_gib = 4",
             ..KEY
         },

@@ -3,6 +3,7 @@
 use super::story::{debian, small};
 use oven_testing::LocalWorld;
 use serde_json::Value;
+use std::collections::BTreeMap;
 
 fn objects(stream: &str) -> Vec<Value> {
     stream.lines().map(|line| serde_json::from_str(line).expect(line)).collect()
@@ -28,10 +29,12 @@ fn baked(world: &LocalWorld, name: &str) -> Vec<(String, String)> {
     let (out, _) = world.expect(0, &["--json", "bake", &format!("examples/{name}")]);
     let text = |value: &Value| value.as_str().unwrap().to_owned();
     let steps = objects(&out).into_iter().filter(|event| event["event"] == "step" && event["image"] == name);
-    steps
-        .map(|step| (text(&step["phase"]), text(&step["what"])))
-        .filter(|(phase, _)| phase != "cache")
-        .collect()
+    let steps: Vec<_> = steps.map(|step| (text(&step["phase"]), text(&step["what"]))).collect();
+    let phases: BTreeMap<_, _> = steps.iter().map(|(phase, what)| (what, phase)).collect();
+    for (phase, what) in &steps {
+        assert_eq!(phases[what], phase, "{what} is the title in two phases");
+    }
+    steps.into_iter().filter(|(phase, _)| phase != "cache").collect()
 }
 
 #[test]
