@@ -318,7 +318,7 @@ fn an_export_that_is_stopped_leaves_no_disk() {
     let place = Place::new();
     place.raw("disk.raw", 4 << 30, (1..8192).step_by(14));
     let (ami, _) = place.expect(0, &["import", "disk.raw", "--name", "base"]);
-    let script = "$OVEN export AMI - > cut & until [ -s cut ]; do :; done; kill -TERM $!; wait $!";
+    let script = "rm -f cut; $OVEN export AMI - > cut & until [ -s cut ] || ! kill -0 $!; do :; done; kill -TERM $!; wait $!";
     // An export may end before the signal arrives.
     let mut stopped = (0..20).map(|_| sh(&place, &script.replace("AMI", ami.trim())));
     let output = stopped.find(|output| !output.status.success()).expect("no export was stopped");
