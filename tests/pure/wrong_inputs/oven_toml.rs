@@ -19,5 +19,5 @@ pub const CASES: &[TomlCase] = &[
     ("limits.memory_gib", "[limits]\nmemory_gib = 0", 2, "GiB"),
     ("limits.pids", "[limits]\npids = 1", 2, "processes"),
     ("proxy", "proxy = \"http://x.example\"", 1, "unknown key"),
-    ("", "cloud = ", 1, "not valid TOML"),
+    ("cloud", "cloud = ", 1, "not valid TOML"),
 ];
