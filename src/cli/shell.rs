@@ -34,7 +34,7 @@ const PHASE: &str = "rerun";
 enum ShellTarget {
     Image(ImageId),
     /// A run that preserved its disk, and the step that failed, if this machine has a record of it.
-    Run(RunId, Option<FailedStep>),
+    Run(RunId, Option<Box<FailedStep>>),
 }
 
 struct FailedStep {
@@ -65,7 +65,7 @@ pub async fn run(
     let ended = undo::scope(policy, stopped, async |undo| {
         let target = target(&site, args).await?;
         let disk = open(&site, &target, &run, &undo).await?;
-        let failed = if let ShellTarget::Run(_, failed) = &target { failed.as_ref() } else { None };
+        let failed = if let ShellTarget::Run(_, failed) = &target { failed.as_deref() } else { None };
         let options = MountOptions {
             // Only the step itself may write to the disk, and not a shell.
             disk_writable: args.rerun && failed.is_some_and(|failed| failed.step.can_write_disk()),
@@ -131,7 +131,7 @@ async fn target(site: &Site, args: &args::ShellArgs) -> Result<ShellTarget> {
         }
         None => None,
     };
-    Ok(ShellTarget::Run(run, failed))
+    Ok(ShellTarget::Run(run, failed.map(Box::new)))
 }
 
 /// Prepares a recorded step. Warns if the step cannot be exactly as it was. With `--rerun`, files and secrets that are

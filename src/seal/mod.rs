@@ -19,6 +19,7 @@ use crate::provision::plan_steps;
 use crate::provision::space::ImageSpace;
 use crate::text::escape_name;
 use anyhow::{Context, Result};
+use bootable::find_kernels;
 use identities::{BaseSecrets, Exemptions};
 use lint::bake_period::BakeMoment;
 use package_made::PackageMadeFiles;
@@ -142,11 +143,21 @@ pub async fn image(runner: &CommandRunner<'_>, baseline: Baseline) -> Result<()>
     let step = work.report.step(CLEAN.0, CLEAN.1);
     let timer = place.inside.meter().start();
     let before = CleanUp { base_secrets: baseline.base_secrets, package_made, unmatched };
+    let kernels = if work.image.remove.is_empty() { None } else { Some(find_kernels(place.inside)?) };
     let unclean = clean_image(place.inside, work, before).context("cleaning the image")?;
     lint::lint(place.inside, work, &baseline.lint, &unclean)?;
     secret_scan::ensure_no_secrets(place.inside, work.secrets, baseline.bake_start)?;
+    let kernels_changed = match kernels {
+        Some(kernels) => find_kernels(place.inside)? != kernels,
+        None => false,
+    };
     drop(timer);
     step.done();
+    if kernels_changed {
+        bootable::check_bootable(place, &baseline.boot, work.report)
+            .await
+            .context("checking the image after the removal of `[clean] remove`")?;
+    }
     selinux::label(runner, place.inside, work.image.selinux, baseline.begun).await?;
     baseline.space.ensure_not_full(place.root)
 }

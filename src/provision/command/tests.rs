@@ -3,6 +3,7 @@ use crate::config::project::{NetworkSettings, StepLimits};
 use crate::error::hint_of;
 use crate::image::tree::ImageTree;
 use crate::provision::context::EgressGuard;
+use crate::provision::space;
 use crate::provision::test::definition;
 use crate::report::Report;
 use crate::sandbox::spec::ExceededLimit;

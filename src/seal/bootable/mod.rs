@@ -20,6 +20,7 @@ use crate::sys::tasks::run_to_end;
 use crate::text::{escape_name, list_first};
 use anyhow::{Context, Result};
 use device_names::DiskNames;
+pub use kernels::find_kernels;
 use kernels::{DriverSet, Kernel};
 use rustix::fs::FileType;
 use sha2::{Digest, Sha256};
@@ -96,6 +97,11 @@ pub async fn check_bootable(place: &MountedImage<'_>, before: &BootBaseline, rep
         }
     }
     let after = kernels::find_kernels(place.inside)?;
+    if after.is_empty()
+        && let Some(kernel) = before.kernels.values().next()
+    {
+        found.push(format!("{}: this kernel was removed, and there is no other kernel", kernel.image.0));
+    }
     let had_initramfs = before.kernels.values().any(|kernel| kernel.initramfs.is_some());
     for (version, kernel) in
         after.iter().filter(|(version, kernel)| before.kernels.get(*version) != Some(kernel))

@@ -35,9 +35,9 @@ const OF_LIBRARIES: [&str; 18] = [
 ];
 const OF_METADATA_CLIENT: [&str; 2] =
     ["AWS_EC2_METADATA_SERVICE_ENDPOINT", "AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE"];
-/// In these files, the name of the variable is not a literal in the call. In the first two, a definition names the
-/// variables: they are the secrets. In the others, each name is a literal elsewhere in the file.
-const SECRETS: [&str; 2] = ["src/bake/secrets.rs", "src/cli/plan.rs"];
+/// In these files, the name of the variable is not a literal in the call. In the first three, a definition names
+/// the variables: they are the secrets. In the others, each name is a literal elsewhere in the file.
+const SECRETS: [&str; 3] = ["src/bake/secrets.rs", "src/cli/plan.rs", "src/cli/shell.rs"];
 const BY_NAME: [&str; 2] = ["src/report/screen.rs", "src/cloud/aws/imds/mod.rs"];
 
 pub fn page() -> String {

@@ -106,6 +106,15 @@ fn an_initramfs_for_one_machine_fails_the_bake_and_a_generic_one_does_not() {
     let err = lab.fails("list", &["/boot/initrd.img-9.9-planted: it has no nvme driver"]);
     assert!(!err.contains("ena driver"), "it is a module of the root file system: {err}");
     lab.fails("gone", &["/boot/vmlinuz-", "this kernel has no initramfs"]);
+    // The clean-up is checked, too.
+    for (pattern, message) in [
+        ("/boot/initrd.img-*", "this kernel has no initramfs"),
+        ("/boot/vmlinuz-*", "this kernel was removed, and there is no other kernel"),
+    ] {
+        let toml = format!("from = {{ name = \"base\" }}\n[clean]\nremove = [\"{pattern}\"]\n");
+        lab.0.write("removed/image.toml", &toml);
+        lab.fails("removed", &["/boot/vmlinuz-", message]);
+    }
     let before = ImageReader::in_file(&base());
     let name = before.list("/boot").into_iter().find(|name| name.starts_with("initrd.img-")).unwrap();
     let (out, err) = lab.0.expect(0, &["--verbose", "bake", "generic"]);
