@@ -205,7 +205,7 @@ impl fmt::Display for FullFileSystem {
 /// The directory in a step's `/run` with files that a step cannot change.
 const OWN_FILES: &str = "/run/oven/";
 
-/// Returns the absolute paths in a message of a program. A path in [`OWN_FILES`] does not count: a shell names its script
+/// Returns the absolute paths in a message of a program. A path in `OWN_FILES` does not count: a shell names its script
 /// in each message.
 pub fn paths_in(line: &str) -> impl Iterator<Item = &str> {
     let is_separator = |c: char| c.is_whitespace() || "'\"`‘’“”()<>[]=,;:".contains(c);
