@@ -58,7 +58,8 @@ pub fn key_at(text: &str, start: usize) -> Option<String> {
         return Some(table.to_owned());
     }
     let key = key_of(line)?;
-    let above = text.get(..start)?.lines().rev().skip(1);
+    let before = text.get(..start)?;
+    let above = before[..before.rfind('\n').unwrap_or(0)].lines().rev();
     let table = above.map(str::trim).find(|line| line.starts_with('['));
     match table.map(header) {
         None => Some(key.to_owned()),

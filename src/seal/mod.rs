@@ -11,6 +11,7 @@ pub mod rules;
 pub mod secret_scan;
 pub mod selinux;
 
+use crate::error::Kind;
 use crate::image::accounts::Accounts;
 use crate::image::tree::ImageTree;
 use crate::provision::command::CommandRunner;
@@ -19,7 +20,6 @@ use crate::provision::plan_steps;
 use crate::provision::space::ImageSpace;
 use crate::text::escape_name;
 use anyhow::{Context, Result};
-use bootable::find_kernels;
 use identities::{BaseSecrets, Exemptions};
 use lint::bake_period::BakeMoment;
 use package_made::PackageMadeFiles;
@@ -143,20 +143,20 @@ pub async fn image(runner: &CommandRunner<'_>, baseline: Baseline) -> Result<()>
     let step = work.report.step(CLEAN.0, CLEAN.1);
     let timer = place.inside.meter().start();
     let before = CleanUp { base_secrets: baseline.base_secrets, package_made, unmatched };
-    let kernels = if work.image.remove.is_empty() { None } else { Some(find_kernels(place.inside)?) };
     let unclean = clean_image(place.inside, work, before).context("cleaning the image")?;
     lint::lint(place.inside, work, &baseline.lint, &unclean)?;
     secret_scan::ensure_no_secrets(place.inside, work.secrets, baseline.bake_start)?;
-    let kernels_changed = match kernels {
-        Some(kernels) => find_kernels(place.inside)? != kernels,
-        None => false,
-    };
     drop(timer);
     step.done();
-    if kernels_changed {
-        bootable::check_bootable(place, &baseline.boot, work.report)
-            .await
-            .context("checking the image after the removal of `[clean] remove`")?;
+    if !work.image.remove.is_empty() {
+        let checked = bootable::check_bootable(place, &baseline.boot, work.report).await;
+        checked.map_err(|error| match Kind::of(&error) {
+            Kind::Step => {
+                let hint = "`[clean] remove` of image.toml removed a file that the image needs: correct the pattern.";
+                Kind::Step.failure(format!("{error:#}")).hint(hint).into()
+            }
+            _ => error,
+        })?;
     }
     selinux::label(runner, place.inside, work.image.selinux, baseline.begun).await?;
     baseline.space.ensure_not_full(place.root)

@@ -294,7 +294,13 @@ fn network_settings(table: &Table, dir: &Path) -> NetworkSettings {
     NetworkSettings {
         proxy: address("proxy", &["http", "https", "socks5h"]),
         no_proxy: text("no_proxy", &hosts),
-        mirror: address("mirror", &["http", "https"]),
+        mirror: address("mirror", &["http", "https"]).and_then(|mirror| {
+            // Commands and files of steps contain the mirror, and so do logs.
+            let has_user = mirror.split('/').nth(2).is_some_and(|host| host.contains('@'));
+            let what = "contains a user name or a password, which would appear in logs: remove it";
+            let mirror = if has_user { Err(what.to_owned()) } else { Ok(mirror) };
+            table.check("mirror", table.string("mirror")?.line, mirror)
+        }),
         ca_file: table.string("ca_file").and_then(|at| {
             let file = path(dir, at.value).and_then(|file| ca_file(dir, at.value, &file).map(|()| file));
             table.check("ca_file", at.line, file)

@@ -113,6 +113,10 @@ fn each_mistake_names_line_and_key() {
         ),
         ("[network]\nproxy = \"http://a\\\";b\"", "which contains the invalid character '\"'"),
         (
+            "[network]\nmirror = \"https://me:secret@deb.example/\"",
+            "2: `mirror` of [network] contains a user name or a password, which would appear in logs",
+        ),
+        (
             "[network]\nmirror = \"file:///x\"",
             "2: `mirror` of [network] is \"file:///x\", which does not begin with",
         ),

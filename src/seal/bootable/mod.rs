@@ -20,7 +20,6 @@ use crate::sys::tasks::run_to_end;
 use crate::text::{escape_name, list_first};
 use anyhow::{Context, Result};
 use device_names::DiskNames;
-pub use kernels::find_kernels;
 use kernels::{DriverSet, Kernel};
 use rustix::fs::FileType;
 use sha2::{Digest, Sha256};
