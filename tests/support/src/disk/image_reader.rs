@@ -127,6 +127,10 @@ impl ImageReader {
             let content = self.read(&format!("/var/lib/dpkg/{file}")).unwrap_or_default();
             std::fs::write(dir.path().join(file), content).unwrap();
         }
+        // The foreign architectures, if there are any.
+        if let Some(content) = self.read("/var/lib/dpkg/arch") {
+            std::fs::write(dir.path().join("arch"), content).unwrap();
+        }
         for sub in ["info", "updates", "triggers"] {
             self.debugfs(&format!("rdump /var/lib/dpkg/{sub} {}", dir.path().display()));
         }
