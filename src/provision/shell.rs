@@ -85,28 +85,29 @@ impl ReopenedStep {
 /// The package caches of a step that runs again. Its writes to them are discarded.
 struct StepCaches {
     plan: Plan,
+    key: String,
     cache: PackageCache,
-    certificates: Option<Shim>,
     writable: bool,
 }
 
 impl StepCaches {
-    fn new(step: &ReopenedStep, context: &StepContext<'_>, root: &Root<'_>) -> Result<Option<Self>> {
-        let Some(RecordedCaches { base, plan, writable }) = &step.recorded.caches else { return Ok(None) };
-        Ok(Some(Self {
-            plan: plan.clone(),
-            cache: PackageCache { store: context.store.clone(), base: base.clone() },
-            certificates: network::certificates(context.network, root.tree())?,
-            writable: *writable,
-        }))
+    fn new(context: &StepContext<'_>) -> Option<Self> {
+        let RecordedCaches { base, key, caches, writable } = context.step.recorded.caches.clone()?;
+        Some(Self {
+            plan: Plan { caches, ..Plan::default() },
+            key,
+            cache: PackageCache { store: context.store.clone(), base },
+            writable,
+        })
     }
 
     fn open<'a>(&'a self, root: &'a Root<'_>, report: &'a Report) -> DownloadCaches<'a> {
         DownloadCaches::new(CacheRequest {
             cache: Some(&self.cache),
             plan: &self.plan,
+            key: Some(&self.key),
             image: root.tree(),
-            certificates: self.certificates.clone(),
+            certificates: None,
             report,
         })
     }
@@ -153,8 +154,7 @@ pub async fn shell(root: &Root<'_>, request: ShellRequest<'_>, report: &Report) 
     };
     let step = failed.as_ref().map(|failed| failed.step);
     let recorded = step.map(|step| &step.recorded.spec);
-    let caches = failed.as_ref().map(|failed| StepCaches::new(failed.step, failed, root));
-    let caches = caches.transpose()?.flatten();
+    let caches = failed.as_ref().and_then(StepCaches::new);
     let opened = caches.as_ref().map(|caches| caches.open(root, report));
     let spec = StepSpec {
         root: root.path().to_owned(),
@@ -203,7 +203,7 @@ pub async fn rerun(
     let StepContext { step, network, .. } = failed;
     let recorded = &step.recorded;
     CgroupSupport::get().report_gaps(recorded.spec.limits, report);
-    let caches = StepCaches::new(step, &failed, root)?;
+    let caches = StepCaches::new(&failed);
     let opened = caches.as_ref().map(|caches| caches.open(root, report));
     let mut spec = StepSpec {
         root: root.path().to_owned(),

@@ -285,7 +285,8 @@ fn a_step_runs_again_with_the_same_containment() {
     ensure_nowhere(&world, "hunter2");
 }
 
-/// The step that installs packages runs again with the packages that the bake downloaded.
+/// The step that installs packages runs again with the packages that the bake downloaded, although it has changed the
+/// package sources.
 #[test]
 fn a_package_step_runs_again() {
     let world = small();
@@ -293,6 +294,8 @@ fn a_package_step_runs_again() {
     world.write("deb/DEBIAN/control", control);
     world.write("deb/DEBIAN/postinst", "#!/bin/sh\necho the script ran\ntest -e /etc/repaired\n");
     fs::set_permissions(world.path("deb/DEBIAN/postinst"), fs::Permissions::from_mode(0o755)).unwrap();
+    // dpkg unpacks this file before the script fails.
+    world.write("deb/etc/apt/apt.conf.d/99x", "APT::Install-Suggests \"false\";\n");
     world.write("image/image.toml", "from = { name = \"small\" }\npackages = [\"./x.deb\"]\n");
     let mut build = Command::new("dpkg-deb");
     build.args(["--root-owner-group", "-Znone", "--build"]).arg(world.path("deb"));
@@ -300,6 +303,10 @@ fn a_package_step_runs_again() {
     assert!(built.status.success(), "{}", stderr(&built));
     let (_, error) = world.expect(5, &["bake", FLAG, "image"]);
     let run = run_of(&error);
+    world.expect(0, &["shell", &run, "--", "test", "-e", "/etc/apt/apt.conf.d/99x"]);
+    let cached = ["shell", &run, "--", "find", "/var/cache/apt/archives", "-name", "tree_*.deb"];
+    let (printed, error) = world.expect(0, &cached);
+    assert!(printed.contains("/tree_"), "{printed}{error}");
     let (printed, error) = world.expect(100, &["shell", "--rerun", &run]);
     assert!(printed.contains("the script ran"), "{printed}{error}");
     assert!(error.contains("a step of the plan for ") && error.contains("apt-get"), "{error}");
