@@ -64,6 +64,11 @@ impl ReopenedStep {
         self.recorded.spec.network
     }
 
+    /// Whether the step gets the settings of `[network]`.
+    pub fn has_network_settings(&self) -> bool {
+        self.recorded.fetches
+    }
+
     /// Whether the step could write to the disk of the image.
     pub fn can_write_disk(&self) -> bool {
         self.recorded.spec.disk_writable
@@ -122,7 +127,6 @@ impl StepCaches {
 /// A failed step, and what it needs of this machine.
 pub struct StepContext<'a> {
     pub step: &'a ReopenedStep,
-    pub network: &'a NetworkSettings,
     /// The package cache of this machine.
     pub store: &'a CacheStore,
 }
@@ -187,6 +191,8 @@ pub struct RerunRequest<'a> {
     /// The path of this program.
     pub helper: &'a Path,
     pub failed: StepContext<'a>,
+    /// The settings of the project of the definition.
+    pub network: &'a NetworkSettings,
     /// How the builder's credentials are protected from a step with the network.
     pub guard: EgressGuard,
 }
@@ -199,8 +205,8 @@ pub async fn rerun(
     report: &Report,
     on_line: &mut dyn FnMut(&str),
 ) -> Result<u8> {
-    let RerunRequest { helper, failed, guard } = request;
-    let StepContext { step, network, .. } = failed;
+    let RerunRequest { helper, failed, network, guard } = request;
+    let step = failed.step;
     let recorded = &step.recorded;
     CgroupSupport::get().report_gaps(recorded.spec.limits, report);
     let caches = StepCaches::new(&failed);

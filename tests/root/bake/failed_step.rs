@@ -316,3 +316,29 @@ fn a_package_step_runs_again() {
     world.expect(0, &["shell", &run, "--", "test", "-e", "/usr/bin/tree"]);
     world.assert_no_traces("after the step ran again");
 }
+
+/// A step that downloads runs again with the settings of the definition's project, not of the working directory.
+#[test]
+fn a_step_runs_again_with_the_network_settings_of_its_project() {
+    let world = small();
+    // No proxy listens on this port. The failure shows that the step uses the proxy.
+    world.write("oven.toml", "[network]\nproxy = \"http://127.0.0.1:9\"\n");
+    world.write("image/image.toml", "from = { name = \"small\" }\npackages = [\"tree\"]\n");
+    let output = world.oven(&["bake", FLAG, "image"]);
+    let error = stderr(&output);
+    assert!(!output.status.success() && error.contains("127.0.0.1"), "{error}");
+    let run = run_of(&error);
+    let elsewhere = tempfile::tempdir().unwrap();
+    let rerun = || {
+        let output =
+            world.command(&["shell", "--rerun", &run]).current_dir(elsewhere.path()).output().unwrap();
+        (out(&output), stderr(&output))
+    };
+    let (printed, error) = rerun();
+    assert!(printed.contains("127.0.0.1") && !error.contains("[network]"), "{printed}{error}");
+    world.write("oven.toml", "[network]\nproxy = 1\n");
+    let (printed, error) = rerun();
+    assert!(!printed.contains("127.0.0.1"), "{printed}{error}");
+    assert!(error.contains("does not get the settings of [network]"), "{error}");
+    world.assert_no_traces("after the step ran again");
+}
