@@ -6,6 +6,8 @@ use crate::bake::secrets::read_named;
 use crate::cli::args;
 use crate::cli::args::GlobalArgs;
 use crate::cloud::BaseRef;
+use crate::config::overrides::Overrides;
+use crate::config::project::{NetworkSettings, Settings};
 use crate::disk::step_record::{RecordedDefinition, StepRecord};
 use crate::disk::strategy::stale_runs;
 use crate::disk::{Disk, DiskSpec};
@@ -24,6 +26,7 @@ use crate::undo::Undo;
 use anyhow::{Context, Result};
 use oven_distro::{Job, Shim};
 use serde_json::json;
+use std::path::PathBuf;
 use std::rc::Rc;
 use tokio::sync::watch;
 
@@ -39,6 +42,8 @@ enum ShellTarget {
 
 struct FailedStep {
     step: ReopenedStep,
+    /// The settings of the project of the definition.
+    network: NetworkSettings,
     /// What the step did and where image.toml requests it.
     title: String,
 }
@@ -63,7 +68,7 @@ pub async fn run(
     let policy = site.undo_policy(false);
     let stopped = async move { _ = stop.wait_for(|stop| *stop).await };
     let ended = undo::scope(policy, stopped, async |undo| {
-        let target = target(&site, args).await?;
+        let target = target(&site, global, args).await?;
         let disk = open(&site, &target, &run, &undo).await?;
         let failed = if let ShellTarget::Run(_, failed) = &target { failed.as_deref() } else { None };
         let options = MountOptions {
@@ -93,7 +98,7 @@ fn is_image(what: &str) -> bool {
 }
 
 /// Finds what the user named. Reports what of the failed step is not as it was.
-async fn target(site: &Site, args: &args::ShellArgs) -> Result<ShellTarget> {
+async fn target(site: &Site, global: &GlobalArgs, args: &args::ShellArgs) -> Result<ShellTarget> {
     let what = &args.what;
     if is_image(what) {
         return Ok(ShellTarget::Image(ImageId(what.clone())));
@@ -118,7 +123,7 @@ async fn target(site: &Site, args: &args::ShellArgs) -> Result<ShellTarget> {
         }
     };
     let failed = match StepRecord::load(&site.state, &run)? {
-        Some(record) => Some(reopen_step(site, args, record)?),
+        Some(record) => Some(reopen_step(site, &global.overrides(), args, record)?),
         None if args.rerun => {
             let shell = site.command_for_site(&format!("oven shell {}", run.short()));
             return Err(Kind::NotFound
@@ -136,7 +141,12 @@ async fn target(site: &Site, args: &args::ShellArgs) -> Result<ShellTarget> {
 
 /// Prepares a recorded step. Warns if the step cannot be exactly as it was. With `--rerun`, files and secrets that are
 /// missing are an error.
-fn reopen_step(site: &Site, args: &args::ShellArgs, record: StepRecord) -> Result<FailedStep> {
+fn reopen_step(
+    site: &Site,
+    overrides: &Overrides,
+    args: &args::ShellArgs,
+    record: StepRecord,
+) -> Result<FailedStep> {
     let StepRecord { definition, step, .. } = record;
     let dir = definition.directories.first().map(escape_name).unwrap_or_default();
     let place = match (&step.table, step.line) {
@@ -163,7 +173,27 @@ fn reopen_step(site: &Site, args: &args::ShellArgs, record: StepRecord) -> Resul
     for what in missing {
         site.report.warn(format!("{what}, so the shell does not have it"));
     }
-    Ok(FailedStep { step, title })
+    let is_needed = args.rerun && step.has_network_settings();
+    let network = if is_needed { network_settings(site, overrides, &definition) } else { None };
+    Ok(FailedStep { step, network: network.unwrap_or_default(), title })
+}
+
+/// Returns the settings of the definition's project, which need not be the project of the working directory. Warns if
+/// they cannot be read.
+fn network_settings(
+    site: &Site,
+    overrides: &Overrides,
+    definition: &RecordedDefinition,
+) -> Option<NetworkSettings> {
+    let read = |dir: &PathBuf| match Settings::resolve(dir, overrides) {
+        Ok(settings) => Some(settings.network),
+        Err(error) => {
+            let what = "the step does not get the settings of [network], because oven.toml cannot be read";
+            site.report.warn(format!("{what}: {error:#}"));
+            None
+        }
+    };
+    definition.directories.first().and_then(read)
 }
 
 /// Describes how the definition differs from what the bake read. `None` if it is the same.
@@ -207,7 +237,8 @@ async fn run_again(site: &Site, root: &Root<'_>, failed: &FailedStep) -> Result<
     let store = package_cache(site);
     let request = RerunRequest {
         helper: &site.helper,
-        failed: StepContext { step: &failed.step, network: &site.settings.network, store: &store },
+        failed: StepContext { step: &failed.step, store: &store },
+        network: &failed.network,
         guard: site.egress_guard(),
     };
     if report.style() != Style::Json {
@@ -228,7 +259,7 @@ async fn run_shell(
     args: &args::ShellArgs,
     failed: Option<&FailedStep>,
 ) -> Result<u8> {
-    if let Some(FailedStep { step, title }) = failed {
+    if let Some(FailedStep { step, title, .. }) = failed {
         let again = site.command_for_site(&format!("oven shell --rerun {}", args.what));
         let network = match step.has_network() && !args.network {
             true => "\n    the step had the network, and this shell has it only with --network",
@@ -246,11 +277,7 @@ async fn run_shell(
         shims: shims(site, root)?,
         network,
         limits: site.settings.limits,
-        failed: failed.map(|FailedStep { step, .. }| StepContext {
-            step,
-            network: &site.settings.network,
-            store: &store,
-        }),
+        failed: failed.map(|FailedStep { step, .. }| StepContext { step, store: &store }),
         command: &args.command,
     };
     shell(root, request, &site.report).await.context("running the shell")

@@ -15,7 +15,7 @@ use crate::secrets::Secrets;
 use crate::sys::state_files;
 use crate::sys::temp_file::write_atomically;
 use anyhow::{Context, Result};
-use oven_distro::{Plan, Shim};
+use oven_distro::Cache;
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -87,26 +87,23 @@ pub struct RecordedStep {
 pub struct RecordedCaches {
     /// The snapshot of the base image.
     pub base: String,
-    /// The caches of the bake's plan, and those of its files on which the choice of the caches depends.
-    pub plan: Plan,
+    /// The key of the caches. It is not computed again, because the step may have changed the package sources.
+    pub key: String,
+    /// The caches of the plan that the bake opened.
+    pub caches: Vec<Cache>,
     /// Whether later commands see what the step wrote to the caches.
     pub writable: bool,
 }
 
 impl RecordedCaches {
-    pub fn new(base: &str, plan: &Plan, writable: bool) -> Self {
-        let caches: Vec<_> = plan.caches.iter().filter(|cache| !cache.sources.is_empty()).cloned().collect();
-        let sources = || caches.iter().flat_map(|cache| &cache.sources);
-        let is_source = |shim: &&Shim| sources().any(|source| Path::new(&shim.path).starts_with(source));
-        let [files, shims] =
-            [&plan.files, &plan.shims].map(|shims| shims.iter().filter(is_source).cloned().collect());
-        Self { base: base.to_owned(), plan: Plan { caches, files, shims, ..Plan::default() }, writable }
+    fn has_only_absolute_paths(&self) -> bool {
+        let mut paths = self.caches.iter().flat_map(|cache| cache.sources.iter().chain([&cache.path]));
+        paths.all(|path| is_plain_path(path))
     }
 
-    fn has_only_absolute_paths(&self) -> bool {
-        let Plan { caches, files, shims, .. } = &self.plan;
-        let paths = caches.iter().flat_map(|cache| cache.sources.iter().chain([&cache.path]));
-        paths.chain(files.iter().chain(shims).map(|shim| &shim.path)).all(|path| is_plain_path(path))
+    /// Whether the key is one that oven computes. It is also the name of a directory.
+    fn has_valid_key(&self) -> bool {
+        !self.key.is_empty() && self.key.bytes().all(|byte| byte.is_ascii_alphanumeric())
     }
 }
 
@@ -184,6 +181,10 @@ impl StepRecord {
                 self.step.caches.as_ref().is_none_or(RecordedCaches::has_only_absolute_paths),
                 "`caches` has a path that is not absolute",
             ),
+            (
+                self.step.caches.as_ref().is_none_or(RecordedCaches::has_valid_key),
+                "the `key` of `caches` is not valid",
+            ),
             (is_plain_path(cwd), "`cwd` is not an absolute path"),
             (shims.iter().all(|shim| is_plain_path(&shim.path)), "a shim has no absolute path"),
             (
@@ -231,7 +232,7 @@ fn path(state: &Path, run: &RunId) -> Option<PathBuf> {
 mod tests {
     use super::*;
     use crate::sandbox::spec::BindMount;
-    use oven_distro::{Cache, Holds};
+    use oven_distro::Holds;
     use serde_json::{Value, json};
     use std::os::unix::fs::PermissionsExt;
 
@@ -261,22 +262,19 @@ mod tests {
             imds: false,
             fetches: false,
             timeout: 60,
-            caches: Some(RecordedCaches::new("snap-1", &plan(), true)),
+            caches: Some(caches()),
             spec,
         };
         StepRecord::new(run, definition, step)
     }
 
-    fn plan() -> Plan {
-        let shim = |path: &str| Shim { path: path.into(), content: String::new(), mode: 0o644 };
-        Plan {
-            caches: vec![Cache {
-                path: "/var/cache/apt".into(),
-                holds: Holds::Packages,
-                sources: vec!["/etc/apt".into()],
-            }],
-            files: vec![shim("/etc/apt/sources.list"), shim("/etc/other")],
-            ..Plan::default()
+    fn caches() -> RecordedCaches {
+        let (path, sources) = ("/var/cache/apt".into(), vec!["/etc/apt".into()]);
+        RecordedCaches {
+            base: "snap-1".into(),
+            key: "0f".repeat(20),
+            caches: vec![Cache { path, holds: Holds::Packages, sources }],
+            writable: true,
         }
     }
 
@@ -345,8 +343,10 @@ mod tests {
             ("/step/spec/argv/0", json!("a\0b"), "`argv`"),
             ("/step/spec/env", json!({"A=B": "x"}), "`env`"),
             ("/step/spec/env", json!({"": "x"}), "`env`"),
-            ("/step/caches/plan/caches/0/path", json!("/a/../b"), "`caches`"),
-            ("/step/caches/plan/files/0/path", json!("x"), "`caches`"),
+            ("/step/caches/caches/0/path", json!("/a/../b"), "`caches`"),
+            ("/step/caches/caches/0/sources/0", json!("x"), "`caches`"),
+            ("/step/caches/key", json!("../0f"), "`key`"),
+            ("/step/caches/key", json!(""), "`key`"),
             ("/step/spec/cwd", json!("run"), "`cwd`"),
             ("/step/spec/binds/0/target", json!("/etc"), "/run/oven"),
             ("/step/spec/binds/0/target", json!("/run/oven/../../etc"), "/run/oven"),

@@ -64,6 +64,11 @@ impl ReopenedStep {
         self.recorded.spec.network
     }
 
+    /// Whether the step gets the settings of `[network]`.
+    pub fn has_network_settings(&self) -> bool {
+        self.recorded.fetches
+    }
+
     /// Whether the step could write to the disk of the image.
     pub fn can_write_disk(&self) -> bool {
         self.recorded.spec.disk_writable
@@ -85,28 +90,29 @@ impl ReopenedStep {
 /// The package caches of a step that runs again. Its writes to them are discarded.
 struct StepCaches {
     plan: Plan,
+    key: String,
     cache: PackageCache,
-    certificates: Option<Shim>,
     writable: bool,
 }
 
 impl StepCaches {
-    fn new(step: &ReopenedStep, context: &StepContext<'_>, root: &Root<'_>) -> Result<Option<Self>> {
-        let Some(RecordedCaches { base, plan, writable }) = &step.recorded.caches else { return Ok(None) };
-        Ok(Some(Self {
-            plan: plan.clone(),
-            cache: PackageCache { store: context.store.clone(), base: base.clone() },
-            certificates: network::certificates(context.network, root.tree())?,
-            writable: *writable,
-        }))
+    fn new(context: &StepContext<'_>) -> Option<Self> {
+        let RecordedCaches { base, key, caches, writable } = context.step.recorded.caches.clone()?;
+        Some(Self {
+            plan: Plan { caches, ..Plan::default() },
+            key,
+            cache: PackageCache { store: context.store.clone(), base },
+            writable,
+        })
     }
 
     fn open<'a>(&'a self, root: &'a Root<'_>, report: &'a Report) -> DownloadCaches<'a> {
         DownloadCaches::new(CacheRequest {
             cache: Some(&self.cache),
             plan: &self.plan,
+            key: Some(&self.key),
             image: root.tree(),
-            certificates: self.certificates.clone(),
+            certificates: None,
             report,
         })
     }
@@ -121,7 +127,6 @@ impl StepCaches {
 /// A failed step, and what it needs of this machine.
 pub struct StepContext<'a> {
     pub step: &'a ReopenedStep,
-    pub network: &'a NetworkSettings,
     /// The package cache of this machine.
     pub store: &'a CacheStore,
 }
@@ -153,8 +158,7 @@ pub async fn shell(root: &Root<'_>, request: ShellRequest<'_>, report: &Report) 
     };
     let step = failed.as_ref().map(|failed| failed.step);
     let recorded = step.map(|step| &step.recorded.spec);
-    let caches = failed.as_ref().map(|failed| StepCaches::new(failed.step, failed, root));
-    let caches = caches.transpose()?.flatten();
+    let caches = failed.as_ref().and_then(StepCaches::new);
     let opened = caches.as_ref().map(|caches| caches.open(root, report));
     let spec = StepSpec {
         root: root.path().to_owned(),
@@ -187,6 +191,8 @@ pub struct RerunRequest<'a> {
     /// The path of this program.
     pub helper: &'a Path,
     pub failed: StepContext<'a>,
+    /// The settings of the project of the definition.
+    pub network: &'a NetworkSettings,
     /// How the builder's credentials are protected from a step with the network.
     pub guard: EgressGuard,
 }
@@ -199,11 +205,11 @@ pub async fn rerun(
     report: &Report,
     on_line: &mut dyn FnMut(&str),
 ) -> Result<u8> {
-    let RerunRequest { helper, failed, guard } = request;
-    let StepContext { step, network, .. } = failed;
+    let RerunRequest { helper, failed, network, guard } = request;
+    let step = failed.step;
     let recorded = &step.recorded;
     CgroupSupport::get().report_gaps(recorded.spec.limits, report);
-    let caches = StepCaches::new(step, &failed, root)?;
+    let caches = StepCaches::new(&failed);
     let opened = caches.as_ref().map(|caches| caches.open(root, report));
     let mut spec = StepSpec {
         root: root.path().to_owned(),

@@ -12,7 +12,7 @@ use super::packages::InstalledPackage;
 use super::progress::ProgressReader;
 use super::space::ImageSpace;
 use crate::definition::PackageRequest;
-use crate::disk::step_record::{RecordedCaches, RecordedStep};
+use crate::disk::step_record::RecordedStep;
 use crate::error::Kind;
 use crate::report;
 use crate::sandbox;
@@ -102,8 +102,8 @@ pub struct CommandRunner<'a> {
     fenced: OnceCell<bool>,
     /// Whether a command has run in the image. If the first one cannot even start, the base is at fault.
     entered: Cell<bool>,
-    /// The step that is running, or that failed.
-    failed: RefCell<Option<RecordedStep>>,
+    /// The step that is running, or that failed, and its access to the caches.
+    failed: RefCell<Option<(RecordedStep, CacheAccess)>>,
     /// The environment of commands that download packages.
     network_env: BTreeMap<String, String>,
     certificates: Option<Shim>,
@@ -198,6 +198,7 @@ impl<'a> CommandRunner<'a> {
         let downloads = DownloadCaches::new(CacheRequest {
             cache: work.package_cache,
             plan: work.plan,
+            key: None,
             image: place.inside,
             certificates: certificates.clone(),
             report: work.report,
@@ -235,7 +236,7 @@ impl<'a> CommandRunner<'a> {
     pub async fn run(&self, call: &ImageCommand<'_>) -> Result<()> {
         let report = self.work.report;
         let step = report.step(&call.phase, call.why.clone());
-        self.failed.replace(Some(self.record(call)));
+        self.failed.replace(Some((self.record(call), call.caches)));
         let mut pause = PAUSE;
         for attempt in 0.. {
             let (mut diagnoser, mut failures) =
@@ -291,14 +292,14 @@ impl<'a> CommandRunner<'a> {
 
     /// The step that failed in [`Self::run`], if one did.
     pub fn failed_step(&self) -> Option<RecordedStep> {
-        self.failed.borrow().clone()
+        let failed = self.failed.borrow();
+        let (step, access) = failed.as_ref()?;
+        // The step itself may have opened the caches, so they are known only now.
+        Some(RecordedStep { caches: self.downloads.record(*access), ..step.clone() })
     }
 
-    /// Describes a command so that `oven shell` can run it again. The description has no secrets.
+    /// Describes a command without its caches, so that `oven shell` can run it again. The description has no secrets.
     fn record(&self, call: &ImageCommand<'_>) -> RecordedStep {
-        // Other commands see the caches only if a command that downloads has opened them.
-        let sees_caches =
-            call.caches != CacheAccess::None && (call.fetches || self.downloads.dir().is_some());
         RecordedStep {
             why: call.why.clone(),
             table: call.key.as_ref().map(|key| key.table.to_owned()),
@@ -307,9 +308,7 @@ impl<'a> CommandRunner<'a> {
             imds: self.work.image.imds,
             fetches: call.fetches,
             timeout: call.timeout.as_secs(),
-            caches: self.work.package_cache.filter(|_| sees_caches).map(|cache| {
-                RecordedCaches::new(&cache.base, self.work.plan, call.caches == CacheAccess::Write)
-            }),
+            caches: None,
             spec: StepSpec { root: PathBuf::new(), nodes: Vec::new(), ..self.spec(call) },
         }
     }

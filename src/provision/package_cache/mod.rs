@@ -17,6 +17,7 @@ pub mod store;
 #[cfg(test)]
 mod tests;
 
+use crate::disk::step_record::RecordedCaches;
 use crate::error::{Failure, Kind};
 use crate::image::limits::StoredPaths;
 use crate::image::tree::ImageTree;
@@ -74,6 +75,8 @@ pub struct CacheRequest<'a> {
     /// The package cache; `None` means that nothing is cached.
     pub cache: Option<&'a PackageCache>,
     pub plan: &'a Plan,
+    /// The key of the caches. If it is `None`, it is computed from the base, the plan and the image.
+    pub key: Option<&'a str>,
     pub image: &'a ImageTree,
     /// The certificates that fetch steps see.
     pub certificates: Option<Shim>,
@@ -175,6 +178,19 @@ impl<'a> DownloadCaches<'a> {
         self.caches.borrow().as_ref().map(|caches| caches.dir.clone())
     }
 
+    /// Describes the open caches for a step with this access, so that it can run again with them.
+    pub fn record(&self, access: CacheAccess) -> Option<RecordedCaches> {
+        let cache = self.request.cache.filter(|_| access != CacheAccess::None)?;
+        let opened = self.caches.borrow();
+        let opened = opened.as_ref()?;
+        Some(RecordedCaches {
+            base: cache.base.clone(),
+            key: opened.key.clone(),
+            caches: opened.caches.clone(),
+            writable: access == CacheAccess::Write,
+        })
+    }
+
     /// Waits until this machine's disk is almost full, and then returns the failure of the step. `writes` is false if
     /// the step does not write to the caches. Never returns if `writes` is false or if the caches are not open.
     pub async fn full(&self, writes: bool) -> anyhow::Error {
@@ -226,6 +242,7 @@ impl<'a> DownloadCaches<'a> {
 /// fails, a warning is printed.
 struct OpenCaches {
     dir: PathBuf,
+    key: String,
     caches: Vec<Cache>,
     /// `None` if publishing panicked.
     working: Option<CacheSession>,
@@ -243,6 +260,7 @@ impl Drop for OpenCaches {
 /// The caches that a thread is opening.
 struct Opening {
     dir: PathBuf,
+    key: String,
     caches: Vec<Cache>,
     working: JoinHandle<Result<CacheSession>>,
     /// Counts the bytes that the thread verifies.
@@ -278,24 +296,27 @@ impl Opening {
             ));
             return Ok(None);
         }
-        let key = key::cache_key(&cache.base, &caches, plan, request.certificates.as_ref(), inside)?;
-        let (store, opened) = (cache.store.clone(), caches.clone());
+        let key = match request.key {
+            Some(key) => key.to_owned(),
+            None => key::cache_key(&cache.base, &caches, plan, request.certificates.as_ref(), inside)?,
+        };
+        let (store, opened, key_of_thread) = (cache.store.clone(), caches.clone(), key.clone());
         let counter = CancelFlag::default();
         let of_thread = counter.clone();
         let working = tokio::task::spawn_blocking(move || {
             let overlays = supports_overlays(&store);
             tasks::with_counter(of_thread, || {
-                CacheSession::open_limited(&store, &key, &opened, seeds, overlays)
+                CacheSession::open_limited(&store, &key_of_thread, &opened, seeds, overlays)
             })
         });
-        Ok(Some(Self { dir, caches, working, counter }))
+        Ok(Some(Self { dir, key, caches, working, counter }))
     }
 }
 
 impl OpenCaches {
     /// Returns `None` in the same cases as [`Opening::begin`].
     async fn open(opening: Result<Option<Opening>>, report: &Report) -> Result<Option<Self>> {
-        let Some(Opening { dir, caches, working, counter }) = opening? else { return Ok(None) };
+        let Some(Opening { dir, key, caches, working, counter }) = opening? else { return Ok(None) };
         let step = report.step("cache", "checking the package cache");
         let verified = step.follow(tasks::follow(counter, working)).await;
         let mut working = verified.context("waiting for a thread")??;
@@ -307,7 +328,7 @@ impl OpenCaches {
             report.warn(format!("{damaged} files in {dir} are damaged and are not used"));
         }
         report.detail(format!("{} MiB are cached", bytes >> 20));
-        Ok(Some(Self { dir, caches, working: Some(working), report: report.clone() }))
+        Ok(Some(Self { dir, key, caches, working: Some(working), report: report.clone() }))
     }
 
     fn session(&self) -> Option<&CacheSession> {

@@ -547,6 +547,7 @@ fn a_directory_without_sources_is_not_cached() {
     let request = CacheRequest {
         cache: Some(&cache),
         plan: &plan,
+        key: None,
         image: &inside,
         certificates: None,
         report: &report,

@@ -285,7 +285,8 @@ fn a_step_runs_again_with_the_same_containment() {
     ensure_nowhere(&world, "hunter2");
 }
 
-/// The step that installs packages runs again with the packages that the bake downloaded.
+/// The step that installs packages runs again with the packages that the bake downloaded, although it has changed the
+/// package sources.
 #[test]
 fn a_package_step_runs_again() {
     let world = small();
@@ -293,6 +294,8 @@ fn a_package_step_runs_again() {
     world.write("deb/DEBIAN/control", control);
     world.write("deb/DEBIAN/postinst", "#!/bin/sh\necho the script ran\ntest -e /etc/repaired\n");
     fs::set_permissions(world.path("deb/DEBIAN/postinst"), fs::Permissions::from_mode(0o755)).unwrap();
+    // dpkg unpacks this file before the script fails.
+    world.write("deb/etc/apt/apt.conf.d/99x", "APT::Install-Suggests \"false\";\n");
     world.write("image/image.toml", "from = { name = \"small\" }\npackages = [\"./x.deb\"]\n");
     let mut build = Command::new("dpkg-deb");
     build.args(["--root-owner-group", "-Znone", "--build"]).arg(world.path("deb"));
@@ -300,6 +303,10 @@ fn a_package_step_runs_again() {
     assert!(built.status.success(), "{}", stderr(&built));
     let (_, error) = world.expect(5, &["bake", FLAG, "image"]);
     let run = run_of(&error);
+    world.expect(0, &["shell", &run, "--", "test", "-e", "/etc/apt/apt.conf.d/99x"]);
+    let cached = ["shell", &run, "--", "find", "/var/cache/apt/archives", "-name", "tree_*.deb"];
+    let (printed, error) = world.expect(0, &cached);
+    assert!(printed.contains("/tree_"), "{printed}{error}");
     let (printed, error) = world.expect(100, &["shell", "--rerun", &run]);
     assert!(printed.contains("the script ran"), "{printed}{error}");
     assert!(error.contains("a step of the plan for ") && error.contains("apt-get"), "{error}");
@@ -307,5 +314,31 @@ fn a_package_step_runs_again() {
     let (printed, error) = world.expect(0, &["shell", "--rerun", &run]);
     assert!(printed.contains("the script ran"), "{printed}{error}");
     world.expect(0, &["shell", &run, "--", "test", "-e", "/usr/bin/tree"]);
+    world.assert_no_traces("after the step ran again");
+}
+
+/// A step that downloads runs again with the settings of the definition's project, not of the working directory.
+#[test]
+fn a_step_runs_again_with_the_network_settings_of_its_project() {
+    let world = small();
+    // No proxy listens on this port. The failure shows that the step uses the proxy.
+    world.write("oven.toml", "[network]\nproxy = \"http://127.0.0.1:9\"\n");
+    world.write("image/image.toml", "from = { name = \"small\" }\npackages = [\"tree\"]\n");
+    let output = world.oven(&["bake", FLAG, "image"]);
+    let error = stderr(&output);
+    assert!(!output.status.success() && error.contains("127.0.0.1"), "{error}");
+    let run = run_of(&error);
+    let elsewhere = tempfile::tempdir().unwrap();
+    let rerun = || {
+        let output =
+            world.command(&["shell", "--rerun", &run]).current_dir(elsewhere.path()).output().unwrap();
+        (out(&output), stderr(&output))
+    };
+    let (printed, error) = rerun();
+    assert!(printed.contains("127.0.0.1") && !error.contains("[network]"), "{printed}{error}");
+    world.write("oven.toml", "[network]\nproxy = 1\n");
+    let (printed, error) = rerun();
+    assert!(!printed.contains("127.0.0.1"), "{printed}{error}");
+    assert!(error.contains("does not get the settings of [network]"), "{error}");
     world.assert_no_traces("after the step ran again");
 }
