@@ -54,9 +54,11 @@ pub async fn run(
     report: &Report,
     mut stop: watch::Receiver<bool>,
 ) -> Result<End> {
-    if args.rerun && is_image(&args.what) {
+    args.secrets.permitted()?;
+    let of_a_run = [("--rerun", args.rerun), ("--secret", args.secrets.are_given())];
+    if let Some((flag, _)) = of_a_run.into_iter().find(|(_, given)| *given && is_image(&args.what)) {
         let failure =
-            Kind::Usage.failure(format!("--rerun needs the id of a run, but {} is an image", args.what));
+            Kind::Usage.failure(format!("{flag} needs the id of a run, but {} is an image", args.what));
         return Err(failure
             .hint("The id of a run is printed when a bake with --keep-on-failure fails.")
             .into());

@@ -6,6 +6,7 @@ use super::package_cache::{CacheAccess, CacheRequest, CacheStore, CacheUse, Down
 use super::script_mounts::hide_git;
 use crate::config::project::{NetworkSettings, StepLimits};
 use crate::disk::step_record::{RecordedCaches, RecordedStep};
+use crate::error::Kind;
 use crate::mount::Root;
 use crate::report::Report;
 use crate::sandbox::cgroup::CgroupSupport;
@@ -34,17 +35,20 @@ pub struct ReopenedStep {
 
 impl ReopenedStep {
     /// Prepares a step. The second value has a clause for each file or directory of this machine that the step saw, and
-    /// that no longer exists. The step does not see these any more. Fails if a directory cannot be searched for `.git`,
-    /// which no step may see.
+    /// that no longer exists or cannot be searched for `.git`, which no step may see. The step does not see these any
+    /// more.
     pub fn new(mut recorded: RecordedStep, secrets: Secrets) -> Result<(Self, Vec<String>)> {
         let (mut binds, mut missing) = (Vec::new(), Vec::new());
         for bind in &recorded.spec.binds {
-            match bind.source.exists() {
-                true => binds.push(hide_git(bind)?),
-                false => {
-                    let (source, target) = (escape_name(&bind.source), &bind.target);
-                    missing.push(format!("{source}, which the step saw as {target}, no longer exists"));
-                }
+            let what = format!("{}, which the step saw as {},", escape_name(&bind.source), bind.target);
+            if !bind.source.exists() {
+                missing.push(format!("{what} no longer exists"));
+                continue;
+            }
+            match hide_git(bind) {
+                Ok(bind) => binds.push(bind),
+                Err(error) if Kind::of(&error) == Kind::Interrupted => return Err(error),
+                Err(error) => missing.push(format!("{what} cannot be used: {error:#}")),
             }
         }
         recorded.spec.binds = binds;
@@ -178,7 +182,8 @@ pub async fn shell(root: &Root<'_>, request: ShellRequest<'_>, report: &Report) 
         disk_writable: false,
         limits: recorded.map_or(limits, |spec| spec.limits),
         audit_socket: false,
-        status: false,
+        // The command of the step may write to the status descriptor.
+        status: recorded.is_some_and(|spec| spec.status),
         throwaway: false,
         interactive: true,
     };
@@ -232,7 +237,17 @@ pub async fn rerun(
     let mut on_status = |_: &str| ();
     let mut sink = OutputSink::WithStatus { on_line, on_status: &mut on_status };
     let timeout = Duration::from_secs(recorded.timeout);
-    let exit = run_with(helper, &spec, &step.secrets, timeout, &mut sink).await?;
+    let running = run_with(helper, &spec, &step.secrets, timeout, &mut sink);
+    let exit = match (&caches, &opened) {
+        (Some(caches), Some(opened)) => tokio::select! {
+            exit = running => exit?,
+            full = opened.full(caches.writable) => return Err(full),
+        },
+        _ => running.await?,
+    };
+    if let Some(failure) = opened.as_ref().and_then(DownloadCaches::limit_failure) {
+        return Err(failure.into());
+    }
     if exit.status == ExitStatus::TimedOut {
         report.warn(format!("the step took longer than {} s and was killed", recorded.timeout));
     }

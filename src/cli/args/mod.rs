@@ -217,6 +217,10 @@ pub struct SecretArgs {
 }
 
 impl SecretArgs {
+    pub fn are_given(&self) -> bool {
+        !self.secrets.is_empty()
+    }
+
     pub fn permitted(&self) -> anyhow::Result<PermittedSecrets> {
         PermittedSecrets::new(&self.secrets, std::env::var_os("CI").as_deref())
     }

@@ -86,6 +86,13 @@ pub const CASES: &[CommandCase] = &[
     ("shell --rerun", &["shell", "--rerun", "--network", "1f2e3d4c"], 2, "--network"),
     ("shell --rerun", &["shell", "--rerun", "1f2e3d4c", "--", "ls"], 2, "--rerun"),
     ("shell --secret", &["shell", "ami-1", "--secret"], 2, "a value is required"),
+    ("shell --secret", &["shell", "--secret", "T=hunter2", "1f2e3d4c"], 2, "--secret"),
+    (
+        "shell --secret",
+        &["shell", "--secret", "TOKEN", "ami-0123456789abcdef0"],
+        2,
+        "--secret needs the id of a run",
+    ),
     ("shell COMMAND", &["shell", "ami-1", "ls"], 2, "unexpected argument 'ls'"),
     ("sweep", &["sweep", "x"], 2, "unexpected argument 'x'"),
     ("sweep --dry-run", &["sweep", "--dry-run=1"], 2, "--dry-run"),
