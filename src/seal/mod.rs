@@ -20,6 +20,7 @@ use crate::provision::plan_steps;
 use crate::provision::space::ImageSpace;
 use crate::text::escape_name;
 use anyhow::{Context, Result};
+use bootable::BootBaseline;
 use identities::{BaseSecrets, Exemptions};
 use lint::bake_period::BakeMoment;
 use package_made::PackageMadeFiles;
@@ -122,6 +123,30 @@ fn clean_image(
     Ok(unclean)
 }
 
+/// Checks the boot files again after the removal of `[clean] remove`. `kernel` is a kernel that the image had before.
+async fn check_removal(
+    runner: &CommandRunner<'_>,
+    before: &BootBaseline,
+    kernel: Option<String>,
+) -> Result<()> {
+    let (place, hint) = (
+        &runner.place,
+        "`[clean] remove` of image.toml removed a file that the image needs: correct the pattern.",
+    );
+    if let (Some(path), None) = (kernel, bootable::find_kernel(place.inside)?) {
+        let what = format!(
+            "the image would not boot on an instance: {}: this kernel was removed, and there is no other kernel",
+            escape_name(&path)
+        );
+        return Err(Kind::Step.failure(what).hint(hint).into());
+    }
+    let checked = bootable::check_bootable(place, before, runner.work.report).await;
+    checked.map_err(|error| match Kind::of(&error) {
+        Kind::Step => Kind::Step.failure(format!("{error:#}")).hint(hint).into(),
+        _ => error,
+    })
+}
+
 /// Runs the plan's clean-up steps, removes machine-specific data, and checks the image. The image must be able to boot,
 /// must contain no secret and no data that only the bake needed, and must have free space on its disk.
 ///
@@ -143,20 +168,14 @@ pub async fn image(runner: &CommandRunner<'_>, baseline: Baseline) -> Result<()>
     let step = work.report.step(CLEAN.0, CLEAN.1);
     let timer = place.inside.meter().start();
     let before = CleanUp { base_secrets: baseline.base_secrets, package_made, unmatched };
+    let kernel = if work.image.remove.is_empty() { None } else { bootable::find_kernel(place.inside)? };
     let unclean = clean_image(place.inside, work, before).context("cleaning the image")?;
     lint::lint(place.inside, work, &baseline.lint, &unclean)?;
     secret_scan::ensure_no_secrets(place.inside, work.secrets, baseline.bake_start)?;
     drop(timer);
     step.done();
     if !work.image.remove.is_empty() {
-        let checked = bootable::check_bootable(place, &baseline.boot, work.report).await;
-        checked.map_err(|error| match Kind::of(&error) {
-            Kind::Step => {
-                let hint = "`[clean] remove` of image.toml removed a file that the image needs: correct the pattern.";
-                Kind::Step.failure(format!("{error:#}")).hint(hint).into()
-            }
-            _ => error,
-        })?;
+        check_removal(runner, &baseline.boot, kernel).await?;
     }
     selinux::label(runner, place.inside, work.image.selinux, baseline.begun).await?;
     baseline.space.ensure_not_full(place.root)

@@ -96,11 +96,6 @@ pub async fn check_bootable(place: &MountedImage<'_>, before: &BootBaseline, rep
         }
     }
     let after = kernels::find_kernels(place.inside)?;
-    if after.is_empty()
-        && let Some(kernel) = before.kernels.values().next()
-    {
-        found.push(format!("{}: this kernel was removed, and there is no other kernel", kernel.image.0));
-    }
     let had_initramfs = before.kernels.values().any(|kernel| kernel.initramfs.is_some());
     for (version, kernel) in
         after.iter().filter(|(version, kernel)| before.kernels.get(*version) != Some(kernel))
@@ -110,6 +105,12 @@ pub async fn check_bootable(place: &MountedImage<'_>, before: &BootBaseline, rep
         step.done();
     }
     fail_if_any(&found, &own)
+}
+
+/// Returns the path of a kernel of the image, or `None` if it has no kernel.
+pub fn find_kernel(inside: &ImageTree) -> Result<Option<String>> {
+    let kernels = kernels::find_kernels(inside).context("searching for kernels")?;
+    Ok(kernels.into_values().next().map(|kernel| kernel.image.0))
 }
 
 /// Returns the reasons why a kernel would not find its disk or its network.
